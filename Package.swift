@@ -1,0 +1,52 @@
+// swift-tools-version: 6.3
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+/// A room of the house in CONTRIBUTING.md: a library target and the rooms it may use.
+func room(_ name: String, uses dependencies: [Target.Dependency] = []) -> Target {
+  .target(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+func tests(_ name: String, of dependencies: [Target.Dependency]) -> Target {
+  .testTarget(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+let package = Package(
+  name: "FlashAttention",
+  products: [
+    .library(name: "FlashAttention", targets: ["FlashAttention"]),
+    .library(name: "TensorFiles", targets: ["TensorFiles"]),
+    .executable(name: "flash-attention", targets: ["flash-attention"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+  ],
+  targets: [
+    room("Attention"),
+    room("CUDADriver"),
+    .target(name: "CPUMicrokernels"),
+    room("CPUAttention", uses: ["Attention", "CPUMicrokernels"]),
+    room("TensorFiles", uses: ["Attention"]),
+    room("FlashAttention", uses: ["Attention", "CPUAttention", "CUDADriver"]),
+    .executableTarget(
+      name: "flash-attention",
+      dependencies: [
+        "FlashAttention", "TensorFiles", "CPUAttention",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: settings),
+
+    tests("AttentionTests", of: ["Attention"]),
+    tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
+    tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
+    tests("FlashAttentionTests", of: ["FlashAttention"]),
+    tests("ToolTests", of: ["Attention", "FlashAttention", "TensorFiles", "flash-attention"]),
+  ],
+  swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,60 @@
+/// Why attention cannot be computed: what was asked, what is possible, what to do.
+public enum AttentionError: Error, Hashable, Sendable {
+  /// Two tensors that must agree in an extent do not.
+  case mismatch(axis: String, first: String, firstExtent: Int, second: String, secondExtent: Int)
+  /// An extent is negative, or zero where there must be something.
+  case extent(tensor: String, axis: String, value: Int)
+  /// The tensors are larger than an address can count.
+  case tooLarge(tensor: String, shape: TensorShape)
+  /// The query heads cannot be shared out over the key/value heads.
+  case headsNotDivisible(queryHeads: Int, keyValueHeads: Int)
+  /// The path takes no such head dimension.
+  case dimension(tensor: String, value: Int, path: String, multiple: Int, limit: Int)
+  /// The tensors differ in type.
+  case mixedTypes(first: String, firstType: ScalarType, second: String, secondType: ScalarType)
+  /// A view handed to a plan is not of the shape that the plan is for.
+  case notThePlan(tensor: String, given: TensorShape, planned: TensorShape)
+  /// The log-sum-exp buffer has another size.
+  case logSumExpCount(given: Int, needed: Int)
+  /// A side of the window is negative.
+  case window(side: String, value: Int)
+  /// The scale is not a finite number.
+  case scale(Double)
+  /// The softcap is not a positive finite number.
+  case softcap(Double)
+  /// The device cannot be used; the reason is a sentence.
+  case deviceUnavailable(device: String, reason: String)
+}
+
+extension AttentionError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .mismatch(let axis, let first, let firstExtent, let second, let secondExtent):
+      "\(first) has \(axis) \(firstExtent), but \(second) has \(axis) \(secondExtent); they must be the same."
+    case .extent(let tensor, let axis, let value):
+      "The \(axis) of \(tensor) is \(value); it must be \(axis == "length" || axis == "batch" ? "0 or more" : "at least 1")."
+    case .tooLarge(let tensor, let shape):
+      "\(tensor) (\(shape)) has more elements than memory can hold; check its extents."
+    case .headsNotDivisible(let queryHeads, let keyValueHeads):
+      "\(queryHeads) query heads cannot share \(keyValueHeads) key/value heads evenly; the query heads must be a "
+        + "multiple of the key/value heads."
+    case .dimension(let tensor, let value, let path, let multiple, let limit):
+      "The head dimension of \(tensor) is \(value); the \(path) takes multiples of \(multiple) from \(multiple) to "
+        + "\(limit). Pad the dimension with zeros up to the next multiple (and keep the scale)."
+    case .mixedTypes(let first, let firstType, let second, let secondType):
+      "\(first) is \(firstType), but \(second) is \(secondType); convert them to one type."
+    case .notThePlan(let tensor, let given, let planned):
+      "\(tensor) has \(given), but the plan was made for \(planned); make a plan for the new shape."
+    case .logSumExpCount(let given, let needed):
+      "The log-sum-exp buffer holds \(given) values; batch x query heads x queries needs \(needed)."
+    case .window(let side, let value):
+      "The window reaches \(value) keys to the \(side); it must be 0 or more, or unlimited."
+    case .scale(let value):
+      "The scale is \(value); it must be a finite number. Leave it out for 1/sqrt(dimension)."
+    case .softcap(let value):
+      "The softcap is \(value); it must be a finite number above 0. Leave it out for no cap."
+    case .deviceUnavailable(let device, let reason):
+      "The \(device) cannot be used: \(reason)"
+    }
+  }
+}

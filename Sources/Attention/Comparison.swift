@@ -1,0 +1,70 @@
+/// How far a result is from the truth, and how far it may be.
+///
+/// The largest and the mean error may each be at most twice the error that `PlainAttention` makes on the same inputs,
+/// plus half an ulp of the largest reference value in the type of the result. So the bound follows the inputs, and no
+/// constant has to be chosen for large, shifted or one-hot-like ones.
+public struct Comparison: Sendable {
+  public private(set) var maximumError = 0.0
+  public private(set) var meanError = 0.0
+  /// Bounds of the two.
+  public private(set) var maximumAllowed = 0.0
+  public private(set) var meanAllowed = 0.0
+
+  /// Compares values in the same order. Where the reference is infinite or the allowed error is NaN, only equality
+  /// passes; a NaN where the reference has a number never does.
+  public init(actual: [Double], plain: [Double], reference: [Double], type: ScalarType) {
+    precondition(actual.count == reference.count && plain.count == reference.count)
+    var largest = 0.0
+    var plainMaximum = 0.0
+    var plainMean = 0.0
+    for i in reference.indices {
+      let error = Self.distance(actual[i], reference[i])
+      maximumError = max(maximumError, error)
+      meanError += error
+      let plainError = Self.distance(plain[i], reference[i])
+      // Where the plain computation itself breaks down, it is no excuse for the result.
+      if plainError.isFinite {
+        plainMaximum = max(plainMaximum, plainError)
+        plainMean += plainError
+      }
+      if reference[i].isFinite { largest = max(largest, reference[i].magnitude) }
+    }
+    let count = Double(max(reference.count, 1))
+    meanError /= count
+    let halfUlp = type.ulp(of: largest) / 2
+    maximumAllowed = 2 * plainMaximum + halfUlp
+    meanAllowed = 2 * plainMean / count + halfUlp
+  }
+
+  private static func distance(_ a: Double, _ b: Double) -> Double {
+    if a == b || (a.isNaN && b.isNaN) { return 0 }
+    let difference = (a - b).magnitude
+    return difference.isNaN ? .infinity : difference
+  }
+
+  /// The worse of the two errors as a part of what is allowed: at most 1 passes.
+  public var ratio: Double { max(maximumError / maximumAllowed, meanError / meanAllowed) }
+
+  public var passes: Bool { maximumError <= maximumAllowed && meanError <= meanAllowed }
+}
+
+extension Comparison: CustomStringConvertible {
+  public var description: String {
+    "maximum error \(scientific(maximumError)) (allowed \(scientific(maximumAllowed))), "
+      + "mean error \(scientific(meanError)) (allowed \(scientific(meanAllowed)))"
+  }
+}
+
+/// A number with three significant digits, as `1.23e-05`; without Foundation's formatters.
+func scientific(_ value: Double) -> String {
+  guard value.isFinite else { return "\(value)" }
+  guard value != 0 else { return "0" }
+  var exponent = 0
+  var mantissa = value.magnitude
+  while mantissa >= 9.995 { (mantissa, exponent) = (mantissa / 10, exponent + 1) }
+  while mantissa < 0.9995 { (mantissa, exponent) = (mantissa * 10, exponent - 1) }
+  let hundredths = Int((mantissa * 100).rounded())
+  let digits = "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100)"
+  let power = "\(exponent.magnitude < 10 ? "0" : "")\(exponent.magnitude)"
+  return "\(value < 0 ? "-" : "")\(digits)e\(exponent < 0 ? "-" : "+")\(power)"
+}

@@ -1,0 +1,131 @@
+/// A contiguous tensor that owns its memory and never changes after it is made: safe to share between tasks.
+public struct Tensor: Sendable {
+  public let shape: TensorShape
+  public let scalarType: ScalarType
+  public let layout: TensorLayout
+  private let storage: TensorStorage
+
+  /// Makes a tensor whose memory, at first zero, is filled by `initialize`.
+  public init<E: Error>(
+    shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
+    initialize: (MutableTensorView) throws(E) -> Void
+  ) throws(E) {
+    self.shape = shape
+    self.scalarType = scalarType
+    self.layout = layout
+    storage = TensorStorage(byteCount: shape.elementCount * scalarType.byteCount)
+    try initialize(
+      MutableTensorView(base: storage.base, scalarType: scalarType, shape: shape, layout: layout))
+  }
+
+  /// Makes a tensor of elements in the order of `layout`. Traps where their number is not that of the shape.
+  public init<Scalar: AttentionScalar>(shape: TensorShape, layout: TensorLayout = .bhnd, scalars: [Scalar]) {
+    precondition(
+      scalars.count == shape.elementCount,
+      "A tensor of \(shape) has \(shape.elementCount) elements; \(scalars.count) were given.")
+    self.init(shape: shape, scalarType: Scalar.scalarType, layout: layout) { view in
+      scalars.withUnsafeBytes { view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: $0.count) }
+    }
+  }
+
+  /// Makes a tensor of the given type, element (b, h, n, d) from `value`.
+  public init(
+    shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
+    value: (_ batch: Int, _ head: Int, _ token: Int, _ d: Int) -> Float
+  ) {
+    self.init(shape: shape, scalarType: scalarType, layout: layout) { view in
+      for b in 0..<shape.batch {
+        for h in 0..<shape.heads {
+          for n in 0..<shape.length {
+            let row = view.row(batch: b, head: h, token: n)
+            for d in 0..<shape.dimension { scalarType.store(value(b, h, n, d), to: row, at: d) }
+          }
+        }
+      }
+    }
+  }
+
+  /// The memory as a view, for as long as `body` runs.
+  public func withView<Result, E: Error>(_ body: (TensorView) throws(E) -> Result) throws(E) -> Result {
+    defer { withExtendedLifetime(storage) {} }
+    return try body(TensorView(base: storage.base, scalarType: scalarType, shape: shape, layout: layout))
+  }
+
+  /// All bytes in the order of `layout`, for as long as `body` runs.
+  public func withBytes<Result, E: Error>(_ body: (UnsafeRawBufferPointer) throws(E) -> Result) throws(E) -> Result {
+    defer { withExtendedLifetime(storage) {} }
+    return try body(UnsafeRawBufferPointer(start: storage.base, count: shape.elementCount * scalarType.byteCount))
+  }
+
+  /// All elements as floats, in the order of `layout`.
+  public var floats: [Float] {
+    withBytes { bytes in
+      func read<Scalar: AttentionScalar>(_: Scalar.Type) -> [Float] {
+        bytes.bindMemory(to: Scalar.self).map(\.asFloat)
+      }
+      return switch scalarType {
+      case .f32: read(Float.self)
+      case .f16: read(Float16.self)
+      case .bf16: read(BFloat16.self)
+      }
+    }
+  }
+
+  /// Element (b, h, n, d).
+  public subscript(_ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
+    withView { view in
+      precondition(
+        (0..<shape.batch).contains(b) && (0..<shape.heads).contains(h) && (0..<shape.length).contains(n)
+          && (0..<shape.dimension).contains(d),
+        "Element (\(b), \(h), \(n), \(d)) is outside a tensor of \(shape).")
+      return scalarType.load(from: view.row(batch: b, head: h, token: n), at: d)
+    }
+  }
+
+  /// The same values rounded to another type; the tensor itself where it has that type already.
+  public func converted(to type: ScalarType) -> Tensor {
+    if type == scalarType { return self }
+    return withBytes { source in
+      Tensor(shape: shape, scalarType: type, layout: layout) { view in
+        for i in 0..<shape.elementCount {
+          type.store(scalarType.load(from: source.baseAddress!, at: i), to: view.base, at: i)
+        }
+      }
+    }
+  }
+}
+
+/// The memory of a tensor: written only before the tensor is handed out, hence `Sendable`.
+private final class TensorStorage: @unchecked Sendable {
+  let base: UnsafeMutableRawPointer
+
+  init(byteCount: Int) {
+    // One byte at least, so that an empty tensor has an address too.
+    base = .allocate(byteCount: max(byteCount, 1), alignment: 64)
+    base.initializeMemory(as: UInt8.self, repeating: 0, count: max(byteCount, 1))
+  }
+
+  deinit { base.deallocate() }
+}
+
+extension ScalarType {
+  /// Element `index` of memory of this type, as a float.
+  @inline(__always)
+  public func load(from base: UnsafeRawPointer, at index: Int) -> Float {
+    switch self {
+    case .f32: base.loadUnaligned(fromByteOffset: index * 4, as: Float.self)
+    case .f16: Float(base.loadUnaligned(fromByteOffset: index * 2, as: Float16.self))
+    case .bf16: Float(base.loadUnaligned(fromByteOffset: index * 2, as: BFloat16.self))
+    }
+  }
+
+  /// Rounds a float to this type into element `index`.
+  @inline(__always)
+  public func store(_ value: Float, to base: UnsafeMutableRawPointer, at index: Int) {
+    switch self {
+    case .f32: base.storeBytes(of: value, toByteOffset: index * 4, as: Float.self)
+    case .f16: base.storeBytes(of: Float16(value), toByteOffset: index * 2, as: Float16.self)
+    case .bf16: base.storeBytes(of: BFloat16(value), toByteOffset: index * 2, as: BFloat16.self)
+    }
+  }
+}

@@ -1,0 +1,95 @@
+/// The extents of a tensor of queries, keys, values or outputs, by role and not by position.
+public struct TensorShape: Hashable, Sendable {
+  /// B: independent sequences.
+  public var batch: Int
+  /// H: heads.
+  public var heads: Int
+  /// N: tokens of each sequence.
+  public var length: Int
+  /// D (or Dv): elements of one token of one head.
+  public var dimension: Int
+
+  public init(batch: Int, heads: Int, length: Int, dimension: Int) {
+    self.batch = batch
+    self.heads = heads
+    self.length = length
+    self.dimension = dimension
+  }
+
+  /// B*H*N*D, or nil where it does not fit an `Int` or an extent is negative.
+  public var checkedElementCount: Int? {
+    var count = 1
+    for extent in [batch, heads, length, dimension] {
+      guard extent >= 0 else { return nil }
+      let (product, overflow) = count.multipliedReportingOverflow(by: extent)
+      if overflow { return nil }
+      count = product
+    }
+    return count
+  }
+
+  /// B*H*N*D. Traps where it does not fit an `Int`; a shape accepted by `AttentionProblem` fits.
+  public var elementCount: Int { checkedElementCount! }
+}
+
+extension TensorShape: CustomStringConvertible {
+  public var description: String { "batch \(batch), heads \(heads), length \(length), dimension \(dimension)" }
+}
+
+/// The order of the axes of a contiguous tensor in memory, slowest first.
+public enum TensorLayout: String, Hashable, Sendable, CaseIterable {
+  /// `[batch, heads, length, dimension]`, as in PyTorch's `scaled_dot_product_attention`.
+  case bhnd
+  /// `[batch, length, heads, dimension]`, as in FlashAttention.
+  case bnhd
+
+  /// The extents of `shape` in this order.
+  public func extents(of shape: TensorShape) -> [Int] {
+    switch self {
+    case .bhnd: [shape.batch, shape.heads, shape.length, shape.dimension]
+    case .bnhd: [shape.batch, shape.length, shape.heads, shape.dimension]
+    }
+  }
+
+  /// The shape that four extents in this order mean.
+  public func shape(of extents: [Int]) -> TensorShape? {
+    guard extents.count == 4 else { return nil }
+    return switch self {
+    case .bhnd:
+      TensorShape(batch: extents[0], heads: extents[1], length: extents[2], dimension: extents[3])
+    case .bnhd:
+      TensorShape(batch: extents[0], heads: extents[2], length: extents[1], dimension: extents[3])
+    }
+  }
+
+  /// The strides of a contiguous tensor of this shape.
+  public func strides(of shape: TensorShape) -> TensorStrides {
+    switch self {
+    case .bhnd:
+      TensorStrides(
+        batch: shape.heads * shape.length * shape.dimension, heads: shape.length * shape.dimension,
+        length: shape.dimension)
+    case .bnhd:
+      TensorStrides(
+        batch: shape.length * shape.heads * shape.dimension, heads: shape.dimension,
+        length: shape.heads * shape.dimension)
+    }
+  }
+}
+
+/// Distances between neighbours along each axis, in elements; along the dimension it is always 1. Inputs may have any,
+/// zero and negative ones included.
+public struct TensorStrides: Hashable, Sendable {
+  public var batch: Int
+  public var heads: Int
+  public var length: Int
+
+  public init(batch: Int, heads: Int, length: Int) {
+    self.batch = batch
+    self.heads = heads
+    self.length = length
+  }
+
+  /// The distance of element (b, h, n, 0) from element (0, 0, 0, 0).
+  public func offset(batch b: Int, head h: Int, token n: Int) -> Int { b * batch + h * heads + n * length }
+}

@@ -1,0 +1,80 @@
+public import Attention
+
+extension CPUPlan {
+  /// Computes the problem on views of memory.
+  ///
+  /// - Parameters:
+  ///   - output: `[B, H_q, N_q, D_v]` in the problem's type; overwritten.
+  ///   - logSumExp: `[B, H_q, N_q]`, contiguous, natural logarithm; or nil.
+  /// - Throws: `AttentionError.notThePlan`, `.mixedTypes` or `.logSumExpCount` where the views are not what was planned.
+  public func run(
+    queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
+    logSumExp: UnsafeMutableBufferPointer<Float>? = nil
+  ) throws(AttentionError) {
+    for (name, view, planned) in [
+      ("queries", queries, problem.queryShape), ("keys", keys, problem.keyShape),
+      ("values", values, problem.valueShape), ("output", output.readOnly, problem.outputShape),
+    ] {
+      guard view.shape == planned else { throw .notThePlan(tensor: name, given: view.shape, planned: planned) }
+      guard view.scalarType == problem.scalarType else {
+        throw .mixedTypes(
+          first: name, firstType: view.scalarType, second: "the plan", secondType: problem.scalarType)
+      }
+    }
+    if let logSumExp, logSumExp.count != problem.logSumExpCount {
+      throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
+    }
+    if problem.logSumExpCount == 0 { return }
+
+    let operands = Operands(
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp?.baseAddress)
+    let partials = keySplits > 1 ? SplitPartials(self) : nil
+    WorkerTeam.run(items: units, threads: threads) { queue in
+      switch path {
+      case .rows:
+        let worker = RowWorker(self)
+        while let unit = queue.next() {
+          let (rows, split) = self.unit(unit)
+          let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
+          worker.compute(rows, split: split, operands, to: destination)
+        }
+      case .panels, .pairPanels:
+        let worker = PanelWorker(self)
+        while let unit = queue.next() {
+          let (rows, split) = self.unit(unit)
+          let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
+          worker.compute(rows, split: split, operands, to: destination)
+        }
+      }
+    }
+    partials?.combine(into: operands)
+  }
+
+  /// What unit `index` is. The last blocks, which see the most keys under a causal mask, come first, so that no thread
+  /// is left alone with a long one at the end.
+  private func unit(_ index: Int) -> (PackedRows, split: Int) {
+    let split = index % keySplits
+    let heads = problem.batch * problem.keyValueHeads
+    let head = index / keySplits % heads
+    let block = blocks - 1 - index / keySplits / heads
+    let rows = block * blockRows..<min((block + 1) * blockRows, problem.groupSize * problem.queries)
+    return (
+      PackedRows(
+        problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: rows),
+      split
+    )
+  }
+
+  /// The tiles of one split of the keys that a block sees.
+  func tiles(over keys: Range<Int>, split: Int) -> Range<Int> {
+    if keys.isEmpty { return 0..<0 }
+    let first = keys.lowerBound / tileKeys
+    let count = (keys.upperBound + tileKeys - 1) / tileKeys - first
+    return first + count * split / keySplits..<first + count * (split + 1) / keySplits
+  }
+
+  /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths.
+  public var scratchByteCount: Int {
+    path == .rows ? RowWorker.scratchByteCount(self) : PanelWorker.scratchByteCount(self)
+  }
+}

@@ -1,0 +1,96 @@
+public import Attention
+
+/// How a problem is computed on the CPU: every choice, made once.
+///
+/// The query rows that share a key/value head are packed (row r is query `r / group`, head `r % group` of the group),
+/// cut into blocks, and each block walks over its keys tile by tile. A unit of work is one block of one
+/// (batch, key/value head), or one part of its keys.
+public struct CPUPlan: Sendable {
+  public enum Path: String, Sendable {
+    /// Query rows across vector lanes; for many rows.
+    case panels
+    /// As panels, on products of bfloat16 pairs.
+    case pairPanels
+    /// The head dimension across vector lanes; for few rows over many keys.
+    case rows
+  }
+
+  /// Head dimensions are multiples of this.
+  public static let dimensionMultiple = 8
+  /// The largest head dimension; the scratch memory of a thread grows with it.
+  public static let dimensionLimit = 1024
+
+  public let problem: AttentionProblem
+  public let instructionSet: InstructionSet
+  public let path: Path
+  /// Threads at most.
+  public let threads: Int
+  /// Packed rows of a block.
+  public let blockRows: Int
+  /// Keys of a tile.
+  public let tileKeys: Int
+  /// Parts that the keys of a block are divided into, computed apart and combined by their log-sum-exps.
+  public let keySplits: Int
+
+  /// - Throws: `AttentionError.dimension` where a head dimension is not a multiple of 8 up to 1024.
+  public init(
+    _ problem: AttentionProblem, threads: Int = WorkerTeam.processors, instructionSet: InstructionSet = .best
+  ) throws(AttentionError) {
+    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
+      guard value % Self.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
+        throw .dimension(
+          tensor: tensor, value: value, path: "CPU path", multiple: Self.dimensionMultiple,
+          limit: Self.dimensionLimit)
+      }
+    }
+    self.problem = problem
+    self.instructionSet = instructionSet
+    self.threads = max(1, threads)
+
+    let rows = problem.groupSize * problem.queries
+    let dimensions = problem.dimension + problem.valueDimension
+    // A staged K and V tile of f32 stays within 128 KB, and so within the L2 cache beside the panels.
+    tileKeys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
+
+    let heads = problem.batch * problem.keyValueHeads
+    let enough = 4 * self.threads
+    if rows <= PackedRows.fewRows {
+      path = .rows
+      blockRows = max(rows, 1)
+    } else {
+      path = problem.scalarType == .bf16 && instructionSet.hasPairs ? .pairPanels : .panels
+      // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
+      let panelRows = instructionSet.lanes * instructionSet.panelVectors
+      let panels = max(1, min(4, 320 * 1024 / (dimensions * panelRows * 4)))
+      let blocks = (rows + panels * panelRows - 1) / (panels * panelRows)
+      // Blocks of equal size, whole vectors each.
+      let even = (rows + blocks - 1) / blocks
+      blockRows = (even + instructionSet.lanes - 1) / instructionSet.lanes * instructionSet.lanes
+    }
+
+    // Too few units to keep the threads busy: divide the keys, but into parts worth a thread's waking up.
+    let units = heads * ((rows + blockRows - 1) / blockRows)
+    let longEnough = max(1, problem.keys / 512)
+    keySplits = units == 0 || units >= enough ? 1 : min((enough + units - 1) / units, longEnough)
+  }
+
+  /// Blocks of one (batch, key/value head).
+  var blocks: Int { (problem.groupSize * problem.queries + blockRows - 1) / blockRows }
+
+  /// Units of work: (batch, key/value head, block, split).
+  var units: Int { problem.batch * problem.keyValueHeads * blocks * keySplits }
+}
+
+extension CPUPlan: CustomStringConvertible {
+  public var description: String {
+    let how =
+      switch path {
+      case .panels: "queries across lanes"
+      case .pairPanels: "queries across lanes, bfloat16 pairs"
+      case .rows: "dimension across lanes (few query rows)"
+      }
+    let splits = keySplits == 1 ? "" : ", keys split \(keySplits) ways"
+    return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
+      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)"
+  }
+}

@@ -1,0 +1,200 @@
+internal import Attention
+internal import CPUMicrokernels
+
+/// Computes blocks of many query rows: rows across lanes, online softmax over the tiles of keys.
+///
+///     for each tile of keys:                       K, V as f32 (or V as bfloat16 pairs)
+///       for each panel of the block that sees it:
+///         S = K Q^T                                [keys][rows]
+///         P, m, l, rescale = softmax step of S
+///         O = O * rescale + V^T P                  [Dv][rows]
+///     store O / l and m + log l
+struct PanelWorker: ~Copyable {
+  /// One panel of a block: up to `panelVectors` vectors of rows.
+  private struct Panel {
+    let rows: Range<Int>
+    let vectors: Int
+    let seen: Range<Int>
+    let seenByAll: Range<Int>
+    /// [D][rows] of f32, or [D/2][rows] of pairs.
+    let queries: UnsafeMutablePointer<Float>
+    /// [Dv][rows].
+    let output: UnsafeMutablePointer<Float>
+    let state: FASoftmaxState
+  }
+
+  private let plan: CPUPlan
+  private let scratch: Scratch
+  private let width: Int
+  private let panelsAtMost: Int
+  private let queries: UnsafeMutablePointer<Float>
+  private let output: UnsafeMutablePointer<Float>
+  private let statistics: UnsafeMutablePointer<Float>
+  private let scores: UnsafeMutablePointer<Float>
+  /// The staged tile: K and V in f32, or V in pairs.
+  private let keyTile: UnsafeMutablePointer<Float>
+  private let valueTile: UnsafeMutablePointer<Float>
+  private let weightPairs: UnsafeMutablePointer<UInt32>
+  private let firstVisible: UnsafeMutablePointer<Int32>
+  private let endVisible: UnsafeMutablePointer<Int32>
+
+  private static func panels(_ plan: CPUPlan) -> Int {
+    let width = plan.instructionSet.lanes * plan.instructionSet.panelVectors
+    return (plan.blockRows + width - 1) / width
+  }
+
+  /// Bytes that one worker needs.
+  static func scratchByteCount(_ plan: CPUPlan) -> Int {
+    let (d, dv, keys) = (plan.problem.dimension, plan.problem.valueDimension, plan.tileKeys)
+    let width = plan.instructionSet.lanes * plan.instructionSet.panelVectors
+    let panels = panels(plan)
+    return Scratch.byteCount(panels * d * width, of: Float.self)
+      + Scratch.byteCount(panels * dv * width, of: Float.self)
+      + Scratch.byteCount(panels * 3 * width, of: Float.self) + Scratch.byteCount(keys * width, of: Float.self)
+      + Scratch.byteCount(keys * d, of: Float.self) + Scratch.byteCount(keys * dv, of: Float.self)
+      + Scratch.byteCount(keys * width, of: UInt32.self) + 2 * Scratch.byteCount(width, of: Int32.self)
+  }
+
+  init(_ plan: CPUPlan) {
+    self.plan = plan
+    let (d, dv, keys) = (plan.problem.dimension, plan.problem.valueDimension, plan.tileKeys)
+    width = plan.instructionSet.lanes * plan.instructionSet.panelVectors
+    panelsAtMost = Self.panels(plan)
+    var scratch = Scratch(byteCount: Self.scratchByteCount(plan))
+    queries = scratch.take(panelsAtMost * d * width, of: Float.self)
+    output = scratch.take(panelsAtMost * dv * width, of: Float.self)
+    statistics = scratch.take(panelsAtMost * 3 * width, of: Float.self)
+    scores = scratch.take(keys * width, of: Float.self)
+    keyTile = scratch.take(keys * d, of: Float.self)
+    valueTile = scratch.take(keys * dv, of: Float.self)
+    weightPairs = scratch.take(keys * width, of: UInt32.self)
+    firstVisible = scratch.take(width, of: Int32.self)
+    endVisible = scratch.take(width, of: Int32.self)
+    self.scratch = scratch
+  }
+
+  /// Computes the tiles of one unit and hands each panel's rows to `finish`.
+  func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
+    let transform = FAScoreTransform(plan.problem)
+    let panels = makePanels(rows, operands)
+    let tiles = plan.tiles(over: rows.keysSeen(by: rows.rows), split: split)
+    for tile in tiles {
+      let keys = tile * plan.tileKeys..<min((tile + 1) * plan.tileKeys, plan.problem.keys)
+      stage(keys, rows, operands)
+      for panel in panels where panel.seen.overlaps(keys) {
+        let isMasked = !(panel.seenByAll.lowerBound <= keys.lowerBound && keys.upperBound <= panel.seenByAll.upperBound)
+        step(panel, keys, rows, operands, transform, isMasked: isMasked)
+      }
+    }
+    for panel in panels { destination.store(panel.output, panel.state, panel.rows, vectors: panel.vectors, rows) }
+  }
+
+  private func makePanels(_ rows: PackedRows, _ operands: Operands) -> [Panel] {
+    let functions = plan.instructionSet.functions.pointee
+    let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    var panels: [Panel] = []
+    for start in stride(from: rows.rows.lowerBound, to: rows.rows.upperBound, by: width) {
+      let range = start..<min(start + width, rows.rows.upperBound)
+      let base = statistics + panels.count * 3 * width
+      let panel = Panel(
+        rows: range, vectors: (range.count + plan.instructionSet.lanes - 1) / plan.instructionSet.lanes,
+        seen: rows.keysSeen(by: range), seenByAll: rows.keysSeen(byEachOf: range),
+        queries: queries + panels.count * d * width, output: output + panels.count * dv * width,
+        state: FASoftmaxState(maximum: base, sum: base + width, rescale: base + 2 * width))
+      for lane in 0..<width {
+        panel.state.maximum[lane] = -.infinity
+        panel.state.sum[lane] = 0
+      }
+      panel.output.update(repeating: 0, count: dv * width)
+      let pointers: [UnsafeRawPointer?] = range.map {
+        operands.queries.row(batch: rows.batch, head: rows.head($0), token: rows.query($0))
+      }
+      if plan.path == .pairPanels {
+        panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
+          functions.pair_pack_queries(pointers, Int32(range.count), Int32(d), Int32(panel.vectors), $0)
+        }
+      } else {
+        functions.pack_queries(
+          pointers, Int32(range.count), plan.problem.scalarType.microkernelType, Int32(d), Int32(panel.vectors),
+          panel.queries)
+      }
+      panels.append(panel)
+    }
+    return panels
+  }
+
+  /// Brings a tile into the form that the products read. f32 is read where it is.
+  private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) {
+    let functions = plan.instructionSet.functions.pointee
+    let type = plan.problem.scalarType
+    let (k, v) = (operands.keys, operands.values)
+    let keyRow = k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+    let valueRow = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+    if plan.path == .pairPanels {
+      valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * plan.problem.valueDimension) {
+        functions.pair_pack_values(
+          valueRow, v.strides.length * 2, Int32(keys.count), Int32(plan.problem.valueDimension), $0)
+      }
+    } else if type != .f32 {
+      functions.widen(
+        keyRow, k.strides.length * type.byteCount, type.microkernelType, Int32(keys.count),
+        Int32(plan.problem.dimension), keyTile)
+      functions.widen(
+        valueRow, v.strides.length * type.byteCount, type.microkernelType, Int32(keys.count),
+        Int32(plan.problem.valueDimension), valueTile)
+    }
+  }
+
+  private func step(
+    _ panel: Panel, _ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands, _ transform: FAScoreTransform,
+    isMasked: Bool
+  ) {
+    let functions = plan.instructionSet.functions.pointee
+    let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    let (k, v) = (operands.keys, operands.values)
+    let count = Int32(keys.count)
+    let vectors = Int32(panel.vectors)
+    var visible = FAVisibleKeys(first: nil, end: nil)
+    if isMasked {
+      for lane in 0..<panel.vectors * plan.instructionSet.lanes {
+        let row = panel.rows.lowerBound + lane
+        let seen = row < panel.rows.upperBound ? rows.visibleKeys(row) : 0..<0
+        firstVisible[lane] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
+        endVisible[lane] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
+      }
+      visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
+    }
+    let keyRow = k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+    let valueRow = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+
+    if plan.path == .pairPanels {
+      panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
+        functions.pair_scores(keyRow, k.strides.length * 2, count, $0, vectors, Int32(d), scores)
+      }
+      functions.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
+      valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
+        functions.pair_accumulate(
+          $0, (count + 1) / 2, weightPairs, vectors, Int32(dv), panel.state.rescale, panel.output)
+      }
+      return
+    }
+    let isStaged = plan.problem.scalarType != .f32
+    functions.scores(
+      isStaged ? UnsafePointer(keyTile) : keyRow.assumingMemoryBound(to: Float.self), isStaged ? d : k.strides.length, count,
+      panel.queries, vectors, Int32(d), scores)
+    functions.softmax(scores, count, vectors, transform, visible, panel.state)
+    functions.accumulate(
+      isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self), isStaged ? dv : v.strides.length, count,
+      scores, vectors, Int32(dv), panel.state.rescale, panel.output)
+  }
+}
+
+extension FAScoreTransform {
+  /// Scale and softcap in base-2 units, rounded once.
+  init(_ problem: AttentionProblem) {
+    let log2e = 1.4426950408889634
+    self.init(
+      scale_log2: Float(problem.scale * log2e), cap_log2: Float((problem.softcap ?? 0) * log2e),
+      scale_over_cap: Float(problem.softcap.map { problem.scale / $0 } ?? 0))
+  }
+}

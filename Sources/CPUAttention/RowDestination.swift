@@ -1,0 +1,110 @@
+internal import Attention
+internal import CPUMicrokernels
+
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
+/// Where finished rows go: to the output tensor, or, when the keys are split, to f32 partial results.
+struct RowDestination: ~Copyable {
+  let plan: CPUPlan
+  let operands: Operands
+  /// nil: the result is final.
+  let partials: SplitPartials?
+  let split: Int
+
+  /// Stores a panel: `output` `[Dv][rows]`.
+  func store(
+    _ output: UnsafePointer<Float>, _ state: FASoftmaxState, _ range: Range<Int>, vectors: Int, _ rows: PackedRows
+  ) {
+    let functions = plan.instructionSet.functions.pointee
+    var pointers: [UnsafeMutableRawPointer?] = range.map { self.row($0, rows) }
+    functions.store_output(
+      output, state.sum, Int32(vectors), Int32(range.count), Int32(plan.problem.valueDimension), type, &pointers)
+    for (lane, row) in range.enumerated() { storeStatistics(state, lane, row, rows) }
+  }
+
+  /// Stores the rows of a row worker: `output` `[rows][stride]`.
+  func storeRows(_ output: UnsafePointer<Float>, stride: Int, _ state: FASoftmaxState, _ rows: PackedRows) {
+    let functions = plan.instructionSet.functions.pointee
+    for (r, row) in rows.rows.enumerated() {
+      functions.store_row(
+        output + r * stride, state.sum[r], Int32(plan.problem.valueDimension), type, self.row(row, rows))
+      storeStatistics(state, r, row, rows)
+    }
+  }
+
+  private var type: FAScalarType { partials == nil ? plan.problem.scalarType.microkernelType : FA_F32 }
+
+  private func row(_ row: Int, _ rows: PackedRows) -> UnsafeMutableRawPointer {
+    if let partials { return UnsafeMutableRawPointer(partials.output(index: rows.index(row), split: split)) }
+    return operands.output.row(batch: rows.batch, head: rows.head(row), token: rows.query(row))
+  }
+
+  private func storeStatistics(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
+    // log2 of the sum of 2^score; in 64 bits, so that nothing is lost beside a large maximum.
+    let sum = Double(state.sum[lane])
+    let logSumExp2 = sum > 0 ? Double(state.maximum[lane]) + log2(sum) : -.infinity
+    if let partials {
+      partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2
+    } else if let logSumExp = operands.logSumExp {
+      logSumExp[rows.index(row)] = Float(logSumExp2 * 0.6931471805599453)
+    }
+  }
+}
+
+/// Partial results of all rows and splits: `output` `[b, h_q, n_q, splits, d_v]`, each normalized by its own sum, and
+/// `logSumExp2` `[b, h_q, n_q, splits]`, base 2.
+final class SplitPartials: @unchecked Sendable {
+  private let plan: CPUPlan
+  private let outputs: UnsafeMutablePointer<Float>
+  let logSumExp2: UnsafeMutablePointer<Double>
+
+  init(_ plan: CPUPlan) {
+    self.plan = plan
+    let rows = plan.problem.logSumExpCount * plan.keySplits
+    outputs = .allocate(capacity: max(rows * plan.problem.valueDimension, 1))
+    logSumExp2 = .allocate(capacity: max(rows, 1))
+  }
+
+  deinit {
+    outputs.deallocate()
+    logSumExp2.deallocate()
+  }
+
+  func output(index: Int, split: Int) -> UnsafeMutablePointer<Float> {
+    outputs + (index * plan.keySplits + split) * plan.problem.valueDimension
+  }
+
+  /// Weighs each part by its share of the whole sum, `2^(its log-sum-exp - the whole)`, always in the same order.
+  func combine(into operands: Operands) {
+    let problem = plan.problem
+    let functions = plan.instructionSet.functions.pointee
+    // store_row reads whole vectors.
+    let total = UnsafeMutablePointer<Float>.allocate(capacity: RowWorker.padded(problem.valueDimension))
+    defer { total.deallocate() }
+    for index in 0..<problem.logSumExpCount {
+      total.update(repeating: 0, count: RowWorker.padded(problem.valueDimension))
+      let parts = UnsafeBufferPointer(start: logSumExp2 + index * plan.keySplits, count: plan.keySplits)
+      let largest = parts.max()!
+      var sum = 0.0
+      if largest > -.infinity {
+        for (split, part) in parts.enumerated() where part > -.infinity {
+          let weight = exp2(part - largest)
+          sum += weight
+          let row = output(index: index, split: split)
+          for c in 0..<problem.valueDimension { total[c] += Float(weight) * row[c] }
+        }
+      }
+      let query = index % problem.queries
+      let head = index / problem.queries % problem.queryHeads
+      let batch = index / problem.queries / problem.queryHeads
+      functions.store_row(
+        total, Float(sum), Int32(problem.valueDimension), problem.scalarType.microkernelType,
+        operands.output.row(batch: batch, head: head, token: query))
+      operands.logSumExp?[index] = Float((largest + log2(sum)) * 0.6931471805599453)
+    }
+  }
+}

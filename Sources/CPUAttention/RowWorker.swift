@@ -1,0 +1,111 @@
+internal import Attention
+internal import CPUMicrokernels
+
+/// Computes blocks of at most 8 query rows: the dimension across lanes, online softmax over the tiles of keys. K and V
+/// are read once, in their own type, where they are.
+struct RowWorker: ~Copyable {
+  private let plan: CPUPlan
+  private let scratch: Scratch
+  /// 1, 2, 4 or 8: the rows of a block rounded up to what the kernels are made for.
+  private let paddedRows: Int
+  private let queries: UnsafeMutablePointer<Float>
+  private let output: UnsafeMutablePointer<Float>
+  private let statistics: UnsafeMutablePointer<Float>
+  private let scores: UnsafeMutablePointer<Float>
+  private let firstVisible: UnsafeMutablePointer<Int32>
+  private let endVisible: UnsafeMutablePointer<Int32>
+
+  /// Floats from one row of a buffer to the next.
+  static func padded(_ dimension: Int) -> Int { (dimension + 31) / 32 * 32 }
+
+  private static func paddedRows(_ plan: CPUPlan) -> Int {
+    var rows = 1
+    while rows < plan.blockRows { rows *= 2 }
+    return rows
+  }
+
+  /// Bytes that one worker needs.
+  static func scratchByteCount(_ plan: CPUPlan) -> Int {
+    let rows = paddedRows(plan)
+    return Scratch.byteCount(rows * padded(plan.problem.dimension), of: Float.self)
+      + Scratch.byteCount(rows * padded(plan.problem.valueDimension), of: Float.self)
+      + Scratch.byteCount(3 * rows, of: Float.self)
+      + Scratch.byteCount(plan.tileKeys * rows + 32, of: Float.self)
+      + 2 * Scratch.byteCount(rows, of: Int32.self)
+  }
+
+  init(_ plan: CPUPlan) {
+    self.plan = plan
+    paddedRows = Self.paddedRows(plan)
+    var scratch = Scratch(byteCount: Self.scratchByteCount(plan))
+    queries = scratch.take(paddedRows * Self.padded(plan.problem.dimension), of: Float.self)
+    output = scratch.take(paddedRows * Self.padded(plan.problem.valueDimension), of: Float.self)
+    statistics = scratch.take(3 * paddedRows, of: Float.self)
+    scores = scratch.take(plan.tileKeys * paddedRows + 32, of: Float.self)
+    firstVisible = scratch.take(paddedRows, of: Int32.self)
+    endVisible = scratch.take(paddedRows, of: Int32.self)
+    self.scratch = scratch
+  }
+
+  func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
+    let functions = plan.instructionSet.functions.pointee
+    let problem = plan.problem
+    let type = problem.scalarType
+    let (d, dv) = (Int32(problem.dimension), Int32(problem.valueDimension))
+    let (paddedD, paddedDv) = (Self.padded(problem.dimension), Self.padded(problem.valueDimension))
+    let (k, v) = (operands.keys, operands.values)
+    let transform = FAScoreTransform(problem)
+    let state = FASoftmaxState(
+      maximum: statistics, sum: statistics + paddedRows, rescale: statistics + 2 * paddedRows)
+
+    queries.update(repeating: 0, count: paddedRows * paddedD)
+    output.update(repeating: 0, count: paddedRows * paddedDv)
+    for r in 0..<paddedRows {
+      state.maximum[r] = -.infinity
+      state.sum[r] = 0
+    }
+    for (r, row) in rows.rows.enumerated() {
+      functions.load_row(
+        operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), type.microkernelType,
+        d, Int32(paddedD), queries + r * paddedD)
+    }
+
+    let seen = rows.keysSeen(by: rows.rows)
+    let seenByAll = rows.keysSeen(byEachOf: rows.rows)
+    let tiles = plan.tiles(over: seen, split: split)
+    for tile in tiles {
+      // Keys that no row sees are not even read.
+      let keys = max(tile * plan.tileKeys, seen.lowerBound)..<min((tile + 1) * plan.tileKeys, seen.upperBound)
+      var visible = FAVisibleKeys(first: nil, end: nil)
+      if seenByAll.lowerBound > keys.lowerBound || seenByAll.upperBound < keys.upperBound {
+        for r in 0..<paddedRows {
+          let row = rows.rows.lowerBound + r
+          let seen = row < rows.rows.upperBound ? rows.visibleKeys(row) : 0..<0
+          firstVisible[r] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
+          endVisible[r] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
+        }
+        visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
+      }
+      functions.row_scores(
+        k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), k.strides.length * type.byteCount,
+        type.microkernelType, Int32(keys.count), queries, Int32(paddedRows), d, Int32(paddedD), scores,
+        FAPrefetch(v, rows, keys))
+      functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
+      functions.row_accumulate(
+        v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), v.strides.length * type.byteCount,
+        type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv), state.rescale, output,
+        FAPrefetch(k, rows, tile + 1 < tiles.upperBound ? keys.upperBound..<min(keys.upperBound + plan.tileKeys, seen.upperBound) : 0..<0))
+    }
+    destination.storeRows(output, stride: paddedDv, state, rows)
+  }
+}
+
+extension FAPrefetch {
+  /// The rows of the given keys.
+  init(_ view: TensorView, _ rows: PackedRows, _ keys: Range<Int>) {
+    self.init(
+      rows: view.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound),
+      stride: view.strides.length * view.scalarType.byteCount,
+      byte_count: Int32(view.shape.dimension * view.scalarType.byteCount), count: Int32(keys.count))
+  }
+}

@@ -1,0 +1,20 @@
+#if defined(__x86_64__)
+
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+
+#define LANES 16
+#define PANEL_VECTORS 3
+#define STRIP 8
+#define HAS_FMA 1
+#define HAS_F16 1
+#define HAS_PAIRS 0
+#define ROW_ACCUMULATORS 16
+#define PROBE_CHAINS 24
+#define TABLE fa_avx512
+#define TABLE_NAME "AVX-512"
+
+#include "Family.h"
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,72 @@
+// One instruction set: includes the families and fills the table. The including file defines
+//
+//   LANES, PANEL_VECTORS, STRIP, HAS_FMA, HAS_F16, HAS_PAIRS, ROW_ACCUMULATORS   what the instruction set offers
+//   TABLE, TABLE_NAME                                             the table's symbol and its name for people
+//
+// and has the target attribute pushed.
+
+
+#include "Vector.h"
+
+#include "Pairs.h"
+#include "Panels.h"
+#include "PairPanels.h"
+#include "Rows.h"
+
+static double probe_arithmetic(int64_t steps) {
+  Floats sum[24];
+  UNROLL for (int i = 0; i < 24; i++) sum[i] = splat((float)i);
+  Floats factor = splat(0.999f), term = splat(0.001f);
+  ROLLED for (int64_t step = 0; step < steps; step++) {
+    UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) sum[i] = multiply_add(sum[i], factor, term);
+  }
+  Floats total = (Floats){0};
+  UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) total += sum[i];
+  float lanes[LANES];
+  store(lanes, total);
+  // The result depends on the sum, so that the loop is not removed.
+  return 2.0 * LANES * PROBE_CHAINS * (double)steps + (lanes[0] == 12345.678f ? 1 : 0);
+}
+
+static float probe_read(const float *source, size_t count) {
+  Floats sum[8];
+  UNROLL for (int i = 0; i < 8; i++) sum[i] = (Floats){0};
+  size_t i = 0;
+  ROLLED for (; i + 8 * LANES <= count; i += 8 * LANES) {
+    UNROLL for (int j = 0; j < 8; j++) sum[j] += load(source + i + j * LANES);
+  }
+  Floats total = (Floats){0};
+  UNROLL for (int j = 0; j < 8; j++) total += sum[j];
+  float lanes[LANES], result = 0;
+  store(lanes, total);
+  for (int l = 0; l < LANES; l++) result += lanes[l];
+  for (; i < count; i++) result += source[i];
+  return result;
+}
+
+const CPUMicrokernels TABLE = {
+    .name = TABLE_NAME,
+    .lanes = LANES,
+    .panel_vectors = PANEL_VECTORS,
+    .has_pairs = HAS_PAIRS,
+    .pack_queries = pack_queries,
+    .widen = widen,
+    .scores = scores,
+    .softmax = softmax,
+    .accumulate = accumulate,
+    .store_output = store_output,
+#if HAS_PAIRS
+    .pair_pack_queries = pair_pack_queries,
+    .pair_pack_values = pair_pack_values,
+    .pair_scores = pair_scores,
+    .pair_softmax = pair_softmax,
+    .pair_accumulate = pair_accumulate,
+#endif
+    .load_row = load_row,
+    .row_scores = row_scores,
+    .row_softmax = row_softmax,
+    .row_accumulate = row_accumulate,
+    .store_row = store_row,
+    .probe_arithmetic = probe_arithmetic,
+    .probe_read = probe_read,
+};

@@ -1,0 +1,16 @@
+#if defined(__aarch64__)
+
+#define LANES 4
+#define PANEL_VECTORS 3
+#define STRIP 8
+#define HAS_FMA 1
+#define HAS_F16 1
+#define HAS_PAIRS 0
+#define ROW_ACCUMULATORS 16
+#define PROBE_CHAINS 24
+#define TABLE fa_neon
+#define TABLE_NAME "NEON"
+
+#include "Family.h"
+
+#endif

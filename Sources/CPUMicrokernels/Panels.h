@@ -1,0 +1,259 @@
+// The panels family: query rows across lanes. See CPUMicrokernels.h for the shapes.
+//
+// The two matrix products hold STRIP x vectors accumulators in registers: STRIP keys (or columns of V) by all vectors
+// of the panel. Per step that is `vectors` loads and STRIP broadcasts for STRIP * vectors multiply-adds: with 8 x 3,
+// 11 loads for 24 multiply-adds, so the multiply-add units are the limit and not the load ports.
+
+INLINE void pack_queries_typed(const void *const *rows, int count, FAScalarType type, int dimension, int vectors,
+                               float *queries) {
+  const int width = vectors * LANES;
+  for (int v = 0; v < vectors; v++) {
+    for (int d = 0; d < dimension; d += LANES) {
+      const int columns = dimension - d < LANES ? dimension - d : LANES;
+      Floats block[LANES];
+      for (int i = 0; i < LANES; i++) {
+        const int row = v * LANES + i;
+        block[i] = (Floats){0};
+        if (row < count) {
+          const char *source = (const char *)rows[row] + (size_t)d * element_size(type);
+          block[i] = columns == LANES ? load_elements(source, type) : load_some(source, type, columns);
+        }
+      }
+      transpose(block);
+      for (int i = 0; i < columns; i++) store(queries + (size_t)(d + i) * width + v * LANES, block[i]);
+    }
+  }
+}
+
+static void pack_queries(const void *const *rows, int count, FAScalarType type, int dimension, int vectors,
+                         float *queries) {
+  switch (type) {
+    case FA_F32: pack_queries_typed(rows, count, FA_F32, dimension, vectors, queries); break;
+    case FA_F16: pack_queries_typed(rows, count, FA_F16, dimension, vectors, queries); break;
+    case FA_BF16: pack_queries_typed(rows, count, FA_BF16, dimension, vectors, queries); break;
+  }
+}
+
+INLINE void widen_typed(const void *source, ptrdiff_t stride, FAScalarType type, int count, int dimension,
+                        float *destination) {
+  for (int row = 0; row < count; row++) {
+    const char *from = (const char *)source + row * stride;
+    float *to = destination + (size_t)row * dimension;
+    int d = 0;
+    for (; d + LANES <= dimension; d += LANES) store(to + d, load_elements(from + d * element_size(type), type));
+    if (d < dimension) {
+      store_some(to + d, FA_F32, load_some(from + d * element_size(type), type, dimension - d), dimension - d);
+    }
+  }
+}
+
+static void widen(const void *source, ptrdiff_t stride, FAScalarType type, int count, int dimension,
+                  float *destination) {
+  switch (type) {
+    case FA_F32: widen_typed(source, stride, FA_F32, count, dimension, destination); break;
+    case FA_F16: widen_typed(source, stride, FA_F16, count, dimension, destination); break;
+    case FA_BF16: widen_typed(source, stride, FA_BF16, count, dimension, destination); break;
+  }
+}
+
+/// S = K Q^T for `strip` keys at once.
+INLINE void scores_strip(const float *keys, ptrdiff_t stride, int strip, const float *queries, int vectors,
+                         int dimension, float *scores) {
+  Floats sum[STRIP][PANEL_VECTORS];
+  UNROLL for (int j = 0; j < strip; j++) {
+    UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
+  }
+  ROLLED for (int d = 0; d < dimension; d++) {
+    Floats query[PANEL_VECTORS];
+    UNROLL for (int v = 0; v < vectors; v++) query[v] = load(queries + (ptrdiff_t)(d * vectors + v) * LANES);
+    UNROLL for (int j = 0; j < strip; j++) {
+      const Floats key = splat(keys[j * stride + d]);
+      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(key, query[v], sum[j][v]);
+    }
+  }
+  UNROLL for (int j = 0; j < strip; j++) {
+    UNROLL for (int v = 0; v < vectors; v++) store(scores + (j * vectors + v) * LANES, sum[j][v]);
+  }
+}
+
+INLINE void scores_wide(const float *keys, ptrdiff_t stride, int count, const float *queries, int vectors,
+                        int dimension, float *out) {
+  int key = 0;
+  for (; key + STRIP <= count; key += STRIP) {
+    scores_strip(keys + key * stride, stride, STRIP, queries, vectors, dimension,
+                 out + (ptrdiff_t)key * vectors * LANES);
+  }
+  for (; key < count; key++) {
+    scores_strip(keys + key * stride, stride, 1, queries, vectors, dimension, out + (ptrdiff_t)key * vectors * LANES);
+  }
+}
+
+static void scores(const float *keys, ptrdiff_t stride, int count, const float *queries, int vectors, int dimension,
+                   float *out) {
+  switch (vectors) {
+    case 1: scores_wide(keys, stride, count, queries, 1, dimension, out); break;
+    case 2: scores_wide(keys, stride, count, queries, 2, dimension, out); break;
+    default: scores_wide(keys, stride, count, queries, PANEL_VECTORS, dimension, out); break;
+  }
+}
+
+/// The first pass over a tile: transforms and masks the scores where `write` says so, and finds each row's maximum.
+INLINE void softmax_maximum(float *scores, int count, int vectors, FAScoreTransform transform, int capped,
+                            FAVisibleKeys visible, int is_masked, Floats *largest) {
+  Ints first[PANEL_VECTORS], end[PANEL_VECTORS];
+  if (is_masked) {
+    UNROLL for (int v = 0; v < vectors; v++) {
+      __builtin_memcpy(&first[v], visible.first + v * LANES, sizeof first[v]);
+      __builtin_memcpy(&end[v], visible.end + v * LANES, sizeof end[v]);
+    }
+  }
+  ROLLED for (int key = 0; key < count; key++) {
+    UNROLL for (int v = 0; v < vectors; v++) {
+      float *p = scores + (ptrdiff_t)(key * vectors + v) * LANES;
+      Floats score = load(p);
+      if (capped) score = transformed(score, transform, 1);
+      if (is_masked) {
+        const Ints seen = ((Ints){0} + key >= first[v]) & ((Ints){0} + key < end[v]);
+        score = seen ? score : splat(MINUS_INFINITY);
+      }
+      if (capped || is_masked) store(p, score);
+      // Masked entries must lose also under a negative scale, so they are not scaled.
+      Floats scaled = capped ? score : score * transform.scale_log2;
+      if (is_masked && !capped) scaled = score == splat(MINUS_INFINITY) ? score : scaled;
+      largest[v] = maximum(scaled, largest[v]);
+    }
+  }
+}
+
+/// The whole softmax step. `weights`, where not null, receives the pairs of the bfloat16 path.
+INLINE void softmax_wide(float *scores, int count, int vectors, FAScoreTransform transform, int capped,
+                         FAVisibleKeys visible, int is_masked, FASoftmaxState state, uint32_t *weights) {
+  Floats largest[PANEL_VECTORS], offset[PANEL_VECTORS], sum[PANEL_VECTORS];
+  UNROLL for (int v = 0; v < vectors; v++) largest[v] = load(state.maximum + v * LANES);
+  softmax_maximum(scores, count, vectors, transform, capped, visible, is_masked, largest);
+
+  UNROLL for (int v = 0; v < vectors; v++) {
+    const Floats old = load(state.maximum + v * LANES);
+    // A row that has seen no key yet keeps -inf; its weights are made 0 by subtracting 0 instead.
+    offset[v] = largest[v] == splat(MINUS_INFINITY) ? (Floats){0} : largest[v];
+    const Floats rescale = exp2_nonlarge(old - offset[v]);
+    store(state.maximum + v * LANES, largest[v]);
+    store(state.rescale + v * LANES, rescale);
+    sum[v] = load(state.sum + v * LANES) * rescale;
+  }
+
+  const float scale = capped ? 1.0f : transform.scale_log2;
+  Floats previous[PANEL_VECTORS];
+  ROLLED for (int key = 0; key < count; key++) {
+    UNROLL for (int v = 0; v < vectors; v++) {
+      float *p = scores + (ptrdiff_t)(key * vectors + v) * LANES;
+      const Floats score = load(p);
+      Floats weight = exp2_nonlarge(multiply_add(score, splat(scale), -offset[v]));
+      if (is_masked && !capped) weight = masked((Ints)(score != splat(MINUS_INFINITY)), weight);
+      sum[v] += weight;
+      if (weights) {
+        if (key & 1) {
+          store_pair(weights + ((ptrdiff_t)(key >> 1) * vectors + v) * LANES, previous[v], weight);
+        }
+        previous[v] = weight;
+      } else {
+        store(p, weight);
+      }
+    }
+  }
+  if (weights && (count & 1)) {
+    UNROLL for (int v = 0; v < vectors; v++) {
+      store_pair(weights + ((ptrdiff_t)(count >> 1) * vectors + v) * LANES, previous[v], (Floats){0});
+    }
+  }
+  UNROLL for (int v = 0; v < vectors; v++) store(state.sum + v * LANES, sum[v]);
+}
+
+INLINE void softmax_any(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
+                        FASoftmaxState state, uint32_t *weights) {
+  const int capped = transform.cap_log2 != 0, is_masked = visible.first != 0;
+  if (!capped && !is_masked) {
+    softmax_wide(scores, count, vectors, transform, 0, visible, 0, state, weights);
+  } else if (!capped) {
+    softmax_wide(scores, count, vectors, transform, 0, visible, 1, state, weights);
+  } else if (!is_masked) {
+    softmax_wide(scores, count, vectors, transform, 1, visible, 0, state, weights);
+  } else {
+    softmax_wide(scores, count, vectors, transform, 1, visible, 1, state, weights);
+  }
+}
+
+static void softmax(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
+                    FASoftmaxState state) {
+  switch (vectors) {
+    case 1: softmax_any(scores, count, 1, transform, visible, state, 0); break;
+    case 2: softmax_any(scores, count, 2, transform, visible, state, 0); break;
+    default: softmax_any(scores, count, PANEL_VECTORS, transform, visible, state, 0); break;
+  }
+}
+
+/// O = O * rescale + V^T P for `strip` columns of V at once.
+INLINE void accumulate_strip(const float *values, ptrdiff_t stride, int count, int strip, const float *weights,
+                             int vectors, const Floats *rescale, float *output) {
+  Floats sum[STRIP][PANEL_VECTORS];
+  UNROLL for (int j = 0; j < strip; j++) {
+    UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = load(output + (j * vectors + v) * LANES) * rescale[v];
+  }
+  ROLLED for (int key = 0; key < count; key++) {
+    Floats weight[PANEL_VECTORS];
+    UNROLL for (int v = 0; v < vectors; v++) weight[v] = load(weights + (ptrdiff_t)(key * vectors + v) * LANES);
+    const float *row = values + key * stride;
+    UNROLL for (int j = 0; j < strip; j++) {
+      const Floats value = splat(row[j]);
+      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(value, weight[v], sum[j][v]);
+    }
+  }
+  UNROLL for (int j = 0; j < strip; j++) {
+    UNROLL for (int v = 0; v < vectors; v++) store(output + (j * vectors + v) * LANES, sum[j][v]);
+  }
+}
+
+INLINE void accumulate_wide(const float *values, ptrdiff_t stride, int count, const float *weights, int vectors,
+                            int dimension, const float *rescale, float *output) {
+  Floats factor[PANEL_VECTORS];
+  UNROLL for (int v = 0; v < vectors; v++) factor[v] = load(rescale + v * LANES);
+  for (int c = 0; c < dimension; c += STRIP) {
+    accumulate_strip(values + c, stride, count, STRIP, weights, vectors, factor,
+                     output + (ptrdiff_t)c * vectors * LANES);
+  }
+}
+
+static void accumulate(const float *values, ptrdiff_t stride, int count, const float *weights, int vectors,
+                       int dimension, const float *rescale, float *output) {
+  switch (vectors) {
+    case 1: accumulate_wide(values, stride, count, weights, 1, dimension, rescale, output); break;
+    case 2: accumulate_wide(values, stride, count, weights, 2, dimension, rescale, output); break;
+    default: accumulate_wide(values, stride, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
+  }
+}
+
+static void store_output(const float *output, const float *sum, int vectors, int count, int dimension,
+                         FAScalarType type, void *const *rows) {
+  const int width = vectors * LANES;
+  for (int v = 0; v * LANES < count; v++) {
+    const Floats divisor = load(sum + v * LANES);
+    const Ints has_keys = (Ints)(divisor > (Floats){0});
+    const int lanes = count - v * LANES < LANES ? count - v * LANES : LANES;
+    for (int c = 0; c < dimension; c += LANES) {
+      const int columns = dimension - c < LANES ? dimension - c : LANES;
+      Floats block[LANES];
+      for (int i = 0; i < LANES; i++) {
+        block[i] = (Floats){0};
+        if (i < columns) {
+          block[i] = masked(has_keys, load(output + (size_t)(c + i) * width + v * LANES) / divisor);
+        }
+      }
+      transpose(block);
+      for (int i = 0; i < lanes; i++) {
+        char *to = (char *)rows[v * LANES + i] + (size_t)c * element_size(type);
+        if (columns == LANES) store_elements(to, type, block[i]);
+        else store_some(to, type, block[i], columns);
+      }
+    }
+  }
+}

@@ -1,0 +1,16 @@
+#if 1
+
+#define LANES 4
+#define PANEL_VECTORS 2
+#define STRIP 4
+#define HAS_FMA 0
+#define HAS_F16 0
+#define HAS_PAIRS 0
+#define ROW_ACCUMULATORS 8
+#define PROBE_CHAINS 12
+#define TABLE fa_portable
+#define TABLE_NAME "portable"
+
+#include "Family.h"
+
+#endif

@@ -1,0 +1,38 @@
+#define _GNU_SOURCE
+#include "include/CPUMicrokernels.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+extern const CPUMicrokernels fa_avx512bf16, fa_avx512, fa_avx2, fa_neon, fa_portable;
+
+static const CPUMicrokernels *available[6];
+
+// Runs once, before main: the list is constant afterwards and needs no lock.
+__attribute__((constructor)) static void find_available(void) {
+  int count = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const int avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = &fa_avx512bf16;
+  if (avx512) available[count++] = &fa_avx512;
+  if (avx2) available[count++] = &fa_avx2;
+#elif defined(__aarch64__)
+  available[count++] = &fa_neon;
+#endif
+  available[count++] = &fa_portable;
+}
+
+const CPUMicrokernels *const *fa_cpu_microkernels(void) { return available; }
+
+int fa_processor_count(void) {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int)online : 1;
+}

@@ -1,0 +1,199 @@
+// Vectors of LANES floats, by the compiler's vector extension: every instruction set compiles these same lines.
+//
+// The including file defines LANES (4, 8 or 16), whether multiply-add is one instruction (HAS_FMA) and whether the
+// compiler converts f16 in vectors (HAS_F16), and has the target attribute pushed.
+
+#include "include/CPUMicrokernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+// Small loops that the compiler should leave as they are.
+#define ROLLED _Pragma("clang loop unroll(disable)")
+
+typedef float Floats __attribute__((ext_vector_type(LANES)));
+typedef int32_t Ints __attribute__((ext_vector_type(LANES)));
+typedef uint32_t Bits __attribute__((ext_vector_type(LANES)));
+typedef uint16_t Halves __attribute__((ext_vector_type(LANES)));
+
+#define MINUS_INFINITY (-__builtin_inff())
+
+INLINE Floats load(const float *p) {
+  Floats v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+INLINE void store(float *p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+
+INLINE Floats splat(float x) { return (Floats)x; }
+
+INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if HAS_FMA
+  return __builtin_elementwise_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+/// b where the mask is set, zero elsewhere.
+INLINE Floats masked(Ints mask, Floats v) { return (Floats)(mask & (Ints)v); }
+
+// The two interleavings from which transposition and many sums at once are built:
+// low(a, b) = a0 b0 a1 b1 ..., high(a, b) = the same of the upper halves.
+#if LANES == 16
+INLINE Floats interleave_low(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+INLINE Floats interleave_high(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#elif LANES == 8
+INLINE Floats interleave_low(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE Floats interleave_high(Floats a, Floats b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#else
+INLINE Floats interleave_low(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+INLINE Floats interleave_high(Floats a, Floats b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+#endif
+
+/// Transposes LANES vectors in place: log2(LANES) rounds, each pairing vector i with vector i + LANES/2.
+INLINE void transpose(Floats v[LANES]) {
+  Floats w[LANES];
+  UNROLL for (int round = 1; round < LANES; round *= 2) {
+    UNROLL for (int i = 0; i < LANES / 2; i++) {
+      w[2 * i] = interleave_low(v[i], v[i + LANES / 2]);
+      w[2 * i + 1] = interleave_high(v[i], v[i + LANES / 2]);
+    }
+    UNROLL for (int i = 0; i < LANES; i++) v[i] = w[i];
+  }
+}
+
+/// Lane i of the result is the sum of the lanes of v[i]. Each round adds halves and halves the number of vectors;
+/// the choice made last ends in the lowest bit of the lane index, so that lanes come out in order.
+INLINE Floats sums(Floats v[LANES]) {
+  UNROLL for (int n = LANES / 2; n >= 1; n /= 2) {
+    UNROLL for (int i = 0; i < n; i++) v[i] = interleave_low(v[i], v[i + n]) + interleave_high(v[i], v[i + n]);
+  }
+  return v[0];
+}
+
+/// 2^x for x <= 126, 0 below -126 and for -inf.
+///
+/// x = n + f with |f| <= 1/2; 2^f = 1 + f*P(f), P minimax of degree 5 with relative error 2e-9 (fitted by Lawson's
+/// iteration on a Chebyshev grid, then rounded); 2^n is added to the exponent. About 1 ulp, and 2^0 is exactly 1.
+INLINE Floats exp2_nonlarge(Floats x) {
+  const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  Ints in_range = (Ints)(x >= splat(-126.0f));
+  Floats shifted = x + round;
+  Floats f = x - (shifted - round);
+  Floats p = splat(0.00015353361959569156f);
+  p = multiply_add(p, f, splat(0.0013398873852565885f));
+  p = multiply_add(p, f, splat(0.00961843691766262f));
+  p = multiply_add(p, f, splat(0.055503323674201965f));
+  p = multiply_add(p, f, splat(0.24022647738456726f));
+  p = multiply_add(p, f, splat(0.6931471824645996f));
+  p = multiply_add(p, f, splat(1.0f));
+  Floats result = (Floats)((Bits)p + ((Bits)shifted << 23));
+  return masked(in_range, result);
+}
+
+/// tanh: an odd polynomial (relative error 5e-9) up to 0.625, where 1 - 2/(e^2x + 1) would cancel; that beyond.
+INLINE Floats tanh_accurate(Floats x) {
+  Floats magnitude = (Floats)((Bits)x & 0x7fffffffu);
+  Floats square = x * x;
+  Floats p = splat(-0.005704987328499556f);
+  p = multiply_add(p, square, splat(0.0206390880048275f));
+  p = multiply_add(p, square, splat(-0.05373971536755562f));
+  p = multiply_add(p, square, splat(0.13331441581249237f));
+  p = multiply_add(p, square, splat(-0.3333328068256378f));
+  Floats small = multiply_add(p * square, x, x);
+  Floats doubled = magnitude * 2.8853900817779268f;  // 2 * log2(e)
+  Floats bounded = doubled < splat(60.0f) ? doubled : splat(60.0f);
+  Floats large = 1.0f - 2.0f / (exp2_nonlarge(bounded) + 1.0f);
+  Floats signed_large = (Floats)((Bits)large | ((Bits)x & 0x80000000u));
+  return magnitude < splat(0.625f) ? small : signed_large;
+}
+
+/// A score in base-2 units.
+INLINE Floats transformed(Floats score, FAScoreTransform t, int capped) {
+  return capped ? t.cap_log2 * tanh_accurate(score * t.scale_over_cap) : score * t.scale_log2;
+}
+
+// Conversions between memory and vectors.
+
+INLINE Floats from_bf16(Halves h) { return (Floats)(__builtin_convertvector(h, Bits) << 16); }
+
+/// Rounds to nearest, ties to even; a NaN stays a NaN.
+INLINE Halves to_bf16(Floats v) {
+  Bits b = (Bits)v;
+  Bits rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  Bits quiet = (b >> 16) | 0x40u;
+  Ints is_number = (Ints)((b & 0x7fffffffu) <= 0x7f800000u);
+  return __builtin_convertvector(is_number ? rounded : quiet, Halves);
+}
+
+#if HAS_F16
+typedef _Float16 Float16s __attribute__((ext_vector_type(LANES)));
+INLINE Floats from_f16(Halves h) { return __builtin_convertvector((Float16s)h, Floats); }
+INLINE Halves to_f16(Floats v) { return (Halves) __builtin_convertvector(v, Float16s); }
+#else
+/// By integers: the exponent is moved by a multiplication with 2^112, which also makes subnormals right.
+INLINE Floats from_f16(Halves h) {
+  Bits b = __builtin_convertvector(h, Bits);
+  Bits magnitude = (b & 0x7fffu) << 13;
+  Floats scaled = (Floats)magnitude * 0x1p112f;
+  Bits special = magnitude | 0x7f800000u;  // infinity and NaN keep their fraction
+  Ints is_special = (Ints)((b & 0x7c00u) == 0x7c00u);
+  Bits result = is_special ? special : (Bits)scaled;
+  return (Floats)(result | ((b & 0x8000u) << 16));
+}
+/// Rounds to nearest, ties to even, by adding a power of two whose last place is the result's last place.
+INLINE Halves to_f16(Floats v) {
+  Bits b = (Bits)v;
+  Bits sign = (b >> 16) & 0x8000u;
+  Bits magnitude = b & 0x7fffffffu;
+  Bits exponent = magnitude & 0x7f800000u;
+  exponent = exponent < 0x38800000u ? (Bits)((Bits){0} + 0x38800000u) : exponent;  // at least 2^-14
+  Floats anchor = (Floats)(exponent + (13u << 23));
+  Floats rounded = ((Floats)magnitude + anchor) - anchor;
+  Bits normal = ((Bits)(rounded * 0x1p-112f)) >> 13;
+  Ints overflows = (Ints)((Bits)rounded >= 0x47800000u);  // 65536 and above, infinity, NaN
+  Ints is_nan = (Ints)(magnitude > 0x7f800000u);
+  Bits infinity = (Bits){0} + 0x7c00u;
+  Bits special = is_nan ? infinity + 0x200u : infinity;
+  return __builtin_convertvector((overflows | is_nan ? special : normal) | sign, Halves);
+}
+#endif
+
+/// LANES elements of the given type as floats.
+INLINE Floats load_elements(const void *p, FAScalarType type) {
+  if (type == FA_F32) return load((const float *)p);
+  Halves h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return type == FA_F16 ? from_f16(h) : from_bf16(h);
+}
+
+INLINE void store_elements(void *p, FAScalarType type, Floats v) {
+  if (type == FA_F32) {
+    store((float *)p, v);
+  } else {
+    Halves h = type == FA_F16 ? to_f16(v) : to_bf16(v);
+    __builtin_memcpy(p, &h, sizeof h);
+  }
+}
+
+/// The first `count` < LANES elements; the lanes above are zero, and no byte beyond is read.
+INLINE Floats load_some(const void *p, FAScalarType type, int count) {
+  char buffer[LANES * 4] = {0};
+  __builtin_memcpy(buffer, p, (size_t)count * (type == FA_F32 ? 4 : 2));
+  return load_elements(buffer, type);
+}
+
+INLINE void store_some(void *p, FAScalarType type, Floats v, int count) {
+  char buffer[LANES * 4];
+  store_elements(buffer, type, v);
+  __builtin_memcpy(p, buffer, (size_t)count * (type == FA_F32 ? 4 : 2));
+}
+
+INLINE size_t element_size(FAScalarType type) { return type == FA_F32 ? 4 : 2; }

@@ -1,0 +1,139 @@
+// The vector code under CPUAttention: one source compiled once per instruction set, chosen at run time.
+//
+// Two families share the softmax mathematics of Vector.h:
+//
+// - *panels*, for many query rows. Up to `panel_vectors * lanes` query rows lie across vector lanes, the head
+//   dimension and the keys run down memory: queries [D][rows], scores [keys][rows], output [Dv][rows]. K and V are
+//   read where they are, one broadcast element at a time, and the row statistics of the softmax are plain vectors.
+// - *rows*, for at most `FA_MAX_ROWS` query rows over many keys (decoding). The head dimension lies across lanes, so
+//   that no lane is wasted: queries [rows][D], scores [keys][rows], output [rows][Dv].
+//
+// All scratch memory belongs to the caller. Every head dimension is a multiple of 8. Nothing here allocates, locks,
+// or reads a byte outside the rows it was given.
+
+#ifndef CPU_MICROKERNELS_H
+#define CPU_MICROKERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/// Largest number of query rows of the rows family.
+#define FA_MAX_ROWS 8
+
+/// The element type of a tensor in memory.
+typedef enum { FA_F32 = 0, FA_F16 = 1, FA_BF16 = 2 } FAScalarType;
+
+/// What happens to a score q.k before the softmax. All logarithms are base 2.
+typedef struct {
+  /// The score in base-2 units is `score * scale_log2`, when there is no cap.
+  float scale_log2;
+  /// With a cap, it is `cap_log2 * tanh(score * scale_over_cap)`; zero where there is none.
+  float cap_log2;
+  float scale_over_cap;
+} FAScoreTransform;
+
+/// The keys that each row of a tile may see, counted from the tile's first key: `first[row] <= key < end[row]`.
+/// Null pointers: every row sees every key.
+typedef struct {
+  const int32_t *first;
+  const int32_t *end;
+} FAVisibleKeys;
+
+/// The running state of an online softmax, one entry per row.
+typedef struct {
+  /// The largest score so far, base 2; -inf before the first.
+  float *maximum;
+  /// The sum of 2^(score - maximum).
+  float *sum;
+  /// Output of each step: what the accumulated output must be multiplied by, 2^(old maximum - new maximum).
+  float *rescale;
+} FASoftmaxState;
+
+/// Rows that will be read soon: while key i of a tile is at work, row i of these is asked for. Memory then always has
+/// requests to serve, which a processor's own prefetchers do not manage across the change from K to V.
+typedef struct {
+  /// Null: nothing.
+  const void *rows;
+  /// Distance of rows, and bytes of a row to ask for.
+  ptrdiff_t stride;
+  int byte_count;
+  int count;
+} FAPrefetch;
+
+/// The functions of one instruction set.
+typedef struct {
+  /// For people: "AVX-512", ...
+  const char *name;
+  /// Floats in a vector.
+  int lanes;
+  /// Vectors across a full panel; a panel of fewer rows may use fewer.
+  int panel_vectors;
+  /// True where `pair_*` exist: products of bfloat16 pairs by one instruction.
+  int has_pairs;
+
+  // Panels. `vectors` is 1...panel_vectors and the panel has `vectors * lanes` rows.
+
+  /// Transposes `count` query rows of `dimension` elements into [dimension][rows] of f32; missing rows become zero.
+  void (*pack_queries)(const void *const *rows, int count, FAScalarType type, int dimension, int vectors, float *queries);
+  /// Converts `count` rows, `stride` bytes apart, to consecutive rows of f32.
+  void (*widen)(const void *source, ptrdiff_t stride, FAScalarType type, int count, int dimension, float *destination);
+  /// scores[key][row] = sum over d of keys[key][d] * queries[d][row]; `stride` in elements.
+  void (*scores)(const float *keys, ptrdiff_t stride, int count, const float *queries, int vectors, int dimension,
+                 float *scores);
+  /// Turns scores into 2^(score - maximum), in place, and advances the state.
+  void (*softmax)(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
+                  FASoftmaxState state);
+  /// output[c][row] = output[c][row] * rescale[row] + sum over keys of values[key][c] * weights[key][row].
+  void (*accumulate)(const float *values, ptrdiff_t stride, int count, const float *weights, int vectors,
+                     int dimension, const float *rescale, float *output);
+  /// Writes output[c][row] / sum[row] (0 where the sum is 0) to `count` rows of the given type.
+  void (*store_output)(const float *output, const float *sum, int vectors, int count, int dimension,
+                       FAScalarType type, void *const *rows);
+
+  // Panels of bfloat16 pairs: two elements of d (or two keys) side by side in 32 bits. Null without `has_pairs`.
+
+  /// As `pack_queries`, into [dimension/2][rows] of pairs.
+  void (*pair_pack_queries)(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries);
+  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero.
+  void (*pair_pack_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
+  /// As `scores`; keys are read where they are, `stride` in bytes.
+  void (*pair_scores)(const void *keys, ptrdiff_t stride, int count, const uint32_t *queries, int vectors,
+                      int dimension, float *scores);
+  /// As `softmax`; the weights are also rounded to bfloat16 and written as [(count+1)/2][rows] of pairs.
+  void (*pair_softmax)(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
+                       FASoftmaxState state, uint32_t *weights);
+  /// As `accumulate`, over `count` pairs of keys.
+  void (*pair_accumulate)(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
+                          const float *rescale, float *output);
+
+  // Rows. `rows` is 1, 2, 4 or 8; the row buffers are `padded` floats apart, D or Dv rounded up to 32.
+
+  /// Converts one query row, zero-filled up to `padded`.
+  void (*load_row)(const void *row, FAScalarType type, int dimension, int padded, float *destination);
+  /// scores[key][row] = keys[key] . queries[row]; `stride` in bytes.
+  void (*row_scores)(const void *keys, ptrdiff_t stride, FAScalarType type, int count, const float *queries, int rows,
+                     int dimension, int padded, float *scores, FAPrefetch next);
+  /// As `softmax`, for [count][rows]; the buffer has room for 32 scores more.
+  void (*row_softmax)(float *scores, int count, int rows, FAScoreTransform transform, FAVisibleKeys visible,
+                      FASoftmaxState state);
+  /// output[row][c] = output[row][c] * rescale[row] + sum over keys of weights[key][row] * values[key][c].
+  void (*row_accumulate)(const void *values, ptrdiff_t stride, FAScalarType type, int count, const float *weights,
+                         int rows, int dimension, int padded, const float *rescale, float *output, FAPrefetch next);
+  /// Writes one row divided by `sum` (0 where the sum is 0).
+  void (*store_row)(const float *output, float sum, int dimension, FAScalarType type, void *row);
+
+  // Probes: what this instruction set can do at most.
+
+  /// Runs `steps` steps of independent multiply-adds on registers; returns the operations done (2 per multiply-add).
+  double (*probe_arithmetic)(int64_t steps);
+  /// Sums `count` floats; reads memory as fast as one thread can.
+  float (*probe_read)(const float *source, size_t count);
+} CPUMicrokernels;
+
+/// The instruction sets this build knows, best first, that this machine can run. Ends with a null pointer.
+const CPUMicrokernels *const *fa_cpu_microkernels(void);
+
+/// Processors that this process may run on, at least 1.
+int fa_processor_count(void);
+
+#endif
