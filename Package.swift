@@ -37,7 +37,7 @@ let package = Package(
     .executableTarget(
       name: "flash-attention",
       dependencies: [
-        "FlashAttention", "TensorFiles", "CPUAttention",
+        "FlashAttention", "TensorFiles",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),

@@ -10,15 +10,23 @@ public struct Comparison: Sendable {
   public private(set) var maximumAllowed = 0.0
   public private(set) var meanAllowed = 0.0
 
-  /// Compares values in the same order. Where the reference is infinite or the allowed error is NaN, only equality
-  /// passes; a NaN where the reference has a number never does.
-  public init(actual: [Double], plain: [Double], reference: [Double], type: ScalarType) {
-    precondition(actual.count == reference.count && plain.count == reference.count)
+  /// Compares values, all in the same order. An infinite value is met only by the same; a NaN where a number is
+  /// expected never passes.
+  ///
+  /// - Parameters:
+  ///   - actual: the result in question.
+  ///   - expected: what it should be, where that comes from elsewhere; nil for the reference. The allowance does not
+  ///     depend on it: a wrong expectation is not excused by being far from the plain computation too.
+  ///   - plain: the plain computation in `type`.
+  ///   - reference: the 64-bit computation.
+  public init(actual: [Double], expected: [Double]? = nil, plain: [Double], reference: [Double], type: ScalarType) {
+    let expected = expected ?? reference
+    precondition([expected.count, plain.count, reference.count].allSatisfy { $0 == actual.count })
     var largest = 0.0
     var plainMaximum = 0.0
     var plainMean = 0.0
     for i in reference.indices {
-      let error = Self.distance(actual[i], reference[i])
+      let error = Self.distance(actual[i], expected[i])
       maximumError = max(maximumError, error)
       meanError += error
       let plainError = Self.distance(plain[i], reference[i])

@@ -49,14 +49,14 @@ public struct CPUPlan: Sendable {
 
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
-    // A staged K and V tile of f32 stays within 128 KB, and so within the L2 cache beside the panels.
-    tileKeys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
-
     let heads = problem.batch * problem.keyValueHeads
     let enough = 4 * self.threads
     if rows <= PackedRows.fewRows {
       path = .rows
       blockRows = max(rows, 1)
+      // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
+      // (Zen 5, 2026-11-21).
+      tileKeys = dimensions <= 256 ? 128 : 64
     } else {
       path = problem.scalarType == .bf16 && instructionSet.hasPairs ? .pairPanels : .panels
       // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
@@ -66,6 +66,8 @@ public struct CPUPlan: Sendable {
       // Blocks of equal size, whole vectors each.
       let even = (rows + blocks - 1) / blocks
       blockRows = (even + instructionSet.lanes - 1) / instructionSet.lanes * instructionSet.lanes
+      // A staged K and V tile of f32 stays within 128 KB, and so within the L2 cache beside the panels.
+      tileKeys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
     }
 
     // Too few units to keep the threads busy: divide the keys, but into parts worth a thread's waking up.

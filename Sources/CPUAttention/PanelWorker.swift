@@ -75,7 +75,7 @@ struct PanelWorker: ~Copyable {
 
   /// Computes the tiles of one unit and hands each panel's rows to `finish`.
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
-    let transform = FAScoreTransform(plan.problem)
+    let transform = ScoreTransform(plan.problem).kernels
     let panels = makePanels(rows, operands)
     let tiles = plan.tiles(over: rows.keysSeen(by: rows.rows), split: split)
     for tile in tiles {
@@ -92,6 +92,7 @@ struct PanelWorker: ~Copyable {
   private func makePanels(_ rows: PackedRows, _ operands: Operands) -> [Panel] {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    let isNegated = ScoreTransform(plan.problem).negatesQueries
     var panels: [Panel] = []
     for start in stride(from: rows.rows.lowerBound, to: rows.rows.upperBound, by: width) {
       let range = start..<min(start + width, rows.rows.upperBound)
@@ -112,11 +113,13 @@ struct PanelWorker: ~Copyable {
       if plan.path == .pairPanels {
         panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
           functions.pair_pack_queries(pointers, Int32(range.count), Int32(d), Int32(panel.vectors), $0)
+          if isNegated { for i in 0..<d / 2 * panel.vectors * plan.instructionSet.lanes { $0[i] ^= 0x8000_8000 } }
         }
       } else {
         functions.pack_queries(
           pointers, Int32(range.count), plan.problem.scalarType.microkernelType, Int32(d), Int32(panel.vectors),
           panel.queries)
+        if isNegated { for i in 0..<d * panel.vectors * plan.instructionSet.lanes { panel.queries[i].negate() } }
       }
       panels.append(panel)
     }
@@ -186,15 +189,5 @@ struct PanelWorker: ~Copyable {
     functions.accumulate(
       isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self), isStaged ? dv : v.strides.length, count,
       scores, vectors, Int32(dv), panel.state.rescale, panel.output)
-  }
-}
-
-extension FAScoreTransform {
-  /// Scale and softcap in base-2 units, rounded once.
-  init(_ problem: AttentionProblem) {
-    let log2e = 1.4426950408889634
-    self.init(
-      scale_log2: Float(problem.scale * log2e), cap_log2: Float((problem.softcap ?? 0) * log2e),
-      scale_over_cap: Float(problem.softcap.map { problem.scale / $0 } ?? 0))
   }
 }

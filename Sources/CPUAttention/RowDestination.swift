@@ -44,9 +44,10 @@ struct RowDestination: ~Copyable {
   }
 
   private func storeStatistics(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
-    // log2 of the sum of 2^score; in 64 bits, so that nothing is lost beside a large maximum.
+    // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
-    let logSumExp2 = sum > 0 ? Double(state.maximum[lane]) + log2(sum) : -.infinity
+    let unit = ScoreTransform(plan.problem).maximumUnit
+    let logSumExp2 = sum > 0 ? Double(state.maximum[lane]) * unit + log2(sum) : -.infinity
     if let partials {
       partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2
     } else if let logSumExp = operands.logSumExp {

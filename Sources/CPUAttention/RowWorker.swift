@@ -54,7 +54,7 @@ struct RowWorker: ~Copyable {
     let (d, dv) = (Int32(problem.dimension), Int32(problem.valueDimension))
     let (paddedD, paddedDv) = (Self.padded(problem.dimension), Self.padded(problem.valueDimension))
     let (k, v) = (operands.keys, operands.values)
-    let transform = FAScoreTransform(problem)
+    let transform = ScoreTransform(problem).kernels
     let state = FASoftmaxState(
       maximum: statistics, sum: statistics + paddedRows, rescale: statistics + 2 * paddedRows)
 
@@ -68,6 +68,10 @@ struct RowWorker: ~Copyable {
       functions.load_row(
         operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), type.microkernelType,
         d, Int32(paddedD), queries + r * paddedD)
+    }
+
+    if ScoreTransform(problem).negatesQueries {
+      for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 
     let seen = rows.keysSeen(by: rows.rows)
@@ -105,7 +109,6 @@ extension FAPrefetch {
   init(_ view: TensorView, _ rows: PackedRows, _ keys: Range<Int>) {
     self.init(
       rows: view.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound),
-      stride: view.strides.length * view.scalarType.byteCount,
-      byte_count: Int32(view.shape.dimension * view.scalarType.byteCount), count: Int32(keys.count))
+      stride: view.strides.length * view.scalarType.byteCount, count: Int32(keys.count))
   }
 }

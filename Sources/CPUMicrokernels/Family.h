@@ -8,6 +8,15 @@
 
 #include "Vector.h"
 
+/// Next to nothing, but it depends on all sums, so that the loop that made them is not removed.
+INLINE double probe_residue(const Floats sum[24]) {
+  Floats total = (Floats){0};
+  UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) total += sum[i];
+  float lanes[LANES];
+  store(lanes, total);
+  return lanes[0] == 12345.678f ? 1 : 0;
+}
+
 #include "Pairs.h"
 #include "Panels.h"
 #include "PairPanels.h"
@@ -16,16 +25,11 @@
 static double probe_arithmetic(int64_t steps) {
   Floats sum[24];
   UNROLL for (int i = 0; i < 24; i++) sum[i] = splat((float)i);
-  Floats factor = splat(0.999f), term = splat(0.001f);
+  const Floats factor = splat(0.999f), term = splat(0.001f);
   ROLLED for (int64_t step = 0; step < steps; step++) {
     UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) sum[i] = multiply_add(sum[i], factor, term);
   }
-  Floats total = (Floats){0};
-  UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) total += sum[i];
-  float lanes[LANES];
-  store(lanes, total);
-  // The result depends on the sum, so that the loop is not removed.
-  return 2.0 * LANES * PROBE_CHAINS * (double)steps + (lanes[0] == 12345.678f ? 1 : 0);
+  return 2.0 * LANES * PROBE_CHAINS * (double)steps + probe_residue(sum);
 }
 
 static float probe_read(const float *source, size_t count) {
@@ -61,6 +65,7 @@ const CPUMicrokernels TABLE = {
     .pair_scores = pair_scores,
     .pair_softmax = pair_softmax,
     .pair_accumulate = pair_accumulate,
+    .probe_pairs = probe_pairs,
 #endif
     .load_row = load_row,
     .row_scores = row_scores,

@@ -116,4 +116,14 @@ static void pair_softmax(float *scores, int count, int vectors, FAScoreTransform
   }
 }
 
+static double probe_pairs(int64_t steps) {
+  Floats sum[24];
+  UNROLL for (int i = 0; i < 24; i++) sum[i] = splat((float)i);
+  const Bits factor = (Bits)(0x3f7f3f7fu), term = (Bits)(0x3c003c00u);
+  ROLLED for (int64_t step = 0; step < steps; step++) {
+    UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) sum[i] = pair_multiply_add(factor, term, sum[i]);
+  }
+  return 4.0 * LANES * PROBE_CHAINS * (double)steps + probe_residue(sum);
+}
+
 #endif

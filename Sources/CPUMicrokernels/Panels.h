@@ -111,16 +111,13 @@ INLINE void softmax_maximum(float *scores, int count, int vectors, FAScoreTransf
     UNROLL for (int v = 0; v < vectors; v++) {
       float *p = scores + (ptrdiff_t)(key * vectors + v) * LANES;
       Floats score = load(p);
-      if (capped) score = transformed(score, transform, 1);
+      if (capped) score = capped_score(score, transform);
       if (is_masked) {
         const Ints seen = ((Ints){0} + key >= first[v]) & ((Ints){0} + key < end[v]);
         score = seen ? score : splat(MINUS_INFINITY);
       }
       if (capped || is_masked) store(p, score);
-      // Masked entries must lose also under a negative scale, so they are not scaled.
-      Floats scaled = capped ? score : score * transform.scale_log2;
-      if (is_masked && !capped) scaled = score == splat(MINUS_INFINITY) ? score : scaled;
-      largest[v] = maximum(scaled, largest[v]);
+      largest[v] = maximum(score, largest[v]);
     }
   }
 }
@@ -136,20 +133,22 @@ INLINE void softmax_wide(float *scores, int count, int vectors, FAScoreTransform
     const Floats old = load(state.maximum + v * LANES);
     // A row that has seen no key yet keeps -inf; its weights are made 0 by subtracting 0 instead.
     offset[v] = largest[v] == splat(MINUS_INFINITY) ? (Floats){0} : largest[v];
-    const Floats rescale = exp2_nonlarge(old - offset[v]);
+    const Floats rescale =
+        masked((Ints)(old != splat(MINUS_INFINITY)), weight_of(old, offset[v], transform));
     store(state.maximum + v * LANES, largest[v]);
     store(state.rescale + v * LANES, rescale);
-    sum[v] = load(state.sum + v * LANES) * rescale;
+    // Each tile is summed by itself and then added: fewer roundings at the size of the whole sum.
+    sum[v] = (Floats){0};
   }
 
-  const float scale = capped ? 1.0f : transform.scale_log2;
   Floats previous[PANEL_VECTORS];
   ROLLED for (int key = 0; key < count; key++) {
     UNROLL for (int v = 0; v < vectors; v++) {
       float *p = scores + (ptrdiff_t)(key * vectors + v) * LANES;
       const Floats score = load(p);
-      Floats weight = exp2_nonlarge(multiply_add(score, splat(scale), -offset[v]));
-      if (is_masked && !capped) weight = masked((Ints)(score != splat(MINUS_INFINITY)), weight);
+      Floats weight = weight_of(score, offset[v], transform);
+      // With a scale of 0, -inf * 0 is no number; the masked entries must still weigh nothing.
+      if (is_masked) weight = masked((Ints)(score != splat(MINUS_INFINITY)), weight);
       sum[v] += weight;
       if (weights) {
         if (key & 1) {
@@ -166,7 +165,10 @@ INLINE void softmax_wide(float *scores, int count, int vectors, FAScoreTransform
       store_pair(weights + ((ptrdiff_t)(count >> 1) * vectors + v) * LANES, previous[v], (Floats){0});
     }
   }
-  UNROLL for (int v = 0; v < vectors; v++) store(state.sum + v * LANES, sum[v]);
+  UNROLL for (int v = 0; v < vectors; v++) {
+    const Floats before = load(state.sum + v * LANES) * load(state.rescale + v * LANES);
+    store(state.sum + v * LANES, before + sum[v]);
+  }
 }
 
 INLINE void softmax_any(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,

@@ -14,15 +14,11 @@ static void load_row(const void *row, FAScalarType type, int dimension, int padd
   }
 }
 
-INLINE void prefetch_row(FAPrefetch next, int row) {
-  if (row >= next.count) return;
-  const char *p = (const char *)next.rows + row * next.stride;
-  ROLLED for (int i = 0; i < next.byte_count; i += 64) __builtin_prefetch(p + i, 0, 3);
-}
+INLINE void prefetch(const char *p) { __builtin_prefetch(p, 0, 3); }
 
 /// LANES scores: `rows` rows by LANES / rows keys.
 INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType type, const float *queries, int rows,
-                               int dimension, int padded) {
+                               int dimension, int padded, const char *next, ptrdiff_t next_stride) {
   const int group = LANES / rows;
   Floats partial[LANES];
   UNROLL for (int i = 0; i < LANES; i++) partial[i] = (Floats){0};
@@ -39,6 +35,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
       UNROLL for (int k = 0; k < group; k++) {
         Bits key;
         __builtin_memcpy(&key, keys + k * stride + d * 2, sizeof key);
+        prefetch(next + k * next_stride + d * 2);
         UNROLL for (int r = 0; r < rows; r++) {
           partial[k * rows + r] = pair_multiply_add(key, query[r], partial[k * rows + r]);
         }
@@ -49,6 +46,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
   ROLLED for (; d + LANES <= dimension; d += LANES) {
     UNROLL for (int k = 0; k < group; k++) {
       const Floats key = load_elements(keys + k * stride + d * element_size(type), type);
+      prefetch(next + k * next_stride + d * element_size(type));
       UNROLL for (int r = 0; r < rows; r++) {
         partial[k * rows + r] = multiply_add(key, load(queries + r * padded + d), partial[k * rows + r]);
       }
@@ -70,15 +68,18 @@ INLINE void row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType typ
   const int group = LANES / rows;
   int key = 0;
   for (; key + group <= count; key += group) {
-    for (int k = 0; k < group; k++) prefetch_row(next, key + k);
-    store(scores + (ptrdiff_t)key * rows,
-          row_scores_group(keys + key * stride, stride, type, queries, rows, dimension, padded));
+    // Where there is nothing more to ask for, ask for what is at work: that costs next to nothing.
+    const int has_next = key + group <= next.count;
+    const char *ahead = has_next ? (const char *)next.rows + key * next.stride : keys + key * stride;
+    store(scores + (ptrdiff_t)key * rows, row_scores_group(keys + key * stride, stride, type, queries, rows, dimension,
+                                                           padded, ahead, has_next ? next.stride : stride));
   }
   if (key < count) {
     // The last keys one at a time: stride 0 repeats one key in all places of a group.
     for (; key < count; key++) {
       float all[LANES];
-      store(all, row_scores_group(keys + key * stride, 0, type, queries, rows, dimension, padded));
+      const char *here = keys + key * stride;
+      store(all, row_scores_group(here, 0, type, queries, rows, dimension, padded, here, 0));
       for (int r = 0; r < rows; r++) scores[key * rows + r] = all[r];
     }
   }
@@ -107,16 +108,13 @@ static void row_scores(const void *keys, ptrdiff_t stride, FAScalarType type, in
 #if LANES < FA_MAX_ROWS
   if (rows > LANES) {
     // [key][8] from two runs of [key][4].
+    (void)next;
     for (int key = 0; key < count; key++) {
-      prefetch_row(next, key);
+      const char *here = (const char *)keys + key * stride;
       for (int half = 0; half < rows; half += LANES) {
-        Floats s = type == FA_F32   ? row_scores_group((const char *)keys + key * stride, stride, FA_F32,
-                                                       queries + half * padded, LANES, dimension, padded)
-                   : type == FA_F16 ? row_scores_group((const char *)keys + key * stride, stride, FA_F16,
-                                                       queries + half * padded, LANES, dimension, padded)
-                                    : row_scores_group((const char *)keys + key * stride, stride, FA_BF16,
-                                                       queries + half * padded, LANES, dimension, padded);
-        store(scores + key * rows + half, s);
+#define GROUP(T) row_scores_group(here, 0, T, queries + half * padded, LANES, dimension, padded, here, 0)
+        store(scores + key * rows + half, type == FA_F32 ? GROUP(FA_F32) : type == FA_F16 ? GROUP(FA_F16) : GROUP(FA_BF16));
+#undef GROUP
       }
     }
     return;
@@ -127,15 +125,41 @@ static void row_scores(const void *keys, ptrdiff_t stride, FAScalarType type, in
 #undef CALL
 }
 
-static void row_softmax(float *scores, int count, int rows, FAScoreTransform transform, FAVisibleKeys visible,
-                        FASoftmaxState state) {
-  const int total = count * rows, capped = transform.cap_log2 != 0;
-  // Whole vectors: the tail is -inf, which weighs nothing.
-  for (int i = total; i < total + LANES; i++) scores[i] = MINUS_INFINITY;
-  for (int i = 0; i < total; i += LANES) {
-    Floats score = load(scores + i);
-    Floats scaled = transformed(score, transform, capped);
-    store(scores + i, score == splat(MINUS_INFINITY) ? score : scaled);
+// The scores of a tile are one run of numbers, row l % rows at place l. PERIOD vectors bring every lane back to the row
+// that it had: one, or two where the rows outnumber the lanes.
+#define PERIOD(ROWS) ((ROWS) > LANES ? (ROWS) / LANES : 1)
+
+/// result[r] = the largest (or the sum) of the places of row r, starting from start[r].
+INLINE void reduce_places(const Floats *v, int rows, int is_sum, const float *start, float *result) {
+  float places[FA_MAX_ROWS * LANES];
+  UNROLL for (int i = 0; i < PERIOD(rows); i++) store(places + i * LANES, v[i]);
+  UNROLL for (int r = 0; r < rows; r++) {
+    float x = start[r];
+    UNROLL for (int l = r; l < PERIOD(rows) * LANES; l += rows) {
+      x = is_sum ? x + places[l] : (places[l] > x ? places[l] : x);
+    }
+    result[r] = x;
+  }
+}
+
+/// Every place of row r becomes values[r].
+INLINE void spread_places(const float *values, int rows, Floats *v) {
+  float places[FA_MAX_ROWS * LANES];
+  UNROLL for (int l = 0; l < PERIOD(rows) * LANES; l++) places[l] = values[l % rows];
+  UNROLL for (int i = 0; i < PERIOD(rows); i++) v[i] = load(places + i * LANES);
+}
+
+INLINE void row_softmax_wide(float *scores, int count, int rows, FAScoreTransform transform, FAVisibleKeys visible,
+                             FASoftmaxState state) {
+  const int total = count * rows, step = PERIOD(rows) * LANES;
+  // Whole periods: the tail is -inf, which weighs nothing.
+  for (int i = total; i < total + step; i++) scores[i] = MINUS_INFINITY;
+  if (transform.cap_log2 != 0) {
+    for (int i = 0; i < total; i += LANES) {
+      const Floats score = load(scores + i);
+      // tanh would make a finite score of the tail.
+      store(scores + i, score == splat(MINUS_INFINITY) ? score : capped_score(score, transform));
+    }
   }
   if (visible.first) {
     for (int r = 0; r < rows; r++) {
@@ -144,40 +168,49 @@ static void row_softmax(float *scores, int count, int rows, FAScoreTransform tra
       }
     }
   }
-  // Lane l of a vector belongs to row (l + i) % rows; with rows a power of two and LANES a multiple of it, that is
-  // l % rows. Eight rows over four lanes alternate between two vectors, hence two accumulators.
-  Floats largest[2] = {splat(MINUS_INFINITY), splat(MINUS_INFINITY)};
-  for (int i = 0; i < total; i += LANES) {
-    const int which = rows > LANES ? (i / LANES) & 1 : 0;
-    largest[which] = maximum(load(scores + i), largest[which]);
+
+  Floats largest[2], old[2], offset[2], rescale[2], sum[2];
+  UNROLL for (int v = 0; v < PERIOD(rows); v++) largest[v] = splat(MINUS_INFINITY);
+  for (int i = 0; i < total; i += step) {
+    UNROLL for (int v = 0; v < PERIOD(rows); v++) largest[v] = maximum(load(scores + i + v * LANES), largest[v]);
   }
-  float lanes[2 * LANES], offsets[2 * LANES];
-  store(lanes, largest[0]);
-  store(lanes + LANES, rows > LANES ? largest[1] : largest[0]);
+  spread_places(state.maximum, rows, old);
+  reduce_places(largest, rows, 0, state.maximum, state.maximum);
+  spread_places(state.maximum, rows, largest);
+  float factors[FA_MAX_ROWS * LANES];
+  UNROLL for (int v = 0; v < PERIOD(rows); v++) {
+    // A row that has seen no key yet keeps -inf; its weights are made 0 by subtracting 0 instead.
+    offset[v] = largest[v] == splat(MINUS_INFINITY) ? (Floats){0} : largest[v];
+    rescale[v] = masked((Ints)(old[v] != splat(MINUS_INFINITY)), weight_of(old[v], offset[v], transform));
+    store(factors + v * LANES, rescale[v]);
+    sum[v] = (Floats){0};
+  }
+  for (int i = 0; i < total; i += step) {
+    UNROLL for (int v = 0; v < PERIOD(rows); v++) {
+      const Floats score = load(scores + i + v * LANES);
+      // With a scale of 0, -inf * 0 is no number; the masked entries must still weigh nothing.
+      const Floats weight = masked((Ints)(score != splat(MINUS_INFINITY)), weight_of(score, offset[v], transform));
+      store(scores + i + v * LANES, weight);
+      sum[v] += weight;
+    }
+  }
+  // The tile by itself first: fewer roundings at the size of the whole sum.
+  const float zeros[FA_MAX_ROWS] = {0};
+  float tile[FA_MAX_ROWS];
+  reduce_places(sum, rows, 1, zeros, tile);
   for (int r = 0; r < rows; r++) {
-    float top = state.maximum[r];
-    for (int l = r; l < 2 * LANES; l += rows) top = lanes[l] > top ? lanes[l] : top;
-    const float offset = top == MINUS_INFINITY ? 0 : top;
-    for (int l = r; l < 2 * LANES; l += rows) offsets[l] = offset;
-    float factor[LANES];
-    store(factor, exp2_nonlarge(splat(state.maximum[r] - offset)));
-    state.rescale[r] = factor[0];
-    state.maximum[r] = top;
+    state.rescale[r] = factors[r];
+    state.sum[r] = state.sum[r] * factors[r] + tile[r];
   }
-  Floats sum[2] = {(Floats){0}, (Floats){0}};
-  const Floats offset[2] = {load(offsets), load(offsets + LANES)};
-  for (int i = 0; i < total; i += LANES) {
-    const int which = rows > LANES ? (i / LANES) & 1 : 0;
-    const Floats weight = exp2_nonlarge(load(scores + i) - offset[which]);
-    store(scores + i, weight);
-    sum[which] += weight;
-  }
-  store(lanes, sum[0]);
-  store(lanes + LANES, sum[1]);
-  for (int r = 0; r < rows; r++) {
-    float total_of_row = state.sum[r] * state.rescale[r];
-    for (int l = r; l < 2 * LANES; l += rows) total_of_row += lanes[l];
-    state.sum[r] = total_of_row;
+}
+
+static void row_softmax(float *scores, int count, int rows, FAScoreTransform transform, FAVisibleKeys visible,
+                        FASoftmaxState state) {
+  switch (rows) {
+    case 1: row_softmax_wide(scores, count, 1, transform, visible, state); break;
+    case 2: row_softmax_wide(scores, count, 2, transform, visible, state); break;
+    case 4: row_softmax_wide(scores, count, 4, transform, visible, state); break;
+    default: row_softmax_wide(scores, count, 8, transform, visible, state); break;
   }
 }
 
@@ -190,10 +223,11 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
     UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = load(output + r * padded + v * LANES) * rescale[r];
   }
   ROLLED for (int key = 0; key < count; key++) {
-    prefetch_row(next, key);
+    const char *ahead = key < next.count ? (const char *)next.rows + key * next.stride : values + key * stride;
     Floats value[8];
     UNROLL for (int v = 0; v < chunk; v++) {
       const char *p = values + key * stride + v * LANES * element_size(type);
+      prefetch(ahead + v * LANES * element_size(type));
       value[v] = columns ? load_some(p, type, columns) : load_elements(p, type);
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -211,17 +245,19 @@ INLINE void row_accumulate_wide(const char *values, ptrdiff_t stride, FAScalarTy
                                 float *output, FAPrefetch next) {
   const int chunk = ROW_ACCUMULATORS / rows < 8 ? ROW_ACCUMULATORS / rows : 8;
   int c = 0;
+  const char *ahead = next.rows;
   for (; c + chunk * LANES <= dimension; c += chunk * LANES) {
+    next.rows = ahead + c * element_size(type);
     row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, chunk, 0, padded, rescale,
                          output + c, next);
-    next.count = 0;
   }
   for (; c + LANES <= dimension; c += LANES) {
+    next.rows = ahead + c * element_size(type);
     row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, 1, 0, padded, rescale,
                          output + c, next);
-    next.count = 0;
   }
   if (c < dimension) {
+    next.rows = ahead + c * element_size(type);
     row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, 1, dimension - c, padded,
                          rescale, output + c, next);
   }

@@ -115,9 +115,15 @@ INLINE Floats tanh_accurate(Floats x) {
   return magnitude < splat(0.625f) ? small : signed_large;
 }
 
-/// A score in base-2 units.
-INLINE Floats transformed(Floats score, FAScoreTransform t, int capped) {
-  return capped ? t.cap_log2 * tanh_accurate(score * t.scale_over_cap) : score * t.scale_log2;
+/// A capped score, in base-2 units.
+INLINE Floats capped_score(Floats score, FAScoreTransform t) {
+  return t.cap_log2 * tanh_accurate(score * t.scale_over_cap);
+}
+
+/// The weight of a score.
+INLINE Floats weight_of(Floats score, Floats maximum, FAScoreTransform t) {
+  const Floats difference = score - maximum;
+  return exp2_nonlarge(multiply_add(difference, splat(t.scale_log2_rest), difference * t.scale_log2));
 }
 
 // Conversions between memory and vectors.

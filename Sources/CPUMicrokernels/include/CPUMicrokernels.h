@@ -23,11 +23,18 @@
 /// The element type of a tensor in memory.
 typedef enum { FA_F32 = 0, FA_F16 = 1, FA_BF16 = 2 } FAScalarType;
 
-/// What happens to a score q.k before the softmax. All logarithms are base 2.
+/// What happens to a score q.k before the softmax.
+///
+/// Without a cap the softmax works on the raw scores: weights are 2^((score - maximum) * scale_log2), so that the
+/// largest weight is exactly 1 and only differences are rounded. With a cap, the scores are first replaced by
+/// `cap_log2 * tanh(score * scale_over_cap)` and scale_log2 is 1. A negative scale would make the smallest raw score the
+/// largest: the caller negates the queries instead.
 typedef struct {
-  /// The score in base-2 units is `score * scale_log2`, when there is no cap.
+  /// From the units of the maximum to base 2; not negative. In two parts, the second what the first is short of: one
+  /// rounded factor would move all weights the same way, by a few ulps where scores are large.
   float scale_log2;
-  /// With a cap, it is `cap_log2 * tanh(score * scale_over_cap)`; zero where there is none.
+  float scale_log2_rest;
+  /// Zero where there is no cap.
   float cap_log2;
   float scale_over_cap;
 } FAScoreTransform;
@@ -41,22 +48,22 @@ typedef struct {
 
 /// The running state of an online softmax, one entry per row.
 typedef struct {
-  /// The largest score so far, base 2; -inf before the first.
+  /// The largest score so far, in the units of the transform; -inf before the first.
   float *maximum;
-  /// The sum of 2^(score - maximum).
+  /// The sum of the weights.
   float *sum;
-  /// Output of each step: what the accumulated output must be multiplied by, 2^(old maximum - new maximum).
+  /// Output of each step: what the accumulated output must be multiplied by, the weight of the old maximum.
   float *rescale;
 } FASoftmaxState;
 
-/// Rows that will be read soon: while key i of a tile is at work, row i of these is asked for. Memory then always has
-/// requests to serve, which a processor's own prefetchers do not manage across the change from K to V.
+/// Rows that will be read soon: while a piece of key i is at work, the same piece of row i of these is asked for. Memory
+/// then always has requests to serve, evenly, which a processor's own prefetchers do not manage across the change from K
+/// to V and back.
 typedef struct {
-  /// Null: nothing.
   const void *rows;
-  /// Distance of rows, and bytes of a row to ask for.
+  /// Bytes from row to row.
   ptrdiff_t stride;
-  int byte_count;
+  /// Rows there are; 0: nothing.
   int count;
 } FAPrefetch;
 
@@ -80,7 +87,7 @@ typedef struct {
   /// scores[key][row] = sum over d of keys[key][d] * queries[d][row]; `stride` in elements.
   void (*scores)(const float *keys, ptrdiff_t stride, int count, const float *queries, int vectors, int dimension,
                  float *scores);
-  /// Turns scores into 2^(score - maximum), in place, and advances the state.
+  /// Turns scores into weights, in place, and advances the state.
   void (*softmax)(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                   FASoftmaxState state);
   /// output[c][row] = output[c][row] * rescale[row] + sum over keys of values[key][c] * weights[key][row].
@@ -126,6 +133,8 @@ typedef struct {
 
   /// Runs `steps` steps of independent multiply-adds on registers; returns the operations done (2 per multiply-add).
   double (*probe_arithmetic)(int64_t steps);
+  /// The same with products of pairs (4 operations per lane). Null without `has_pairs`.
+  double (*probe_pairs)(int64_t steps);
   /// Sums `count` floats; reads memory as fast as one thread can.
   float (*probe_read)(const float *source, size_t count);
 } CPUMicrokernels;

@@ -1,0 +1,52 @@
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
+/// An open file, read in pieces at given places.
+final class InputFile: Sendable {
+  let path: String
+  let byteCount: Int
+  private let descriptor: Int32
+
+  init(path: String) throws(TensorFileError) {
+    self.path = path
+    descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    if descriptor < 0 { throw .unreadable(path: path, reason: lastError()) }
+    var status = stat()
+    if fstat(descriptor, &status) != 0 {
+      let reason = lastError()
+      close(descriptor)
+      throw .unreadable(path: path, reason: reason)
+    }
+    if status.st_mode & S_IFMT == S_IFDIR {
+      close(descriptor)
+      throw .unreadable(path: path, reason: "it is a folder")
+    }
+    byteCount = Int(status.st_size)
+  }
+
+  deinit { close(descriptor) }
+
+  /// Reads exactly `count` bytes from `offset` on; both lie within the file as it was when it was opened.
+  func read(_ count: Int, at offset: Int) throws(TensorFileError) -> [UInt8] {
+    var failure: TensorFileError?
+    let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+      while initialized < count {
+        let got = pread(descriptor, buffer.baseAddress! + initialized, count - initialized, off_t(offset + initialized))
+        if got < 0 && errno == EINTR { continue }
+        if got <= 0 {
+          failure = .unreadable(path: path, reason: got < 0 ? lastError() : "it became shorter while it was read")
+          return
+        }
+        initialized += got
+      }
+    }
+    if let failure { throw failure }
+    return bytes
+  }
+}
+
+/// The operating system's words for the last failure.
+func lastError() -> String { String(cString: strerror(errno)) }

@@ -1,0 +1,182 @@
+internal import FoundationEssentials
+internal import Attention
+
+/// A safetensors file: 8 bytes of header length, a JSON header of names, types, shapes and byte ranges, the data.
+///
+/// The header is checked whole when the file is opened (lengths, ranges, overlaps), so that a lying file is refused
+/// before any of its data is believed. Source: the format description of the safetensors project.
+public struct SafetensorsFile: Sendable {
+  /// What the header says of one tensor.
+  public struct Entry: Hashable, Sendable {
+    public let name: String
+    /// "F32", "BF16", "I64", ...
+    public let type: String
+    public let extents: [Int]
+    /// Bytes from the start of the data.
+    let bytes: Range<Int>
+  }
+
+  public let path: String
+  /// Tensors by name.
+  public let entries: [String: Entry]
+  private let file: InputFile
+  private let dataStart: Int
+
+  /// The largest header that is believed, as in the safetensors library.
+  static let headerLimit = 100_000_000
+
+  /// Opens a file and checks its header.
+  public init(path: String) throws(TensorFileError) {
+    self.path = path
+    file = try InputFile(path: path)
+    func malformed(_ reason: String) -> TensorFileError { .malformed(path: path, reason: reason) }
+
+    guard file.byteCount >= 8 else { throw malformed("it has \(file.byteCount) bytes, too few for a header.") }
+    let length = try file.read(8, at: 0).reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
+    guard length <= UInt64(Self.headerLimit) else {
+      throw malformed("its header claims \(length) bytes; at most \(Self.headerLimit) are believed.")
+    }
+    guard Int(length) <= file.byteCount - 8 else {
+      throw malformed("its header claims \(length) bytes, but only \(file.byteCount - 8) follow.")
+    }
+    dataStart = 8 + Int(length)
+    let header: Header
+    do {
+      header = try JSONDecoder().decode(Header.self, from: Data(try file.read(Int(length), at: 8)))
+    } catch {
+      throw malformed("its header is not the JSON that safetensors prescribes.")
+    }
+    entries = try Self.check(header, dataByteCount: file.byteCount - dataStart, malformed)
+  }
+
+  private static func check(
+    _ header: Header, dataByteCount: Int, _ malformed: (String) -> TensorFileError
+  ) throws(TensorFileError) -> [String: Entry] {
+    var entries: [String: Entry] = [:]
+    for (name, tensor) in header.tensors {
+      guard tensor.data_offsets.count == 2 else {
+        throw malformed("tensor '\(name)' has \(tensor.data_offsets.count) data offsets instead of two.")
+      }
+      let (begin, end) = (tensor.data_offsets[0], tensor.data_offsets[1])
+      guard begin >= 0, begin <= end else {
+        throw malformed("tensor '\(name)' claims the bytes from \(begin) to \(end).")
+      }
+      guard end <= dataByteCount else {
+        throw malformed("tensor '\(name)' ends at byte \(end) of the data, but the file holds \(dataByteCount).")
+      }
+      guard let count = checkedCount(tensor.shape) else {
+        throw malformed("tensor '\(name)' has the impossible shape \(tensor.shape).")
+      }
+      if let size = elementSizes[tensor.dtype], count * size != end - begin {
+        throw malformed(
+          "tensor '\(name)' of shape \(tensor.shape) and type \(tensor.dtype) needs \(count * size) bytes, but has "
+            + "\(end - begin).")
+      }
+      entries[name] = Entry(name: name, type: tensor.dtype, extents: tensor.shape, bytes: begin..<end)
+    }
+    let ordered = entries.values.filter { !$0.bytes.isEmpty }.sorted { $0.bytes.lowerBound < $1.bytes.lowerBound }
+    for (first, second) in zip(ordered, ordered.dropFirst()) where first.bytes.upperBound > second.bytes.lowerBound {
+      throw malformed("tensors '\(first.name)' and '\(second.name)' overlap.")
+    }
+    return entries
+  }
+
+  /// Bytes of an element, of the types whose sizes are whole bytes.
+  private static let elementSizes = [
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
+    "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+  ]
+
+  /// Reads one tensor.
+  /// - Throws: `.missing` or `.unsupportedType`, with what there is.
+  public func array(_ name: String) throws(TensorFileError) -> StoredArray {
+    guard let entry = entries[name] else {
+      throw .missing(path: path, name: name, available: entries.keys.sorted())
+    }
+    guard let type = ScalarType(safetensorsName: entry.type) else {
+      throw .unsupportedType(path: path, name: name, type: entry.type)
+    }
+    let bytes = try file.read(entry.bytes.count, at: dataStart + entry.bytes.lowerBound)
+    return StoredArray(extents: entry.extents, scalarType: type, bytes: bytes)
+  }
+
+  /// Writes tensors, in the order given; the file appears whole or not at all.
+  public static func write(
+    _ tensors: [(name: String, array: StoredArray)], metadata: [String: String] = [:], to path: String
+  ) throws(TensorFileError) {
+    var offset = 0
+    var header = Header()
+    header.metadata = metadata
+    for (name, array) in tensors {
+      header.tensors[name] = .init(
+        dtype: array.scalarType.safetensorsName, shape: array.extents,
+        data_offsets: [offset, offset + array.bytes.count])
+      offset += array.bytes.count
+    }
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = .sortedKeys
+    var json: [UInt8]
+    do {
+      json = [UInt8](try encoder.encode(header))
+    } catch {
+      throw .unwritable(path: path, reason: "its header cannot be written as JSON")
+    }
+    // The data starts at a multiple of 8 bytes; the format pads with spaces.
+    json += [UInt8](repeating: 0x20, count: (8 - json.count % 8) % 8)
+    let length = (0..<8).map { UInt8(truncatingIfNeeded: json.count >> (8 * $0)) }
+    try OutputFile.write([length, json] + tensors.map(\.array.bytes), to: path)
+  }
+}
+
+/// The JSON header.
+private struct Header: Codable {
+  struct Tensor: Codable {
+    let dtype: String
+    let shape: [Int]
+    // The format's own name.
+    let data_offsets: [Int]
+  }
+
+  struct Name: CodingKey {
+    let stringValue: String
+    var intValue: Int? { nil }
+    init(stringValue: String) { self.stringValue = stringValue }
+    init?(intValue: Int) { nil }
+    static let metadata = Name(stringValue: "__metadata__")
+  }
+
+  var metadata: [String: String] = [:]
+  var tensors: [String: Tensor] = [:]
+
+  init() {}
+
+  init(from decoder: any Decoder) throws {
+    let container = try decoder.container(keyedBy: Name.self)
+    for key in container.allKeys {
+      if key.stringValue == Name.metadata.stringValue {
+        metadata = try container.decode([String: String].self, forKey: key)
+      } else {
+        tensors[key.stringValue] = try container.decode(Tensor.self, forKey: key)
+      }
+    }
+  }
+
+  func encode(to encoder: any Encoder) throws {
+    var container = encoder.container(keyedBy: Name.self)
+    if !metadata.isEmpty { try container.encode(metadata, forKey: .metadata) }
+    for (name, tensor) in tensors { try container.encode(tensor, forKey: Name(stringValue: name)) }
+  }
+}
+
+extension ScalarType {
+  init?(safetensorsName name: String) {
+    switch name {
+    case "F32": self = .f32
+    case "F16": self = .f16
+    case "BF16": self = .bf16
+    default: return nil
+    }
+  }
+
+  var safetensorsName: String { rawValue.uppercased() }
+}

@@ -1,0 +1,39 @@
+/// Why a file of tensors cannot be read or written: the file, what is wrong with it, what to do.
+public enum TensorFileError: Error, Hashable, Sendable {
+  /// The file cannot be opened or read; the reason is the operating system's.
+  case unreadable(path: String, reason: String)
+  /// The file is not what its name says; the reason is a sentence.
+  case malformed(path: String, reason: String)
+  /// No tensor of this name.
+  case missing(path: String, name: String, available: [String])
+  /// The tensor's elements are of a type that attention does not read.
+  case unsupportedType(path: String, name: String, type: String)
+  /// The tensor has another number of axes.
+  case rank(path: String, name: String, extents: [Int], expected: String)
+  /// The file cannot be written; the reason is the operating system's. Nothing was left behind.
+  case unwritable(path: String, reason: String)
+  /// The name ends in neither .safetensors nor .npy.
+  case unknownFormat(path: String)
+}
+
+extension TensorFileError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .unreadable(let path, let reason):
+      return "\(path) cannot be read: \(reason)."
+    case .malformed(let path, let reason):
+      return "\(path) is damaged or not a tensor file: \(reason)"
+    case .missing(let path, let name, let available):
+      let names = available.isEmpty ? "no tensors" : available.map { "'\($0)'" }.joined(separator: ", ")
+      return "\(path) has no tensor '\(name)'; it holds \(names)."
+    case .unsupportedType(let path, let name, let type):
+      return "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16 and BF16. Convert it first."
+    case .rank(let path, let name, let extents, let expected):
+      return "Tensor '\(name)' of \(path) has the shape \(extents); \(expected)."
+    case .unwritable(let path, let reason):
+      return "\(path) cannot be written: \(reason). Nothing was written."
+    case .unknownFormat(let path):
+      return "\(path) is neither a .safetensors nor a .npy file by its name."
+    }
+  }
+}

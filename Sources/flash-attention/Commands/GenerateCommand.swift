@@ -1,0 +1,31 @@
+internal import ArgumentParser
+internal import FlashAttention
+internal import TensorFiles
+
+struct GenerateCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "generate", abstract: "Write random queries, keys and values: standard normal, repeatable by seed.")
+
+  @OptionGroup(title: "Shape") var shape: ShapeOptions
+
+  @Option(help: "Order of the axes: bhnd or bnhd.")
+  var layout = TensorLayout.bhnd
+
+  @Option(help: "The same seed gives the same numbers.")
+  var seed: UInt64 = 0
+
+  @Option(name: [.customShort("o"), .long], help: "The .safetensors file to write, with tensors q, k and v.")
+  var output: String
+
+  func run() throws {
+    let problem = try reportingOptionErrors { try shape.problem() }
+    var random = RandomSource(seed: seed)
+    let tensors = [("q", problem.queryShape), ("k", problem.keyShape), ("v", problem.valueShape)].map {
+      (name: $0, array: StoredArray(.normal($1, problem.scalarType, layout: layout, from: &random)))
+    }
+    try reportingFileErrors {
+      try SafetensorsFile.write(tensors, metadata: ["layout": layout.rawValue, "seed": "\(seed)"], to: output)
+    }
+    print("\(output): q, k and v for \(problem)")
+  }
+}

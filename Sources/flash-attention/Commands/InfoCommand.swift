@@ -1,0 +1,30 @@
+internal import ArgumentParser
+internal import FlashAttention
+
+struct InfoCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "info", abstract: "Say what this machine offers; good to have in a bug report.")
+
+  @Option(help: "Size of the buffer that the memory probe reads, in MB.")
+  var probeMegabytes = 256
+
+  func validate() throws {
+    guard (1...1_000_000).contains(probeMegabytes) else {
+      throw ValidationError("--probe-megabytes is \(probeMegabytes); it must be from 1 to 1000000.")
+    }
+  }
+
+  func run() throws {
+    let sets = Machine.instructionSets
+    let probe = MemoryProbe(byteCount: probeMegabytes * 1_000_000)
+    let bandwidth = median((0..<7).map { _ in probe.readGigabytesPerSecond() })
+    print(
+      fields([
+        ("vectors", sets[0] + (sets.count > 1 ? " (also: \(sets.dropFirst().joined(separator: ", ")))" : "")),
+        ("threads", "\(Machine.processors)"),
+        ("arithmetic", "\(fixed(Machine.measuredGigaflops(), 0)) GFLOPS of f32 multiply-adds, measured"),
+        ("memory", "\(fixed(bandwidth, 1)) GB/s reading \(probeMegabytes) MB, measured"),
+        ("GPU", GPUSupport.summary),
+      ]))
+  }
+}

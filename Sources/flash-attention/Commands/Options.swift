@@ -1,0 +1,118 @@
+public import ArgumentParser
+public import FlashAttention
+
+extension ScalarType: ExpressibleByArgument {}
+extension TensorLayout: ExpressibleByArgument {}
+extension Device: ExpressibleByArgument {}
+
+/// `--causal --window --scale --softcap`.
+struct MaskOptions: ParsableArguments {
+  @Flag(help: "A query sees the keys up to its own position; the last query stands on the last key.")
+  var causal = false
+
+  @Option(
+    help: ArgumentHelp(
+      "A query sees LEFT keys before and RIGHT keys after its own position; an empty side is unlimited: 128, or ,0.",
+      valueName: "LEFT,RIGHT"),
+    transform: Window.init(argument:))
+  var window: Window?
+
+  @Option(help: "What scores are multiplied by. (default: 1/sqrt(dimension))")
+  var scale: Double?
+
+  @Option(help: "Cap scores smoothly: c * tanh(score / c).")
+  var softcap: Double?
+
+  var mask: AttentionMask {
+    let mask: AttentionMask = window.map { .window(left: $0.left, right: $0.right) } ?? .none
+    return causal ? mask.andCausal : mask
+  }
+
+  func validate() throws {
+    if let scale, !scale.isFinite { throw ValidationError("\(AttentionError.scale(scale))") }
+    if let softcap, !(softcap.isFinite && softcap > 0) { throw ValidationError("\(AttentionError.softcap(softcap))") }
+  }
+
+  /// These options as words on a command line.
+  static func arguments(mask: AttentionMask, softcap: Double?) -> String {
+    var words: [String] = []
+    switch mask {
+    case .none: break
+    case .causal: words.append("--causal")
+    case .window(let left, let right):
+      words.append("--window \(left.map(String.init) ?? ""),\(right.map(String.init) ?? "")")
+    }
+    if let softcap { words.append("--softcap \(softcap)") }
+    return words.joined(separator: " ")
+  }
+}
+
+/// The value of `--window`.
+struct Window: Hashable, Sendable {
+  let left: Int?
+  let right: Int?
+
+  init(argument: String) throws {
+    let sides = argument.split(separator: ",", omittingEmptySubsequences: false)
+    guard sides.count == 2 else {
+      throw ValidationError("a window is LEFT,RIGHT with one comma, such as 128,0; an empty side is unlimited.")
+    }
+    left = try Self.side(sides[0])
+    right = try Self.side(sides[1])
+  }
+
+  private static func side(_ text: Substring) throws -> Int? {
+    if text.isEmpty { return nil }
+    guard let value = Int(text), value >= 0 else {
+      throw ValidationError("'\(text)' is not a number of keys, 0 or more.")
+    }
+    return value
+  }
+}
+
+/// `--batch --query-heads --kv-heads --queries --keys --dim --value-dim --dtype`.
+struct ShapeOptions: ParsableArguments {
+  @Option(help: "Independent sequences. (default: 1)")
+  var batch: Int?
+
+  @Option(help: "Query heads. (default: 8)")
+  var queryHeads: Int?
+
+  @Option(help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)")
+  var kvHeads: Int?
+
+  @Option(help: "Queries of each sequence. (default: 1024)")
+  var queries: Int?
+
+  @Option(help: "Keys of each sequence. (default: the queries)")
+  var keys: Int?
+
+  @Option(help: "Head dimension: a multiple of 8. (default: 64)")
+  var dim: Int?
+
+  @Option(help: "Head dimension of the values. (default: the head dimension)")
+  var valueDim: Int?
+
+  @Option(help: "Element type: f32, f16 or bf16. (default: f32)")
+  var dtype: ScalarType?
+
+  /// Whether a shape was given at all; the type alone is none.
+  var isGiven: Bool {
+    [batch, queryHeads, kvHeads, queries, keys, dim, valueDim].contains { $0 != nil }
+  }
+
+  func problem(
+    mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil
+  ) throws -> AttentionProblem {
+    let queryShape = TensorShape(
+      batch: batch ?? 1, heads: queryHeads ?? 8, length: queries ?? 1024, dimension: dim ?? 64)
+    let keyShape = TensorShape(
+      batch: queryShape.batch, heads: kvHeads ?? queryShape.heads, length: keys ?? queryShape.length,
+      dimension: queryShape.dimension)
+    var valueShape = keyShape
+    valueShape.dimension = valueDim ?? keyShape.dimension
+    return try AttentionProblem(
+      queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? .f32, mask: mask, scale: scale,
+      softcap: softcap)
+  }
+}

@@ -1,0 +1,217 @@
+internal import ArgumentParser
+internal import FlashAttention
+internal import TensorFiles
+
+struct RunCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run",
+    abstract: "Compute attention on the tensors of a file.",
+    discussion: """
+      Reads queries, keys and values from FILE (.safetensors), or each from a .npy file of its own:
+
+        flash-attention run activations.safetensors --causal -o out.safetensors
+        flash-attention run --query q.npy --key k.npy --value v.npy -o out.npy
+
+      Writes `output` and `lse` (log-sum-exp, natural logarithm) to a .safetensors file; to a .npy file, the output, \
+      and the log-sum-exp beside it with -lse before the .npy.
+      """)
+
+  @Argument(help: "A .safetensors file.")
+  var file: String?
+
+  @Option(help: "Tensor of the queries, or a .npy file.")
+  var query = "q"
+
+  @Option(help: "Tensor of the keys, or a .npy file.")
+  var key = "k"
+
+  @Option(help: "Tensor of the values, or a .npy file.")
+  var value = "v"
+
+  @Option(help: "Order of the axes: bhnd (batch, heads, tokens, dimension) or bnhd.")
+  var layout = TensorLayout.bhnd
+
+  @OptionGroup(title: "Attention") var options: MaskOptions
+
+  @Option(help: "Convert the inputs to f32, f16 or bf16 first. (default: the type of the queries)")
+  var dtype: ScalarType?
+
+  @Option(help: "Where to compute: auto, cpu or gpu.")
+  var device = Device.auto
+
+  @Option(name: [.customShort("o"), .long], help: "File to write the output and the log-sum-exp to.")
+  var output: String?
+
+  @Option(help: "Compare with this tensor of FILE (the output, or the log-sum-exp by its shape); exit 1 if it differs.")
+  var compare: String?
+
+  @Option(help: "Take the --compare tensor from this file instead; for a .npy file, --compare is not needed.")
+  var compareFile: String?
+
+  private var isNPY: Bool { file == nil }
+
+  func validate() throws {
+    let sources = [query, key, value]
+    if isNPY && !sources.allSatisfy({ $0.hasSuffix(".npy") }) {
+      throw ValidationError("Give a .safetensors FILE, or .npy files by --query, --key and --value.")
+    }
+    if let output, !output.hasSuffix(".safetensors") && !output.hasSuffix(".npy") {
+      throw ValidationError("The output '\(output)' must end in .safetensors or .npy.")
+    }
+    if compare != nil && isNPY && compareFile == nil {
+      throw ValidationError("--compare names a tensor of FILE; with .npy inputs, give --compare-file.")
+    }
+    if compareFile.map({ $0.hasSuffix(".npy") }) == false && compare == nil {
+      throw ValidationError("--compare-file also needs --compare, the name of the tensor in it.")
+    }
+  }
+
+  func run() throws {
+    let passed = try reportingFileErrors {
+      let inputs = try readInputs()
+      let (queries, keys, values) = (
+        inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
+        inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
+        inputs.values.converted(to: dtype ?? inputs.values.scalarType)
+      )
+      let problem = try AttentionProblem(
+        queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
+        softcap: options.softcap)
+      let plan = try AttentionPlan(problem, device: device)
+      let expected = try readExpected()
+
+      var result: AttentionResult?
+      var times = [try elapsedSeconds { result = try plan.run(queries: queries, keys: keys, values: values) }]
+      // Short runs are repeated, so that the time means something.
+      while times.reduce(0, +) < 0.2 && times.count < 20 {
+        times.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
+      }
+      if let output { try write(result!, of: problem, to: output) }
+      report(plan, times)
+      guard let expected else { return true }
+      return try compare(result!, with: expected, problem, inputs)
+    }
+    if !passed { throw ExitCode.comparisonFailed }
+  }
+
+  // MARK: - Files
+
+  private func readInputs() throws -> Inputs {
+    let container = try file.map { try Self.open($0) }
+    func tensor(_ name: String) throws -> Tensor {
+      let array = try container.map { try $0.array(name) } ?? NPYFile.read(path: name)
+      guard let tensor = array.tensor(layout: layout) else {
+        throw TensorFileError.rank(
+          path: file ?? name, name: file == nil ? "array" : name, extents: array.extents,
+          expected: "four axes are needed: " + (layout == .bhnd ? "batch, heads, tokens, dimension" : "batch, tokens, heads, dimension"))
+      }
+      return tensor
+    }
+    return Inputs(queries: try tensor(query), keys: try tensor(key), values: try tensor(value))
+  }
+
+  private static func open(_ path: String) throws -> SafetensorsFile {
+    guard path.hasSuffix(".safetensors") else { throw TensorFileError.unknownFormat(path: path) }
+    return try SafetensorsFile(path: path)
+  }
+
+  private func readExpected() throws -> (name: String, array: StoredArray)? {
+    if let compareFile, compareFile.hasSuffix(".npy") { return (compareFile, try NPYFile.read(path: compareFile)) }
+    guard let compare else { return nil }
+    return (compare, try Self.open(compareFile ?? file!).array(compare))
+  }
+
+  private func write(_ result: AttentionResult, of problem: AttentionProblem, to path: String) throws {
+    let output = StoredArray(result.output)
+    let lse = StoredArray(
+      extents: [problem.batch, problem.queryHeads, problem.queries], floats: result.logSumExp)
+    if path.hasSuffix(".npy") {
+      try NPYFile.write(output, to: path)
+      try NPYFile.write(lse, to: path.dropLast(4) + "-lse.npy")
+    } else {
+      try SafetensorsFile.write(
+        [("output", output), ("lse", lse)], metadata: ["layout": layout.rawValue], to: path)
+    }
+  }
+
+  // MARK: - Reports
+
+  private func report(_ plan: AttentionPlan, _ times: [Double]) {
+    let time = median(times)
+    let runs = times.count == 1 ? "" : " (median of \(times.count) runs)"
+    print(
+      fields([
+        ("problem", "\(plan.problem)"),
+        ("plan", "\(plan)"),
+        ("time", duration(time) + runs),
+        ("speed", "\(fixed(plan.problem.flops / time / 1e9, 1)) GFLOPS, \(fixed(plan.problem.bytes / time / 1e9, 2)) GB/s"),
+        ("memory", "\(megabytes(peakMemory())) at most in use; \(megabytes(plan.scratchByteCount)) of scratch a thread"),
+      ]))
+  }
+
+  /// Compares the output, or the log-sum-exp where the expected tensor has its shape. The allowance is what the plain
+  /// computation on the converted inputs errs against the 64-bit one on the inputs of the file.
+  private func compare(
+    _ result: AttentionResult, with expected: (name: String, array: StoredArray), _ problem: AttentionProblem,
+    _ inputs: Inputs
+  ) throws -> Bool {
+    let lseExtents = [problem.batch, problem.queryHeads, problem.queries]
+    let isLogSumExp = expected.array.extents == lseExtents
+    let outputExtents = layout.extents(of: problem.outputShape)
+    guard isLogSumExp || expected.array.extents == outputExtents else {
+      throw TensorFileError.rank(
+        path: compareFile ?? file!, name: expected.name, extents: expected.array.extents,
+        expected: "the output has \(outputExtents), the log-sum-exp \(lseExtents)")
+    }
+    let plain = inputs.converted(to: problem.scalarType).withViews {
+      AttentionCheck.plain(problem, queries: $0, keys: $1, values: $2)
+    }
+    let reference = inputs.withViews { AttentionCheck.reference(problem, queries: $0, keys: $1, values: $2) }
+    let comparison: Comparison
+    if isLogSumExp {
+      comparison = Comparison(
+        actual: result.logSumExp.map(Double.init), expected: expected.array.floats.map(Double.init),
+        plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
+    } else {
+      comparison = Comparison(
+        actual: result.output.inHeadOrder, expected: expected.array.tensor(layout: layout)!.inHeadOrder,
+        plain: plain.output, reference: reference.output, type: problem.scalarType)
+    }
+    print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
+    return comparison.passes
+  }
+}
+
+/// The tensors of a file.
+private struct Inputs {
+  let queries: Tensor
+  let keys: Tensor
+  let values: Tensor
+
+  func converted(to type: ScalarType) -> Inputs {
+    Inputs(queries: queries.converted(to: type), keys: keys.converted(to: type), values: values.converted(to: type))
+  }
+
+  func withViews<Result>(_ body: (TensorView, TensorView, TensorView) -> Result) -> Result {
+    queries.withView { q in keys.withView { k in values.withView { v in body(q, k, v) } } }
+  }
+}
+
+extension Tensor {
+  /// All elements in the order batch, head, token, dimension.
+  var inHeadOrder: [Double] {
+    withView { view in
+      var result: [Double] = []
+      result.reserveCapacity(shape.elementCount)
+      for b in 0..<shape.batch {
+        for h in 0..<shape.heads {
+          for n in 0..<shape.length {
+            let row = view.row(batch: b, head: h, token: n)
+            for d in 0..<shape.dimension { result.append(Double(scalarType.load(from: row, at: d))) }
+          }
+        }
+      }
+      return result
+    }
+  }
+}

@@ -1,0 +1,148 @@
+internal import FlashAttention
+
+/// A random problem with its inputs, wholly determined by a seed and its number.
+struct VerificationCase: Sendable {
+  /// What the numbers are like.
+  enum Inputs: String, Sendable {
+    case normal
+    /// Scores in the hundreds, values in the hundreds.
+    case huge
+    /// All of Q, K and V far from zero, so that the scores are large and close together.
+    case shifted
+    /// A query agrees with one key, so that one weight is nearly 1.
+    case oneHot
+  }
+
+  let seed: UInt64
+  let number: Int
+  let family: CaseFamily
+  let problem: AttentionProblem
+  let inputs: Inputs
+  let queryPlacement: CaseTensor.Placement
+  let keyPlacement: CaseTensor.Placement
+  let valuePlacement: CaseTensor.Placement
+  let outputPlacement: CaseTensor.Placement
+  /// NaN in all memory around the inputs.
+  let isPoisoned: Bool
+
+  /// Draws case `number`; the families take turns.
+  init(seed: UInt64, number: Int) {
+    var random = RandomSource(seed: seed, stream: UInt64(number))
+    self.seed = seed
+    self.number = number
+    family = CaseFamily.allCases[number % CaseFamily.allCases.count]
+    var draw = ProblemDraw(family: family, from: &random)
+    draw.limitWork()
+    problem = draw.problem
+    inputs = family == .magnitudes ? random.pick([.huge, .shifted, .oneHot]) : .normal
+    isPoisoned = family == .nanTails || random.int(0...3) == 0
+
+    let isStrided = family == .strides
+    let isPoisoned = self.isPoisoned
+    func placement(isInput: Bool) -> CaseTensor.Placement {
+      var placement = CaseTensor.Placement(layout: random.pick(TensorLayout.allCases))
+      if isStrided || isPoisoned { placement.rowGap = random.pick([0, 0, 8, 3, 1]) }
+      if isPoisoned { placement.tail = random.int(1...70) }
+      if isStrided {
+        placement.isBackward = random.int(0...3) == 0
+        placement.isBatchBroadcast = isInput && random.int(0...3) == 0
+        placement.isHeadsBroadcast = isInput && random.int(0...3) == 0
+      }
+      return placement
+    }
+    queryPlacement = placement(isInput: true)
+    keyPlacement = placement(isInput: true)
+    valuePlacement = placement(isInput: true)
+    outputPlacement = placement(isInput: false)
+  }
+
+  /// Queries that see no key.
+  var hasEmptyRow: Bool {
+    (0..<problem.queries).contains { problem.visibleKeys(ofQuery: $0).isEmpty }
+  }
+
+  /// NaN behind the last key of each sequence.
+  var hasNaNTail: Bool { isPoisoned && keyPlacement.tail > 0 && valuePlacement.tail > 0 }
+
+  /// The command that runs this case alone.
+  var command: String { "flash-attention verify --seed \(seed) --only \(number)" }
+}
+
+/// The shape of a problem while it is drawn.
+private struct ProblemDraw {
+  var type: ScalarType
+  var batch: Int
+  var keyValueHeads: Int
+  var group: Int
+  var queries: Int
+  var keys: Int
+  var dimension: Int
+  var valueDimension: Int
+  var mask = AttentionMask.none
+  var scale: Double?
+  var softcap: Double?
+
+  init(family: CaseFamily, from random: inout RandomSource) {
+    type = random.pick(ScalarType.allCases)
+    batch = random.int(1...3)
+    keyValueHeads = random.int(1...3)
+    group = random.pick([1, 1, 2, 3, 4, 5, 8])
+    queries = random.int(1...150)
+    keys = random.int(1...300)
+    dimension = random.pick([8, 16, 24, 32, 40, 64, 72, 80, 96, 104, 128, 160, 192, 248, 256])
+    valueDimension = random.int(0...2) == 0 ? 8 * random.int(1...32) : dimension
+    if random.int(0...3) == 0 { mask = .causal }
+
+    switch family {
+    case .shapes, .strides, .nanTails, .magnitudes:
+      break
+    case .masks:
+      mask = random.pick([
+        .causal, .window(left: random.int(0...80), right: random.int(0...80)),
+        .window(left: random.int(0...200), right: 0), .window(left: nil, right: random.int(0...40)),
+        .window(left: random.int(0...40), right: nil),
+      ])
+    case .emptyRows:
+      switch random.int(0...2) {
+      case 0:
+        (queries, mask) = (keys + random.int(1...100), .causal)
+      case 1:
+        queries = keys + random.int(50...100)
+        mask = .window(left: random.int(0...10), right: random.int(0...10))
+      default:
+        keys = 0
+      }
+    case .longKeys:
+      keys = random.int(449...2200)
+      queries = random.int(9...120)
+      mask = random.pick([.none, .causal, .window(left: random.int(100...1500), right: random.int(0...100))])
+    case .decode:
+      keys = random.int(449...4000)
+      queries = random.pick([1, 1, 1, 2, 3, 4])
+      mask = random.pick([.none, .causal, .window(left: random.int(100...3000), right: 0)])
+    case .scores:
+      scale = random.pick([nil, 0.5, 1, -0.25, 0, 0.02])
+      softcap = random.pick([nil, 0.5, 5, 30, 50])
+    }
+  }
+
+  /// Keeps the 64-bit reference within a fraction of a second: fewer sequences, fewer heads, smaller dimensions.
+  mutating func limitWork() {
+    var work: Int { batch * keyValueHeads * group * queries * max(keys, 1) * (dimension + valueDimension) }
+    let limit = 30_000_000
+    while work > limit && batch > 1 { batch -= 1 }
+    while work > limit && keyValueHeads > 1 { keyValueHeads -= 1 }
+    while work > limit && group > 1 { group -= 1 }
+    while work > limit && queries > 8 { queries = queries / 2 + 1 }
+  }
+
+  var problem: AttentionProblem {
+    let keyShape = TensorShape(batch: batch, heads: keyValueHeads, length: keys, dimension: dimension)
+    var valueShape = keyShape
+    valueShape.dimension = valueDimension
+    // Every draw is valid; one that is not is a mistake here.
+    return try! AttentionProblem(
+      queries: TensorShape(batch: batch, heads: keyValueHeads * group, length: queries, dimension: dimension),
+      keys: keyShape, values: valueShape, scalarType: type, mask: mask, scale: scale, softcap: softcap)
+  }
+}
