@@ -27,6 +27,7 @@ public enum AttentionError: Error, Hashable, Sendable {
 }
 
 extension AttentionError: CustomStringConvertible {
+  /// The sentence that a user reads.
   public var description: String {
     switch self {
     case .mismatch(let axis, let first, let firstExtent, let second, let secondExtent):

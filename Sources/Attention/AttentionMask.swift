@@ -37,6 +37,7 @@ public enum AttentionMask: Hashable, Sendable {
 }
 
 extension AttentionMask: CustomStringConvertible {
+  /// The mask in words.
   public var description: String {
     switch self {
     case .none: "no mask"

@@ -5,9 +5,13 @@
 /// scale included. A query that sees no key gets output 0 and log-sum-exp -inf. Memory beyond the given lengths never
 /// influences a result.
 public struct AttentionProblem: Hashable, Sendable {
+  /// The type of the elements.
   public let scalarType: ScalarType
+  /// B: independent sequences.
   public let batch: Int
+  /// H_q, a multiple of H_kv.
   public let queryHeads: Int
+  /// H_kv.
   public let keyValueHeads: Int
   /// N_q.
   public let queries: Int
@@ -17,6 +21,7 @@ public struct AttentionProblem: Hashable, Sendable {
   public let dimension: Int
   /// D_v, of values and output.
   public let valueDimension: Int
+  /// Which keys a query sees.
   public let mask: AttentionMask
   /// What the scores are multiplied by.
   public let scale: Double
@@ -88,15 +93,19 @@ extension AttentionProblem {
   /// Query heads that share one key/value head.
   public var groupSize: Int { queryHeads / keyValueHeads }
 
+  /// `[B, H_q, N_q, D]`.
   public var queryShape: TensorShape {
     TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: dimension)
   }
+  /// `[B, H_kv, N_k, D]`.
   public var keyShape: TensorShape {
     TensorShape(batch: batch, heads: keyValueHeads, length: keys, dimension: dimension)
   }
+  /// `[B, H_kv, N_k, D_v]`.
   public var valueShape: TensorShape {
     TensorShape(batch: batch, heads: keyValueHeads, length: keys, dimension: valueDimension)
   }
+  /// `[B, H_q, N_q, D_v]`.
   public var outputShape: TensorShape {
     TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: valueDimension)
   }
@@ -126,6 +135,7 @@ extension AttentionProblem {
 }
 
 extension AttentionProblem: CustomStringConvertible {
+  /// The problem in one line.
   public var description: String {
     var text = "batch \(batch), heads \(queryHeads)"
     if keyValueHeads != queryHeads { text += "/\(keyValueHeads)" }

@@ -1,10 +1,12 @@
 /// A 16-bit float with the exponent of `Float` and 7 fraction bits; for storage, not for arithmetic.
 public struct BFloat16: BitwiseCopyable, Sendable, Hashable {
+  /// Sign, 8 bits of exponent, 7 of fraction.
   public var bitPattern: UInt16
 
   /// Positive zero.
   public init() { bitPattern = 0 }
 
+  /// From the bits.
   public init(bitPattern: UInt16) { self.bitPattern = bitPattern }
 
   /// Rounds to nearest, ties to even. Values beyond the largest finite number become infinite; a NaN stays a quiet NaN.
@@ -25,5 +27,6 @@ extension Float {
 }
 
 extension BFloat16: CustomStringConvertible {
+  /// The value as a float prints it.
   public var description: String { Float(self).description }
 }

@@ -4,10 +4,13 @@
 /// plus half an ulp of the largest reference value in the type of the result. So the bound follows the inputs, and no
 /// constant has to be chosen for large, shifted or one-hot-like ones.
 public struct Comparison: Sendable {
+  /// The largest absolute error.
   public private(set) var maximumError = 0.0
+  /// The mean absolute error.
   public private(set) var meanError = 0.0
   /// Bounds of the two.
   public private(set) var maximumAllowed = 0.0
+  /// The bound of the mean error.
   public private(set) var meanAllowed = 0.0
 
   /// Compares values, all in the same order. An infinite value is met only by the same; a NaN where a number is
@@ -53,10 +56,12 @@ public struct Comparison: Sendable {
   /// The worse of the two errors as a part of what is allowed: at most 1 passes.
   public var ratio: Double { max(maximumError / maximumAllowed, meanError / meanAllowed) }
 
+  /// Whether both errors are within their bounds.
   public var passes: Bool { maximumError <= maximumAllowed && meanError <= meanAllowed }
 }
 
 extension Comparison: CustomStringConvertible {
+  /// Both errors and their bounds.
   public var description: String {
     "maximum error \(scientific(maximumError)) (allowed \(scientific(maximumAllowed))), "
       + "mean error \(scientific(meanError)) (allowed \(scientific(meanAllowed)))"

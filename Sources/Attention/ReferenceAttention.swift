@@ -6,7 +6,9 @@
 
 /// An attention result in plain arrays: `output` `[b, h_q, n_q, d_v]` and `logSumExp` `[b, h_q, n_q]`, contiguous.
 public struct AttentionValues: Sendable {
+  /// The outputs.
   public var output: [Double]
+  /// The log-sum-exps, natural logarithm.
   public var logSumExp: [Double]
 
   /// Room for the result of a problem, all zero.
@@ -26,7 +28,9 @@ public struct AttentionValues: Sendable {
 
 /// The rows of one head: `output` `[n_q, d_v]`, `logSumExp` `[n_q]`.
 public struct HeadValues: Sendable {
+  /// The outputs.
   public var output: [Double]
+  /// The log-sum-exps, natural logarithm.
   public var logSumExp: [Double]
 }
 

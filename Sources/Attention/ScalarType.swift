@@ -22,6 +22,7 @@ public enum ScalarType: String, Hashable, Sendable, CaseIterable, CustomStringCo
   /// The exponent of the smallest normal number.
   var minimumExponent: Int { self == .f16 ? -14 : -126 }
 
+  /// "f32", "f16" or "bf16".
   public var description: String { rawValue }
 
   /// The distance between neighbouring numbers of this type around `value`.
@@ -49,16 +50,22 @@ public protocol AttentionScalar: BitwiseCopyable, Sendable {
 }
 
 extension Float: AttentionScalar {
+  /// The type of the elements.
   public static var scalarType: ScalarType { .f32 }
+  /// The exact value as a float.
   public var asFloat: Float { self }
 }
 
 extension Float16: AttentionScalar {
+  /// The type of the elements.
   public static var scalarType: ScalarType { .f16 }
+  /// The exact value as a float.
   public var asFloat: Float { Float(self) }
 }
 
 extension BFloat16: AttentionScalar {
+  /// The type of the elements.
   public static var scalarType: ScalarType { .bf16 }
+  /// The exact value as a float.
   public var asFloat: Float { Float(self) }
 }

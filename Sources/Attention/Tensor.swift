@@ -1,7 +1,10 @@
 /// A contiguous tensor that owns its memory and never changes after it is made: safe to share between tasks.
 public struct Tensor: Sendable {
+  /// The extents.
   public let shape: TensorShape
+  /// The type of the elements.
   public let scalarType: ScalarType
+  /// The order of the axes in memory.
   public let layout: TensorLayout
   private let storage: TensorStorage
 
@@ -24,7 +27,9 @@ public struct Tensor: Sendable {
       scalars.count == shape.elementCount,
       "A tensor of \(shape) has \(shape.elementCount) elements; \(scalars.count) were given.")
     self.init(shape: shape, scalarType: Scalar.scalarType, layout: layout) { view in
-      scalars.withUnsafeBytes { view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: $0.count) }
+      scalars.withUnsafeBytes {
+        view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: $0.count)
+      }
     }
   }
 

@@ -9,6 +9,7 @@ public struct TensorShape: Hashable, Sendable {
   /// D (or Dv): elements of one token of one head.
   public var dimension: Int
 
+  /// Extents or distances by role.
   public init(batch: Int, heads: Int, length: Int, dimension: Int) {
     self.batch = batch
     self.heads = heads
@@ -33,6 +34,7 @@ public struct TensorShape: Hashable, Sendable {
 }
 
 extension TensorShape: CustomStringConvertible {
+  /// All extents, by name.
   public var description: String { "batch \(batch), heads \(heads), length \(length), dimension \(dimension)" }
 }
 
@@ -80,10 +82,14 @@ public enum TensorLayout: String, Hashable, Sendable, CaseIterable {
 /// Distances between neighbours along each axis, in elements; along the dimension it is always 1. Inputs may have any,
 /// zero and negative ones included.
 public struct TensorStrides: Hashable, Sendable {
+  /// From one sequence to the next.
   public var batch: Int
+  /// From one head to the next.
   public var heads: Int
+  /// From one token to the next.
   public var length: Int
 
+  /// Extents or distances by role.
   public init(batch: Int, heads: Int, length: Int) {
     self.batch = batch
     self.heads = heads

@@ -5,10 +5,14 @@
 public struct TensorView: @unchecked Sendable {
   /// Element (0, 0, 0, 0).
   public let base: UnsafeRawPointer
+  /// The type of the elements.
   public let scalarType: ScalarType
+  /// The extents.
   public let shape: TensorShape
+  /// Distances between neighbours, in elements.
   public let strides: TensorStrides
 
+  /// Memory with strides of any kind.
   public init(base: UnsafeRawPointer, scalarType: ScalarType, shape: TensorShape, strides: TensorStrides) {
     self.base = base
     self.scalarType = scalarType
@@ -44,11 +48,16 @@ public struct TensorView: @unchecked Sendable {
 
 /// Borrowed memory that a computation writes. See `TensorView`; no two elements may share memory.
 public struct MutableTensorView: @unchecked Sendable {
+  /// Element (0, 0, 0, 0).
   public let base: UnsafeMutableRawPointer
+  /// The type of the elements.
   public let scalarType: ScalarType
+  /// The extents.
   public let shape: TensorShape
+  /// Distances between neighbours, in elements.
   public let strides: TensorStrides
 
+  /// Memory with strides of any kind.
   public init(base: UnsafeMutableRawPointer, scalarType: ScalarType, shape: TensorShape, strides: TensorStrides) {
     self.base = base
     self.scalarType = scalarType

@@ -6,6 +6,7 @@ public import Attention
 /// cut into blocks, and each block walks over its keys tile by tile. A unit of work is one block of one
 /// (batch, key/value head), or one part of its keys.
 public struct CPUPlan: Sendable {
+  /// What lies across the vector lanes.
   public enum Path: String, Sendable {
     /// Query rows across vector lanes; for many rows.
     case panels
@@ -20,8 +21,11 @@ public struct CPUPlan: Sendable {
   /// The largest head dimension; the scratch memory of a thread grows with it.
   public static let dimensionLimit = 1024
 
+  /// What is computed.
   public let problem: AttentionProblem
+  /// The vectors in use.
   public let instructionSet: InstructionSet
+  /// What lies across the lanes.
   public let path: Path
   /// Threads at most.
   public let threads: Int
@@ -50,7 +54,7 @@ public struct CPUPlan: Sendable {
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
     let heads = problem.batch * problem.keyValueHeads
-    let enough = 4 * self.threads
+    let enough = (rows <= PackedRows.fewRows ? 16 : 4) * self.threads
     if rows <= PackedRows.fewRows {
       path = .rows
       blockRows = max(rows, 1)
@@ -84,6 +88,7 @@ public struct CPUPlan: Sendable {
 }
 
 extension CPUPlan: CustomStringConvertible {
+  /// All choices in one line.
   public var description: String {
     let how =
       switch path {

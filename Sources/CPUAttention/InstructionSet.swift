@@ -1,5 +1,5 @@
-internal import CPUMicrokernels
 internal import Attention
+internal import CPUMicrokernels
 
 /// One way of computing with this processor's vectors.
 public struct InstructionSet: Sendable {

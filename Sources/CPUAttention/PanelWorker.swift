@@ -183,11 +183,13 @@ struct PanelWorker: ~Copyable {
     }
     let isStaged = plan.problem.scalarType != .f32
     functions.scores(
-      isStaged ? UnsafePointer(keyTile) : keyRow.assumingMemoryBound(to: Float.self), isStaged ? d : k.strides.length, count,
+      isStaged ? UnsafePointer(keyTile) : keyRow.assumingMemoryBound(to: Float.self), isStaged ? d : k.strides.length,
+      count,
       panel.queries, vectors, Int32(d), scores)
     functions.softmax(scores, count, vectors, transform, visible, panel.state)
     functions.accumulate(
-      isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self), isStaged ? dv : v.strides.length, count,
+      isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self),
+      isStaged ? dv : v.strides.length, count,
       scores, vectors, Int32(dv), panel.state.rescale, panel.output)
   }
 }

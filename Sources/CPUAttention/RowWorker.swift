@@ -98,7 +98,10 @@ struct RowWorker: ~Copyable {
       functions.row_accumulate(
         v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), v.strides.length * type.byteCount,
         type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv), state.rescale, output,
-        FAPrefetch(k, rows, tile + 1 < tiles.upperBound ? keys.upperBound..<min(keys.upperBound + plan.tileKeys, seen.upperBound) : 0..<0))
+        FAPrefetch(
+          k, rows,
+          tile + 1 < tiles.upperBound ? keys.upperBound..<min(keys.upperBound + plan.tileKeys, seen.upperBound) : 0..<0)
+      )
     }
     destination.storeRows(output, stride: paddedDv, state, rows)
   }

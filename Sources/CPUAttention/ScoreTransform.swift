@@ -16,7 +16,8 @@ struct ScoreTransform {
   /// For the kernels, rounded from 64 bits.
   var kernels: FAScoreTransform {
     FAScoreTransform(
-      scale_log2: Float(maximumUnit), scale_log2_rest: Float(maximumUnit - Double(Float(maximumUnit))), cap_log2: Float((softcap ?? 0) * Self.log2e),
+      scale_log2: Float(maximumUnit), scale_log2_rest: Float(maximumUnit - Double(Float(maximumUnit))),
+      cap_log2: Float((softcap ?? 0) * Self.log2e),
       scale_over_cap: Float(softcap.map { scale / $0 } ?? 0))
   }
 

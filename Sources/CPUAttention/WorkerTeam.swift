@@ -9,6 +9,7 @@ public final class WorkQueue: Sendable {
 
   init(count: Int) { self.count = count }
 
+  /// The next number; nil when all are taken.
   public func next() -> Int? {
     let item = taken.add(1, ordering: .relaxed).oldValue
     return item < count ? item : nil

@@ -13,6 +13,7 @@ public struct DriverPresence: Sendable {
 
   /// Why there is nothing to use, as a sentence.
   public struct Absence: Error, Sendable, CustomStringConvertible {
+    /// The rest of a sentence.
     public let description: String
   }
 

@@ -18,6 +18,7 @@ public enum Device: String, Hashable, Sendable, CaseIterable {
 ///
 /// A plan is a value without mutable state; any number of tasks may run it at once.
 public struct AttentionPlan: Sendable {
+  /// What is computed.
   public let problem: AttentionProblem
   /// Why this device was chosen, as a sentence.
   public let reason: String

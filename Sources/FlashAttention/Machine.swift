@@ -19,6 +19,7 @@ public enum Machine {
 public final class MemoryProbe {
   private let probe: ReadProbe
 
+  /// Allocates the buffer and touches it once.
   public init(byteCount: Int, threads: Int? = nil) {
     probe = ReadProbe(byteCount: byteCount, threads: threads ?? Machine.processors)
   }

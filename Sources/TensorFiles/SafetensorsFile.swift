@@ -1,5 +1,5 @@
-internal import FoundationEssentials
 internal import Attention
+internal import FoundationEssentials
 
 /// A safetensors file: 8 bytes of header length, a JSON header of names, types, shapes and byte ranges, the data.
 ///
@@ -8,14 +8,17 @@ internal import Attention
 public struct SafetensorsFile: Sendable {
   /// What the header says of one tensor.
   public struct Entry: Hashable, Sendable {
+    /// The name of the tensor.
     public let name: String
     /// "F32", "BF16", "I64", ...
     public let type: String
+    /// Extents, slowest axis first.
     public let extents: [Int]
     /// Bytes from the start of the data.
     let bytes: Range<Int>
   }
 
+  /// Where the file is.
   public let path: String
   /// Tensors by name.
   public let entries: [String: Entry]

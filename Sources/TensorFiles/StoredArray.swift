@@ -4,10 +4,12 @@ public import Attention
 public struct StoredArray: Sendable {
   /// Extents, slowest axis first.
   public let extents: [Int]
+  /// The type of the elements.
   public let scalarType: ScalarType
   /// Little-endian elements; `extents` product times the type's size.
   public let bytes: [UInt8]
 
+  /// An array of bytes that are already in the form of a file.
   public init(extents: [Int], scalarType: ScalarType, bytes: [UInt8]) {
     self.extents = extents
     self.scalarType = scalarType

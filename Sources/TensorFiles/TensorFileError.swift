@@ -17,6 +17,7 @@ public enum TensorFileError: Error, Hashable, Sendable {
 }
 
 extension TensorFileError: CustomStringConvertible {
+  /// The sentence that a user reads.
   public var description: String {
     switch self {
     case .unreadable(let path, let reason):

@@ -103,7 +103,8 @@ struct RunCommand: ParsableCommand {
       guard let tensor = array.tensor(layout: layout) else {
         throw TensorFileError.rank(
           path: file ?? name, name: file == nil ? "array" : name, extents: array.extents,
-          expected: "four axes are needed: " + (layout == .bhnd ? "batch, heads, tokens, dimension" : "batch, tokens, heads, dimension"))
+          expected: "four axes are needed: "
+            + (layout == .bhnd ? "batch, heads, tokens, dimension" : "batch, tokens, heads, dimension"))
       }
       return tensor
     }
@@ -144,8 +145,13 @@ struct RunCommand: ParsableCommand {
         ("problem", "\(plan.problem)"),
         ("plan", "\(plan)"),
         ("time", duration(time) + runs),
-        ("speed", "\(fixed(plan.problem.flops / time / 1e9, 1)) GFLOPS, \(fixed(plan.problem.bytes / time / 1e9, 2)) GB/s"),
-        ("memory", "\(megabytes(peakMemory())) at most in use; \(megabytes(plan.scratchByteCount)) of scratch a thread"),
+        (
+          "speed",
+          "\(fixed(plan.problem.flops / time / 1e9, 1)) GFLOPS, \(fixed(plan.problem.bytes / time / 1e9, 2)) GB/s"
+        ),
+        (
+          "memory", "\(megabytes(peakMemory())) at most in use; \(megabytes(plan.scratchByteCount)) of scratch a thread"
+        ),
       ]))
   }
 

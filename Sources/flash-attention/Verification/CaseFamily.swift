@@ -1,5 +1,5 @@
 /// What a random problem is meant to try.
-enum CaseFamily: String, CaseIterable, Sendable {
+package enum CaseFamily: String, CaseIterable, Sendable {
   /// Odd lengths, GQA ratios, head dimensions from 8 to 256, D_v unlike D.
   case shapes
   /// Causal and windowed masks, with more and fewer queries than keys.

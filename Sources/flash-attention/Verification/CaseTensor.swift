@@ -1,28 +1,28 @@
-internal import FlashAttention
+package import FlashAttention
 
 /// A tensor of a case in memory of its own, with everything around it that must not matter.
-final class CaseTensor {
+package final class CaseTensor {
   /// How the axes lie in memory.
-  struct Placement: Hashable, Sendable {
-    var layout = TensorLayout.bhnd
+  package struct Placement: Hashable, Sendable {
+    package var layout = TensorLayout.bhnd
     /// Elements between the end of a row and the next row.
-    var rowGap = 0
+    package var rowGap = 0
     /// Tokens behind the last one of each sequence.
-    var tail = 0
+    package var tail = 0
     /// Axes with stride 0: all their entries are one.
-    var isBatchBroadcast = false
-    var isHeadsBroadcast = false
+    package var isBatchBroadcast = false
+    package var isHeadsBroadcast = false
     /// The tokens lie backward in memory.
-    var isBackward = false
+    package var isBackward = false
   }
 
-  let view: MutableTensorView
+  package let view: MutableTensorView
   private let memory: UnsafeMutableRawPointer
   private let elementCount: Int
 
   /// - Parameters:
   ///   - surroundings: the value of all memory that is not an element.
-  init(_ shape: TensorShape, _ type: ScalarType, _ placement: Placement, surroundings: Float) {
+  package init(_ shape: TensorShape, _ type: ScalarType, _ placement: Placement, surroundings: Float) {
     let pitch = shape.dimension + placement.rowGap
     let tokens = shape.length + placement.tail
     var strides: TensorStrides =
@@ -45,7 +45,7 @@ final class CaseTensor {
   deinit { memory.deallocate() }
 
   /// Sets every element.
-  func fill(_ value: (_ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float) {
+  package func fill(_ value: (_ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float) {
     let shape = view.shape
     for b in 0..<shape.batch {
       for h in 0..<shape.heads {
@@ -58,7 +58,7 @@ final class CaseTensor {
   }
 
   /// All elements in the order batch, head, token, dimension.
-  var values: [Double] {
+  package var values: [Double] {
     var result: [Double] = []
     let shape = view.shape
     for b in 0..<shape.batch {
@@ -73,10 +73,10 @@ final class CaseTensor {
   }
 
   /// How many elements of memory hold this value; with a value that no result takes, the memory never written.
-  func count(of value: Float) -> Int {
+  package func count(of value: Float) -> Int {
     (0..<elementCount).reduce(0) { $0 + (view.scalarType.load(from: memory, at: $1) == value ? 1 : 0) }
   }
 
   /// Elements of memory that do not belong to the tensor.
-  var gapCount: Int { elementCount - view.shape.elementCount }
+  package var gapCount: Int { elementCount - view.shape.elementCount }
 }

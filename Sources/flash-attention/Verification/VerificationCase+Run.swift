@@ -1,11 +1,11 @@
-internal import FlashAttention
+package import FlashAttention
 
 /// How a case went.
-struct CaseOutcome: Sendable {
+package struct CaseOutcome: Sendable {
   /// The worst error as a part of what is allowed, of output and log-sum-exp.
-  let ratio: Double
+  package let ratio: Double
   /// What is wrong, in words; nil where all is well.
-  let failure: String?
+  package let failure: String?
 }
 
 extension VerificationCase {
@@ -13,7 +13,7 @@ extension VerificationCase {
   private static let untouched: Float = -12544
 
   /// Computes the case on a device and compares with the 64-bit reference.
-  func run(on device: Device) throws(AttentionError) -> CaseOutcome {
+  package func run(on device: Device) throws(AttentionError) -> CaseOutcome {
     let q = CaseTensor(problem.queryShape, problem.scalarType, queryPlacement, surroundings: surroundings)
     let k = CaseTensor(problem.keyShape, problem.scalarType, keyPlacement, surroundings: surroundings)
     let v = CaseTensor(problem.valueShape, problem.scalarType, valuePlacement, surroundings: surroundings)

@@ -1,9 +1,9 @@
-internal import FlashAttention
+package import FlashAttention
 
 /// A random problem with its inputs, wholly determined by a seed and its number.
-struct VerificationCase: Sendable {
+package struct VerificationCase: Sendable {
   /// What the numbers are like.
-  enum Inputs: String, Sendable {
+  package enum Inputs: String, Sendable {
     case normal
     /// Scores in the hundreds, values in the hundreds.
     case huge
@@ -13,20 +13,20 @@ struct VerificationCase: Sendable {
     case oneHot
   }
 
-  let seed: UInt64
-  let number: Int
-  let family: CaseFamily
-  let problem: AttentionProblem
-  let inputs: Inputs
-  let queryPlacement: CaseTensor.Placement
-  let keyPlacement: CaseTensor.Placement
-  let valuePlacement: CaseTensor.Placement
-  let outputPlacement: CaseTensor.Placement
+  package let seed: UInt64
+  package let number: Int
+  package let family: CaseFamily
+  package let problem: AttentionProblem
+  package let inputs: Inputs
+  package let queryPlacement: CaseTensor.Placement
+  package let keyPlacement: CaseTensor.Placement
+  package let valuePlacement: CaseTensor.Placement
+  package let outputPlacement: CaseTensor.Placement
   /// NaN in all memory around the inputs.
-  let isPoisoned: Bool
+  package let isPoisoned: Bool
 
   /// Draws case `number`; the families take turns.
-  init(seed: UInt64, number: Int) {
+  package init(seed: UInt64, number: Int) {
     var random = RandomSource(seed: seed, stream: UInt64(number))
     self.seed = seed
     self.number = number
@@ -57,15 +57,15 @@ struct VerificationCase: Sendable {
   }
 
   /// Queries that see no key.
-  var hasEmptyRow: Bool {
+  package var hasEmptyRow: Bool {
     (0..<problem.queries).contains { problem.visibleKeys(ofQuery: $0).isEmpty }
   }
 
   /// NaN behind the last key of each sequence.
-  var hasNaNTail: Bool { isPoisoned && keyPlacement.tail > 0 && valuePlacement.tail > 0 }
+  package var hasNaNTail: Bool { isPoisoned && keyPlacement.tail > 0 && valuePlacement.tail > 0 }
 
   /// The command that runs this case alone.
-  var command: String { "flash-attention verify --seed \(seed) --only \(number)" }
+  package var command: String { "flash-attention verify --seed \(seed) --only \(number)" }
 }
 
 /// The shape of a problem while it is drawn.

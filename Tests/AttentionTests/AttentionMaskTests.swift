@@ -1,0 +1,32 @@
+import Attention
+import Testing
+
+@Suite struct AttentionMaskTests {
+  /// The contract, key by key: query i stands at key i + N_k - N_q.
+  @Test(arguments: [(1, 1), (5, 5), (3, 8), (8, 3), (4, 0), (0, 4)])
+  func visibleKeysAreThoseOfTheContract(queries: Int, keys: Int) {
+    let sides: [Int?] = [nil, 0, 1, 3, 100, Int.max]
+    for query in 0..<queries {
+      let diagonal = query + keys - queries
+      func check(_ mask: AttentionMask, _ sees: (Int) -> Bool) {
+        let visible = mask.visibleKeys(ofQuery: query, queries: queries, keys: keys)
+        #expect(Array(visible) == (0..<keys).filter(sees), "\(mask), query \(query) of \(queries), \(keys) keys")
+      }
+      check(.none) { _ in true }
+      check(.causal) { $0 <= diagonal }
+      for left in sides {
+        for right in sides {
+          check(.window(left: left, right: right)) { key in
+            (left.map { diagonal - key <= $0 } ?? true) && (right.map { key - diagonal <= $0 } ?? true)
+          }
+        }
+      }
+    }
+  }
+
+  @Test func causalNarrowsAWindow() {
+    #expect(AttentionMask.none.andCausal == .causal)
+    #expect(AttentionMask.window(left: 7, right: nil).andCausal == .window(left: 7, right: 0))
+    #expect(AttentionMask.window(left: nil, right: 5).andCausal == .window(left: nil, right: 0))
+  }
+}

@@ -1,0 +1,209 @@
+import Attention
+import CPUAttention
+import Testing
+
+@Suite struct CPUPlanTests {
+  struct Shape: Sendable, CustomTestStringConvertible {
+    var queryHeads = 2, keyValueHeads = 1, queries = 50, keys = 100, dimension = 64, valueDimension = 64
+    var mask = AttentionMask.none
+    var softcap: Double?
+    var scale: Double?
+
+    var testDescription: String {
+      "\(queryHeads)/\(keyValueHeads) heads, \(queries)x\(keys), \(dimension)/\(valueDimension), \(mask), "
+        + "softcap \(softcap ?? 0), scale \(scale ?? 1)"
+    }
+
+    func problem(_ type: ScalarType) throws -> AttentionProblem {
+      func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
+        TensorShape(batch: 2, heads: heads, length: length, dimension: dimension)
+      }
+      return try AttentionProblem(
+        queries: shape(queryHeads, queries, dimension), keys: shape(keyValueHeads, keys, dimension),
+        values: shape(keyValueHeads, keys, valueDimension), scalarType: type, mask: mask, scale: scale,
+        softcap: softcap)
+    }
+  }
+
+  /// One shape for each place where the kernels branch: panel widths, row counts, tails, masks, softcap, splits.
+  static let shapes = [
+    Shape(queries: 1, keys: 1, dimension: 8, valueDimension: 8),
+    Shape(queryHeads: 1, queries: 1, keys: 1200),
+    Shape(queries: 1, keys: 700, dimension: 40, valueDimension: 72),
+    Shape(queries: 2, keys: 333, dimension: 128, valueDimension: 8, mask: .causal),
+    Shape(queryHeads: 3, queries: 2, keys: 77, dimension: 24, valueDimension: 256, softcap: 4),
+    Shape(queryHeads: 8, queries: 1, keys: 4100, dimension: 104, valueDimension: 104, scale: -0.1),
+    Shape(queryHeads: 1, queries: 9, keys: 65),
+    Shape(queryHeads: 1, queries: 17, keys: 63, dimension: 72, valueDimension: 40),
+    Shape(queries: 100, keys: 700, mask: .causal),
+    Shape(queries: 100, keys: 60, mask: .causal),
+    Shape(queries: 333, keys: 129, dimension: 16, valueDimension: 24, mask: .window(left: 30, right: 5)),
+    Shape(queries: 70, keys: 200, dimension: 256, valueDimension: 256, softcap: 20, scale: -0.3),
+    Shape(queries: 70, keys: 200, dimension: 32, valueDimension: 32, mask: .causal, scale: -0.3),
+    Shape(queries: 40, keys: 50, dimension: 1024, valueDimension: 520),
+    Shape(queries: 20, keys: 50, scale: 0),
+    Shape(queries: 2, keys: 50, mask: .window(left: 0, right: 0), scale: 0),
+    Shape(queries: 30, keys: 0),
+  ]
+
+  private func run(
+    _ plan: CPUPlan, _ q: GuardedTensor, _ k: GuardedTensor, _ v: GuardedTensor
+  ) throws -> (output: [Float], logSumExp: [Float]) {
+    let problem = plan.problem
+    let output = GuardedTensor(problem.outputShape, problem.scalarType) { _ in .nan }
+    var logSumExp = [Float](repeating: .nan, count: problem.logSumExpCount)
+    try logSumExp.withUnsafeMutableBufferPointer {
+      try plan.run(
+        queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view, logSumExp: $0)
+    }
+    return (
+      (0..<problem.outputShape.elementCount).map { problem.scalarType.load(from: output.view.base, at: $0) }, logSumExp
+    )
+  }
+
+  private func inputs(_ problem: AttentionProblem) -> (GuardedTensor, GuardedTensor, GuardedTensor) {
+    // Sines of a large stride: spread like noise, the same on every machine.
+    func tensor(_ shape: TensorShape, _ phase: Double) -> GuardedTensor {
+      GuardedTensor(shape, problem.scalarType) { i in
+        let x = Double(i) * 12.9898 + phase
+        let noise = (x - x.rounded(.down) - 0.5) * 4
+        return Float(noise * ((x * 0.37).truncatingRemainder(dividingBy: 3)) / 2)
+      }
+    }
+    return (tensor(problem.queryShape, 0.1), tensor(problem.keyShape, 0.7), tensor(problem.valueShape, 0.3))
+  }
+
+  /// Every instruction set, every type, every shape: within the tolerance, and without touching a byte beyond the
+  /// tensors, which end at the end of readable memory.
+  @Test(arguments: 0..<InstructionSet.available.count, shapes)
+  func agreesWithTheReference(set: Int, shape: Shape) throws {
+    for type in ScalarType.allCases {
+      let problem = try shape.problem(type)
+      let (q, k, v) = inputs(problem)
+      let reference = ReferenceAttention.compute(
+        problem, queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly)
+      var plain = AttentionValues(for: problem)
+      for b in 0..<problem.batch {
+        for h in 0..<problem.queryHeads {
+          plain.set(
+            PlainAttention.head(
+              h, batch: b, of: problem, queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly),
+            batch: b, head: h, of: problem)
+        }
+      }
+      for threads in [1, 3] {
+        let plan = try CPUPlan(problem, threads: threads, instructionSet: InstructionSet.available[set])
+        let result = try run(plan, q, k, v)
+        let outputs = Comparison(
+          actual: result.output.map(Double.init), plain: plain.output, reference: reference.output, type: type)
+        #expect(outputs.passes, "\(plan): \(outputs)")
+        let statistics = Comparison(
+          actual: result.logSumExp.map(Double.init), plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
+        #expect(statistics.passes, "\(plan): log-sum-exp \(statistics)")
+      }
+    }
+  }
+
+  @Test func theSamePlanGivesTheSameBits() throws {
+    for shape in [Shape(queries: 1, keys: 5000), Shape(queries: 200, keys: 900, mask: .causal)] {
+      let problem = try shape.problem(.bf16)
+      let (q, k, v) = inputs(problem)
+      let plan = try CPUPlan(problem)
+      let first = try run(plan, q, k, v)
+      for _ in 0..<10 {
+        let again = try run(plan, q, k, v)
+        #expect(again.output.map(\.bitPattern) == first.output.map(\.bitPattern))
+        #expect(again.logSumExp.map(\.bitPattern) == first.logSumExp.map(\.bitPattern))
+      }
+    }
+  }
+
+  /// Several tasks at once get the right answers, and the helpers never outnumber the processors.
+  @Test func manyTasksAtOnce() async throws {
+    let problem = try Shape(queries: 64, keys: 300).problem(.f32)
+    let (q, k, v) = inputs(problem)
+    let plan = try CPUPlan(problem, threads: 4)
+    let expected = try run(plan, q, k, v).output
+    nonisolated(unsafe) let (sharedQ, sharedK, sharedV) = (q, k, v)
+    try await withThrowingTaskGroup(of: [Float].self) { group in
+      for _ in 0..<16 { group.addTask { try run(plan, sharedQ, sharedK, sharedV).output } }
+      for try await result in group { #expect(result == expected) }
+    }
+  }
+
+  @Test func choosesThePathByTheRows() throws {
+    let few = try CPUPlan(Shape(queryHeads: 8, queries: 1).problem(.f32))
+    #expect(few.path == .rows)
+    let many = try CPUPlan(Shape(queryHeads: 9, queries: 1).problem(.f32))
+    #expect(many.path == .panels)
+    let pairs = try CPUPlan(Shape().problem(.bf16))
+    #expect(pairs.path == (InstructionSet.best.hasPairs ? .pairPanels : .panels))
+    #expect(few.description.contains("few query rows"))
+  }
+
+  @Test func splitsTheKeysWhereThereIsLittleElseToDivide() throws {
+    let long = try CPUPlan(Shape(queries: 1, keys: 100_000).problem(.f32), threads: 4)
+    #expect(long.keySplits > 1 && long.description.contains("keys split \(long.keySplits) ways"))
+    let short = try CPUPlan(Shape(queries: 1, keys: 500).problem(.f32), threads: 4)
+    #expect(short.keySplits == 1)
+    let single = try CPUPlan(
+      Shape(queryHeads: 32, keyValueHeads: 32, queries: 1, keys: 100_000).problem(.f32), threads: 1)
+    #expect(single.keySplits == 1)
+  }
+
+  /// Scratch memory does not grow with the lengths, and stays a few hundred KB at the usual head dimensions.
+  @Test func scratchMemoryIsBounded() throws {
+    for type in ScalarType.allCases {
+      for dimension in [64, 128, 256] {
+        let small = try CPUPlan(
+          Shape(queries: 1000, keys: 1000, dimension: dimension, valueDimension: dimension).problem(type))
+        let large = try CPUPlan(
+          Shape(queries: 1_000_000, keys: 1_000_000, dimension: dimension, valueDimension: dimension).problem(type))
+        #expect(large.scratchByteCount <= 700_000)
+        #expect(abs(large.scratchByteCount - small.scratchByteCount) <= 250_000)
+      }
+    }
+  }
+
+  @Test(arguments: [(60, 64), (64, 12), (1032, 64), (64, 4096)])
+  func refusesOtherDimensions(dimension: Int, valueDimension: Int) throws {
+    let problem = try Shape(dimension: dimension, valueDimension: valueDimension).problem(.f32)
+    let error = #expect(throws: AttentionError.self) { try CPUPlan(problem) }
+    let isValue = dimension == 64
+    #expect(
+      error?.description
+        == "The head dimension of \(isValue ? "values" : "queries and keys") is \(isValue ? valueDimension : dimension); "
+        + "the CPU path takes multiples of 8 from 8 to 1024. Pad the dimension with zeros up to the next multiple (and "
+        + "keep the scale).")
+  }
+
+  @Test func refusesViewsThatWereNotPlanned() throws {
+    let problem = try Shape().problem(.f32)
+    let plan = try CPUPlan(problem)
+    let (q, k, v) = inputs(problem)
+    var wrong = problem.outputShape
+    wrong.length += 1
+    let output = GuardedTensor(wrong, .f32)
+    let shape = #expect(throws: AttentionError.self) {
+      try plan.run(queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view)
+    }
+    #expect(
+      shape?.description
+        == "output has batch 2, heads 2, length 51, dimension 64, but the plan was made for batch 2, heads 2, length 50, "
+        + "dimension 64; make a plan for the new shape.")
+    let half = GuardedTensor(problem.keyShape, .f16)
+    let type = #expect(throws: AttentionError.self) {
+      try plan.run(queries: q.view.readOnly, keys: half.view.readOnly, values: v.view.readOnly, output: output.view)
+    }
+    #expect(type?.description == "keys is f16, but the plan is f32; convert them to one type.")
+    var statistics = [Float](repeating: 0, count: 3)
+    let right = GuardedTensor(problem.outputShape, .f32)
+    let count = #expect(throws: AttentionError.self) {
+      try statistics.withUnsafeMutableBufferPointer {
+        try plan.run(
+          queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: right.view, logSumExp: $0)
+      }
+    }
+    #expect(count?.description == "The log-sum-exp buffer holds 3 values; batch x query heads x queries needs 200.")
+  }
+}

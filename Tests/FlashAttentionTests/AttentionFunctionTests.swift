@@ -1,0 +1,110 @@
+import FlashAttention
+import Foundation
+import Testing
+
+/// The public functions, called as a reader of the README calls them.
+@Suite struct AttentionFunctionTests {
+  private func tensor(
+    heads: Int = 2, length: Int = 30, dimension: Int = 16, type: ScalarType = .f32, layout: TensorLayout = .bhnd
+  ) -> Tensor {
+    Tensor(
+      shape: TensorShape(batch: 1, heads: heads, length: length, dimension: dimension), scalarType: type,
+      layout: layout
+    ) { _, h, n, d in Float((h * 7 + n * 13 + d * 5) % 11) / 5 - 1 }
+  }
+
+  @Test func valueInValueOut() throws {
+    let (q, k, v) = (tensor(heads: 4), tensor(), tensor(dimension: 24))
+    let output = try attention(queries: q, keys: k, values: v, mask: .causal)
+    #expect(output.shape == TensorShape(batch: 1, heads: 4, length: 30, dimension: 24))
+    // The first query sees one key only.
+    #expect((0..<24).allSatisfy { output[0, 3, 0, $0] == v[0, 1, 0, $0] })
+  }
+
+  @Test func theLayoutsMeanTheSame() throws {
+    let result = try TensorLayout.allCases.map { layout in
+      try attentionWithLogSumExp(
+        queries: tensor(layout: layout), keys: tensor(layout: layout), values: tensor(layout: layout))
+    }
+    #expect(result[0].output.layout == .bhnd && result[1].output.layout == .bnhd)
+    #expect(result[0].logSumExp == result[1].logSumExp)
+    for h in 0..<2 {
+      for n in 0..<30 { #expect(result[0].output[0, h, n, 5] == result[1].output[0, h, n, 5]) }
+    }
+  }
+
+  /// Halves of the keys, combined by their log-sum-exps, give the whole.
+  @Test func theLogSumExpCombinesParts() throws {
+    let (q, k, v) = (tensor(), tensor(length: 40), tensor(length: 40))
+    let whole = try attentionWithLogSumExp(queries: q, keys: k, values: v)
+    let parts = try [0..<15, 15..<40].map { range in
+      func part(_ t: Tensor) -> Tensor {
+        Tensor(shape: TensorShape(batch: 1, heads: 2, length: range.count, dimension: 16), scalarType: .f32) {
+          b, h, n, d in t[b, h, range.lowerBound + n, d]
+        }
+      }
+      return try attentionWithLogSumExp(queries: q, keys: part(k), values: part(v))
+    }
+    for h in 0..<2 {
+      for n in 0..<30 {
+        let row = h * 30 + n
+        let weight = 1 / (1 + exp(parts[1].logSumExp[row] - parts[0].logSumExp[row]))
+        let combined = weight * parts[0].output[0, h, n, 3] + (1 - weight) * parts[1].output[0, h, n, 3]
+        #expect(abs(combined - whole.output[0, h, n, 3]) < 1e-6)
+      }
+    }
+  }
+
+  @Test func aPlanRunsOnBorrowedMemoryOfAnyStride() throws {
+    // q as [n][h][d] with the heads of two tensors interleaved.
+    let (q, k, v) = (tensor(), tensor(), tensor())
+    let problem = try AttentionProblem(queries: q, keys: k, values: v, mask: .window(left: 3, right: nil))
+    let plan = try AttentionPlan(problem, device: .cpu)
+    let expected = try plan.run(queries: q, keys: k, values: v).output
+    var memory = [Float](repeating: .nan, count: 30 * 2 * 40)
+    for h in 0..<2 {
+      for n in 0..<30 {
+        for d in 0..<16 { memory[n * 80 + h * 40 + d] = q[0, h, n, d] }
+      }
+    }
+    var output = [Float](repeating: 0, count: 960)
+    memory.withUnsafeBytes { memory in
+      output.withUnsafeMutableBytes { output in
+        k.withView { k in
+          v.withView { v in
+            let strided = TensorView(
+              base: memory.baseAddress!, scalarType: .f32, shape: problem.queryShape,
+              strides: TensorStrides(batch: 0, heads: 40, length: 80))
+            try! plan.run(
+              queries: strided, keys: k, values: v,
+              output: MutableTensorView(
+                base: output.baseAddress!, scalarType: .f32, shape: problem.outputShape, layout: .bhnd))
+          }
+        }
+      }
+    }
+    #expect(output == expected.floats)
+  }
+
+  @Test func aPlanSaysWhichPathAndWhy() throws {
+    let problem = try AttentionProblem(queries: tensor(), keys: tensor(), values: tensor())
+    let lines = try AttentionPlan(problem).description.split(separator: "\n")
+    #expect(lines.count == 2)
+    #expect(lines[0].hasPrefix("CPU, ") && lines[1].hasPrefix("The CPU was chosen, because "))
+    #expect(try AttentionPlan(problem, device: .cpu).reason == "The CPU was asked for.")
+  }
+
+  @Test func refusesMixedTypes() {
+    let error = #expect(throws: AttentionError.self) {
+      try attention(queries: tensor(), keys: tensor(type: .f16), values: tensor())
+    }
+    #expect(error?.description == "queries is f32, but keys is f16; convert them to one type.")
+  }
+
+  @Test func refusesAGPUThatIsNotThere() {
+    let error = #expect(throws: AttentionError.self) {
+      try attention(queries: tensor(), keys: tensor(), values: tensor(), device: .gpu)
+    }
+    #expect(error?.description.hasPrefix("The GPU cannot be used: ") == true)
+  }
+}

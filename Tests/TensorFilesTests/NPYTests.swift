@@ -1,0 +1,95 @@
+import Attention
+import Foundation
+import TensorFiles
+import Testing
+
+@Suite struct NPYTests {
+  private let folder = TemporaryFolder()
+
+  static func file(_ header: String, version: UInt8 = 1, data: Int = 16) -> [UInt8] {
+    let text = Array(header.utf8)
+    let length = (0..<(version == 1 ? 2 : 4)).map { UInt8(truncatingIfNeeded: text.count >> (8 * $0)) }
+    return [0x93] + Array("NUMPY".utf8) + [version, 0] + length + text + (0..<data).map { UInt8($0 & 0xff) }
+  }
+
+  @Test(arguments: ScalarType.allCases)
+  func whatIsWrittenIsRead(type: ScalarType) throws {
+    let tensor = Tensor(shape: .init(batch: 1, heads: 2, length: 3, dimension: 8), scalarType: type) { _, h, n, d in
+      Float(h * 24 + n * 8 + d) / 4
+    }
+    let path = folder.path("t.npy")
+    try NPYFile.write(StoredArray(tensor), to: path)
+    let array = try NPYFile.read(path: path)
+    #expect(array.extents == [1, 2, 3, 8])
+    #expect(array.scalarType == (type == .f16 ? .f16 : .f32))
+    #expect(array.floats == tensor.floats)
+  }
+
+  /// The bytes that `numpy.save` of NumPy 2.4 writes for `numpy.array([1.5], dtype="<f2")`.
+  @Test func writesAsNumPyDoes() throws {
+    let path = folder.path("one.npy")
+    try NPYFile.write(StoredArray(extents: [1], scalarType: .f16, bytes: [0x00, 0x3e]), to: path)
+    let text = "{'descr': '<f2', 'fortran_order': False, 'shape': (1,), }"
+    let padding = String(repeating: " ", count: 128 - 10 - text.count - 1) + "\n"
+    let bytes = try [UInt8](contentsOf: path)
+    #expect(bytes == Self.file(text + padding, data: 0) + [0x00, 0x3e])
+  }
+
+  @Test(arguments: [
+    ("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }", UInt8(1), [2, 2]),
+    ("{ \"shape\" : (4L,) , \"fortran_order\":False,\"descr\":\"<f4\" }  \n", 2, [4]),
+    ("{'descr': '<f4', 'fortran_order': False, 'shape': ()}", 3, []),
+  ])
+  func readsWhatTheFormatAllows(header: String, version: UInt8, extents: [Int]) throws {
+    let path = folder.write(Self.file(header, version: version), to: "x.npy")
+    #expect(try NPYFile.read(path: path).extents == extents)
+  }
+
+  @Test(arguments: [
+    (Array("hello, world".utf8), "it does not begin as a .npy file does."),
+    ([0x93], "it has 1 bytes, too few for a header."),
+    (file("{}", version: 9), "it has the unknown format version 9."),
+    (file("{'descr': '<f4'}"), "its header is not the dictionary that NumPy writes."),
+    (
+      file("{'descr': '<f4', 'fortran_order': False, 'shape': (2, -2), }"),
+      "its header is not the dictionary that NumPy writes."
+    ),
+    (
+      file("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2), }"),
+      "its array is in Fortran order; save numpy.ascontiguousarray(x)."
+    ),
+    (
+      file("{'descr': '<f4', 'fortran_order': False, 'shape': (5,), }"),
+      "its shape [5] needs 20 bytes, but 16 follow."
+    ),
+    (
+      file("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 8), }"),
+      "it has the impossible shape [4611686018427387904, 8]."
+    ),
+    (
+      [0x93] + Array("NUMPY".utf8) + [2, 0, 0xff, 0xff, 0xff, 0x7f, 0x20],
+      "its header claims 2147483647 bytes; the file has 13."
+    ),
+  ])
+  func refusesADamagedFile(bytes: [UInt8], reason: String) {
+    let path = folder.write(bytes, to: "bad.npy")
+    let error = #expect(throws: TensorFileError.self) { try NPYFile.read(path: path) }
+    #expect(error?.description == "\(path) is damaged or not a tensor file: \(reason)")
+  }
+
+  @Test(arguments: ["<f8", ">f4", "<i4", "|V2"])
+  func refusesOtherTypes(type: String) {
+    let header = "{'descr': '\(type)', 'fortran_order': False, 'shape': (2,), }"
+    let path = folder.write(Self.file(header), to: "typed.npy")
+    let error = #expect(throws: TensorFileError.self) { try NPYFile.read(path: path) }
+    #expect(
+      error?.description
+        == "Tensor 'array' of \(path) is of type \(type); supported are F32, F16 and BF16. Convert it first.")
+  }
+}
+
+extension [UInt8] {
+  init(contentsOf path: String) throws {
+    self = try Array(Data(contentsOf: URL(filePath: path)))
+  }
+}

@@ -1,0 +1,129 @@
+import Attention
+import Foundation
+import TensorFiles
+import Testing
+
+@Suite struct SafetensorsTests {
+  private let folder = TemporaryFolder()
+
+  /// A file with this header text and so many bytes of data.
+  static func file(_ header: String, data: Int = 16) -> [UInt8] {
+    let json = Array(header.utf8)
+    return (0..<8).map { UInt8(truncatingIfNeeded: json.count >> (8 * $0)) } + json
+      + (0..<data).map { UInt8($0 & 0xff) }
+  }
+
+  @Test(arguments: ScalarType.allCases)
+  func whatIsWrittenIsRead(type: ScalarType) throws {
+    let shape = TensorShape(batch: 2, heads: 1, length: 3, dimension: 8)
+    let tensor = Tensor(shape: shape, scalarType: type, layout: .bnhd) { b, _, n, d in Float(b + n) + Float(d) / 8 }
+    let path = folder.path("t.safetensors")
+    try SafetensorsFile.write(
+      [("a \"quoted\" name", StoredArray(tensor)), ("lse", StoredArray(extents: [3], floats: [1, -.infinity, 3]))],
+      metadata: ["note": "x"], to: path)
+    let file = try SafetensorsFile(path: path)
+    #expect(Set(file.entries.keys) == ["a \"quoted\" name", "lse"])
+    let array = try file.array("a \"quoted\" name")
+    #expect(array.extents == [2, 3, 1, 8] && array.scalarType == type)
+    #expect(array.tensor(layout: .bnhd)?.floats == tensor.floats)
+    #expect(try file.array("lse").floats == [1, -.infinity, 3])
+    #expect(try file.array("lse").tensor(layout: .bhnd) == nil)
+    #expect(folder.names == ["t.safetensors"])
+  }
+
+  @Test func readsWhatTheFormatDescribes() throws {
+    let header =
+      #"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"n":{"dtype":"I64","shape":[],"data_offsets":[16,24]}}"#
+    let path = folder.write(Self.file(header, data: 24), to: "x.safetensors")
+    let file = try SafetensorsFile(path: path)
+    #expect(try file.array("x").floats[1] == Float(bitPattern: 0x0706_0504))
+    let error = #expect(throws: TensorFileError.self) { try file.array("n") }
+    #expect(
+      error?.description
+        == "Tensor 'n' of \(path) is of type I64; supported are F32, F16 and BF16. Convert it first.")
+    let missing = #expect(throws: TensorFileError.self) { try file.array("q") }
+    #expect(missing?.description == "\(path) has no tensor 'q'; it holds 'n', 'x'.")
+  }
+
+  struct BadFile: Sendable, CustomTestStringConvertible {
+    let bytes: [UInt8]
+    /// What follows "<path> is damaged or not a tensor file: ".
+    let reason: String
+    var testDescription: String { reason }
+
+    init(_ header: String, data: Int = 16, _ reason: String) {
+      bytes = SafetensorsTests.file(header, data: data)
+      self.reason = reason
+    }
+
+    init(bytes: [UInt8], _ reason: String) {
+      self.bytes = bytes
+      self.reason = reason
+    }
+  }
+
+  @Test(arguments: [
+    BadFile(bytes: [1, 2, 3], "it has 3 bytes, too few for a header."),
+    BadFile(
+      bytes: [0, 0, 0, 0, 0, 0, 0, 0x80], "its header claims 9223372036854775808 bytes; at most 100000000 are believed."
+    ),
+    BadFile(bytes: [100, 0, 0, 0, 0, 0, 0, 0, 0x7b], "its header claims 100 bytes, but only 1 follow."),
+    BadFile("not json", "its header is not the JSON that safetensors prescribes."),
+    BadFile("[1, 2]", "its header is not the JSON that safetensors prescribes."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[1e400],"data_offsets":[0,16]}}"#,
+      "its header is not the JSON that safetensors prescribes."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[4],"data_offsets":[-16,0]}}"#, "tensor 'x' claims the bytes from -16 to 0."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, "tensor 'x' claims the bytes from 16 to 0."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[4],"data_offsets":[16]}}"#, "tensor 'x' has 1 data offsets instead of two."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}}"#,
+      "tensor 'x' ends at byte 32 of the data, but the file holds 16."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}}"#,
+      "tensor 'x' of shape [3] and type F32 needs 12 bytes, but has 16."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}"#, "tensor 'x' has the impossible shape [-4]."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}"#,
+      "tensor 'x' has the impossible shape [4611686018427387904, 4]."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+      "tensors 'x' and 'y' overlap."),
+  ])
+  func refusesALyingHeader(_ bad: BadFile) {
+    let path = folder.write(bad.bytes, to: "bad.safetensors")
+    let error = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: path) }
+    #expect(error?.description == "\(path) is damaged or not a tensor file: \(bad.reason)")
+  }
+
+  @Test func saysWhyAFileCannotBeReadOrWritten() throws {
+    let none = folder.path("none.safetensors")
+    let missing = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: none) }
+    #expect(missing?.description == "\(none) cannot be read: No such file or directory.")
+    let aFolder = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: folder.url.path) }
+    #expect(aFolder?.description == "\(folder.url.path) cannot be read: it is a folder.")
+    let far = folder.path("no/such/folder/x.safetensors")
+    let unwritable = #expect(throws: TensorFileError.self) { try SafetensorsFile.write([], to: far) }
+    #expect(unwritable?.description == "\(far) cannot be written: No such file or directory. Nothing was written.")
+    let device = #expect(throws: TensorFileError.self) { try SafetensorsFile.write([], to: "/dev/null") }
+    #expect(device?.description == "/dev/null cannot be written: it is not a regular file. Nothing was written.")
+  }
+
+  /// A full disk in the middle of a write leaves the old file as it was.
+  @Test func aFailedWriteLeavesTheOldFile() throws {
+    let path = folder.path("kept.safetensors")
+    try SafetensorsFile.write([("x", StoredArray(extents: [1], floats: [1]))], to: path)
+    let before = try Data(contentsOf: URL(filePath: path))
+    // The name of the partial file is taken by a folder, so it cannot be opened.
+    try FileManager.default.createDirectory(
+      atPath: "\(path).\(getpid()).partial", withIntermediateDirectories: false)
+    #expect(throws: TensorFileError.self) {
+      try SafetensorsFile.write([("x", StoredArray(extents: [1], floats: [2]))], to: path)
+    }
+    #expect(try Data(contentsOf: URL(filePath: path)) == before)
+  }
+}

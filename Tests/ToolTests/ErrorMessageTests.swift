@@ -1,0 +1,167 @@
+import Attention
+import Foundation
+import TensorFiles
+import Testing
+
+/// What a user reads when something is wrong: one sentence, the exit code, and no file left behind.
+@Suite struct ErrorMessageTests {
+  struct Mistake: Sendable, CustomTestStringConvertible {
+    let line: String
+    let code: Int32
+    let message: String
+    var testDescription: String { line }
+
+    init(_ line: String, _ code: Int32, _ message: String) {
+      self.line = line
+      self.code = code
+      self.message = message
+    }
+  }
+
+  private static let example = "run Examples/minilm-layer3.safetensors"
+
+  @Test(arguments: [
+    // 64: the command line itself.
+    Mistake("run", 64, "Error: Give a .safetensors FILE, or .npy files by --query, --key and --value."),
+    Mistake(
+      "\(example) --window 12", 64,
+      "Error: The value '12' is invalid for '--window <LEFT,RIGHT>': a window is LEFT,RIGHT with one comma, such as 128,0; an empty side is unlimited."
+    ),
+    Mistake(
+      "\(example) --window left,0", 64,
+      "Error: The value 'left,0' is invalid for '--window <LEFT,RIGHT>': 'left' is not a number of keys, 0 or more."),
+    Mistake(
+      "\(example) --window 3,-1", 64,
+      "Error: The value '3,-1' is invalid for '--window <LEFT,RIGHT>': '-1' is not a number of keys, 0 or more."),
+    Mistake(
+      "\(example) --scale inf", 64,
+      "Error: The scale is inf; it must be a finite number. Leave it out for 1/sqrt(dimension)."),
+    Mistake(
+      "\(example) --softcap 0", 64,
+      "Error: The softcap is 0.0; it must be a finite number above 0. Leave it out for no cap."),
+    Mistake("\(example) -o out.txt", 64, "Error: The output 'out.txt' must end in .safetensors or .npy."),
+    Mistake(
+      "\(example) --compare-file x.safetensors", 64,
+      "Error: --compare-file also needs --compare, the name of the tensor in it."),
+    Mistake("verify --cases 0", 64, "Error: --cases is 0; it must be at least 1."),
+    Mistake("bench --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
+    Mistake("bench --threads 0", 64, "Error: --threads is 0; it must be at least 1."),
+    Mistake("info --probe-megabytes 0", 64, "Error: --probe-megabytes is 0; it must be from 1 to 1000000."),
+    Mistake(
+      "generate --query-heads 9 --kv-heads 2 -o unwritten.safetensors", 64,
+      "Error: 9 query heads cannot share 2 key/value heads evenly; the query heads must be a multiple of the key/value heads."
+    ),
+    Mistake(
+      "generate --dim 0 -o unwritten.safetensors", 64,
+      "Error: The dimension of queries is 0; it must be at least 1."),
+    Mistake(
+      "generate --batch=-1 -o unwritten.safetensors", 64,
+      "Error: The batch of queries is -1; it must be 0 or more."),
+    Mistake(
+      "generate --queries 9000000000000000000 -o unwritten.safetensors", 64,
+      "Error: queries (batch 1, heads 8, length 9000000000000000000, dimension 64) has more elements than memory can hold; check its extents."
+    ),
+    Mistake(
+      "bench --dim 2048", 64,
+      "Error: The head dimension of queries and keys is 2048; the CPU path takes multiples of 8 from 8 to 1024. Pad the dimension with zeros up to the next multiple (and keep the scale)."
+    ),
+    // 2: a file or the machine.
+    Mistake("run missing.safetensors", 2, "Error: missing.safetensors cannot be read: No such file or directory."),
+    Mistake("run README.md", 2, "Error: README.md is neither a .safetensors nor a .npy file by its name."),
+    Mistake(
+      "\(example) --query nothing", 2,
+      "Error: Examples/minilm-layer3.safetensors has no tensor 'nothing'; it holds 'expected', 'expected_causal', 'expected_lse', 'k', 'q', 'v'."
+    ),
+    Mistake(
+      "\(example) --query expected_lse", 2,
+      "Error: Tensor 'expected_lse' of Examples/minilm-layer3.safetensors has the shape [1, 12, 256]; four axes are needed: batch, heads, tokens, dimension."
+    ),
+    Mistake(
+      "\(example) --compare nothing", 2,
+      "Error: Examples/minilm-layer3.safetensors has no tensor 'nothing'; it holds 'expected', 'expected_causal', 'expected_lse', 'k', 'q', 'v'."
+    ),
+    Mistake(
+      "\(example) -o no/such/folder.safetensors", 2,
+      "Error: no/such/folder.safetensors cannot be written: No such file or directory. Nothing was written."),
+    Mistake(
+      "\(example) -o README.md/x.npy", 2,
+      "Error: README.md/x.npy cannot be written: Not a directory. Nothing was written."),
+  ])
+  func isOneSentence(_ mistake: Mistake) throws {
+    let before = try FileManager.default.contentsOfDirectory(atPath: CommandLineTool.root.path)
+    let result = try CommandLineTool.run(mistake.line)
+    #expect(result.code == mistake.code)
+    #expect(result.errors.contains(mistake.message), "\(result.errors)")
+    #expect(try FileManager.default.contentsOfDirectory(atPath: CommandLineTool.root.path) == before)
+  }
+
+  /// Files made to be wrong; the shapes that they hold do not fit each other.
+  @Test func shapesInAFileThatDoNotFit() throws {
+    let folder = FileManager.default.temporaryDirectory.appending(path: "flash-attention-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    func array(_ extents: [Int]) -> StoredArray {
+      StoredArray(extents: extents, floats: .init(repeating: 0, count: extents.reduce(1, *)))
+    }
+    let good = array([1, 4, 6, 8])
+    for (q, k, v, message) in [
+      (good, array([1, 3, 6, 8]), array([1, 3, 6, 8]), "4 query heads cannot share 3 key/value heads evenly"),
+      (
+        good, array([1, 4, 6, 8]), array([1, 4, 7, 8]),
+        "keys has length 6, but values has length 7; they must be the same."
+      ),
+      (array([1, 4, 6, 0]), array([1, 4, 6, 0]), good, "The dimension of queries is 0; it must be at least 1."),
+      (
+        array([1, 1, 1, 1032]), array([1, 1, 1, 1032]), array([1, 1, 1, 8]),
+        "The head dimension of queries and keys is 1032; the CPU path takes multiples of 8 from 8 to 1024."
+      ),
+      (
+        good, StoredArray(good.tensor(layout: .bhnd)!.converted(to: .f16)), good,
+        "queries is f32, but keys is f16; convert them to one type."
+      ),
+    ] {
+      let path = folder.appending(path: "x.safetensors").path
+      try SafetensorsFile.write([("q", q), ("k", k), ("v", v)], to: path)
+      let result = try CommandLineTool.run(["run", path, "-o", folder.appending(path: "o.safetensors").path])
+      #expect(result.code == 2)
+      #expect(result.errors.hasPrefix("Error: \(message)"), "\(result.errors)")
+      #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path) == ["x.safetensors"])
+    }
+  }
+
+  @Test(.enabled(if: !FileManager.default.fileExists(atPath: "/dev/nvidiactl"), "this machine has a GPU"))
+  func aGPUThatIsNotThere() throws {
+    let result = try CommandLineTool.run("run Examples/minilm-layer3.safetensors --device gpu")
+    #expect(result.code == 2)
+    #expect(
+      result.errors
+        == "Error: The GPU cannot be used: no NVIDIA driver was found (libcuda.so.1 could not be opened).\n")
+  }
+
+  @Test func helpNamesEveryCommand() throws {
+    let help = try CommandLineTool.run("--help")
+    #expect(help.code == 0)
+    for command in ["run", "generate", "verify", "bench", "info"] {
+      #expect(help.output.contains("\n  \(command) "))
+      #expect(try CommandLineTool.run("\(command) --help").code == 0)
+    }
+  }
+
+  @Test func infoSaysWhatThereIs() throws {
+    let info = try CommandLineTool.run("info --probe-megabytes 8")
+    for field in ["vectors", "threads", "GFLOPS of f32 multiply-adds, measured", "GB/s reading 8 MB, measured", "GPU"] {
+      #expect(info.output.contains(field))
+    }
+  }
+
+  @Test func benchMeasuresAShapeAndWritesJSON() throws {
+    let path = FileManager.default.temporaryDirectory.appending(path: "bench-\(UUID().uuidString).json").path
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let result = try CommandLineTool.run("bench --queries 64 --dim 32 --causal --iterations 3 --json \(path)")
+    #expect(result.code == 0 && result.output.contains("of reading"))
+    let json = try JSONSerialization.jsonObject(with: Data(contentsOf: URL(filePath: path))) as? [String: Any]
+    let cases = try #require(json?["cases"] as? [[String: Any]])
+    #expect((cases[0]["seconds"] as? [Double])?.count == 3)
+    #expect(cases[0]["mask"] as? String == "causal")
+  }
+}
