@@ -21,6 +21,7 @@ let package = Package(
   name: "FlashAttention",
   products: [
     .library(name: "FlashAttention", targets: ["FlashAttention"]),
+    .library(name: "PTX", targets: ["PTX", "PTXEmulator"]),
     .library(name: "TensorFiles", targets: ["TensorFiles"]),
     .executable(name: "flash-attention", targets: ["flash-attention"]),
   ],
@@ -29,6 +30,9 @@ let package = Package(
   ],
   targets: [
     room("Attention"),
+    room("PTX"),
+    room("PTXEmulator", uses: ["PTX"]),
+    room("ExampleKernels", uses: ["PTX"]),
     room("CUDADriver"),
     .target(name: "CPUMicrokernels"),
     room("CPUAttention", uses: ["Attention", "CPUMicrokernels"]),
@@ -37,12 +41,14 @@ let package = Package(
     .executableTarget(
       name: "flash-attention",
       dependencies: [
-        "FlashAttention", "TensorFiles",
+        "ExampleKernels", "FlashAttention", "PTX", "TensorFiles",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
 
     tests("AttentionTests", of: ["Attention"]),
+    tests("PTXTests", of: ["ExampleKernels", "PTX"]),
+    tests("PTXEmulatorTests", of: ["ExampleKernels", "PTX", "PTXEmulator"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
     tests("FlashAttentionTests", of: ["FlashAttention"]),

@@ -15,5 +15,6 @@ struct Tool: ParsableCommand {
       """,
     subcommands: [
       RunCommand.self, GenerateCommand.self, VerifyCommand.self, BenchCommand.self, InfoCommand.self,
+      EmitCommand.self,
     ])
 }

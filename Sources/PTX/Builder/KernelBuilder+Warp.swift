@@ -1,0 +1,168 @@
+extension KernelBuilder {
+  // MARK: - Tensor cores
+
+  /// Loads `count` (1, 2 or 4) 8 x 8 matrices of 16-bit elements from shared memory; lane 8i + r gives the 16-byte
+  /// aligned address of row r of matrix i.
+  public func loadMatrix(
+    count: Int, shared address: Register<U32>, offset: Int = 0, isTransposed: Bool = false, file: String = #fileID,
+    line: Int = #line
+  ) -> [Register<U32>] {
+    at(file, line)
+    check(address)
+    guard [1, 2, 4].contains(count) else {
+      fail("ldmatrix loads 1, 2 or 4 matrices; \(count) were asked for.")
+      return (0..<max(count, 1)).map { _ in make(U32.self) }
+    }
+    let results = (0..<count).map { _ in make(U32.self) }
+    emit(
+      .matrix(
+        .load(
+          isTransposed: isTransposed, d: RegisterGroup(results.map(\.id)), address: address.id, offset: Int32(offset))))
+    return results
+  }
+
+  /// `accumulators += a b` of one 16 x 8 tile with k 16, in place: A has 4 registers, B has 2, f32 accumulators 4.
+  public func multiplyAdd(
+    _ inputs: Matrix.Inputs, a: [Register<U32>], b: [Register<U32>], into accumulators: [Register<F32>],
+    file: String = #fileID, line: Int = #line
+  ) {
+    at(file, line)
+    accumulators.forEach { check($0) }
+    multiplyAdd(inputs, .f32, a, b, accumulators.map(\.id), needed: 4)
+  }
+
+  /// As above, with f16 accumulators: 2 registers. bf16 inputs have none.
+  public func multiplyAdd(
+    _ inputs: Matrix.Inputs, a: [Register<U32>], b: [Register<U32>], into accumulators: [Register<F16x2>],
+    file: String = #fileID, line: Int = #line
+  ) {
+    at(file, line)
+    accumulators.forEach { check($0) }
+    if inputs == .bf16 { fail("There are no f16 accumulators for bf16 inputs; use f32.") }
+    multiplyAdd(inputs, .f16, a, b, accumulators.map(\.id), needed: 2)
+  }
+
+  private func multiplyAdd(
+    _ inputs: Matrix.Inputs, _ accumulator: Matrix.Accumulator, _ a: [Register<U32>], _ b: [Register<U32>],
+    _ c: [RegisterID], needed: Int
+  ) {
+    (a + b).forEach { check($0) }
+    guard a.count == 4, b.count == 2, c.count == needed else {
+      fail(
+        "mma.m16n8k16 takes 4 registers of A, 2 of B and \(needed) accumulators; \(a.count), \(b.count) and \(c.count) "
+          + "were given.")
+      return
+    }
+    let group = RegisterGroup(c)
+    emit(
+      .matrix(
+        .multiplyAdd(
+          inputs, accumulator, d: group, a: RegisterGroup(a.map(\.id)), b: RegisterGroup(b.map(\.id)), c: group)))
+  }
+
+  // MARK: - Lanes
+
+  /// The value of lane `lane ^ mask`.
+  public func shuffle<T: RegisterType>(
+    _ value: Register<T>, xor mask: Int, file: String = #fileID, line: Int = #line
+  ) -> Register<T> {
+    at(file, line)
+    return shuffle(value, .butterfly, .integer(mask), 32)
+  }
+
+  /// The value of lane `lane` of each segment of `width` lanes.
+  public func shuffle<T: RegisterType>(
+    _ value: Register<T>, lane: Register<U32>, width: Int = 32, file: String = #fileID, line: Int = #line
+  ) -> Register<T> {
+    at(file, line)
+    check(lane)
+    return shuffle(value, .index, lane.operand, width)
+  }
+
+  /// The value of the lane `distance` further up (`.down`) or down (`.up`); the own value beyond the end.
+  public func shuffle<T: RegisterType>(
+    _ value: Register<T>, _ mode: WarpExchange.ShuffleMode, by distance: Int, width: Int = 32, file: String = #fileID,
+    line: Int = #line
+  ) -> Register<T> {
+    at(file, line)
+    return shuffle(value, mode, .integer(distance), width)
+  }
+
+  private func shuffle<T: RegisterType>(
+    _ value: Register<T>, _ mode: WarpExchange.ShuffleMode, _ lane: Operand, _ width: Int
+  ) -> Register<T> {
+    check(value)
+    if T.kind.byteCount != 4 { fail("A shuffle moves 32 bits; \(T.kind) has \(T.kind.byteCount * 8).") }
+    if ![1, 2, 4, 8, 16, 32].contains(width) { fail("A shuffle's width is a power of two up to 32; \(width) is none.") }
+    let result = make(T.self)
+    emit(.warp(.shuffle(mode, d: result.id, a: value.id, lane: lane, width: UInt8(clamping: width))))
+    return result
+  }
+
+  /// Whether the predicate holds in all lanes, or in any.
+  public func vote(
+    _ mode: WarpExchange.VoteMode, _ predicate: Predicate, file: String = #fileID, line: Int = #line
+  ) -> Predicate {
+    at(file, line)
+    check(predicate)
+    let result = make(Bool1.self)
+    emit(.warp(.vote(mode, d: result.id, p: predicate.id)))
+    return result
+  }
+
+  /// One bit a lane: where the predicate holds.
+  public func ballot(_ predicate: Predicate, file: String = #fileID, line: Int = #line) -> Register<U32> {
+    at(file, line)
+    check(predicate)
+    let result = make(U32.self)
+    emit(.warp(.ballot(d: result.id, p: predicate.id)))
+    return result
+  }
+
+  // MARK: - Order
+
+  /// Waits for all threads of the block, or for `threads` of them, at one of 16 barriers.
+  public func barrier(id: Int = 0, threads: Int? = nil, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    checkBarrier(id, threads ?? 32)
+    emit(.synchronization(.barrier(id: UInt8(clamping: id), threads: threads.map { UInt16(clamping: $0) })))
+  }
+
+  /// Counts this warp at a barrier without waiting.
+  public func arrive(id: Int, threads: Int, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    checkBarrier(id, threads)
+    emit(.synchronization(.arrive(id: UInt8(clamping: id), threads: UInt16(clamping: threads))))
+  }
+
+  private func checkBarrier(_ id: Int, _ threads: Int) {
+    if !(0...15).contains(id) { fail("There are barriers 0 to 15; \(id) is none.") }
+    if threads < 32 || threads % 32 != 0 || threads > threadsPerBlock {
+      fail("A barrier of \(threads) threads is impossible in a block of \(threadsPerBlock); it is a multiple of 32.")
+    }
+  }
+
+  /// Waits for the lanes of the warp and orders their memory accesses.
+  public func warpBarrier(file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.synchronization(.warpBarrier))
+  }
+
+  /// Orders this thread's accesses before and after, for the block or the device.
+  public func fence(_ scope: Synchronization.Scope, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.synchronization(.fence(scope)))
+  }
+
+  /// This thread is done.
+  public func exit(file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.control(.exit))
+  }
+
+  /// This thread found something impossible; the whole kernel fails.
+  public func trap(file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.control(.trap))
+  }
+}

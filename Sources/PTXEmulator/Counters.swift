@@ -1,0 +1,30 @@
+/// What a run did, counted: the evidence for claims about a kernel's efficiency.
+public struct Counters: Hashable, Sendable {
+  /// Traffic of one allocation of global memory.
+  public struct Traffic: Hashable, Sendable {
+    /// Bytes that the instructions asked for.
+    public var bytesRead = 0
+    public var bytesWritten = 0
+    /// 32-byte sectors that the accesses touched, each instruction by itself. `bytes / 32` where nothing is wasted.
+    public var sectorsRead = 0
+    public var sectorsWritten = 0
+  }
+
+  /// Instructions that warps ran.
+  public var instructions = 0
+  /// `mma` of a whole warp.
+  public var matrixInstructions = 0
+  /// 2^x of one lane each.
+  public var exponentials = 0
+  /// Barriers that warps waited at.
+  public var barriers = 0
+  /// Accesses to shared memory by warps, in passes of 128 bytes that could not be fewer, and the passes beyond that
+  /// conflicts in the 32 banks cost.
+  public var sharedPasses = 0
+  public var bankConflicts = 0
+  /// By the allocation's name.
+  public var traffic: [String: Traffic] = [:]
+
+  /// Nothing yet.
+  public init() {}
+}

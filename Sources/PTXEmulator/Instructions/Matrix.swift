@@ -1,0 +1,113 @@
+internal import PTX
+
+extension Machine {
+  func execute(_ instruction: Matrix, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {
+    try requireWholeWarp(mask, warp, block)
+    switch instruction {
+    case .load(let isTransposed, let d, let address, let offset):
+      try loadMatrix(isTransposed, d, address, offset, warp, block)
+    case .multiplyAdd(let inputs, let accumulator, let d, let a, let b, let c):
+      counters.matrixInstructions += 1
+      multiplyAdd(inputs, accumulator, d, a, b, c, warp.registers)
+    }
+  }
+
+  private func loadMatrix(
+    _ isTransposed: Bool, _ d: RegisterGroup, _ address: RegisterID, _ offset: Int32, _ warp: Warp, _ block: Block
+  ) throws(Hazard) {
+    let addresses = warp.registers.words(address)
+    for matrix in 0..<d.count {
+      var rows: [Int] = []
+      for row in 0..<8 {
+        let lane = matrix * 8 + row
+        let place = Int(addresses[lane]) + Int(offset)
+        try checkShared(.read, place, 16, 16, warp, block, lane)
+        rows.append(place)
+      }
+      countSharedPasses(rows, byteCount: 16)
+      let words = warp.registers.words(d[matrix])
+      for lane in 0..<32 {
+        let (g, t) = (lane / 4, lane % 4)
+        if isTransposed {
+          let low = block.shared.load(fromByteOffset: rows[2 * t] + 2 * g, as: UInt16.self)
+          let high = block.shared.load(fromByteOffset: rows[2 * t + 1] + 2 * g, as: UInt16.self)
+          words[lane] = UInt32(high) << 16 | UInt32(low)
+        } else {
+          words[lane] = block.shared.load(fromByteOffset: rows[g] + 4 * t, as: UInt32.self)
+        }
+      }
+    }
+  }
+
+  /// One 16 x 8 tile. The products are exact in f32; the sums are rounded in another order than the hardware's, which is
+  /// not specified.
+  private func multiplyAdd(
+    _ inputs: Matrix.Inputs, _ accumulator: Matrix.Accumulator, _ d: RegisterGroup, _ a: RegisterGroup,
+    _ b: RegisterGroup, _ c: RegisterGroup, _ r: Registers
+  ) {
+    let kind: RegisterKind = inputs == .bf16 ? .bf16x2 : .f16x2
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: 16 * 16 + 16 * 8 + 16 * 8) { buffer in
+      // A by rows of 16, B by k of 8, C by rows of 8.
+      let (rowsOfA, rowsOfB, sums) = (
+        buffer.baseAddress!, buffer.baseAddress! + 256, buffer.baseAddress! + 384
+      )
+      Half.withF16Values { values in
+        @inline(__always) func spread(_ word: UInt32, _ place: UnsafeMutablePointer<Float>, _ stride: Int) {
+          if kind == .bf16x2 {
+            place[0] = Float(bitPattern: word << 16)
+            place[stride] = Float(bitPattern: word & 0xffff_0000)
+          } else {
+            place[0] = values[Int(word & 0xffff)]
+            place[stride] = values[Int(word >> 16)]
+          }
+        }
+        for i in 0..<4 {
+          let words = r.words(a[i])
+          for lane in 0..<32 {
+            spread(words[lane], rowsOfA + (lane / 4 + i % 2 * 8) * 16 + lane % 4 * 2 + i / 2 * 8, 1)
+          }
+        }
+        for i in 0..<2 {
+          let words = r.words(b[i])
+          for lane in 0..<32 { spread(words[lane], rowsOfB + (lane % 4 * 2 + i * 8) * 8 + lane / 4, 8) }
+        }
+        if accumulator == .f16 {
+          for i in 0..<2 {
+            let words = r.words(c[i])
+            for lane in 0..<32 {
+              let place = sums + (lane / 4 + i * 8) * 8 + lane % 4 * 2
+              place[0] = values[Int(words[lane] & 0xffff)]
+              place[1] = values[Int(words[lane] >> 16)]
+            }
+          }
+        }
+      }
+      if accumulator == .f32 {
+        for i in 0..<4 {
+          let floats = r.floats(c[i])
+          for lane in 0..<32 { sums[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = floats[lane] }
+        }
+      }
+      for row in 0..<16 {
+        var sum = UnsafeRawPointer(sums + row * 8).loadUnaligned(as: SIMD8<Float>.self)
+        for k in 0..<16 {
+          let line = UnsafeRawPointer(rowsOfB + k * 8).loadUnaligned(as: SIMD8<Float>.self)
+          sum += line * rowsOfA[row * 16 + k]
+        }
+        UnsafeMutableRawPointer(sums + row * 8).storeBytes(of: sum, as: SIMD8<Float>.self)
+      }
+      for i in 0..<d.count {
+        if accumulator == .f32 {
+          let floats = r.floats(d[i])
+          for lane in 0..<32 { floats[lane] = sums[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] }
+        } else {
+          let words = r.words(d[i])
+          for lane in 0..<32 {
+            let place = sums + (lane / 4 + i * 8) * 8 + lane % 4 * 2
+            words[lane] = Half.bits(.f16x2, place[1]) << 16 | Half.bits(.f16x2, place[0])
+          }
+        }
+      }
+    }
+  }
+}

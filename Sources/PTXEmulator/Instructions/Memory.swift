@@ -1,0 +1,236 @@
+internal import PTX
+
+extension Machine {
+  func execute(_ instruction: Memory, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {
+    switch instruction {
+    case .load(let space, let ordering, _, let width, let d, let address, let offset):
+      let length = width.rawValue * d.count
+      let isStrong = ordering != .weak
+      if space == .shared {
+        let addresses = warp.registers.words(address)
+        try eachLane(mask) { (lane) throws(Hazard) in
+          let place = Int(addresses[lane]) + Int(offset)
+          try checkShared(.read, place, length, length, warp, block, lane, isStrong: isStrong)
+          read(block.shared + place, width, d, warp.registers, lane)
+        }
+        countSharedPasses(mask, addresses, offset, length)
+      } else {
+        let addresses = warp.registers.longs(address)
+        var sectors = SectorCount()
+        try eachLane(mask) { (lane) throws(Hazard) in
+          let place = addresses[lane] &+ UInt64(bitPattern: Int64(offset))
+          let (allocation, page, within) = try checkGlobal(
+            .read, place, length, length, warp, block, lane, isStrong: isStrong)
+          read(page.bytes + within, width, d, warp.registers, lane)
+          sectors.add(place, length, allocation)
+          if isStrong { acquire(allocation, Int(place - allocation.base), ordering == .acquire, warp, block, lane) }
+        }
+        sectors.finish(isRead: true)
+      }
+    case .store(let space, let ordering, let width, let values, let address, let offset):
+      let length = width.rawValue * values.count
+      let isStrong = ordering != .weak
+      if space == .shared {
+        let addresses = warp.registers.words(address)
+        try eachLane(mask) { (lane) throws(Hazard) in
+          let place = Int(addresses[lane]) + Int(offset)
+          try checkShared(.write, place, length, length, warp, block, lane, isStrong: isStrong)
+          write(block.shared + place, width, values, warp.registers, lane)
+        }
+        countSharedPasses(mask, addresses, offset, length)
+      } else {
+        let addresses = warp.registers.longs(address)
+        var sectors = SectorCount()
+        try eachLane(mask) { (lane) throws(Hazard) in
+          let place = addresses[lane] &+ UInt64(bitPattern: Int64(offset))
+          let (allocation, page, within) = try checkGlobal(
+            .write, place, length, length, warp, block, lane, isStrong: isStrong)
+          write(page.bytes + within, width, values, warp.registers, lane)
+          sectors.add(place, length, allocation)
+          if isStrong {
+            publish(
+              &allocation.published[Int(place - allocation.base), default: Publication()],
+              isRelease: ordering == .release, keepsChain: false, warp, block, lane)
+          }
+        }
+        sectors.finish(isRead: false)
+      }
+    case .loadParameter(let index, let d):
+      switch launch.arguments[Int(index)] {
+      case .u32(let value): fill(warp.registers.words(d), value, mask)
+      case .s32(let value): fill(warp.registers.words(d), UInt32(bitPattern: value), mask)
+      case .f32(let value): fill(warp.registers.words(d), value.bitPattern, mask)
+      case .u64(let value), .pointer(let value):
+        let d = warp.registers.longs(d)
+        forEachLane(mask) { d[$0] = value }
+      }
+    case .sharedAddress(let index, let d):
+      let offset = index < 0 ? program.staticSharedByteCount : program.sharedOffsets[Int(index)]
+      fill(warp.registers.words(d), UInt32(offset), mask)
+    }
+  }
+
+  private func fill(_ d: UnsafeMutablePointer<UInt32>, _ value: UInt32, _ mask: UInt32) {
+    forEachLane(mask) { d[$0] = value }
+  }
+
+  @inline(__always)
+  func eachLane(_ mask: UInt32, _ body: (Int) throws(Hazard) -> Void) throws(Hazard) {
+    var rest = mask
+    while rest != 0 {
+      try body(rest.trailingZeroBitCount)
+      rest &= rest - 1
+    }
+  }
+
+  @inline(__always)
+  private func read(
+    _ source: UnsafeMutableRawPointer, _ width: Memory.Width, _ d: RegisterGroup, _ r: Registers, _ lane: Int
+  ) {
+    for i in 0..<d.count {
+      let place = source + i * width.rawValue
+      switch width {
+      case .b8: r.words(d[i])[lane] = UInt32(place.load(as: UInt8.self))
+      case .b16: r.words(d[i])[lane] = UInt32(place.load(as: UInt16.self))
+      case .b32: r.words(d[i])[lane] = place.load(as: UInt32.self)
+      case .b64: r.longs(d[i])[lane] = place.load(as: UInt64.self)
+      }
+    }
+  }
+
+  @inline(__always)
+  private func write(
+    _ destination: UnsafeMutableRawPointer, _ width: Memory.Width, _ values: RegisterGroup, _ r: Registers, _ lane: Int
+  ) {
+    for i in 0..<values.count {
+      let place = destination + i * width.rawValue
+      switch width {
+      case .b8: place.storeBytes(of: UInt8(truncatingIfNeeded: r.words(values[i])[lane]), as: UInt8.self)
+      case .b16: place.storeBytes(of: UInt16(truncatingIfNeeded: r.words(values[i])[lane]), as: UInt16.self)
+      case .b32: place.storeBytes(of: r.words(values[i])[lane], as: UInt32.self)
+      case .b64: place.storeBytes(of: r.longs(values[i])[lane], as: UInt64.self)
+      }
+    }
+  }
+
+  // MARK: - Checks
+
+  @inline(__always)
+  func checkShared(
+    _ kind: ShadowMemory.Kind, _ place: Int, _ length: Int, _ alignment: Int, _ warp: Warp, _ block: Block,
+    _ lane: Int, isStrong: Bool = false
+  ) throws(Hazard) {
+    if place < 0 || place + length > block.sharedByteCount {
+      throw hazard(
+        .outOfBounds, "bytes \(place) to \(place + length) of shared memory, which has \(block.sharedByteCount)", warp,
+        block, lane: lane)
+    }
+    if place & (alignment - 1) != 0 {
+      throw hazard(
+        .misaligned, "shared address \(place) is no multiple of \(alignment)", warp, block, lane: lane)
+    }
+    do throws(Conflict) {
+      try block.shadow.access(kind, place, length, by: observer(warp, block, lane, isStrong: isStrong))
+    } catch {
+      throw hazard(error, "shared address \(place)", warp, block, lane: lane)
+    }
+  }
+
+  /// Finds the memory behind an address and checks the access.
+  @inline(__always)
+  func checkGlobal(
+    _ kind: ShadowMemory.Kind, _ place: UInt64, _ length: Int, _ alignment: Int, _ warp: Warp, _ block: Block,
+    _ lane: Int, isStrong: Bool = false
+  ) throws(Hazard) -> (Allocation, Allocation.Page, within: Int) {
+    guard let allocation = memory.allocation(near: place), place >= allocation.base,
+      place - allocation.base <= UInt64(allocation.byteCount - length)
+    else { throw outOfBounds(place, length, warp, block, lane) }
+    let offset = Int(place - allocation.base)
+    if place & UInt64(alignment - 1) != 0 {
+      throw hazard(
+        .misaligned, "byte \(offset) of '\(allocation.name)' is no multiple of \(alignment)", warp, block, lane: lane)
+    }
+    if kind != .read && allocation.isReadOnly {
+      throw hazard(.readOnly, "byte \(offset) of '\(allocation.name)'", warp, block, lane: lane)
+    }
+    let page = allocation.page(offset)
+    let within = offset & (Allocation.pageSize - 1)
+    do throws(Conflict) {
+      if allocation.isReadOnly {
+        // Nobody writes it while the kernel runs: no race is possible, only bytes that nobody ever wrote.
+        if !page.shadow.isWritten(within..<within + length) { throw Conflict(kind: .uninitialized) }
+      } else {
+        try page.shadow.access(kind, within, length, by: observer(warp, block, lane, isStrong: isStrong))
+      }
+    } catch {
+      throw hazard(error, "byte \(offset) of '\(allocation.name)'", warp, block, lane: lane)
+    }
+    return (allocation, page, within)
+  }
+
+  private func outOfBounds(_ place: UInt64, _ length: Int, _ warp: Warp, _ block: Block, _ lane: Int) -> Hazard {
+    var message = "address \(place), where nothing is"
+    if let near = memory.allocation(near: place) {
+      let distance = Int64(bitPattern: place &- near.base)
+      message = "bytes \(distance) to \(distance + Int64(length)) of '\(near.name)', which has \(near.byteCount)"
+    }
+    return hazard(.outOfBounds, message, warp, block, lane: lane)
+  }
+
+  // MARK: - Counters
+
+  /// Passes that an access of a warp to shared memory takes: 128 bytes each, of 32 banks of 4 bytes. Wide accesses are
+  /// made by groups of lanes, one after the other.
+  func countSharedPasses(_ places: [Int], byteCount: Int) {
+    let lanesAtOnce = max(1, min(32, 128 / byteCount))
+    var passes = 0
+    var ideal = 0
+    for start in stride(from: 0, to: places.count, by: lanesAtOnce) {
+      let group = places[start..<min(start + lanesAtOnce, places.count)]
+      // Different words of one bank need a pass each.
+      var words: Set<Int> = []
+      for place in group {
+        for word in place / 4..<(place + byteCount + 3) / 4 { words.insert(word) }
+      }
+      var load = [Int](repeating: 0, count: 32)
+      for word in words { load[word & 31] += 1 }
+      passes += load.max()!
+      ideal += (words.count + 31) / 32
+    }
+    counters.sharedPasses += ideal
+    counters.bankConflicts += passes - ideal
+  }
+
+  func countSharedPasses(
+    _ mask: UInt32, _ addresses: UnsafeMutablePointer<UInt32>, _ offset: Int32, _ byteCount: Int
+  ) {
+    var places: [Int] = []
+    places.reserveCapacity(32)
+    forEachLane(mask) { places.append(Int(addresses[$0]) + Int(offset)) }
+    countSharedPasses(places, byteCount: byteCount)
+  }
+}
+
+/// The 32-byte sectors that one instruction touches in one allocation.
+struct SectorCount {
+  private var sectors: Set<UInt64> = []
+  private var bytes = 0
+  private var allocation: Allocation?
+
+  mutating func add(_ address: UInt64, _ length: Int, _ allocation: Allocation) {
+    self.allocation = allocation
+    bytes += length
+    for sector in address >> 5...(address + UInt64(length) - 1) >> 5 { sectors.insert(sector) }
+  }
+
+  func finish(isRead: Bool) {
+    guard let allocation else { return }
+    if isRead {
+      allocation.traffic.bytesRead += bytes
+      allocation.traffic.sectorsRead += sectors.count
+    } else {
+      allocation.traffic.bytesWritten += bytes
+      allocation.traffic.sectorsWritten += sectors.count
+    }
+  }
+}

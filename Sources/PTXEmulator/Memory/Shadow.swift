@@ -1,0 +1,254 @@
+/// What is wrong with an access; the emulator adds who and where.
+struct Conflict: Error {
+  let kind: Hazard.Kind
+  /// The other access, where there is one.
+  var other = Epoch.beforeLaunch
+  var otherOperation: Int32 = -1
+  var otherIsWrite = false
+}
+
+/// The last write of a granule (4 bytes) of memory.
+struct WriteShadow {
+  enum State: UInt8 {
+    case unwritten
+    case written
+    /// By an atomic or an ordered store, which cannot race with its like.
+    case writtenStrongly
+    /// An asynchronous copy is on its way.
+    case copyUnderWay
+  }
+
+  var epoch = Epoch.beforeLaunch
+  var operation: Int32 = -1
+  var state = State.unwritten
+}
+
+/// One reader of a granule: the clock of its warp, the lane (255: several), the operation.
+struct ReadShadow {
+  var clock: UInt32 = 0
+  var operation: Int32 = -1
+  var lane: UInt8 = 0
+}
+
+/// The shadows of a stretch of memory, checked and advanced by every access.
+///
+/// Every granule has its last write and, for each warp that may read it, that warp's last read. A granule that is ever
+/// accessed in parts gets shadows for each byte instead, in a side table.
+final class ShadowMemory {
+  enum Kind { case read, write, copyIssue }
+
+  private let writes: UnsafeMutablePointer<WriteShadow>
+  private let reads: UnsafeMutablePointer<ReadShadow>
+  private let count: Int
+  private let warps: Int
+  private var splits: [Int: SplitGranule] = [:]
+  /// Readers that are not ordered among each other, by granule: global memory, which any warp of the grid may read.
+  private var foreignReads: [Int: [Epoch]] = [:]
+  private let isGlobal: Bool
+
+  private final class SplitGranule {
+    var writes: [WriteShadow]
+    var reads: [[Epoch]]
+    init(_ write: WriteShadow, _ readers: [Epoch]) {
+      writes = .init(repeating: write, count: 4)
+      reads = .init(repeating: readers, count: 4)
+    }
+  }
+
+  /// - Parameter warps: warps of the one block that accesses the memory; nil for global memory.
+  init(byteCount: Int, warps: Int?) {
+    count = max((byteCount + 3) / 4, 1)
+    self.warps = warps ?? 0
+    isGlobal = warps == nil
+    writes = .allocate(capacity: count)
+    writes.initialize(repeating: WriteShadow(), count: count)
+    reads = .allocate(capacity: max(count * self.warps, 1))
+    reads.initialize(repeating: ReadShadow(), count: max(count * self.warps, 1))
+  }
+
+  deinit {
+    writes.deallocate()
+    reads.deallocate()
+  }
+
+  /// Marks bytes as written before the launch.
+  func initialize(_ range: Range<Int>) {
+    for granule in range.lowerBound / 4..<(range.upperBound + 3) / 4 {
+      let mask = Self.mask(range, granule)
+      if mask == 0xf && splits[granule] == nil {
+        writes[granule] = WriteShadow(state: .written)
+      } else {
+        let split = split(granule)
+        for byte in 0..<4 where mask >> byte & 1 == 1 { split.writes[byte] = WriteShadow(state: .written) }
+      }
+    }
+  }
+
+  /// The bytes of a granule that lie in the range.
+  private static func mask(_ range: Range<Int>, _ granule: Int) -> Int {
+    (0..<4).reduce(0) { range.contains(granule * 4 + $1) ? $0 | 1 << $1 : $0 }
+  }
+
+  private func split(_ granule: Int) -> SplitGranule {
+    if let split = splits[granule] { return split }
+    var readers = foreignReads[granule] ?? []
+    for warp in 0..<warps {
+      let read = reads[granule * warps + warp]
+      // Several lanes: any that is not the observer's own; there is no lane 255.
+      if read.clock > 0 { readers.append(Epoch(block: block, warp: UInt8(warp), lane: read.lane, clock: read.clock)) }
+    }
+    let split = SplitGranule(writes[granule], readers)
+    splits[granule] = split
+    return split
+  }
+
+  /// The block that accesses shared memory.
+  var block: Int32 = 0
+
+  /// Checks an access of `length` bytes from `offset` on, and records it.
+  @inline(__always)
+  func access(_ kind: Kind, _ offset: Int, _ length: Int, by observer: Observer) throws(Conflict) {
+    if offset & 3 == 0 && length & 3 == 0 && splits.isEmpty {
+      for granule in offset >> 2..<(offset + length) >> 2 { try step(kind, granule, observer) }
+    } else {
+      try accessInParts(kind, offset, length, observer)
+    }
+  }
+
+  private func accessInParts(
+    _ kind: Kind, _ offset: Int, _ length: Int, _ observer: Observer
+  ) throws(Conflict) {
+    let range = offset..<offset + length
+    for granule in offset / 4..<(offset + length + 3) / 4 {
+      let mask = Self.mask(range, granule)
+      if mask == 0xf && splits[granule] == nil {
+        try step(kind, granule, observer)
+      } else {
+        let split = split(granule)
+        for byte in 0..<4 where mask >> byte & 1 == 1 { try step(kind, split, byte, observer) }
+      }
+    }
+  }
+
+  /// Whether somebody wrote all of these bytes.
+  func isWritten(_ range: Range<Int>) -> Bool {
+    for granule in range.lowerBound / 4..<(range.upperBound + 3) / 4 {
+      guard let split = splits[granule] else {
+        if writes[granule].state == .unwritten { return false }
+        continue
+      }
+      let mask = Self.mask(range, granule)
+      for byte in 0..<4 where mask >> byte & 1 == 1 && split.writes[byte].state == .unwritten { return false }
+    }
+    return true
+  }
+
+  /// All accesses so far lie before those to come.
+  func settle() {
+    for granule in 0..<count where writes[granule].state != .unwritten {
+      writes[granule] = WriteShadow(state: .written)
+    }
+    for split in splits.values {
+      split.reads = .init(repeating: [], count: 4)
+      for byte in 0..<4 where split.writes[byte].state != .unwritten { split.writes[byte] = WriteShadow(state: .written) }
+    }
+    foreignReads = [:]
+  }
+
+  /// The copy into these bytes has landed, for the thread that waited.
+  func land(_ offset: Int, _ length: Int, _ epoch: Epoch) {
+    for granule in offset / 4..<(offset + length + 3) / 4 {
+      writes[granule].state = .written
+      writes[granule].epoch = epoch
+      if let split = splits[granule] {
+        for byte in 0..<4 {
+          split.writes[byte].state = .written
+          split.writes[byte].epoch = epoch
+        }
+      }
+    }
+  }
+
+  // MARK: - One granule
+
+  @inline(__always)
+  private func step(_ kind: Kind, _ granule: Int, _ observer: Observer) throws(Conflict) {
+    try Self.check(kind, writes[granule], observer)
+    if kind == .read {
+      if !observer.isStrong { record(granule, observer) }
+      return
+    }
+    try checkReaders(granule, observer)
+    writes[granule] = Self.written(kind, observer)
+  }
+
+  @inline(__always)
+  private func record(_ granule: Int, _ observer: Observer) {
+    if isGlobal {
+      var readers = foreignReads[granule] ?? []
+      readers.removeAll { observer.isAfter($0) }
+      readers.append(observer.epoch)
+      foreignReads[granule] = readers
+      return
+    }
+    let read = reads + (granule * warps + Int(observer.epoch.warp))
+    let isSeveral =
+      read.pointee.lane != observer.epoch.lane && read.pointee.clock > observer.syncedClock
+    read.pointee = ReadShadow(
+      clock: observer.epoch.clock, operation: observer.operation, lane: isSeveral ? 255 : observer.epoch.lane)
+  }
+
+  @inline(__always)
+  private func checkReaders(_ granule: Int, _ observer: Observer) throws(Conflict) {
+    for warp in 0..<warps {
+      let read = reads[granule * warps + warp]
+      if read.clock == 0 { continue }
+      let epoch = Epoch(block: observer.epoch.block, warp: UInt8(warp), lane: read.lane, clock: read.clock)
+      if !observer.isAfter(epoch) {
+        throw Conflict(kind: .race, other: epoch, otherOperation: read.operation)
+      }
+    }
+    if isGlobal, let readers = foreignReads.removeValue(forKey: granule) {
+      for reader in readers where !observer.isAfter(reader) { throw Conflict(kind: .race, other: reader) }
+    }
+  }
+
+  private func step(
+    _ kind: Kind, _ split: SplitGranule, _ byte: Int, _ observer: Observer
+  ) throws(Conflict) {
+    try Self.check(kind, split.writes[byte], observer)
+    if kind == .read {
+      if observer.isStrong { return }
+      split.reads[byte].removeAll { observer.isAfter($0) }
+      split.reads[byte].append(observer.epoch)
+      return
+    }
+    for reader in split.reads[byte] where !observer.isAfter(reader) { throw Conflict(kind: .race, other: reader) }
+    split.reads[byte] = []
+    split.writes[byte] = Self.written(kind, observer)
+  }
+
+  private static func written(_ kind: Kind, _ observer: Observer) -> WriteShadow {
+    WriteShadow(
+      epoch: observer.epoch, operation: observer.operation,
+      state: kind == .copyIssue ? .copyUnderWay : observer.isStrong ? .writtenStrongly : .written)
+  }
+
+  /// The write before this access must have happened before it.
+  @inline(__always)
+  private static func check(_ kind: Kind, _ write: WriteShadow, _ observer: Observer) throws(Conflict) {
+    switch write.state {
+    case .written:
+      if observer.isAfter(write.epoch) { return }
+    case .writtenStrongly:
+      if observer.isStrong || observer.isAfter(write.epoch) { return }
+    case .unwritten:
+      if kind != .read { return }
+      throw Conflict(kind: .uninitialized)
+    case .copyUnderWay:
+      throw Conflict(
+        kind: .copyUnderWay, other: write.epoch, otherOperation: write.operation, otherIsWrite: true)
+    }
+    throw Conflict(kind: .race, other: write.epoch, otherOperation: write.operation, otherIsWrite: true)
+  }
+}

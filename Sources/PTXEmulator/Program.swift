@@ -1,0 +1,114 @@
+public import PTX
+
+/// A kernel in the form that the emulator runs: a flat list of operations, constants in registers of their own.
+public struct Program: Sendable {
+  /// One step of a warp.
+  enum Operation: Sendable {
+    case run(Instruction, guardedBy: Kernel.Guard?)
+    /// Splits the lanes; where none takes the first part, continues at `otherwise`.
+    case branch(Kernel.Guard, otherwise: Int)
+    /// The first part is done; where no lane takes the second, continues at `end`.
+    case otherwise(end: Int)
+    case join
+    case loop
+    /// Back to `start` for the lanes where the predicate holds.
+    case repeatWhile(RegisterID, start: Int)
+  }
+
+  /// The kernel itself.
+  public let kernel: Kernel
+  let operations: [Operation]
+  let locations: [SourceLocation?]
+  /// Constants, in registers behind those of the kernel.
+  let constants: [UInt64]
+
+  /// Offsets of the static shared buffers, and where the dynamic memory begins.
+  let sharedOffsets: [Int]
+  let staticSharedByteCount: Int
+
+  var registerCount: Int { kernel.registers.count + constants.count }
+
+  /// - Parameter removed: leaves out the statement of this number in `kernel.statements`, for mutation tests.
+  public init(_ kernel: Kernel, removing removed: Int? = nil) {
+    self.kernel = kernel
+    var flattener = Flattener(firstConstant: kernel.registers.count, removed: removed)
+    flattener.flatten(kernel.body)
+    operations = flattener.operations
+    locations = flattener.locations
+    constants = flattener.constants
+
+    var offset = 0
+    sharedOffsets = kernel.sharedBuffers.map { buffer in
+      offset = (offset + buffer.alignment - 1) / buffer.alignment * buffer.alignment
+      defer { offset += buffer.byteCount }
+      return offset
+    }
+    let alignment = kernel.dynamicSharedAlignment ?? 1
+    staticSharedByteCount = (offset + alignment - 1) / alignment * alignment
+  }
+
+  /// The text of an operation, for messages.
+  func text(_ index: Int) -> String {
+    guard case .run(let instruction, _) = operations[index] else { return "" }
+    return instruction.description(in: kernel, constants: constants)
+  }
+}
+
+private struct Flattener {
+  let firstConstant: Int
+  let removed: Int?
+  var operations: [Program.Operation] = []
+  var locations: [SourceLocation?] = []
+  var constants: [UInt64] = []
+  private var numbers: [UInt64: Int] = [:]
+  private var statements = 0
+
+  init(firstConstant: Int, removed: Int?) {
+    self.firstConstant = firstConstant
+    self.removed = removed
+  }
+
+  private mutating func add(_ operation: Program.Operation, _ location: SourceLocation?) {
+    operations.append(operation)
+    locations.append(location)
+  }
+
+  mutating func flatten(_ nodes: [Kernel.Node]) {
+    for node in nodes {
+      switch node {
+      case .comment:
+        break
+      case .statement(let statement):
+        defer { statements += 1 }
+        if statements == removed { continue }
+        let instruction = statement.instruction.mapOperands { constant($0) }
+        add(.run(instruction, guardedBy: statement.guardedBy), statement.location)
+      case .loop(let body, let predicate, let location):
+        add(.loop, location)
+        let start = operations.count
+        flatten(body)
+        add(.repeatWhile(predicate, start: start), location)
+      case .branch(let condition, let then, let otherwise, let location):
+        let branch = operations.count
+        add(.join, location)  // replaced below
+        flatten(then)
+        let middle = operations.count
+        add(.join, location)  // replaced below
+        flatten(otherwise)
+        operations[branch] = .branch(condition, otherwise: middle)
+        operations[middle] = .otherwise(end: operations.count)
+        add(.join, location)
+      }
+    }
+  }
+
+  private mutating func constant(_ operand: Operand) -> Operand {
+    guard case .immediate(let bits) = operand else { return operand }
+    let number = numbers[bits] ?? constants.count
+    if number == constants.count {
+      constants.append(bits)
+      numbers[bits] = number
+    }
+    return .register(RegisterID(index: Int32(firstConstant + number), kind: .u64))
+  }
+}
