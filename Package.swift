@@ -34,7 +34,7 @@ let package = Package(
     room("PTXEmulator", uses: ["PTX"]),
     room("ExampleKernels", uses: ["PTX"]),
     room("CUDADriver"),
-    .target(name: "CPUMicrokernels"),
+    .target(name: "CPUMicrokernels", cSettings: [.treatAllWarnings(as: .error)]),
     room("CPUAttention", uses: ["Attention", "CPUMicrokernels"]),
     room("TensorFiles", uses: ["Attention"]),
     room("FlashAttention", uses: ["Attention", "CPUAttention", "CUDADriver"]),
@@ -52,7 +52,7 @@ let package = Package(
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
     tests("FlashAttentionTests", of: ["FlashAttention"]),
-    tests("ToolTests", of: ["Attention", "FlashAttention", "TensorFiles", "flash-attention"]),
+    tests("ToolTests", of: ["Attention", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention"]),
   ],
   swiftLanguageModes: [.v6]
 )

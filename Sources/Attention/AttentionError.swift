@@ -18,9 +18,9 @@ public enum AttentionError: Error, Hashable, Sendable {
   case logSumExpCount(given: Int, needed: Int)
   /// A side of the window is negative.
   case window(side: String, value: Int)
-  /// The scale is not a finite number.
+  /// The scale is no finite number in f32.
   case scale(Double)
-  /// The softcap is not a positive finite number.
+  /// The softcap is no positive finite number in f32.
   case softcap(Double)
   /// The device cannot be used; the reason is a sentence.
   case deviceUnavailable(device: String, reason: String)
@@ -51,9 +51,9 @@ extension AttentionError: CustomStringConvertible {
     case .window(let side, let value):
       "The window reaches \(value) keys to the \(side); it must be 0 or more, or unlimited."
     case .scale(let value):
-      "The scale is \(value); it must be a finite number. Leave it out for 1/sqrt(dimension)."
+      "The scale is \(value); it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."
     case .softcap(let value):
-      "The softcap is \(value); it must be a finite number above 0. Leave it out for no cap."
+      "The softcap is \(value); it must be a number above 0 that f32 can hold. Leave it out for no cap."
     case .deviceUnavailable(let device, let reason):
       "The \(device) cannot be used: \(reason)"
     }

@@ -52,8 +52,8 @@ public struct AttentionProblem: Hashable, Sendable {
       if let right, right < 0 { throw .window(side: "right", value: right) }
     }
     let scale = scale ?? 1 / Double(queries.dimension).squareRoot()
-    guard scale.isFinite else { throw .scale(scale) }
-    if let softcap, !(softcap.isFinite && softcap > 0) { throw .softcap(softcap) }
+    guard Self.isScale(scale) else { throw .scale(scale) }
+    if let softcap, !Self.isSoftcap(softcap, of: scale) { throw .softcap(softcap) }
 
     self.scalarType = scalarType
     batch = queries.batch
@@ -69,13 +69,24 @@ public struct AttentionProblem: Hashable, Sendable {
     guard outputShape.checkedElementCount != nil else { throw .tooLarge(tensor: "The output", shape: outputShape) }
   }
 
+  // All paths compute scores in f32, base 2: what they multiply by must exist there.
+  private static let log2e = 1.4426950408889634
+
+  private static func isScale(_ scale: Double) -> Bool {
+    Float(scale * log2e).isFinite && (scale == 0 || Float(scale).isNormal)
+  }
+
+  private static func isSoftcap(_ softcap: Double, of scale: Double) -> Bool {
+    softcap > 0 && Float(softcap * log2e).isNormal && Float(scale / softcap).isFinite
+  }
+
   private static func check(_ shape: TensorShape, of tensor: String) throws(AttentionError) {
     if shape.batch < 0 { throw .extent(tensor: tensor, axis: "batch", value: shape.batch) }
     if shape.heads < 1 { throw .extent(tensor: tensor, axis: "heads", value: shape.heads) }
     if shape.length < 0 { throw .extent(tensor: tensor, axis: "length", value: shape.length) }
     if shape.dimension < 1 { throw .extent(tensor: tensor, axis: "dimension", value: shape.dimension) }
-    // A count of bytes, up to 4 an element, must also fit.
-    guard let count = shape.checkedElementCount, count <= Int.max / 8 else {
+    // A count of bytes, up to 4 an element, must also fit, and so must what an empty axis hides.
+    guard checkedProduct([8, shape.batch, shape.heads, shape.length, shape.dimension]) != nil else {
       throw .tooLarge(tensor: tensor, shape: shape)
     }
   }
@@ -120,9 +131,32 @@ extension AttentionProblem {
   /// Floating-point operations by the field's convention: a multiply-add is two, the softmax is free, and a causal
   /// mask halves the work: `2 * (D + D_v)` for each pair of a query and a key that it sees, counted pair by pair.
   public var flops: Double {
-    var pairs = 0.0
-    for query in 0..<queries { pairs += Double(visibleKeys(ofQuery: query).count) }
-    return 2 * Double(dimension + valueDimension) * pairs * Double(batch * queryHeads)
+    2 * Double(dimension + valueDimension) * visiblePairs * Double(batch) * Double(queryHeads)
+  }
+
+  /// Pairs of a query and a key that it sees, of one head: without a loop over the queries, who may be many.
+  var visiblePairs: Double {
+    let (left, right): (Int?, Int?) =
+      switch mask {
+      case .none: (nil, nil)
+      case .causal: (nil, 0)
+      case .window(let left, let right): (left, right)
+      }
+    let reach = Double(queries) + Double(keys)
+    // Query i sees the keys from clamp(i + offset - left) up to clamp(i + offset + right + 1); clamp is to 0...keys.
+    let offset = Double(keys) - Double(queries)
+    let ends = sumOfClamped(from: offset + min(right.map(Double.init) ?? reach, reach) + 1)
+    let starts = sumOfClamped(from: offset - min(left.map(Double.init) ?? reach, reach))
+    return ends - starts
+  }
+
+  /// The sum of `start`, `start + 1`, ... for all queries, each clamped to 0...keys.
+  private func sumOfClamped(from start: Double) -> Double {
+    let keys = Double(keys)
+    func sumBelow(_ x: Double) -> Double {
+      x <= 0 ? 0 : x <= keys ? x * (x - 1) / 2 : keys * (keys - 1) / 2 + (x - keys) * keys
+    }
+    return sumBelow(start + Double(queries)) - sumBelow(start)
   }
 
   /// Bytes of Q, K, V and O, each moved once.

@@ -19,14 +19,7 @@ public struct TensorShape: Hashable, Sendable {
 
   /// B*H*N*D, or nil where it does not fit an `Int` or an extent is negative.
   public var checkedElementCount: Int? {
-    var count = 1
-    for extent in [batch, heads, length, dimension] {
-      guard extent >= 0 else { return nil }
-      let (product, overflow) = count.multipliedReportingOverflow(by: extent)
-      if overflow { return nil }
-      count = product
-    }
-    return count
+    checkedProduct([batch, heads, length, dimension])
   }
 
   /// B*H*N*D. Traps where it does not fit an `Int`; a shape accepted by `AttentionProblem` fits.
@@ -36,6 +29,18 @@ public struct TensorShape: Hashable, Sendable {
 extension TensorShape: CustomStringConvertible {
   /// All extents, by name.
   public var description: String { "batch \(batch), heads \(heads), length \(length), dimension \(dimension)" }
+}
+
+/// The product of extents, or nil where one is negative or the product of the others than 0 does not fit: then the
+/// strides would not fit either, though there may be no element at all.
+public func checkedProduct(_ extents: [Int]) -> Int? {
+  var product = 1
+  for extent in extents {
+    let (next, overflow) = product.multipliedReportingOverflow(by: max(extent, 1))
+    if extent < 0 || overflow { return nil }
+    product = next
+  }
+  return extents.contains(0) ? 0 : product
 }
 
 /// The order of the axes of a contiguous tensor in memory, slowest first.

@@ -18,6 +18,8 @@ public struct CPUPlan: Sendable {
 
   /// Head dimensions are multiples of this.
   public static let dimensionMultiple = 8
+  /// More threads than any machine has; a bound for what follows from their number.
+  static let threadsAtMost = 4096
   /// The largest head dimension; the scratch memory of a thread grows with it.
   public static let dimensionLimit = 1024
 
@@ -49,12 +51,12 @@ public struct CPUPlan: Sendable {
     }
     self.problem = problem
     self.instructionSet = instructionSet
-    self.threads = max(1, threads)
+    self.threads = min(max(1, threads), Self.threadsAtMost)
 
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
     let heads = problem.batch * problem.keyValueHeads
-    let enough = (rows <= PackedRows.fewRows ? 16 : 4) * self.threads
+    let enough = (rows <= PackedRows.fewRows ? 16 : 2) * self.threads
     if rows <= PackedRows.fewRows {
       path = .rows
       blockRows = max(rows, 1)

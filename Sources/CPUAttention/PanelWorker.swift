@@ -169,10 +169,20 @@ struct PanelWorker: ~Copyable {
     }
     let keyRow = k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
     let valueRow = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+    let type = plan.problem.scalarType
+    let valueStride = v.strides.length * type.byteCount
+    // An infinity or a NaN in V must not reach the rows that do not see it.
+    let isCareful =
+      isMasked && functions.has_nonfinite(valueRow, valueStride, type.microkernelType, count, Int32(dv)) != 0
 
     if plan.path == .pairPanels {
       panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
         functions.pair_scores(keyRow, k.strides.length * 2, count, $0, vectors, Int32(d), scores)
+      }
+      if isCareful {
+        functions.softmax(scores, count, vectors, transform, visible, panel.state)
+        accumulateCarefully(panel, valueRow, valueStride, count)
+        return
       }
       functions.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
       valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
@@ -181,15 +191,26 @@ struct PanelWorker: ~Copyable {
       }
       return
     }
-    let isStaged = plan.problem.scalarType != .f32
+    let isStaged = type != .f32
     functions.scores(
       isStaged ? UnsafePointer(keyTile) : keyRow.assumingMemoryBound(to: Float.self), isStaged ? d : k.strides.length,
       count,
       panel.queries, vectors, Int32(d), scores)
     functions.softmax(scores, count, vectors, transform, visible, panel.state)
+    if isCareful {
+      accumulateCarefully(panel, valueRow, valueStride, count)
+      return
+    }
     functions.accumulate(
       isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self),
       isStaged ? dv : v.strides.length, count,
       scores, vectors, Int32(dv), panel.state.rescale, panel.output)
+  }
+
+  private func accumulateCarefully(_ panel: Panel, _ values: UnsafeRawPointer, _ stride: Int, _ count: Int32) {
+    let rows = panel.vectors * plan.instructionSet.lanes
+    plan.instructionSet.functions.pointee.accumulate_carefully(
+      values, stride, plan.problem.scalarType.microkernelType, count, scores, Int32(rows),
+      Int32(plan.problem.valueDimension), panel.state.rescale, panel.output, 1, rows)
   }
 }

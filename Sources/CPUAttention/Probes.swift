@@ -12,6 +12,7 @@ public enum ArithmeticProbe {
     @Sendable func measure(_ steps: Int64) -> Double {
       isPaired ? set.functions.pointee.probe_pairs(steps) : set.functions.pointee.probe_arithmetic(steps)
     }
+    let threads = min(threads, WorkerTeam.processors)
     _ = measure(1_000_000)
     let done = Mutex(0.0)
     let seconds = elapsedSeconds {
@@ -27,8 +28,9 @@ public enum ArithmeticProbe {
 }
 
 /// What this machine reads at most: a buffer that is read from end to end on all threads.
-public final class ReadProbe {
-  private let buffer: UnsafeMutablePointer<Float>
+public final class ReadProbe: Sendable {
+  // Written once, before anyone else sees it.
+  private nonisolated(unsafe) let buffer: UnsafeMutablePointer<Float>
   private let count: Int
   private let threads: Int
   private let set: InstructionSet
@@ -46,7 +48,6 @@ public final class ReadProbe {
 
   /// Reads the buffer once; returns GB/s.
   public func gigabytesPerSecond() -> Double {
-    nonisolated(unsafe) let source = buffer
     let (count, set) = (count, set)
     // Pieces small enough to share out evenly, large enough for the prefetchers.
     let piece = 1 << 18
@@ -56,7 +57,7 @@ public final class ReadProbe {
       WorkerTeam.run(items: pieces, threads: threads) { queue in
         var total: Float = 0
         while let i = queue.next() {
-          total += set.functions.pointee.probe_read(source + i * piece, min(piece, count - i * piece))
+          total += set.functions.pointee.probe_read(buffer + i * piece, min(piece, count - i * piece))
         }
         sum.withLock { $0 += total }
       }

@@ -47,7 +47,7 @@ struct RowDestination: ~Copyable {
     // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
     let unit = ScoreTransform(plan.problem).maximumUnit
-    let logSumExp2 = sum > 0 ? Double(state.maximum[lane]) * unit + log2(sum) : -.infinity
+    let logSumExp2 = sum == 0 ? -.infinity : Double(state.maximum[lane]) * unit + log2(sum)
     if let partials {
       partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2
     } else if let logSumExp = operands.logSumExp {
@@ -81,31 +81,39 @@ final class SplitPartials: @unchecked Sendable {
 
   /// Weighs each part by its share of the whole sum, `2^(its log-sum-exp - the whole)`, always in the same order.
   func combine(into operands: Operands) {
-    let problem = plan.problem
-    let functions = plan.instructionSet.functions.pointee
-    // store_row reads whole vectors.
-    let total = UnsafeMutablePointer<Float>.allocate(capacity: RowWorker.padded(problem.valueDimension))
-    defer { total.deallocate() }
-    for index in 0..<problem.logSumExpCount {
-      total.update(repeating: 0, count: RowWorker.padded(problem.valueDimension))
-      let parts = UnsafeBufferPointer(start: logSumExp2 + index * plan.keySplits, count: plan.keySplits)
-      let largest = parts.max()!
-      var sum = 0.0
-      if largest > -.infinity {
-        for (split, part) in parts.enumerated() where part > -.infinity {
-          let weight = exp2(part - largest)
-          sum += weight
-          let row = output(index: index, split: split)
-          for c in 0..<problem.valueDimension { total[c] += Float(weight) * row[c] }
-        }
+    // Rows in pieces large enough to be worth a thread's waking up.
+    let piece = 64
+    let count = plan.problem.logSumExpCount
+    WorkerTeam.run(items: (count + piece - 1) / piece, threads: plan.threads) { queue in
+      // store_row reads whole vectors.
+      let total = UnsafeMutablePointer<Float>.allocate(capacity: RowWorker.padded(plan.problem.valueDimension))
+      defer { total.deallocate() }
+      while let item = queue.next() {
+        for index in item * piece..<min((item + 1) * piece, count) { combine(index, total, operands) }
       }
-      let query = index % problem.queries
-      let head = index / problem.queries % problem.queryHeads
-      let batch = index / problem.queries / problem.queryHeads
-      functions.store_row(
-        total, Float(sum), Int32(problem.valueDimension), problem.scalarType.microkernelType,
-        operands.output.row(batch: batch, head: head, token: query))
-      operands.logSumExp?[index] = Float((largest + log2(sum)) * 0.6931471805599453)
     }
+  }
+
+  private func combine(_ index: Int, _ total: UnsafeMutablePointer<Float>, _ operands: Operands) {
+    let problem = plan.problem
+    total.update(repeating: 0, count: RowWorker.padded(problem.valueDimension))
+    let parts = UnsafeBufferPointer(start: logSumExp2 + index * plan.keySplits, count: plan.keySplits)
+    // A NaN is no maximum, but it weighs NaN below.
+    let largest = parts.reduce(-.infinity) { $1 > $0 ? $1 : $0 }
+    let offset = largest == -.infinity ? 0 : largest
+    var sum = 0.0
+    for (split, part) in parts.enumerated() where part != -.infinity {
+      let weight = exp2(part - offset)
+      sum += weight
+      let row = output(index: index, split: split)
+      for c in 0..<problem.valueDimension { total[c] += Float(weight) * row[c] }
+    }
+    let query = index % problem.queries
+    let head = index / problem.queries % problem.queryHeads
+    let batch = index / problem.queries / problem.queryHeads
+    plan.instructionSet.functions.pointee.store_row(
+      total, Float(sum), Int32(problem.valueDimension), problem.scalarType.microkernelType,
+      operands.output.row(batch: batch, head: head, token: query))
+    operands.logSumExp?[index] = Float((offset + log2(sum)) * 0.6931471805599453)
   }
 }

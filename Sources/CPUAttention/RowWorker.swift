@@ -95,13 +95,21 @@ struct RowWorker: ~Copyable {
         type.microkernelType, Int32(keys.count), queries, Int32(paddedRows), d, Int32(paddedD), scores,
         FAPrefetch(v, rows, keys))
       functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
+      let values = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+      let valueStride = v.strides.length * type.byteCount
+      if visible.first != nil
+        && functions.has_nonfinite(values, valueStride, type.microkernelType, Int32(keys.count), dv) != 0
+      {
+        functions.accumulate_carefully(
+          values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, state.rescale,
+          output, paddedDv, 1)
+        continue
+      }
+      let hasNext = tile + 1 < tiles.upperBound
+      let next = keys.upperBound..<(hasNext ? min(keys.upperBound + plan.tileKeys, seen.upperBound) : keys.upperBound)
       functions.row_accumulate(
-        v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), v.strides.length * type.byteCount,
-        type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv), state.rescale, output,
-        FAPrefetch(
-          k, rows,
-          tile + 1 < tiles.upperBound ? keys.upperBound..<min(keys.upperBound + plan.tileKeys, seen.upperBound) : 0..<0)
-      )
+        values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv),
+        state.rescale, output, FAPrefetch(k, rows, next))
     }
     destination.storeRows(output, stride: paddedDv, state, rows)
   }

@@ -1,6 +1,7 @@
 // One instruction set: includes the families and fills the table. The including file defines
 //
-//   LANES, PANEL_VECTORS, STRIP, HAS_FMA, HAS_F16, HAS_PAIRS, ROW_ACCUMULATORS   what the instruction set offers
+//   LANES, HAS_FMA, HAS_F16, HAS_PAIRS                          what the instruction set offers
+//   PANEL_VECTORS, STRIP, ROW_ACCUMULATORS, PROBE_CHAINS       what its registers hold at once
 //   TABLE, TABLE_NAME                                             the table's symbol and its name for people
 //
 // and has the target attribute pushed.
@@ -21,6 +22,7 @@ INLINE double probe_residue(const Floats sum[24]) {
 #include "Panels.h"
 #include "PairPanels.h"
 #include "Rows.h"
+#include "Careful.h"
 
 static double probe_arithmetic(int64_t steps) {
   Floats sum[24];
@@ -67,6 +69,8 @@ const CPUMicrokernels TABLE = {
     .pair_accumulate = pair_accumulate,
     .probe_pairs = probe_pairs,
 #endif
+    .has_nonfinite = has_nonfinite,
+    .accumulate_carefully = accumulate_carefully,
     .load_row = load_row,
     .row_scores = row_scores,
     .row_softmax = row_softmax,

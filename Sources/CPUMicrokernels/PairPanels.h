@@ -80,7 +80,7 @@ INLINE void pair_accumulate_wide(const uint32_t *values, int count, const uint32
     float *out = output + (ptrdiff_t)c * vectors * LANES;
     Floats sum[STRIP][PANEL_VECTORS];
     UNROLL for (int j = 0; j < STRIP; j++) {
-      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = load(out + (j * vectors + v) * LANES) * factor[v];
+      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
     }
     ROLLED for (int pair = 0; pair < count; pair++) {
       Bits weight[PANEL_VECTORS];
@@ -93,7 +93,10 @@ INLINE void pair_accumulate_wide(const uint32_t *values, int count, const uint32
       }
     }
     UNROLL for (int j = 0; j < STRIP; j++) {
-      UNROLL for (int v = 0; v < vectors; v++) store(out + (j * vectors + v) * LANES, sum[j][v]);
+      UNROLL for (int v = 0; v < vectors; v++) {
+        float *p = out + (j * vectors + v) * LANES;
+        store(p, multiply_add(load(p), factor[v], sum[j][v]));
+      }
     }
   }
 }

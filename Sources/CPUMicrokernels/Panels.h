@@ -56,23 +56,30 @@ static void widen(const void *source, ptrdiff_t stride, FAScalarType type, int c
   }
 }
 
-/// S = K Q^T for `strip` keys at once.
+/// S = K Q^T for `strip` keys at once. D is summed in pieces of 32, which are then added: a long chain of roundings at
+/// the size of the whole sum would cost more accuracy than the few more additions cost time.
 INLINE void scores_strip(const float *keys, ptrdiff_t stride, int strip, const float *queries, int vectors,
                          int dimension, float *scores) {
-  Floats sum[STRIP][PANEL_VECTORS];
-  UNROLL for (int j = 0; j < strip; j++) {
-    UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
-  }
-  ROLLED for (int d = 0; d < dimension; d++) {
-    Floats query[PANEL_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++) query[v] = load(queries + (ptrdiff_t)(d * vectors + v) * LANES);
+  for (int start = 0; start < dimension; start += 32) {
+    const int end = start + 32 < dimension ? start + 32 : dimension;
+    Floats sum[STRIP][PANEL_VECTORS];
     UNROLL for (int j = 0; j < strip; j++) {
-      const Floats key = splat(keys[j * stride + d]);
-      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(key, query[v], sum[j][v]);
+      UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
     }
-  }
-  UNROLL for (int j = 0; j < strip; j++) {
-    UNROLL for (int v = 0; v < vectors; v++) store(scores + (j * vectors + v) * LANES, sum[j][v]);
+    ROLLED for (int d = start; d < end; d++) {
+      Floats query[PANEL_VECTORS];
+      UNROLL for (int v = 0; v < vectors; v++) query[v] = load(queries + (ptrdiff_t)(d * vectors + v) * LANES);
+      UNROLL for (int j = 0; j < strip; j++) {
+        const Floats key = splat(keys[j * stride + d]);
+        UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(key, query[v], sum[j][v]);
+      }
+    }
+    UNROLL for (int j = 0; j < strip; j++) {
+      UNROLL for (int v = 0; v < vectors; v++) {
+        float *p = scores + (j * vectors + v) * LANES;
+        store(p, start == 0 ? sum[j][v] : load(p) + sum[j][v]);
+      }
+    }
   }
 }
 
@@ -97,7 +104,7 @@ static void scores(const float *keys, ptrdiff_t stride, int count, const float *
   }
 }
 
-/// The first pass over a tile: transforms and masks the scores where `write` says so, and finds each row's maximum.
+/// The first pass over a tile: caps and masks the scores, and finds each row's maximum.
 INLINE void softmax_maximum(float *scores, int count, int vectors, FAScoreTransform transform, int capped,
                             FAVisibleKeys visible, int is_masked, Floats *largest) {
   Ints first[PANEL_VECTORS], end[PANEL_VECTORS];
@@ -199,7 +206,7 @@ INLINE void accumulate_strip(const float *values, ptrdiff_t stride, int count, i
                              int vectors, const Floats *rescale, float *output) {
   Floats sum[STRIP][PANEL_VECTORS];
   UNROLL for (int j = 0; j < strip; j++) {
-    UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = load(output + (j * vectors + v) * LANES) * rescale[v];
+    UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
   }
   ROLLED for (int key = 0; key < count; key++) {
     Floats weight[PANEL_VECTORS];
@@ -210,8 +217,12 @@ INLINE void accumulate_strip(const float *values, ptrdiff_t stride, int count, i
       UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(value, weight[v], sum[j][v]);
     }
   }
+  // As in the softmax, each tile is summed by itself.
   UNROLL for (int j = 0; j < strip; j++) {
-    UNROLL for (int v = 0; v < vectors; v++) store(output + (j * vectors + v) * LANES, sum[j][v]);
+    UNROLL for (int v = 0; v < vectors; v++) {
+      float *p = output + (j * vectors + v) * LANES;
+      store(p, multiply_add(load(p), rescale[v], sum[j][v]));
+    }
   }
 }
 
@@ -239,7 +250,7 @@ static void store_output(const float *output, const float *sum, int vectors, int
   const int width = vectors * LANES;
   for (int v = 0; v * LANES < count; v++) {
     const Floats divisor = load(sum + v * LANES);
-    const Ints has_keys = (Ints)(divisor > (Floats){0});
+    const Ints has_keys = (Ints)(divisor != (Floats){0});
     const int lanes = count - v * LANES < LANES ? count - v * LANES : LANES;
     for (int c = 0; c < dimension; c += LANES) {
       const int columns = dimension - c < LANES ? dimension - c : LANES;

@@ -1,5 +1,3 @@
-#if 1
-
 #define LANES 4
 #define PANEL_VECTORS 2
 #define STRIP 4
@@ -13,4 +11,3 @@
 
 #include "Family.h"
 
-#endif

@@ -220,7 +220,7 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
                                  const float *rescale, float *output, FAPrefetch next) {
   Floats sum[FA_MAX_ROWS][8];
   UNROLL for (int r = 0; r < rows; r++) {
-    UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = load(output + r * padded + v * LANES) * rescale[r];
+    UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = (Floats){0};
   }
   ROLLED for (int key = 0; key < count; key++) {
     const char *ahead = key < next.count ? (const char *)next.rows + key * next.stride : values + key * stride;
@@ -236,7 +236,10 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
     }
   }
   UNROLL for (int r = 0; r < rows; r++) {
-    UNROLL for (int v = 0; v < chunk; v++) store(output + r * padded + v * LANES, sum[r][v]);
+    UNROLL for (int v = 0; v < chunk; v++) {
+      float *p = output + r * padded + v * LANES;
+      store(p, multiply_add(load(p), splat(rescale[r]), sum[r][v]));
+    }
   }
 }
 
@@ -271,7 +274,7 @@ static void row_accumulate(const void *values, ptrdiff_t stride, FAScalarType ty
 }
 
 static void store_row(const float *output, float sum, int dimension, FAScalarType type, void *row) {
-  const Ints has_keys = (Ints)(splat(sum) > (Floats){0});
+  const Ints has_keys = (Ints)(splat(sum) != (Floats){0});
   for (int c = 0; c < dimension; c += LANES) {
     const Floats result = masked(has_keys, load(output + c) / splat(sum));
     char *to = (char *)row + c * element_size(type);

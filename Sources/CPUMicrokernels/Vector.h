@@ -78,7 +78,7 @@ INLINE Floats sums(Floats v[LANES]) {
   return v[0];
 }
 
-/// 2^x for x <= 126, 0 below -126 and for -inf.
+/// 2^x for x <= 126, 0 below -126 and for -inf; a NaN stays one.
 ///
 /// x = n + f with |f| <= 1/2; 2^f = 1 + f*P(f), P minimax of degree 5 with relative error 2e-9 (fitted by Lawson's
 /// iteration on a Chebyshev grid, then rounded); 2^n is added to the exponent. About 1 ulp, and 2^0 is exactly 1.
@@ -94,8 +94,8 @@ INLINE Floats exp2_nonlarge(Floats x) {
   p = multiply_add(p, f, splat(0.24022647738456726f));
   p = multiply_add(p, f, splat(0.6931471824645996f));
   p = multiply_add(p, f, splat(1.0f));
-  Floats result = (Floats)((Bits)p + ((Bits)shifted << 23));
-  return masked(in_range, result);
+  Floats result = masked(in_range, (Floats)((Bits)p + ((Bits)shifted << 23)));
+  return x == x ? result : x;
 }
 
 /// tanh: an odd polynomial (relative error 5e-9) up to 0.625, where 1 - 2/(e^2x + 1) would cancel; that beyond.
@@ -109,7 +109,7 @@ INLINE Floats tanh_accurate(Floats x) {
   p = multiply_add(p, square, splat(-0.3333328068256378f));
   Floats small = multiply_add(p * square, x, x);
   Floats doubled = magnitude * 2.8853900817779268f;  // 2 * log2(e)
-  Floats bounded = doubled < splat(60.0f) ? doubled : splat(60.0f);
+  Floats bounded = doubled > splat(60.0f) ? splat(60.0f) : doubled;  // a NaN stays one
   Floats large = 1.0f - 2.0f / (exp2_nonlarge(bounded) + 1.0f);
   Floats signed_large = (Floats)((Bits)large | ((Bits)x & 0x80000000u));
   return magnitude < splat(0.625f) ? small : signed_large;

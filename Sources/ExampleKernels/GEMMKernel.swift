@@ -190,9 +190,11 @@ private struct FragmentLoader {
     self.k = k
     let lane = threads.lane
     // A: lanes 0-15 give rows of the lower k half, 16-31 of the upper.
-    offsetA = ((threads.warp * 16 + lane % 16) * GEMMKernel.rowBytes + (((lane / 16) ^ (lane % 8)) * 16)).named("offset_a")
+    offsetA = ((threads.warp * 16 + lane % 16) * GEMMKernel.rowBytes + (((lane / 16) ^ (lane % 8)) * 16)).named(
+      "offset_a")
     // B: two tiles of 8 columns, each with both k halves.
-    offsetB = (((lane / 16) * 8 + lane % 8) * GEMMKernel.rowBytes + ((((lane / 8) % 2) ^ (lane % 8)) * 16)).named("offset_b")
+    offsetB = (((lane / 16) * 8 + lane % 8) * GEMMKernel.rowBytes + ((((lane / 8) % 2) ^ (lane % 8)) * 16)).named(
+      "offset_b")
   }
 
   func loadA(_ slot: Register<U32>, step: Int) -> [Register<U32>] {

@@ -26,6 +26,7 @@ public enum AttentionCheck {
     of problem: AttentionProblem, _ compute: @Sendable (_ batch: Int, _ head: Int) -> HeadValues
   ) -> AttentionValues {
     let result = Mutex(AttentionValues(for: problem))
+    if problem.logSumExpCount == 0 { return result.withLock { $0 } }
     WorkerTeam.run(items: problem.batch * problem.queryHeads, threads: WorkerTeam.processors) { queue in
       while let item = queue.next() {
         let (batch, head) = (item / problem.queryHeads, item % problem.queryHeads)

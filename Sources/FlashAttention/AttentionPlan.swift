@@ -5,6 +5,7 @@ internal import CUDADriver
 public enum Device: String, Hashable, Sendable, CaseIterable {
   /// The best there is for the problem; the plan says which, and why.
   case auto
+  /// This machine's processors.
   case cpu
   /// An NVIDIA GPU.
   case gpu
@@ -24,7 +25,7 @@ public struct AttentionPlan: Sendable {
   public let reason: String
   let cpu: CPUPlan
 
-  /// - Parameter threads: threads at most on the CPU; nil for one per processor.
+  /// - Parameter threads: threads at most on the CPU, never more than processors; nil for one per processor.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take.
   public init(_ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil) throws(AttentionError) {
@@ -34,7 +35,7 @@ public struct AttentionPlan: Sendable {
     case .auto: reason = "The CPU was chosen, because \(GPUSupport.absence)"
     case .gpu: throw .deviceUnavailable(device: "GPU", reason: GPUSupport.absence)
     }
-    cpu = try CPUPlan(problem, threads: threads ?? WorkerTeam.processors)
+    cpu = try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors))
   }
 
   /// Computes the problem on borrowed memory; nothing is copied.

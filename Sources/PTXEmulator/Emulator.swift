@@ -134,7 +134,9 @@ final class Machine {
       }
       resident.removeAll { $0.isDone }
       if counters.instructions > stepLimit {
-        throw hazard(.deadlock, "the kernel did not end within \(stepLimit) instructions", resident.first?.warps.first, resident.first)
+        throw hazard(
+          .deadlock, "the kernel did not end within \(stepLimit) instructions", resident.first?.warps.first,
+          resident.first)
       }
     }
   }
@@ -247,8 +249,10 @@ final class Machine {
     if conflict.kind == .race || conflict.kind == .copyUnderWay {
       let who = "block \(conflict.other.block), warp \(conflict.other.warp)"
       let lane = conflict.other.lane == 255 ? "" : ", lane \(conflict.other.lane)"
-      let place = conflict.otherOperation >= 0 ? program.locations[Int(conflict.otherOperation)].map { " at \($0)" } ?? "" : ""
-      let verb = conflict.kind == .copyUnderWay ? "is being copied to" : conflict.otherIsWrite ? "was written" : "was read"
+      let place =
+        conflict.otherOperation >= 0 ? program.locations[Int(conflict.otherOperation)].map { " at \($0)" } ?? "" : ""
+      let verb =
+        conflict.kind == .copyUnderWay ? "is being copied to" : conflict.otherIsWrite ? "was written" : "was read"
       message += " \(verb) by \(who)\(lane)\(place)"
       if conflict.kind == .race { message += ", and nothing orders the two" }
     }

@@ -12,7 +12,8 @@ final class InputFile: Sendable {
 
   init(path: String) throws(TensorFileError) {
     self.path = path
-    descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    // Not to wait for a writer, where the path is a pipe.
+    descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     if descriptor < 0 { throw .unreadable(path: path, reason: lastError()) }
     var status = stat()
     if fstat(descriptor, &status) != 0 {
@@ -20,9 +21,10 @@ final class InputFile: Sendable {
       close(descriptor)
       throw .unreadable(path: path, reason: reason)
     }
-    if status.st_mode & S_IFMT == S_IFDIR {
+    if status.st_mode & S_IFMT != S_IFREG {
       close(descriptor)
-      throw .unreadable(path: path, reason: "it is a folder")
+      let isFolder = status.st_mode & S_IFMT == S_IFDIR
+      throw .unreadable(path: path, reason: isFolder ? "it is a folder" : "it is not a regular file")
     }
     byteCount = Int(status.st_size)
   }
@@ -31,6 +33,11 @@ final class InputFile: Sendable {
 
   /// Reads exactly `count` bytes from `offset` on; both lie within the file as it was when it was opened.
   func read(_ count: Int, at offset: Int) throws(TensorFileError) -> [UInt8] {
+    let memory = Int(sysconf(Int32(_SC_PHYS_PAGES))) * Int(sysconf(Int32(_SC_PAGESIZE)))
+    if count > memory {
+      throw .unreadable(
+        path: path, reason: "one of its tensors has \(count / 1_000_000) MB, this machine \(memory / 1_000_000)")
+    }
     var failure: TensorFileError?
     let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
       while initialized < count {

@@ -46,6 +46,11 @@ public enum NPYFile {
 
   /// Writes the array; the file appears whole or not at all. bf16 is widened to f32, which is exact.
   public static func write(_ array: StoredArray, to path: String) throws(TensorFileError) {
+    try OutputFile.write(pieces(of: array), to: path)
+  }
+
+  /// The file's bytes, for `OutputFile`.
+  public static func pieces(of array: StoredArray) -> [[UInt8]] {
     let array =
       array.scalarType == .bf16 ? StoredArray(extents: array.extents, floats: array.floats) : array
     let type = array.scalarType == .f32 ? "<f4" : "<f2"
@@ -55,7 +60,7 @@ public enum NPYFile {
     // The data starts at a multiple of 64 bytes; the header ends with a newline.
     header += [UInt8](repeating: 0x20, count: (64 - (header.count + 11) % 64) % 64) + [0x0a]
     let start = magic + [1, 0, UInt8(header.count & 0xff), UInt8(header.count >> 8)]
-    try OutputFile.write([start, header, array.bytes], to: path)
+    return [start, header, array.bytes]
   }
 }
 

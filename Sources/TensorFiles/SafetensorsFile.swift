@@ -22,6 +22,8 @@ public struct SafetensorsFile: Sendable {
   public let path: String
   /// Tensors by name.
   public let entries: [String: Entry]
+  /// What the writer said of the whole file.
+  public let metadata: [String: String]
   private let file: InputFile
   private let dataStart: Int
 
@@ -49,6 +51,7 @@ public struct SafetensorsFile: Sendable {
     } catch {
       throw malformed("its header is not the JSON that safetensors prescribes.")
     }
+    metadata = header.metadata
     entries = try Self.check(header, dataByteCount: file.byteCount - dataStart, malformed)
   }
 
@@ -80,6 +83,11 @@ public struct SafetensorsFile: Sendable {
     let ordered = entries.values.filter { !$0.bytes.isEmpty }.sorted { $0.bytes.lowerBound < $1.bytes.lowerBound }
     for (first, second) in zip(ordered, ordered.dropFirst()) where first.bytes.upperBound > second.bytes.lowerBound {
       throw malformed("tensors '\(first.name)' and '\(second.name)' overlap.")
+    }
+    // The format has no holes; one would hide a header that lost a tensor.
+    let covered = ordered.reduce(0) { $0 + $1.bytes.count }
+    guard covered == dataByteCount else {
+      throw malformed("its tensors take \(covered) of the \(dataByteCount) bytes of data; the format has no holes.")
     }
     return entries
   }

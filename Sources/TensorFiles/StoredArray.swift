@@ -10,7 +10,11 @@ public struct StoredArray: Sendable {
   public let bytes: [UInt8]
 
   /// An array of bytes that are already in the form of a file.
+  /// Traps where their number is not that of the extents.
   public init(extents: [Int], scalarType: ScalarType, bytes: [UInt8]) {
+    precondition(
+      checkedCount(extents).map { $0 * scalarType.byteCount } == bytes.count,
+      "An array of \(extents) \(scalarType) does not have \(bytes.count) bytes.")
     self.extents = extents
     self.scalarType = scalarType
     self.bytes = bytes
@@ -44,13 +48,5 @@ public struct StoredArray: Sendable {
   }
 }
 
-/// The number of elements, or nil where it is negative or beyond what memory can hold.
-func checkedCount(_ extents: [Int]) -> Int? {
-  var count = 1
-  for extent in extents {
-    let (product, overflow) = count.multipliedReportingOverflow(by: extent)
-    if extent < 0 || overflow { return nil }
-    count = product
-  }
-  return count <= Int.max / 16 ? count : nil
-}
+/// The number of elements, or nil where memory could not hold 16 bytes of each.
+func checkedCount(_ extents: [Int]) -> Int? { checkedProduct([16] + extents).map { $0 / 16 } }

@@ -25,7 +25,9 @@ extension TensorFileError: CustomStringConvertible {
     case .malformed(let path, let reason):
       return "\(path) is damaged or not a tensor file: \(reason)"
     case .missing(let path, let name, let available):
-      let names = available.isEmpty ? "no tensors" : available.map { "'\($0)'" }.joined(separator: ", ")
+      let some = available.prefix(10).map { "'\($0)'" }.joined(separator: ", ")
+      let names =
+        available.isEmpty ? "no tensors" : some + (available.count > 10 ? " and \(available.count - 10) more" : "")
       return "\(path) has no tensor '\(name)'; it holds \(names)."
     case .unsupportedType(let path, let name, let type):
       return "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16 and BF16. Convert it first."

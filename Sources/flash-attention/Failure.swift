@@ -42,6 +42,16 @@ func reportingOptionErrors<Result>(_ body: () throws -> Result) throws -> Result
   }
 }
 
+/// Refuses what cannot fit the machine before anything is allocated: all four tensors of a problem at once.
+func requireMemory(for problem: AttentionProblem) throws {
+  if problem.bytes > Double(Machine.memoryByteCount) {
+    printError(
+      "Error: The tensors need \(fixed(problem.bytes / 1e9, 1)) GB together; this machine has "
+        + "\(fixed(Double(Machine.memoryByteCount) / 1e9, 1)). Choose a smaller shape.")
+    throw ExitCode.fileOrMachine
+  }
+}
+
 /// A line on standard error.
 func printError(_ text: String) {
   let line = Array((text + "\n").utf8)

@@ -38,6 +38,21 @@ import Testing
       q: shape(1 << 40, 8, 1 << 30, 64),
       message: "queries (batch 1099511627776, heads 8, length 1073741824, dimension 64) has more elements than memory "
         + "can hold; check its extents."),
+    // An empty axis hides no impossible one.
+    BadProblem(
+      q: shape(0, 1 << 62, 1 << 62, 8),
+      message:
+        "queries (batch 0, heads 4611686018427387904, length 4611686018427387904, dimension 8) has more elements "
+        + "than memory can hold; check its extents."),
+    BadProblem(
+      scale: 1e300,
+      message: "The scale is 1e+300; it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."),
+    BadProblem(
+      softcap: 1e-46,
+      message: "The softcap is 1e-46; it must be a number above 0 that f32 can hold. Leave it out for no cap."),
+    BadProblem(
+      softcap: 1e39,
+      message: "The softcap is 1e+39; it must be a number above 0 that f32 can hold. Leave it out for no cap."),
     BadProblem(
       mask: .window(left: -3, right: nil),
       message: "The window reaches -3 keys to the left; it must be 0 or more, or unlimited."),
@@ -46,9 +61,10 @@ import Testing
       message: "The window reaches -1 keys to the right; it must be 0 or more, or unlimited."),
     BadProblem(
       scale: .nan,
-      message: "The scale is nan; it must be a finite number. Leave it out for 1/sqrt(dimension)."),
+      message: "The scale is nan; it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."),
     BadProblem(
-      softcap: 0, message: "The softcap is 0.0; it must be a finite number above 0. Leave it out for no cap."),
+      softcap: 0, message: "The softcap is 0.0; it must be a number above 0 that f32 can hold. Leave it out for no cap."
+    ),
   ])
   func refusesInASentence(_ bad: BadProblem) {
     let error = #expect(throws: AttentionError.self) {
@@ -57,6 +73,22 @@ import Testing
         softcap: bad.softcap)
     }
     #expect(error?.description == bad.message)
+  }
+
+  /// The count of pairs has a closed form; here it is counted one by one.
+  @Test(arguments: [(1, 1), (5, 9), (9, 5), (40, 3), (7, 0), (0, 7)])
+  func flopsCountVisiblePairs(queries: Int, keys: Int) throws {
+    let masks: [AttentionMask] = [
+      .none, .causal, .window(left: 0, right: 0), .window(left: 2, right: nil), .window(left: nil, right: 3),
+      .window(left: Int.max, right: Int.max), .window(left: 100, right: 1),
+    ]
+    for mask in masks {
+      let problem = try AttentionProblem(
+        queries: Self.shape(1, 1, queries, 8), keys: Self.shape(1, 1, keys, 8), values: Self.shape(1, 1, keys, 8),
+        scalarType: .f32, mask: mask)
+      let pairs = (0..<queries).reduce(0) { $0 + problem.visibleKeys(ofQuery: $1).count }
+      #expect(problem.flops == Double(2 * 16 * pairs), "\(mask)")
+    }
   }
 
   @Test func countsWorkAndBytes() throws {

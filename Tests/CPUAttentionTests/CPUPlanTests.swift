@@ -1,5 +1,8 @@
 import Attention
 import CPUAttention
+import Dispatch
+import Glibc
+import Synchronization
 import Testing
 
 @Suite struct CPUPlanTests {
@@ -62,7 +65,7 @@ import Testing
   }
 
   private func inputs(_ problem: AttentionProblem) -> (GuardedTensor, GuardedTensor, GuardedTensor) {
-    // Sines of a large stride: spread like noise, the same on every machine.
+    // Fractions of multiples: spread like noise, the same on every machine.
     func tensor(_ shape: TensorShape, _ phase: Double) -> GuardedTensor {
       GuardedTensor(shape, problem.scalarType) { i in
         let x = Double(i) * 12.9898 + phase
@@ -104,6 +107,78 @@ import Testing
     }
   }
 
+  /// A NaN or an infinity in the inputs reaches exactly the rows that see it: never hidden, never spread.
+  @Test(arguments: 0..<InstructionSet.available.count, ScalarType.allCases)
+  func whatIsNoNumberReachesThoseWhoSeeIt(set: Int, type: ScalarType) throws {
+    for shape in [
+      Shape(queries: 90, keys: 150, dimension: 16, valueDimension: 24, mask: .causal),
+      Shape(queries: 4, keys: 150, dimension: 16, valueDimension: 24, mask: .window(left: 40, right: 0)),
+      Shape(queries: 1, keys: 1500, dimension: 16, valueDimension: 24),
+      Shape(queries: 90, keys: 150, dimension: 16, valueDimension: 24, mask: .causal, softcap: 5),
+    ] {
+      let problem = try shape.problem(type)
+      let plan = try CPUPlan(problem, threads: 3, instructionSet: InstructionSet.available[set])
+      let bad = problem.keys - 3
+      for (place, value) in [(0, Float.nan), (1, .nan), (2, .nan), (2, .infinity)] {
+        let (q, k, v) = inputs(problem)
+        let query = problem.queries / 2
+        let row =
+          [
+            q.view.row(batch: 1, head: 1, token: query), k.view.row(batch: 1, head: 0, token: bad),
+            v.view.row(batch: 1, head: 0, token: bad),
+          ][place]
+        type.store(value, to: row, at: 5)
+        let result = try run(plan, q, k, v)
+        for h in 0..<2 {
+          for i in 0..<problem.queries {
+            let index = (2 + h) * problem.queries + i
+            let sees = problem.visibleKeys(ofQuery: i).contains(bad)
+            let columns = (0..<24).map { result.output[index * 24 + $0] }
+            let wrong =
+              switch place {
+              case 0: h == 1 && i == query ? columns.contains { !$0.isNaN } : columns.contains { !$0.isFinite }
+              case 1: sees ? columns.contains { !$0.isNaN } : columns.contains { !$0.isFinite }
+              default: columns.enumerated().contains { $1.isFinite == (sees && $0 == 5) }
+              }
+            if wrong { Issue.record("\(plan), \(["q", "k", "v"][place]) \(value), head \(h), query \(i): \(columns)") }
+            let isStatisticBad = place == 0 ? h == 1 && i == query : place == 1 && sees
+            #expect(result.logSumExp[index].isNaN == isStatisticBad)
+          }
+        }
+      }
+    }
+  }
+
+  /// Offsets beyond 32 bits, and more heads than 16 bits count.
+  @Test func sizesBeyond32And16Bits() throws {
+    // Two sequences 2^33 bytes apart; only the pages that are used exist.
+    let distance = 1 << 33
+    let mapping = mmap(
+      nil, distance + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)!
+    defer { munmap(mapping, distance + 4096) }
+    let shape = TensorShape(batch: 2, heads: 1, length: 4, dimension: 8)
+    for b in 0..<2 {
+      for i in 0..<32 { mapping.storeBytes(of: Float(i * (b + 1)), toByteOffset: b * distance + i * 4, as: Float.self) }
+    }
+    let view = TensorView(
+      base: mapping, scalarType: .f32, shape: shape, strides: TensorStrides(batch: distance / 4, heads: 32, length: 8))
+    let problem = try AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: .f32, mask: .causal)
+    let output = GuardedTensor(shape, .f32)
+    try CPUPlan(problem).run(queries: view, keys: view, values: view, output: output.view)
+    // The first query of each sequence sees its own key only.
+    for b in 0..<2 {
+      for d in 0..<8 {
+        #expect(output.view.base.load(fromByteOffset: (b * 32 + d) * 4, as: Float.self) == Float(d * (b + 1)))
+      }
+    }
+
+    let many = TensorShape(batch: 1, heads: 70_000, length: 1, dimension: 8)
+    let values = GuardedTensor(many, .f32) { Float($0 / 8) }
+    let all = try AttentionProblem(queries: many, keys: many, values: many, scalarType: .f32)
+    let result = try run(CPUPlan(all), values, values, values).output
+    #expect((0..<70_000).allSatisfy { result[$0 * 8] == Float($0) })
+  }
+
   @Test func theSamePlanGivesTheSameBits() throws {
     for shape in [Shape(queries: 1, keys: 5000), Shape(queries: 200, keys: 900, mask: .causal)] {
       let problem = try shape.problem(.bf16)
@@ -118,7 +193,29 @@ import Testing
     }
   }
 
-  /// Several tasks at once get the right answers, and the helpers never outnumber the processors.
+  /// However many callers there are, the helpers never outnumber the processors.
+  @Test func helpersNeverOutnumberTheProcessors() {
+    let active = Mutex(0)
+    let most = Mutex(0)
+    let callers = 6
+    DispatchQueue.concurrentPerform(iterations: callers) { _ in
+      for _ in 0..<20 {
+        WorkerTeam.run(items: 16, threads: 16) { queue in
+          let now = active.withLock {
+            $0 += 1; return $0
+          }
+          most.withLock { $0 = max($0, now) }
+          while queue.next() != nil { usleep(50) }
+          active.withLock { $0 -= 1 }
+        }
+      }
+    }
+    // Each caller works itself; the others are helpers.
+    #expect(most.withLock { $0 } <= callers + WorkerTeam.processors - 1)
+    #expect(most.withLock { $0 } >= 1)
+  }
+
+  /// Several tasks at once get the right answers.
   @Test func manyTasksAtOnce() async throws {
     let problem = try Shape(queries: 64, keys: 300).problem(.f32)
     let (q, k, v) = inputs(problem)

@@ -93,6 +93,12 @@ import Testing
     BadFile(
       #"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
       "tensors 'x' and 'y' overlap."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+      "its tensors take 8 of the 16 bytes of data; the format has no holes."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904,8],"data_offsets":[0,0]}}"#, data: 0,
+      "tensor 'x' has the impossible shape [0, 4611686018427387904, 4611686018427387904, 8]."),
   ])
   func refusesALyingHeader(_ bad: BadFile) {
     let path = folder.write(bad.bytes, to: "bad.safetensors")
@@ -111,19 +117,26 @@ import Testing
     #expect(unwritable?.description == "\(far) cannot be written: No such file or directory. Nothing was written.")
     let device = #expect(throws: TensorFileError.self) { try SafetensorsFile.write([], to: "/dev/null") }
     #expect(device?.description == "/dev/null cannot be written: it is not a regular file. Nothing was written.")
+    let pipe = folder.path("pipe.safetensors")
+    mkfifo(pipe, 0o600)
+    let waiting = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: pipe) }
+    #expect(waiting?.description == "\(pipe) cannot be read: it is not a regular file.")
   }
 
-  /// A full disk in the middle of a write leaves the old file as it was.
-  @Test func aFailedWriteLeavesTheOldFile() throws {
-    let path = folder.path("kept.safetensors")
-    try SafetensorsFile.write([("x", StoredArray(extents: [1], floats: [1]))], to: path)
+  /// Of several files, none appears where one cannot be written, and the old ones stay.
+  @Test func aFailedWriteLeavesTheOldFiles() throws {
+    let path = folder.path("kept.npy")
+    let one = StoredArray(extents: [1], floats: [1])
+    try NPYFile.write(one, to: path)
     let before = try Data(contentsOf: URL(filePath: path))
-    // The name of the partial file is taken by a folder, so it cannot be opened.
-    try FileManager.default.createDirectory(
-      atPath: "\(path).\(getpid()).partial", withIntermediateDirectories: false)
+    try FileManager.default.createDirectory(atPath: folder.path("taken.npy"), withIntermediateDirectories: false)
     #expect(throws: TensorFileError.self) {
-      try SafetensorsFile.write([("x", StoredArray(extents: [1], floats: [2]))], to: path)
+      try OutputFile.write([
+        (path, NPYFile.pieces(of: StoredArray(extents: [1], floats: [2]))),
+        (folder.path("taken.npy"), NPYFile.pieces(of: one)),
+      ])
     }
     #expect(try Data(contentsOf: URL(filePath: path)) == before)
+    #expect(folder.names == ["kept.npy", "taken.npy"])
   }
 }

@@ -35,18 +35,18 @@ import Testing
       "Error: The value '3,-1' is invalid for '--window <LEFT,RIGHT>': '-1' is not a number of keys, 0 or more."),
     Mistake(
       "\(example) --scale inf", 64,
-      "Error: The scale is inf; it must be a finite number. Leave it out for 1/sqrt(dimension)."),
+      "Error: The scale is inf; it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."),
     Mistake(
       "\(example) --softcap 0", 64,
-      "Error: The softcap is 0.0; it must be a finite number above 0. Leave it out for no cap."),
+      "Error: The softcap is 0.0; it must be a number above 0 that f32 can hold. Leave it out for no cap."),
     Mistake("\(example) -o out.txt", 64, "Error: The output 'out.txt' must end in .safetensors or .npy."),
     Mistake(
       "\(example) --compare-file x.safetensors", 64,
       "Error: --compare-file also needs --compare, the name of the tensor in it."),
     Mistake("verify --cases 0", 64, "Error: --cases is 0; it must be at least 1."),
     Mistake("bench --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
-    Mistake("bench --threads 0", 64, "Error: --threads is 0; it must be at least 1."),
-    Mistake("info --probe-megabytes 0", 64, "Error: --probe-megabytes is 0; it must be from 1 to 1000000."),
+    Mistake("bench --threads 0", 64, "Error: --threads is 0; it must be from 1 to "),
+    Mistake("info --probe-megabytes 0", 64, "Error: --probe-megabytes is 0; it must be from 1 to "),
     Mistake(
       "generate --query-heads 9 --kv-heads 2 -o unwritten.safetensors", 64,
       "Error: 9 query heads cannot share 2 key/value heads evenly; the query heads must be a multiple of the key/value heads."
@@ -65,7 +65,20 @@ import Testing
       "bench --dim 2048", 64,
       "Error: The head dimension of queries and keys is 2048; the CPU path takes multiples of 8 from 8 to 1024. Pad the dimension with zeros up to the next multiple (and keep the scale)."
     ),
+    Mistake("generate -o x.npy", 64, "Error: The output 'x.npy' must end in .safetensors."),
+    Mistake("bench --causal", 64, "Error: Masks, scale and softcap belong to a shape; give --queries or others too."),
+    Mistake(
+      "run q.npy", 64, "Error: 'q.npy' holds one array; give three by --query, --key and --value instead."),
+    Mistake(
+      "emit --example gemm --arch volta", 64, "Error: 'volta' is no GPU architecture; write sm_80, sm_90a and the like."
+    ),
     // 2: a file or the machine.
+    Mistake(
+      "bench --json no/such/x.json", 2,
+      "Error: no/such/x.json cannot be written: No such file or directory. Nothing was written."),
+    Mistake(
+      "generate --queries 100000000000 -o x.safetensors", 2,
+      "Error: The tensors need 819200.0 GB together; this machine has "),
     Mistake("run missing.safetensors", 2, "Error: missing.safetensors cannot be read: No such file or directory."),
     Mistake("run README.md", 2, "Error: README.md is neither a .safetensors nor a .npy file by its name."),
     Mistake(
@@ -104,6 +117,29 @@ import Testing
       StoredArray(extents: extents, floats: .init(repeating: 0, count: extents.reduce(1, *)))
     }
     let good = array([1, 4, 6, 8])
+    // Truncated, lying, and of another type: refused before anything is computed.
+    for (header, data, message) in [
+      ("", 0, "is damaged or not a tensor file: it has 3 bytes, too few for a header."),
+      (
+        #"{"q":{"dtype":"F32","shape":[1,1,1,8],"data_offsets":[0,32]}}"#, 8,
+        "is damaged or not a tensor file: tensor 'q' ends at byte 32 of the data, but the file holds 8."
+      ),
+      (#"{"q":{"dtype":"I64","shape":[1,1,1,8],"data_offsets":[0,64]}}"#, 64, "Tensor 'q' of "),
+      (
+        #"{"q":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904,8],"data_offsets":[0,0]}}"#, 0,
+        "has the impossible shape"
+      ),
+    ] {
+      let path = folder.appending(path: "x.safetensors").path
+      let json = Array(header.utf8)
+      let length = (0..<8).map { UInt8(truncatingIfNeeded: json.count >> (8 * $0)) }
+      let bytes = header.isEmpty ? [1, 2, 3] : length + json + [UInt8](repeating: 0, count: data)
+      try Data(bytes).write(to: URL(filePath: path))
+      let result = try CommandLineTool.run(["run", path])
+      #expect(
+        result.code == 2 && result.errors.hasPrefix("Error: ") && result.errors.contains(message), "\(result.errors)")
+    }
+
     for (q, k, v, message) in [
       (good, array([1, 3, 6, 8]), array([1, 3, 6, 8]), "4 query heads cannot share 3 key/value heads evenly"),
       (

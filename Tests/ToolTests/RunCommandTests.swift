@@ -45,7 +45,8 @@ import Testing
       "generate --batch 2 --query-heads 4 --kv-heads 2 --queries 33 --keys 65 --dim 24 --dtype bf16 --layout bnhd --seed 5 -o \(input)"
     )
     #expect(generate.code == 0, "\(generate.errors)")
-    let options = "--layout bnhd --window 20, --softcap 20 --scale 0.3"
+    // The layout is written in the file.
+    let options = "--window 20, --softcap 20 --scale 0.3"
     #expect(try CommandLineTool.run("run \(input) \(options) -o \(output)").code == 0)
     for name in ["output", "lse"] {
       let again = try CommandLineTool.run("run \(input) \(options) --compare \(name) --compare-file \(output)")
@@ -55,6 +56,24 @@ import Testing
     #expect(try file.array("output").extents == [2, 33, 4, 24])
     #expect(try file.array("lse").extents == [2, 4, 33])
     #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).count == 2)
+  }
+
+  /// A disk that is full in the middle of a write: one sentence, and nothing left behind.
+  @Test func aFullDiskLeavesNothing() throws {
+    let process = Process()
+    process.executableURL = URL(filePath: "/bin/bash")
+    process.arguments = [
+      "-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" generate --queries 512 -o \"$1\"", CommandLineTool.url.path,
+      path("full.safetensors"),
+    ]
+    let errors = Pipe()
+    process.standardError = errors
+    try process.run()
+    let text = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 2)
+    #expect(text == "Error: \(path("full.safetensors")) cannot be written: File too large. Nothing was written.\n")
+    #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).isEmpty)
   }
 
   @Test func generateRepeatsBySeed() throws {

@@ -3,8 +3,8 @@
 // Two families share the softmax mathematics of Vector.h:
 //
 // - *panels*, for many query rows. Up to `panel_vectors * lanes` query rows lie across vector lanes, the head
-//   dimension and the keys run down memory: queries [D][rows], scores [keys][rows], output [Dv][rows]. K and V are
-//   read where they are, one broadcast element at a time, and the row statistics of the softmax are plain vectors.
+//   dimension and the keys run down memory: queries [D][rows], scores [keys][rows], output [Dv][rows]. K and V of f32
+//   are read where they are, one broadcast element at a time, and the row statistics of the softmax are plain vectors.
 // - *rows*, for at most `FA_MAX_ROWS` query rows over many keys (decoding). The head dimension lies across lanes, so
 //   that no lane is wasted: queries [rows][D], scores [keys][rows], output [rows][Dv].
 //
@@ -112,6 +112,16 @@ typedef struct {
   /// As `accumulate`, over `count` pairs of keys.
   void (*pair_accumulate)(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
                           const float *rescale, float *output);
+
+  // Both families, where V may hold an infinity or a NaN that some rows must not see.
+
+  /// Whether one of `count` rows, `stride` bytes apart, holds an infinity or a NaN.
+  int (*has_nonfinite)(const void *values, ptrdiff_t stride, FAScalarType type, int count, int dimension);
+  /// As `accumulate`, for `[key][rows]` weights; V is not looked at where the weight is 0. Element (row, c) of the output
+  /// is at `row * row_step + c * column_step`.
+  void (*accumulate_carefully)(const void *values, ptrdiff_t stride, FAScalarType type, int count, const float *weights,
+                               int rows, int dimension, const float *rescale, float *output, ptrdiff_t row_step,
+                               ptrdiff_t column_step);
 
   // Rows. `rows` is 1, 2, 4 or 8; the row buffers are `padded` floats apart, D or Dv rounded up to 32.
 

@@ -195,7 +195,9 @@ extension KernelBuilder {
       default: false
       }
     if !isPossible { fail("There is no atomic \(operation.rawValue) of \(T.kind).") }
-    if operation == .compareAndSwap && expected == nil { fail("Use compareAndSwap, which also takes what is expected.") }
+    if operation == .compareAndSwap && expected == nil {
+      fail("Use compareAndSwap, which also takes what is expected.")
+    }
     let result = make(T.self)
     emit(
       .atomic(
@@ -218,7 +220,9 @@ extension KernelBuilder {
     check(destination)
     check(source)
     if let sourceBytes { check(sourceBytes) }
-    if ![4, 8, 16].contains(byteCount) { fail("An asynchronous copy has 4, 8 or 16 bytes; \(byteCount) were asked for.") }
+    if ![4, 8, 16].contains(byteCount) {
+      fail("An asynchronous copy has 4, 8 or 16 bytes; \(byteCount) were asked for.")
+    }
     emit(
       .asynchronousCopy(
         .copy(

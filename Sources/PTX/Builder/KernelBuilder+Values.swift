@@ -5,7 +5,9 @@ extension KernelBuilder {
     _ name: String, _: T.Type, file: String = #fileID, line: Int = #line
   ) -> Register<T> {
     at(file, line)
-    if ![.u32, .s32, .u64, .f32].contains(T.kind) { fail("A parameter cannot be \(T.kind); use U32, S32, U64 or F32.") }
+    if ![.u32, .s32, .u64, .f32].contains(T.kind) {
+      fail("A parameter cannot be \(T.kind); use U32, S32, U64 or F32.")
+    }
     let index = addParameter(name, T.kind, isPointer: false)
     let result = make(T.self)
     emit(.memory(.loadParameter(index, d: result.id)))

@@ -93,7 +93,9 @@ extension KernelBuilder {
   ) -> Register<T> {
     check(value)
     if T.kind.byteCount != 4 { fail("A shuffle moves 32 bits; \(T.kind) has \(T.kind.byteCount * 8).") }
-    if ![1, 2, 4, 8, 16, 32].contains(width) { fail("A shuffle's width is a power of two up to 32; \(width) is none.") }
+    if ![1, 2, 4, 8, 16, 32].contains(width) {
+      fail("A shuffle's width is a power of two up to 32; \(width) is none.")
+    }
     let result = make(T.self)
     emit(.warp(.shuffle(mode, d: result.id, a: value.id, lane: lane, width: UInt8(clamping: width))))
     return result

@@ -120,7 +120,8 @@ public final class KernelBuilder {
 
   /// Runs `body` by those lanes only where `predicate` holds; skipped whole where it holds in none.
   public func `if`(
-    _ predicate: Predicate, file: String = #fileID, line: Int = #line, _ body: () -> Void, else otherwise: () -> Void = {}
+    _ predicate: Predicate, file: String = #fileID, line: Int = #line, _ body: () -> Void,
+    else otherwise: () -> Void = {}
   ) {
     at(file, line)
     check(predicate)
@@ -206,7 +207,8 @@ extension Kernel {
     if threadsPerBlock % 32 != 0 || !(32...1024).contains(threadsPerBlock) {
       builder.fail("A block of \(threadsPerBlock) threads is impossible; it has a multiple of 32, from 32 to 1024.")
     }
-    if name.isEmpty || name.first!.isNumber || !name.allSatisfy({ $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "_") })
+    if name.isEmpty || name.first!.isNumber
+      || !name.allSatisfy({ $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "_") })
     {
       builder.fail("'\(name)' is no name for a kernel; use letters, digits and underscores, a letter first.")
     }

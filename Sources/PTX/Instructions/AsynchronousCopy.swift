@@ -18,7 +18,8 @@ public enum AsynchronousCopy: Hashable, Sendable {
       // Whole 16 bytes go past L1.
       let cache = byteCount == 16 ? "cg" : "ca"
       let size = sourceBytes.map { ", \(name($0, .u32))" } ?? ""
-      return "cp.async.\(cache).shared.global \(place(destination, destinationOffset)), \(place(source, sourceOffset)), "
+      return
+        "cp.async.\(cache).shared.global \(place(destination, destinationOffset)), \(place(source, sourceOffset)), "
         + "\(byteCount)\(size)"
     case .commit:
       return "cp.async.commit_group"

@@ -149,7 +149,10 @@ extension Machine {
       case (.shl, _), (.shr, _):
         forEachLane(mask) { lane in
           let wide = kind == .s32 ? UInt64(bitPattern: Int64(Int32(bitPattern: a[lane]))) : UInt64(a[lane])
-          d[lane] = UInt32(truncatingIfNeeded: shifted(operation, kind == .s32 ? .s64 : .u64, wide, min(b[lane], operation == .shl && b[lane] >= 32 ? 64 : b[lane])))
+          d[lane] = UInt32(
+            truncatingIfNeeded: shifted(
+              operation, kind == .s32 ? .s64 : .u64, wide,
+              min(b[lane], operation == .shl && b[lane] >= 32 ? 64 : b[lane])))
         }
       case (_, .s32):
         forEachLane(mask) {

@@ -127,7 +127,8 @@ final class Allocation {
     return page
   }
 
-  private func eachPiece(_ offset: Int, _ count: Int, _ body: (Page, _ within: Int, _ done: Int, _ length: Int) -> Void) {
+  private func eachPiece(_ offset: Int, _ count: Int, _ body: (Page, _ within: Int, _ done: Int, _ length: Int) -> Void)
+  {
     var done = 0
     while done < count {
       let within = (offset + done) & (Self.pageSize - 1)

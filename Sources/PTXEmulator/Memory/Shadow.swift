@@ -150,7 +150,9 @@ final class ShadowMemory {
     }
     for split in splits.values {
       split.reads = .init(repeating: [], count: 4)
-      for byte in 0..<4 where split.writes[byte].state != .unwritten { split.writes[byte] = WriteShadow(state: .written) }
+      for byte in 0..<4 where split.writes[byte].state != .unwritten {
+        split.writes[byte] = WriteShadow(state: .written)
+      }
     }
     foreignReads = [:]
   }

@@ -31,7 +31,12 @@ struct BenchCommand: ParsableCommand {
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
-    if let threads, threads < 1 { throw ValidationError("--threads is \(threads); it must be at least 1.") }
+    if let threads, !(1...Machine.processors).contains(threads) {
+      throw ValidationError("--threads is \(threads); it must be from 1 to \(Machine.processors), the processors here.")
+    }
+    if options.isGiven && !shape.isGiven {
+      throw ValidationError("Masks, scale and softcap belong to a shape; give --queries or others too.")
+    }
   }
 
   func run() throws {
@@ -43,6 +48,8 @@ struct BenchCommand: ParsableCommand {
     let plans = try reportingOptionErrors {
       try problems.map { try AttentionPlan($0, device: device, threads: threads) }
     }
+    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    for problem in problems { try requireMemory(for: problem) }
     var peaks: [ScalarType: Double] = [:]
     var progress = Progress()
     var measurements: [Measurement] = []

@@ -17,8 +17,16 @@ struct GenerateCommand: ParsableCommand {
   @Option(name: [.customShort("o"), .long], help: "The .safetensors file to write, with tensors q, k and v.")
   var output: String
 
+  func validate() throws {
+    guard output.hasSuffix(".safetensors") else {
+      throw ValidationError("The output '\(output)' must end in .safetensors.")
+    }
+  }
+
   func run() throws {
     let problem = try reportingOptionErrors { try shape.problem() }
+    try reportingFileErrors { try OutputFile.check(output) }
+    try requireMemory(for: problem)
     var random = RandomSource(seed: seed)
     let tensors = [("q", problem.queryShape), ("k", problem.keyShape), ("v", problem.valueShape)].map {
       (name: $0, array: StoredArray(.normal($1, problem.scalarType, layout: layout, from: &random)))

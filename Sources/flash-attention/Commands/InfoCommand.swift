@@ -9,8 +9,9 @@ struct InfoCommand: ParsableCommand {
   var probeMegabytes = 256
 
   func validate() throws {
-    guard (1...1_000_000).contains(probeMegabytes) else {
-      throw ValidationError("--probe-megabytes is \(probeMegabytes); it must be from 1 to 1000000.")
+    let most = Machine.memoryByteCount / 2_000_000
+    guard (1...most).contains(probeMegabytes) else {
+      throw ValidationError("--probe-megabytes is \(probeMegabytes); it must be from 1 to \(most), half of the memory.")
     }
   }
 

@@ -28,22 +28,18 @@ struct MaskOptions: ParsableArguments {
     return causal ? mask.andCausal : mask
   }
 
-  func validate() throws {
-    if let scale, !scale.isFinite { throw ValidationError("\(AttentionError.scale(scale))") }
-    if let softcap, !(softcap.isFinite && softcap > 0) { throw ValidationError("\(AttentionError.softcap(softcap))") }
-  }
+  /// Whether any of them was given.
+  var isGiven: Bool { causal || window != nil || scale != nil || softcap != nil }
 
-  /// These options as words on a command line.
-  static func arguments(mask: AttentionMask, softcap: Double?) -> String {
-    var words: [String] = []
-    switch mask {
-    case .none: break
-    case .causal: words.append("--causal")
-    case .window(let left, let right):
-      words.append("--window \(left.map(String.init) ?? ""),\(right.map(String.init) ?? "")")
+  /// The numbers by themselves: on the smallest problem.
+  func validate() throws {
+    let shape = TensorShape(batch: 1, heads: 1, length: 1, dimension: 8)
+    do throws(AttentionError) {
+      _ = try AttentionProblem(
+        queries: shape, keys: shape, values: shape, scalarType: .f32, mask: mask, scale: scale, softcap: softcap)
+    } catch {
+      throw ValidationError("\(error)")
     }
-    if let softcap { words.append("--softcap \(softcap)") }
-    return words.joined(separator: " ")
   }
 }
 

@@ -28,12 +28,14 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Tensor of the values, or a .npy file.")
   var value = "v"
 
-  @Option(help: "Order of the axes: bhnd (batch, heads, tokens, dimension) or bnhd.")
-  var layout = TensorLayout.bhnd
+  @Option(
+    name: .customLong("layout"),
+    help: "Order of the axes: bhnd (batch, heads, tokens, dimension) or bnhd. (default: what FILE says, or bhnd)")
+  var givenLayout: TensorLayout?
 
   @OptionGroup(title: "Attention") var options: MaskOptions
 
-  @Option(help: "Convert the inputs to f32, f16 or bf16 first. (default: the type of the queries)")
+  @Option(help: "Convert the inputs to f32, f16 or bf16 first. (default: the type that they have)")
   var dtype: ScalarType?
 
   @Option(help: "Where to compute: auto, cpu or gpu.")
@@ -61,6 +63,9 @@ struct RunCommand: ParsableCommand {
     if compare != nil && isNPY && compareFile == nil {
       throw ValidationError("--compare names a tensor of FILE; with .npy inputs, give --compare-file.")
     }
+    if let compareFile, compareFile.hasSuffix(".npy") && compare != nil {
+      throw ValidationError("A .npy file holds one array; leave out --compare.")
+    }
     if compareFile.map({ $0.hasSuffix(".npy") }) == false && compare == nil {
       throw ValidationError("--compare-file also needs --compare, the name of the tensor in it.")
     }
@@ -68,7 +73,10 @@ struct RunCommand: ParsableCommand {
 
   func run() throws {
     let passed = try reportingFileErrors {
-      let inputs = try readInputs()
+      if let output { try OutputFile.check(output) }
+      let container = try file.map { try Self.open($0) }
+      let layout = givenLayout ?? container?.metadata["layout"].flatMap(TensorLayout.init) ?? .bhnd
+      let inputs = try readInputs(container, layout)
       let (queries, keys, values) = (
         inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
         inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
@@ -78,7 +86,10 @@ struct RunCommand: ParsableCommand {
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
         softcap: options.softcap)
       let plan = try AttentionPlan(problem, device: device)
-      let expected = try readExpected()
+      let expected = try readExpected(of: problem, layout)
+      var progress = Progress()
+      progress.show("run: \(problem)", isSure: true)
+      defer { progress.clear() }
 
       var result: AttentionResult?
       var times = [try elapsedSeconds { result = try plan.run(queries: queries, keys: keys, values: values) }]
@@ -86,18 +97,19 @@ struct RunCommand: ParsableCommand {
       while times.reduce(0, +) < 0.2 && times.count < 20 {
         times.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
       }
+      progress.clear()
       if let output { try write(result!, of: problem, to: output) }
       report(plan, times)
       guard let expected else { return true }
-      return try compare(result!, with: expected, problem, inputs)
+      progress.show("run: comparing with the 64-bit reference", isSure: true)
+      return try compare(result!, with: expected, problem, layout, inputs)
     }
     if !passed { throw ExitCode.comparisonFailed }
   }
 
   // MARK: - Files
 
-  private func readInputs() throws -> Inputs {
-    let container = try file.map { try Self.open($0) }
+  private func readInputs(_ container: SafetensorsFile?, _ layout: TensorLayout) throws -> Inputs {
     func tensor(_ name: String) throws -> Tensor {
       let array = try container.map { try $0.array(name) } ?? NPYFile.read(path: name)
       guard let tensor = array.tensor(layout: layout) else {
@@ -112,14 +124,31 @@ struct RunCommand: ParsableCommand {
   }
 
   private static func open(_ path: String) throws -> SafetensorsFile {
+    if path.hasSuffix(".npy") {
+      throw ValidationError("'\(path)' holds one array; give three by --query, --key and --value instead.")
+    }
     guard path.hasSuffix(".safetensors") else { throw TensorFileError.unknownFormat(path: path) }
     return try SafetensorsFile(path: path)
   }
 
-  private func readExpected() throws -> (name: String, array: StoredArray)? {
-    if let compareFile, compareFile.hasSuffix(".npy") { return (compareFile, try NPYFile.read(path: compareFile)) }
-    guard let compare else { return nil }
-    return (compare, try Self.open(compareFile ?? file!).array(compare))
+  /// What the result is to be compared with; its shape is that of the output or of the log-sum-exp.
+  private func readExpected(of problem: AttentionProblem, _ layout: TensorLayout) throws -> Expected? {
+    let name: String
+    let array: StoredArray
+    if let compareFile, compareFile.hasSuffix(".npy") {
+      (name, array) = (compareFile, try NPYFile.read(path: compareFile))
+    } else {
+      guard let compare else { return nil }
+      (name, array) = (compare, try Self.open(compareFile ?? file!).array(compare))
+    }
+    let lseExtents = [problem.batch, problem.queryHeads, problem.queries]
+    let outputExtents = layout.extents(of: problem.outputShape)
+    guard array.extents == lseExtents || array.extents == outputExtents else {
+      throw TensorFileError.rank(
+        path: compareFile ?? file!, name: name, extents: array.extents,
+        expected: "the output has \(outputExtents), the log-sum-exp \(lseExtents)")
+    }
+    return Expected(name: name, array: array, isLogSumExp: array.extents == lseExtents)
   }
 
   private func write(_ result: AttentionResult, of problem: AttentionProblem, to path: String) throws {
@@ -127,11 +156,12 @@ struct RunCommand: ParsableCommand {
     let lse = StoredArray(
       extents: [problem.batch, problem.queryHeads, problem.queries], floats: result.logSumExp)
     if path.hasSuffix(".npy") {
-      try NPYFile.write(output, to: path)
-      try NPYFile.write(lse, to: path.dropLast(4) + "-lse.npy")
+      try OutputFile.write([
+        (path, NPYFile.pieces(of: output)), (path.dropLast(4) + "-lse.npy", NPYFile.pieces(of: lse)),
+      ])
     } else {
       try SafetensorsFile.write(
-        [("output", output), ("lse", lse)], metadata: ["layout": layout.rawValue], to: path)
+        [("output", output), ("lse", lse)], metadata: ["layout": result.output.layout.rawValue], to: path)
     }
   }
 
@@ -158,23 +188,15 @@ struct RunCommand: ParsableCommand {
   /// Compares the output, or the log-sum-exp where the expected tensor has its shape. The allowance is what the plain
   /// computation on the converted inputs errs against the 64-bit one on the inputs of the file.
   private func compare(
-    _ result: AttentionResult, with expected: (name: String, array: StoredArray), _ problem: AttentionProblem,
+    _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
     _ inputs: Inputs
   ) throws -> Bool {
-    let lseExtents = [problem.batch, problem.queryHeads, problem.queries]
-    let isLogSumExp = expected.array.extents == lseExtents
-    let outputExtents = layout.extents(of: problem.outputShape)
-    guard isLogSumExp || expected.array.extents == outputExtents else {
-      throw TensorFileError.rank(
-        path: compareFile ?? file!, name: expected.name, extents: expected.array.extents,
-        expected: "the output has \(outputExtents), the log-sum-exp \(lseExtents)")
-    }
     let plain = inputs.converted(to: problem.scalarType).withViews {
       AttentionCheck.plain(problem, queries: $0, keys: $1, values: $2)
     }
     let reference = inputs.withViews { AttentionCheck.reference(problem, queries: $0, keys: $1, values: $2) }
     let comparison: Comparison
-    if isLogSumExp {
+    if expected.isLogSumExp {
       comparison = Comparison(
         actual: result.logSumExp.map(Double.init), expected: expected.array.floats.map(Double.init),
         plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
@@ -186,6 +208,13 @@ struct RunCommand: ParsableCommand {
     print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
     return comparison.passes
   }
+}
+
+/// What a result should be.
+private struct Expected {
+  let name: String
+  let array: StoredArray
+  let isLogSumExp: Bool
 }
 
 /// The tensors of a file.
@@ -209,6 +238,7 @@ extension Tensor {
     withView { view in
       var result: [Double] = []
       result.reserveCapacity(shape.elementCount)
+      if shape.elementCount == 0 { return result }
       for b in 0..<shape.batch {
         for h in 0..<shape.heads {
           for n in 0..<shape.length {

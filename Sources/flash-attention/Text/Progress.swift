@@ -11,9 +11,10 @@ struct Progress {
   private let start = ContinuousClock.now
   private var last = ContinuousClock.now
 
-  mutating func show(_ text: @autoclosure () -> String) {
+  /// - Parameter isSure: at once, because what follows may take long and cannot report by itself.
+  mutating func show(_ text: @autoclosure () -> String, isSure: Bool = false) {
     let now = ContinuousClock.now
-    guard isShown, now - start > .milliseconds(500), now - last > .milliseconds(100) else { return }
+    guard isShown, isSure || now - start > .milliseconds(500) && now - last > .milliseconds(100) else { return }
     last = now
     put("\r\u{1b}[K" + text())
   }

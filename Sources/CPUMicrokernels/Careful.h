@@ -1,0 +1,40 @@
+// V that holds an infinity or a NaN, under a mask: 0 x NaN is no 0, so a weight of 0 must keep V from being looked at at
+// all. Rare, hence simple: found by a scan of the masked tiles, computed one element at a time.
+
+static int has_nonfinite(const void *values, ptrdiff_t stride, FAScalarType type, int count, int dimension) {
+  for (int key = 0; key < count; key++) {
+    const char *row = (const char *)values + key * stride;
+    for (int c = 0; c < dimension; c++) {
+      uint32_t bits;
+      if (type == FA_F32) {
+        __builtin_memcpy(&bits, row + c * 4, 4);
+        if ((bits & 0x7f800000u) == 0x7f800000u) return 1;
+      } else {
+        uint16_t half;
+        __builtin_memcpy(&half, row + c * 2, 2);
+        const uint16_t exponent = type == FA_F16 ? 0x7c00u : 0x7f80u;
+        if ((half & exponent) == exponent) return 1;
+      }
+    }
+  }
+  return 0;
+}
+
+static void accumulate_carefully(const void *values, ptrdiff_t stride, FAScalarType type, int count,
+                                 const float *weights, int rows, int dimension, const float *rescale, float *output,
+                                 ptrdiff_t row_step, ptrdiff_t column_step) {
+  for (int r = 0; r < rows; r++) {
+    for (int c = 0; c < dimension; c++) {
+      float sum = 0;
+      for (int key = 0; key < count; key++) {
+        const float weight = weights[key * rows + r];
+        if (weight == 0) continue;
+        float value[LANES];
+        store(value, load_some((const char *)values + key * stride + c * element_size(type), type, 1));
+        sum += weight * value[0];
+      }
+      float *p = output + r * row_step + c * column_step;
+      *p = *p * rescale[r] + sum;
+    }
+  }
+}
