@@ -97,20 +97,55 @@ public protocol FloatType: RegisterType {}
 public protocol PackedType: FloatType {}
 
 /// True or false, one bit a lane.
-public enum Bool1: RegisterType { public static var kind: RegisterKind { .predicate } }
+public enum Bool1: RegisterType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .predicate }
+}
+
 /// 16 bits.
-public enum B16: RegisterType { public static var kind: RegisterKind { .b16 } }
+public enum B16: RegisterType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .b16 }
+}
+
 /// Unsigned 32-bit integers; also addresses in shared memory.
-public enum U32: IntegerType { public static var kind: RegisterKind { .u32 } }
+public enum U32: IntegerType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .u32 }
+}
+
 /// Signed 32-bit integers.
-public enum S32: IntegerType { public static var kind: RegisterKind { .s32 } }
+public enum S32: IntegerType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .s32 }
+}
+
 /// Unsigned 64-bit integers; also addresses in global memory.
-public enum U64: IntegerType { public static var kind: RegisterKind { .u64 } }
+public enum U64: IntegerType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .u64 }
+}
+
 /// Signed 64-bit integers.
-public enum S64: IntegerType { public static var kind: RegisterKind { .s64 } }
+public enum S64: IntegerType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .s64 }
+}
+
 /// 32-bit floats.
-public enum F32: FloatType { public static var kind: RegisterKind { .f32 } }
+public enum F32: FloatType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .f32 }
+}
+
 /// Two f16.
-public enum F16x2: PackedType { public static var kind: RegisterKind { .f16x2 } }
+public enum F16x2: PackedType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .f16x2 }
+}
+
 /// Two bf16.
-public enum BF16x2: PackedType { public static var kind: RegisterKind { .bf16x2 } }
+public enum BF16x2: PackedType {
+  /// What the marked registers hold.
+  public static var kind: RegisterKind { .bf16x2 }
+}

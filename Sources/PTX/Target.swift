@@ -21,9 +21,13 @@ public struct Target: Hashable, Sendable, Comparable, CustomStringConvertible {
     self.init(number, isSpecific: isSpecific)
   }
 
+  /// Ampere, A100.
   public static let sm80 = Target(80)
+  /// Ada.
   public static let sm89 = Target(89)
+  /// Hopper.
   public static let sm90 = Target(90)
+  /// Hopper with the instructions that only it has.
   public static let sm90a = Target(90, isSpecific: true)
 
   /// `sm_90a`.

@@ -4,9 +4,11 @@ public struct Counters: Hashable, Sendable {
   public struct Traffic: Hashable, Sendable {
     /// Bytes that the instructions asked for.
     public var bytesRead = 0
+    /// Bytes that the instructions wrote.
     public var bytesWritten = 0
     /// 32-byte sectors that the accesses touched, each instruction by itself. `bytes / 32` where nothing is wasted.
     public var sectorsRead = 0
+    /// 32-byte sectors that the stores touched.
     public var sectorsWritten = 0
   }
 
@@ -21,6 +23,7 @@ public struct Counters: Hashable, Sendable {
   /// Accesses to shared memory by warps, in passes of 128 bytes that could not be fewer, and the passes beyond that
   /// conflicts in the 32 banks cost.
   public var sharedPasses = 0
+  /// Passes beyond the fewest possible.
   public var bankConflicts = 0
   /// By the allocation's name.
   public var traffic: [String: Traffic] = [:]

@@ -31,6 +31,7 @@ public struct Hazard: Error, Hashable, Sendable {
   public let block: Int
   /// The warp in the block, and the lane in the warp.
   public let warp: Int
+  /// The lane in the warp.
   public let lane: Int
 }
 

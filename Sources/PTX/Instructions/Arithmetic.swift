@@ -20,13 +20,15 @@ public enum Arithmetic: Hashable, Sendable {
   case pack(d: RegisterID, low: RegisterID, high: RegisterID)
   case unpack(low: RegisterID, high: RegisterID, a: RegisterID)
 
+  /// Operations on two values; shifts take a 32-bit distance.
   public enum BinaryOperation: String, Hashable, Sendable, CaseIterable {
     case add, sub, mul, mulHigh, div, rem, min, max, and, or, xor, shl, shr
   }
 
+  /// Operations on one value.
   public enum UnaryOperation: String, Hashable, Sendable, CaseIterable {
     case neg, abs, not, popc
-    /// 2^x, within 2 ulp; subnormals are taken and given as zero.
+    /// 2^x, within 2 ulp; subnormals are taken and given as zero, but not of f16.
     case exp2
     /// 1/x, within 1 ulp; subnormals are taken and given as zero.
     case reciprocal
@@ -34,6 +36,7 @@ public enum Arithmetic: Hashable, Sendable {
     case log2
   }
 
+  /// Comparisons; of floats, all but `ne` are false for NaN.
   public enum Comparison: String, Hashable, Sendable, CaseIterable {
     case eq, ne, lt, le, gt, ge
   }
@@ -97,7 +100,7 @@ extension Arithmetic.UnaryOperation {
     switch self {
     case .neg, .abs: "\(rawValue)\(kind.suffix)"
     case .not, .popc: "\(rawValue)\(kind.bitSuffix)"
-    case .exp2: "ex2.approx.ftz\(kind.suffix)"
+    case .exp2: kind == .f16x2 ? "ex2.approx.f16x2" : "ex2.approx.ftz\(kind.suffix)"
     case .reciprocal: "rcp.approx.ftz\(kind.suffix)"
     case .log2: "lg2.approx.ftz\(kind.suffix)"
     }

@@ -10,16 +10,13 @@ public enum AsynchronousCopy: Hashable, Sendable {
   case waitGroup(pending: UInt8)
 
   func text(_ name: TextNames) -> String {
-    func place(_ address: RegisterID, _ offset: Int32) -> String {
-      offset == 0 ? "[\(name(address))]" : "[\(name(address))\(offset < 0 ? "" : "+")\(offset)]"
-    }
     switch self {
     case .copy(let byteCount, let destination, let destinationOffset, let source, let sourceOffset, let sourceBytes):
       // Whole 16 bytes go past L1.
       let cache = byteCount == 16 ? "cg" : "ca"
       let size = sourceBytes.map { ", \(name($0, .u32))" } ?? ""
       return
-        "cp.async.\(cache).shared.global \(place(destination, destinationOffset)), \(place(source, sourceOffset)), "
+        "cp.async.\(cache).shared.global \(name.place(destination, destinationOffset)), \(name.place(source, sourceOffset)), "
         + "\(byteCount)\(size)"
     case .commit:
       return "cp.async.commit_group"

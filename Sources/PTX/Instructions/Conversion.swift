@@ -23,6 +23,7 @@ public enum Conversion: Hashable, Sendable {
   /// A generic address to one of global memory.
   case globalAddress(d: RegisterID, a: RegisterID)
 
+  /// Which whole number is taken.
   public enum IntegerRounding: String, Hashable, Sendable, CaseIterable {
     case nearest = "rni"
     case towardZero = "rzi"

@@ -24,6 +24,11 @@ struct TextNames {
     group.count == 1 ? self(group[0]) : "{\(group.all.map { self($0) }.joined(separator: ", "))}"
   }
 
+  /// A place in memory.
+  func place(_ address: RegisterID, _ offset: Int32) -> String {
+    offset == 0 ? "[\(self(address))]" : "[\(self(address))+\(offset)]"
+  }
+
   /// Floats are written by their bits, so that no digit is lost.
   func callAsFunction(_ operand: Operand, _ kind: RegisterKind) -> String {
     switch operand {

@@ -12,10 +12,12 @@ public enum Matrix: Hashable, Sendable {
   /// `d = a b + c` of one 16 x 8 tile, k 16.
   case multiplyAdd(Inputs, Accumulator, d: RegisterGroup, a: RegisterGroup, b: RegisterGroup, c: RegisterGroup)
 
+  /// The type of A and B.
   public enum Inputs: String, Hashable, Sendable, CaseIterable {
     case f16, bf16
   }
 
+  /// The type of C and D.
   public enum Accumulator: String, Hashable, Sendable, CaseIterable {
     case f32, f16
   }
@@ -23,9 +25,9 @@ public enum Matrix: Hashable, Sendable {
   func text(_ name: TextNames) -> String {
     switch self {
     case .load(let isTransposed, let d, let address, let offset):
-      let place = offset == 0 ? "[\(name(address))]" : "[\(name(address))\(offset < 0 ? "" : "+")\(offset)]"
       let registers = d.count == 1 ? "{\(name(d))}" : name(d)
-      return "ldmatrix.sync.aligned.m8n8.x\(d.count)\(isTransposed ? ".trans" : "").shared.b16 \(registers), \(place)"
+      return
+        "ldmatrix.sync.aligned.m8n8.x\(d.count)\(isTransposed ? ".trans" : "").shared.b16 \(registers), \(name.place(address, offset))"
     case .multiplyAdd(let inputs, let accumulator, let d, let a, let b, let c):
       let (i, o) = (inputs.rawValue, accumulator.rawValue)
       return "mma.sync.aligned.m16n8k16.row.col.\(o).\(i).\(i).\(o) \(name(d)), \(name(a)), \(name(b)), \(name(c))"

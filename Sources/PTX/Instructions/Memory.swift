@@ -7,6 +7,7 @@ public enum Memory: Hashable, Sendable {
   /// The address of a shared buffer, by its place in the kernel's list; -1 is the dynamic one.
   case sharedAddress(Int32, d: RegisterID)
 
+  /// Which memory.
   public enum Space: String, Hashable, Sendable, CaseIterable {
     case global, shared
   }
@@ -23,6 +24,7 @@ public enum Memory: Hashable, Sendable {
     case release
   }
 
+  /// What the caches should do.
   public enum CacheHint: String, Hashable, Sendable, CaseIterable {
     case none = ""
     /// Data that no one writes while the kernel runs.
@@ -47,16 +49,13 @@ public enum Memory: Hashable, Sendable {
 
   func text(_ name: TextNames) -> String {
     func vector(_ group: RegisterGroup) -> String { group.count == 1 ? "" : ".v\(group.count)" }
-    func place(_ address: RegisterID, _ offset: Int32) -> String {
-      offset == 0 ? "[\(name(address))]" : "[\(name(address))\(offset < 0 ? "" : "+")\(offset)]"
-    }
     func order(_ ordering: Ordering) -> String { ordering == .weak ? "" : ".\(ordering.rawValue).gpu" }
     switch self {
     case .load(let space, let ordering, let hint, let width, let d, let address, let offset):
       return "ld\(order(ordering)).\(space.rawValue)\(hint.rawValue)\(vector(d))\(width.suffix) \(name(d)), "
-        + place(address, offset)
+        + name.place(address, offset)
     case .store(let space, let ordering, let width, let values, let address, let offset):
-      return "st\(order(ordering)).\(space.rawValue)\(vector(values))\(width.suffix) \(place(address, offset)), "
+      return "st\(order(ordering)).\(space.rawValue)\(vector(values))\(width.suffix) \(name.place(address, offset)), "
         + name(values)
     case .loadParameter(let index, let d):
       return "ld.param\(d.kind.suffix) \(name(d)), [\(Kernel.parameterName(Int(index)))]"
@@ -68,26 +67,34 @@ public enum Memory: Hashable, Sendable {
 
 /// Atomic read-modify-write (section 9.7.13.5, atom), at GPU scope for global memory and block scope for shared.
 public struct AtomicOperation: Hashable, Sendable {
+  /// What becomes of the value.
   public enum Operation: String, Hashable, Sendable, CaseIterable {
     case add, min, max, and, or, xor
     case exchange = "exch"
     case compareAndSwap = "cas"
   }
 
+  /// What the operation orders, as for loads and stores.
   public enum Ordering: String, Hashable, Sendable, CaseIterable {
     case relaxed, acquire, release
     case acquireRelease = "acq_rel"
   }
 
+  /// What is done.
   public let operation: Operation
+  /// What is ordered.
   public let ordering: Ordering
+  /// Which memory.
   public let space: Memory.Space
   /// u32, s32, u64 or f32 (add only).
   public let kind: RegisterKind
   /// Receives the old value.
   public let d: RegisterID
+  /// Where.
   public let address: RegisterID
+  /// Bytes beyond the address.
   public let offset: Int32
+  /// The second operand.
   public let value: Operand
   /// For `compareAndSwap`, what the old value must be.
   public let expected: Operand?
@@ -97,9 +104,9 @@ public struct AtomicOperation: Hashable, Sendable {
     // Exchanges work on bits, sums and comparisons on numbers.
     let isBits = [.exchange, .compareAndSwap, .and, .or, .xor].contains(operation)
     let suffix = isBits ? (kind.byteCount == 8 ? ".b64" : ".b32") : kind.suffix
-    let place = offset == 0 ? "[\(name(address))]" : "[\(name(address))\(offset < 0 ? "" : "+")\(offset)]"
     let operands = [expected, value].compactMap { $0 }.map { name($0, kind) }.joined(separator: ", ")
-    return "atom.\(ordering.rawValue).\(scope).\(space.rawValue).\(operation.rawValue)\(suffix) \(name(d)), \(place), "
+    return
+      "atom.\(ordering.rawValue).\(scope).\(space.rawValue).\(operation.rawValue)\(suffix) \(name(d)), \(name.place(address, offset)), "
       + operands
   }
 }

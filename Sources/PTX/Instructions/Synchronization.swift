@@ -9,6 +9,7 @@ public enum Synchronization: Hashable, Sendable {
   /// Orders this thread's accesses before and after, for the threads of a scope.
   case fence(Scope)
 
+  /// The threads that a fence speaks to.
   public enum Scope: String, Hashable, Sendable, CaseIterable {
     case block = "cta"
     case device = "gpu"

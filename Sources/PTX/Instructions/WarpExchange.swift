@@ -7,12 +7,14 @@ public enum WarpExchange: Hashable, Sendable {
   /// One bit a lane.
   case ballot(d: RegisterID, p: RegisterID)
 
+  /// How the other lane is found.
   public enum ShuffleMode: String, Hashable, Sendable, CaseIterable {
     case up, down
     case butterfly = "bfly"
     case index = "idx"
   }
 
+  /// What is asked of the lanes.
   public enum VoteMode: String, Hashable, Sendable, CaseIterable {
     case all, any
   }

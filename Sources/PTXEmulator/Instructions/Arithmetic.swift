@@ -266,6 +266,7 @@ extension Machine {
       forEachLane(mask) { d[$0] = floating(operation, a[$0]) }
     case .f16x2, .bf16x2:
       let (d, a) = (r.words(d), r.words(a))
+      // f16 keeps its subnormals, which are normal in f32.
       forEachLane(mask) { lane in d[lane] = packed(kind, a[lane], 0) { x, _ in floating(operation, x) } }
     case .u64, .s64:
       let (d, a) = (r.longs(d), r.longs(a))

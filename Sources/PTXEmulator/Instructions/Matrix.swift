@@ -18,13 +18,14 @@ extension Machine {
     let addresses = warp.registers.words(address)
     for matrix in 0..<d.count {
       var rows: [Int] = []
+      rows.reserveCapacity(8)
       for row in 0..<8 {
         let lane = matrix * 8 + row
         let place = Int(addresses[lane]) + Int(offset)
         try checkShared(.read, place, 16, 16, warp, block, lane)
         rows.append(place)
       }
-      countSharedPasses(rows, byteCount: 16)
+      countSharedPasses(8, byteCount: 16) { rows[$0] }
       let words = warp.registers.words(d[matrix])
       for lane in 0..<32 {
         let (g, t) = (lane / 4, lane % 4)

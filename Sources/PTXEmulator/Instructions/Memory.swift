@@ -180,57 +180,83 @@ extension Machine {
   // MARK: - Counters
 
   /// Passes that an access of a warp to shared memory takes: 128 bytes each, of 32 banks of 4 bytes. Wide accesses are
-  /// made by groups of lanes, one after the other.
-  func countSharedPasses(_ places: [Int], byteCount: Int) {
-    let lanesAtOnce = max(1, min(32, 128 / byteCount))
-    var passes = 0
-    var ideal = 0
-    for start in stride(from: 0, to: places.count, by: lanesAtOnce) {
-      let group = places[start..<min(start + lanesAtOnce, places.count)]
-      // Different words of one bank need a pass each.
-      var words: Set<Int> = []
-      for place in group {
-        for word in place / 4..<(place + byteCount + 3) / 4 { words.insert(word) }
+  /// made by groups of lanes, one after the other; within a group, different words of one bank need a pass each.
+  @inline(__always)
+  func countSharedPasses(_ lanes: Int, byteCount: Int, _ place: (Int) -> Int) {
+    let atOnce = max(1, min(32, 128 / byteCount))
+    let wordsEach = (byteCount + 3) / 4
+    withUnsafeTemporaryAllocation(of: Int.self, capacity: 32) { seen in
+      for start in stride(from: 0, to: lanes, by: atOnce) {
+        let group = start..<min(start + atOnce, lanes)
+        seen.update(repeating: -1)
+        var distinct = 0
+        var hasConflict = false
+        for lane in group {
+          let first = place(lane) / 4
+          for word in first..<first + wordsEach where seen[word & 31] != word {
+            if seen[word & 31] >= 0 { hasConflict = true }
+            seen[word & 31] = word
+            distinct += 1
+          }
+        }
+        let conflicts = hasConflict ? self.conflicts(group, wordsEach, place) : (passes: 1, words: distinct)
+        let ideal = (conflicts.words + 31) / 32
+        counters.sharedPasses += ideal
+        counters.bankConflicts += conflicts.passes - ideal
       }
-      var load = [Int](repeating: 0, count: 32)
-      for word in words { load[word & 31] += 1 }
-      passes += load.max()!
-      ideal += (words.count + 31) / 32
     }
-    counters.sharedPasses += ideal
-    counters.bankConflicts += passes - ideal
   }
 
+  /// The slow way, for groups in which banks are asked for more than one word.
+  private func conflicts(_ group: Range<Int>, _ wordsEach: Int, _ place: (Int) -> Int) -> (passes: Int, words: Int) {
+    var words: Set<Int> = []
+    for lane in group {
+      for word in place(lane) / 4..<place(lane) / 4 + wordsEach { words.insert(word) }
+    }
+    var load = [Int](repeating: 0, count: 32)
+    for word in words { load[word & 31] += 1 }
+    return (load.max()!, words.count)
+  }
+
+  @inline(__always)
   func countSharedPasses(
     _ mask: UInt32, _ addresses: UnsafeMutablePointer<UInt32>, _ offset: Int32, _ byteCount: Int
   ) {
-    var places: [Int] = []
-    places.reserveCapacity(32)
-    forEachLane(mask) { places.append(Int(addresses[$0]) + Int(offset)) }
-    countSharedPasses(places, byteCount: byteCount)
+    if mask == .max {
+      countSharedPasses(32, byteCount: byteCount) { Int(addresses[$0]) + Int(offset) }
+    } else {
+      var places: [Int] = []
+      forEachLane(mask) { places.append(Int(addresses[$0]) + Int(offset)) }
+      countSharedPasses(places.count, byteCount: byteCount) { places[$0] }
+    }
   }
 }
 
 /// The 32-byte sectors that one instruction touches in one allocation.
 struct SectorCount {
-  private var sectors: Set<UInt64> = []
+  /// Sectors in order of their first touch; neighbours of one sector come one after the other in most kernels.
+  private var sectors: [UInt64] = []
   private var bytes = 0
   private var allocation: Allocation?
+
+  init() { sectors.reserveCapacity(32) }
 
   mutating func add(_ address: UInt64, _ length: Int, _ allocation: Allocation) {
     self.allocation = allocation
     bytes += length
-    for sector in address >> 5...(address + UInt64(length) - 1) >> 5 { sectors.insert(sector) }
+    for sector in address >> 5...(address + UInt64(length) - 1) >> 5 where sector != sectors.last { sectors.append(sector) }
   }
 
   func finish(isRead: Bool) {
     guard let allocation else { return }
+    let isAscending = zip(sectors, sectors.dropFirst()).allSatisfy { $0 < $1 }
+    let count = isAscending ? sectors.count : Set(sectors).count
     if isRead {
       allocation.traffic.bytesRead += bytes
-      allocation.traffic.sectorsRead += sectors.count
+      allocation.traffic.sectorsRead += count
     } else {
       allocation.traffic.bytesWritten += bytes
-      allocation.traffic.sectorsWritten += sectors.count
+      allocation.traffic.sectorsWritten += count
     }
   }
 }

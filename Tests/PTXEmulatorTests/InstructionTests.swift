@@ -1,0 +1,241 @@
+import Foundation
+import PTX
+import PTXEmulator
+import Testing
+
+/// The meaning of the instructions, held against Swift's own arithmetic and against the definitions of the PTX manual.
+@Suite struct InstructionTests {
+  /// Runs one warp: two words a lane go in, the words that `body` returns come out.
+  private func run(
+    _ a: [UInt32], _ b: [UInt32], _ body: (KernelBuilder, Register<U32>, Register<U32>) -> [Register<U32>]
+  ) throws -> [[UInt32]] {
+    var count = 0
+    let kernel = try Kernel.build("instruction", threadsPerBlock: 32) { k in
+      let (x, y, z) = (k.pointer("x"), k.pointer("y"), k.pointer("z"))
+      let place = k.multiplyWide(k.special(.lane), 4)
+      let results = body(k, k.load(U32.self, global: x + place), k.load(U32.self, global: y + place))
+      count = results.count
+      for (i, result) in results.enumerated() { k.store(result, global: z + place, offset: 128 * i) }
+    }
+    let memory = GlobalMemory()
+    let (x, y) = (memory.allocate("x", a, access: .readOnly), memory.allocate("y", b, access: .readOnly))
+    let z = memory.allocate("z", byteCount: 128 * count, access: .readWrite)
+    _ = try Emulator.run(
+      Program(kernel), Launch(blocks: (1, 1, 1), arguments: [.pointer(x), .pointer(y), .pointer(z)]), memory: memory)
+    let flat = try #require(memory.read(UInt32.self, count: 32 * count, from: z))
+    return (0..<count).map { Array(flat[32 * $0..<32 * $0 + 32]) }
+  }
+
+  /// Awkward words: ends of ranges, signs, small numbers.
+  private static let a: [UInt32] = (0..<32).map {
+    [0, 1, 0xffff_ffff, 0x8000_0000, 0x7fff_ffff, 5, 0xdead_beef, 100][$0 % 8] &+ UInt32($0 / 8)
+  }
+  private static let b: [UInt32] = (0..<32).map {
+    [1, 3, 0xffff_fffe, 7, 0x8000_0000, 31, 33, 0x1234_5678][($0 / 4 + $0) % 8]
+  }
+
+  @Test func integers() throws {
+    let (a, b) = (Self.a, Self.b)
+    let results = try run(a, b) { k, x, y in
+      let (s, t) = (x.reinterpreted(as: S32.self), y.reinterpreted(as: S32.self))
+      let wide = k.multiplyWide(x, y)
+      let signed = [s + t, s * t, s / t, s % t, k.minimum(s, t), k.maximum(s, t), s >> 3, k.absolute(s)]
+      return [x + y, x - y, x * y, x / y, x % y, x & y, x | y, x ^ y, x << 5, x >> 5, x << 32, x >> 40]
+        + [k.minimum(x, y), k.maximum(x, y), k.narrow(wide), k.narrow(wide >> 32)]
+        + signed.map { $0.reinterpreted(as: U32.self) }
+        + [k.select(x .< y, 1, 0, U32.self), k.select(s .< t, 1, 0, U32.self), k.select(x .>= y, x, y)]
+    }
+    func map(_ f: (UInt32, UInt32) -> UInt32) -> [UInt32] { zip(a, b).map(f) }
+    func signed(_ f: (Int32, Int32) -> Int32) -> [UInt32] {
+      map { UInt32(bitPattern: f(Int32(bitPattern: $0), Int32(bitPattern: $1))) }
+    }
+    let expected: [[UInt32]] = [
+      map(&+), map(&-), map(&*), map(/), map(%), map(&), map(|), map(^), map { x, _ in x << 5 }, map { x, _ in x >> 5 },
+      map { _, _ in 0 }, map { _, _ in 0 }, map(min), map(max), map(&*),
+      map { UInt32((UInt64($0) * UInt64($1)) >> 32) }, signed(&+), signed(&*),
+      signed { $0.dividedReportingOverflow(by: $1).partialValue },
+      signed { $0.remainderReportingOverflow(dividingBy: $1).partialValue }, signed(min), signed(max),
+      signed { x, _ in x >> 3 }, signed { x, _ in x < 0 ? 0 &- x : x }, map { $0 < $1 ? 1 : 0 },
+      map { Int32(bitPattern: $0) < Int32(bitPattern: $1) ? 1 : 0 }, map { $0 >= $1 ? $0 : $1 },
+    ]
+    for (index, (result, wanted)) in zip(results, expected).enumerated() {
+      #expect(result == wanted, "number \(index)")
+    }
+  }
+
+  @Test func bytesAndBits() throws {
+    let results = try run(Self.a, Self.b) { k, x, y in
+      [
+        k.permute(x, y, selector: 0x7531), k.permute(x, y, selector: 0x0123), k.permute(x, y, selector: 0xba98),
+        k.logic3(x, y, x ^ y, table: 0xe8), k.logic3(x, y, y, table: 0xf0 & 0xcc),
+      ]
+    }
+    for lane in 0..<32 {
+      let (x, y) = (Self.a[lane], Self.b[lane])
+      let bytes =
+        (0..<4).map { UInt8(truncatingIfNeeded: x >> (8 * $0)) }
+        + (0..<4).map { UInt8(truncatingIfNeeded: y >> (8 * $0)) }
+      func word(_ bytes: [UInt8]) -> UInt32 { bytes.reversed().reduce(0) { $0 << 8 | UInt32($1) } }
+      #expect(results[0][lane] == word([bytes[1], bytes[3], bytes[5], bytes[7]]))
+      #expect(results[1][lane] == x.byteSwapped)
+      #expect(results[2][lane] == word((0..<4).map { bytes[$0] & 0x80 != 0 ? 0xff : 0 }))
+      #expect(results[3][lane] == (x & y | x & (x ^ y) | y & (x ^ y)))
+      #expect(results[4][lane] == x & y)
+    }
+  }
+
+  @Test func lanes() throws {
+    let a = (0..<32).map { UInt32($0 * 3) }
+    let results = try run(a, a) { k, x, _ in
+      [
+        k.shuffle(x, xor: 5), k.shuffle(x, .up, by: 3), k.shuffle(x, .down, by: 9, width: 16),
+        k.shuffle(x, lane: k.special(.lane) ^ 1, width: 4), k.ballot(x .> 40),
+        k.select(k.vote(.any, x .== 93), 1, 0, U32.self), k.select(k.vote(.all, x .< 93), 1, 0, U32.self),
+      ]
+    }
+    for lane in 0..<32 {
+      #expect(results[0][lane] == a[lane ^ 5])
+      #expect(results[1][lane] == a[lane < 3 ? lane : lane - 3])
+      #expect(results[2][lane] == a[lane % 16 + 9 < 16 ? lane + 9 : lane])
+      #expect(results[3][lane] == a[lane / 4 * 4 + (lane ^ 1) % 4])
+      #expect(results[4][lane] == (14..<32).reduce(0) { $0 | 1 << UInt32($1) })
+      #expect(results[5][lane] == 1 && results[6][lane] == 0)
+    }
+  }
+
+  /// All 65536 f16, and floats around every tie, through the conversions.
+  @Test func sixteenBitFloats() throws {
+    for start in stride(from: 0, to: 65536, by: 64 * 37) {
+      let pairs = (0..<32).map { UInt32((start + 2 * $0) & 0xffff) | UInt32((start + 2 * $0 + 1) & 0xffff) << 16 }
+      let results = try run(pairs, pairs) { k, x, _ in
+        let (h, b) = (x.reinterpreted(as: F16x2.self), x.reinterpreted(as: BF16x2.self))
+        return [k.unpack(h).low, k.unpack(h).high, k.unpack(b).low, k.unpack(b).high].map {
+          $0.reinterpreted(as: U32.self)
+        }
+      }
+      for lane in 0..<32 {
+        for half in 0..<2 {
+          let bits = UInt16(truncatingIfNeeded: pairs[lane] >> UInt32(16 * half))
+          let f16 = Float(Float16(bitPattern: bits))
+          #expect(results[half][lane] == f16.bitPattern || f16.isNaN)
+          #expect(results[2 + half][lane] == UInt32(bits) << 16)
+        }
+      }
+    }
+    let floats: [Float] = [
+      1.00048828125, 1.0009765625, 65504, 65519.99, 65520, 1e-8, 5.96e-8, -2.98e-8, 0, -0, .infinity, 3.3895314e38, 448,
+      464,
+      1.0625, 1.1875, 0.001953125, 0.0009765625, 0.0009765626, 500, -0.4, 2.5, 3.5, -3.5, 2.147483e9, 4.3e9, -1, 1e10,
+      17, 0.3, 100.7, 7,
+    ]
+    let words = floats.map(\.bitPattern)
+    let results = try run(words, words) { k, x, _ in
+      let f = x.reinterpreted(as: F32.self)
+      return [
+        k.pack(f, f * 2, as: F16x2.self).reinterpreted(as: U32.self),
+        k.pack(f, f, as: BF16x2.self).reinterpreted(as: U32.self),
+        k.unpackE4M3(k.packE4M3(f, f)).reinterpreted(as: U32.self),
+        k.float(x).reinterpreted(as: U32.self), k.float(x.reinterpreted(as: S32.self)).reinterpreted(as: U32.self),
+      ]
+    }
+    // e4m3 has three fraction bits from 2^-6 on, and steps of 2^-9 below.
+    func e4m3(_ x: Float) -> Float {
+      let magnitude = min(x.magnitude, 448)
+      let step = Float(
+        sign: .plus, exponent: max(magnitude == 0 ? -9 : Int(magnitude.exponent), -6) - 3, significand: 1)
+      return (x.sign == .minus ? -1 : 1) * (magnitude / step).rounded(.toNearestOrEven) * step
+    }
+    for (lane, f) in floats.enumerated() {
+      #expect(results[0][lane] == UInt32(Float16(f * 2).bitPattern) << 16 | UInt32(Float16(f).bitPattern))
+      let brain = (words[lane] + 0x7fff + (words[lane] >> 16 & 1)) >> 16
+      #expect(results[1][lane] == brain << 16 | brain)
+      #expect(results[2][lane] & 0xffff == UInt32(Float16(e4m3(f)).bitPattern), "e4m3 of \(f)")
+      #expect(results[3][lane] == Float(words[lane]).bitPattern)
+      #expect(results[4][lane] == Float(Int32(bitPattern: words[lane])).bitPattern)
+    }
+  }
+
+  /// 2^x, 1/x and log2 x within the errors that the manual states; subnormals flushed.
+  @Test func approximations() throws {
+    let inputs: [Float] = (0..<32).map { Float($0 - 16) * 7.3 + 0.37 }
+    let positive: [Float] = (0..<32).map { exp2(Float($0 - 16) * 5) * 1.3 }
+    let results = try run(inputs.map(\.bitPattern), positive.map(\.bitPattern)) { k, x, y in
+      let (f, p) = (x.reinterpreted(as: F32.self), y.reinterpreted(as: F32.self))
+      return [k.exp2(f), k.reciprocal(p), k.log2(p), k.exp2(f * 0 - 140)].map { $0.reinterpreted(as: U32.self) }
+    }
+    for lane in 0..<32 {
+      let power = exp2(Double(inputs[lane]))
+      let result = Double(Float(bitPattern: results[0][lane]))
+      #expect(
+        power < 0x1p-126 ? result == 0 : power > 0x1p128 ? result == .infinity : abs(result / power - 1) < 0x1p-22)
+      #expect(abs(Double(Float(bitPattern: results[1][lane])) * Double(positive[lane]) - 1) < 0x1p-22)
+      #expect(abs(Double(Float(bitPattern: results[2][lane])) - log2(Double(positive[lane]))) < 1e-5)
+      #expect(results[3][lane] == 0)
+    }
+  }
+
+  /// A tile product by the fragments' definition, element by element.
+  @Test(arguments: Matrix.Inputs.allCases)
+  func matrixFragments(inputs: Matrix.Inputs) throws {
+    func bits(_ value: Float) -> UInt32 {
+      inputs == .f16 ? UInt32(Float16(value).bitPattern) : value.bitPattern >> 16
+    }
+    let a = (0..<256).map { Float(($0 * 7) % 13 - 6) / 4 }
+    let b = (0..<128).map { Float(($0 * 5) % 11 - 5) / 2 }
+    let kernel = try Kernel.build("tile", threadsPerBlock: 32) { k in
+      let (x, y, z) = (k.pointer("a"), k.pointer("b"), k.pointer("c"))
+      let lane = k.wide(k.special(.lane))
+      let sums = (0..<4).map { k.variable(k.constant(Float($0))) }
+      k.multiplyAdd(
+        inputs, a: k.load(U32.self, count: 4, global: x + lane * 16),
+        b: k.load(U32.self, count: 2, global: y + lane * 8),
+        into: sums)
+      k.store(sums, global: z + lane * 16)
+    }
+    // Lane l = 4 g + t holds of A rows g and g + 8, of B column g, columns and rows 2t, 2t + 1 and 8 more.
+    var fragmentsOfA: [UInt32] = []
+    var fragmentsOfB: [UInt32] = []
+    for lane in 0..<32 {
+      let (g, t) = (lane / 4, lane % 4)
+      for (row, column) in [(g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8)] {
+        fragmentsOfA.append(bits(a[row * 16 + column]) | bits(a[row * 16 + column + 1]) << 16)
+      }
+      for row in [2 * t, 2 * t + 8] { fragmentsOfB.append(bits(b[row * 8 + g]) | bits(b[(row + 1) * 8 + g]) << 16) }
+    }
+    let memory = GlobalMemory()
+    let z = memory.allocate("c", byteCount: 512, access: .readWrite)
+    _ = try Emulator.run(
+      Program(kernel),
+      Launch(
+        blocks: (1, 1, 1),
+        arguments: [
+          .pointer(memory.allocate("a", fragmentsOfA, access: .readOnly)),
+          .pointer(memory.allocate("b", fragmentsOfB, access: .readOnly)), .pointer(z),
+        ]), memory: memory)
+    let result = try #require(memory.read(Float.self, count: 128, from: z))
+    for lane in 0..<32 {
+      for i in 0..<4 {
+        let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)
+        let exact = (0..<16).reduce(Float(i)) { $0 + a[row * 16 + $1] * b[$1 * 8 + column] }
+        #expect(result[lane * 4 + i] == exact)
+      }
+    }
+  }
+
+  /// A grid over 2^33 bytes of address space, of which only the touched pages exist.
+  @Test func memoryIsSparse() throws {
+    let kernel = try Kernel.build("sparse", threadsPerBlock: 32) { k in
+      let x = k.pointer("x")
+      let place = x + k.wide(k.special(.lane)) * (1 << 28)
+      k.store(k.load(U32.self, global: place) + 1, global: place, offset: 4)
+    }
+    let memory = GlobalMemory()
+    let x = memory.allocate("x", byteCount: 1 << 33, access: .readWrite)
+    for lane in 0..<32 { memory.write([UInt32(lane)], to: x + UInt64(lane) << 28) }
+    _ = try Emulator.run(Program(kernel), Launch(blocks: (1, 1, 1), arguments: [.pointer(x)]), memory: memory)
+    for lane in 0..<32 {
+      #expect(memory.read(UInt32.self, count: 2, from: x + UInt64(lane) << 28) == [UInt32(lane), UInt32(lane) + 1])
+    }
+    #expect(memory.read(UInt32.self, count: 1, from: x + 100) == nil)
+  }
+}

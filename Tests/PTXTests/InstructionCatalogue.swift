@@ -1,0 +1,111 @@
+import PTX
+
+/// Kernels that use every instruction of the language at least once.
+enum InstructionCatalogue {
+  /// All that sm_80 has.
+  static func ampere() throws(KernelError) -> Kernel {
+    try Kernel.build("ampere", threadsPerBlock: 64, blocksPerMultiprocessor: 1) { k in
+      let place = k.pointer("place")
+      let (u, s) = (k.parameter("u", U32.self), k.parameter("s", S32.self))
+      let (d, f) = (k.parameter("d", U64.self), k.parameter("f", F32.self))
+      let shared = k.shared("buffer", byteCount: 4096, alignment: 128)
+      let more = k.dynamicShared()
+
+      var words = SpecialRegister.allCases.map { k.special($0) }
+      words += [u + u, u - 3, u * u, u / 7, u % u, u & 255, u | u, u ^ 1, u << 3, u >> 3]
+      words += [k.minimum(u, u), k.maximum(u, u), k.permute(u, u, selector: 0x5410), k.logic3(u, u, u, table: 0xe8)]
+      words += [k.select(u .< u, 1, 2, U32.self), k.narrow(d), k.multiplyAdd(u, u, u)]
+      words += [
+        k.shuffle(u, xor: 1), k.shuffle(u, lane: u, width: 8), k.shuffle(u, .up, by: 1), k.shuffle(u, .down, by: 2),
+      ]
+      words += [k.ballot(u .== 3), k.select(k.vote(.all, u .>= 2) & !k.vote(.any, u .!= u) | (u .<= u), u, u)]
+      let signed = [s + s, s - 1, s * s, s / 3, s % 5, s >> 2, k.minimum(s, s), k.maximum(s, s), k.absolute(s)]
+      words += signed.map { $0.reinterpreted(as: U32.self) }
+      let longs = [
+        d + d, d * 3, d << 2, d >> 1, d & 7, k.multiplyWide(u, u), k.multiplyWide(u, 12), k.wide(s), k.wide(u),
+        k.multiplyAdd(d, d, d), k.select(d .> d, d, d), k.minimum(d, d), d / d, d % 3,
+      ]
+      words += longs.map { k.narrow($0) }
+
+      var floats = [f + f, f - 1, f * f, -f, k.multiplyAdd(f, f, f), k.minimum(f, f), k.maximum(f, f), k.absolute(f)]
+      floats += [k.exp2(f), k.reciprocal(f), k.log2(f), k.float(u), k.float(s), k.select(f .> 0, f, 1)]
+      floats += [k.select(f .< f, f, f), k.select((f .== 1) | (f .!= 2), f, 0)]
+      let halves: Register<F16x2> = k.pack(f, f, as: F16x2.self)
+      let brains: Register<BF16x2> = k.pack(f, f, as: BF16x2.self)
+      let (low, high) = k.unpack(halves * halves + halves - (-halves))
+      floats += [low, high, k.unpack(brains).low, k.unpack(k.exp2(halves)).high]
+      floats += [
+        k.unpack(k.multiplyAdd(brains, brains, brains)).high,
+        k.unpack(k.maximum(halves, k.constant(bits: 0x3c00, F16x2.self))).low,
+      ]
+
+      for (i, value) in words.enumerated() { k.store(value, global: place, offset: 4 * i) }
+      for (i, value) in floats.enumerated() { k.store(value, shared: shared, offset: 4 * i) }
+      k.store([u, u, u, u], shared: more)
+      k.store(k.halves(u).high, global: place, offset: 2048)
+      k.store(d, global: place, offset: 2056)
+      k.barrier()
+      k.barrier(id: 3, threads: 64)
+      k.arrive(id: 4, threads: 64)
+      k.warpBarrier()
+      k.fence(.block)
+      k.fence(.device)
+
+      for operation in [AtomicOperation.Operation.add, .min, .max, .and, .or, .xor, .exchange] {
+        _ = k.atomic(operation, global: place, u)
+        _ = k.atomic(operation, shared: shared, u, ordering: .acquireRelease)
+      }
+      _ = k.atomic(.add, global: place, offset: 8, d, ordering: .release)
+      _ = k.atomic(.add, global: place, f, ordering: .acquire)
+      _ = k.atomic(.max, global: place, s)
+      _ = k.compareAndSwap(global: place, expected: u, value: u)
+
+      var loaded = k.load(U32.self, count: 4, global: place, hint: .readOnly)
+      loaded += k.load(U32.self, count: 2, shared: shared, offset: 8)
+      loaded.append(k.load(U32.self, global: place, ordering: .acquire))
+      loaded.append(k.load(U32.self, global: place, ordering: .relaxed))
+      loaded.append(k.load(U32.self, global: place, hint: .noL1))
+      k.store(loaded[0], global: place, ordering: .release)
+      k.store(loaded[6], global: place, ordering: .relaxed)
+      k.store(k.load(B16.self, global: place, offset: 2), global: place, offset: 4)
+      for byteCount in [4, 8, 16] { k.copyAsync(to: more, from: place, byteCount: byteCount, sourceBytes: u & 3) }
+      k.copyAsync(to: more, offset: 64, from: place, offset: -16)
+      k.commitCopies()
+      k.waitForCopies(pending: 0)
+
+      let sums = (0..<4).map { _ in k.variable(f) }
+      let halfSums = (0..<2).map { _ in k.variable(halves) }
+      for count in [1, 2, 4] { loaded += k.loadMatrix(count: count, shared: shared, isTransposed: count == 2) }
+      let (a, b) = (Array(loaded[0..<4]), Array(loaded[4..<6]))
+      k.multiplyAdd(.f16, a: a, b: b, into: sums)
+      k.multiplyAdd(.bf16, a: a, b: b, into: sums)
+      k.multiplyAdd(.f16, a: a, b: b, into: halfSums)
+      k.store(sums, global: place, offset: 4096)
+      k.store(halfSums, global: place, offset: 4112)
+
+      k.if(u .> 100) {
+        k.exit()
+      } else: {
+        k.when(u .== 7) { k.trap() }
+      }
+      k.loop(from: s, to: s + 4) { i in k.store(i, global: place) }
+    }
+  }
+
+  /// What came with sm_89.
+  static func ada() throws(KernelError) -> Kernel {
+    try Kernel.build("ada", threadsPerBlock: 32) { k in
+      let f = k.parameter("f", F32.self)
+      k.store(k.unpackE4M3(k.packE4M3(f, f)), global: k.pointer("place"))
+    }
+  }
+
+  /// What came with sm_90.
+  static func hopper() throws(KernelError) -> Kernel {
+    try Kernel.build("hopper", threadsPerBlock: 32) { k in
+      let f = k.parameter("f", F32.self)
+      let pair = k.pack(f, f, as: BF16x2.self)
+      k.store(k.exp2(pair * pair + pair - pair), global: k.pointer("place"))
+    }
+  }
+}
