@@ -1,5 +1,9 @@
 internal import PTX
 
+/// The GPU has one NaN: every result that is none of the numbers has these bits, whatever went in.
+@inline(__always)
+func canonical(_ value: Float) -> Float { value.isNaN ? Float(bitPattern: 0x7fff_ffff) : value }
+
 /// 16-bit floats and e4m3, to f32 and back; by a table where the processor of the lowest common kind has no instruction.
 enum Half {
   private static let f16Values: [Float] = (0...UInt16.max).map { Float(Float16(bitPattern: $0)) }

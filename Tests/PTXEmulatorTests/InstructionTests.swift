@@ -174,6 +174,32 @@ import Testing
     }
   }
 
+  /// Where the manual leaves a choice, or where one rounding differs from two: what an H200 gave.
+  @Test func asTheHardwareDoes() throws {
+    func one(
+      _ a: UInt32, _ b: UInt32, _ body: (KernelBuilder, Register<U32>, Register<U32>) -> Register<U32>
+    ) throws -> UInt32 {
+      try run(.init(repeating: a, count: 32), .init(repeating: b, count: 32)) { [body($0, $1, $2)] }[0][7]
+    }
+    func float(_ x: Register<U32>) -> Register<F32> { x.reinterpreted(as: F32.self) }
+    #expect(try one(0x40, 0) { $1 % $2 } == 0xffff_ffff)
+    #expect(try one(0x40, 0) { $1 / $2 } == 0xffff_ffff)
+    // There is one NaN.
+    #expect(try one(0x7f80_0001, 0x40d3_264d) { (float($1) + float($2)).reinterpreted(as: U32.self) } == 0x7fff_ffff)
+    #expect(try one(0xffff_ffff, 0) { (-float($1) + float($2) * 0).reinterpreted(as: U32.self) } == 0x7fff_ffff)
+    #expect(
+      try one(0x7fc0_0000, 0xffff_ffff) { $0.minimum(float($1), float($2)).reinterpreted(as: U32.self) } == 0x7fff_ffff)
+    // A result that is too small is a zero with its sign.
+    #expect(try one(0xfeff_cbbc, 0) { k, x, _ in k.reciprocal(float(x)).reinterpreted(as: U32.self) } == 0x8000_0000)
+    // Both halves lie near a tie of the exact sum.
+    let fused = try one(0xe12b_d718, 0xbf8b_ddb8) { k, x, y in
+      let c = k.constant(0xbd57_1080, U32.self).reinterpreted(as: BF16x2.self)
+      return k.multiplyAdd(x.reinterpreted(as: BF16x2.self), y.reinterpreted(as: BF16x2.self), c).reinterpreted(
+        as: U32.self)
+    }
+    #expect(fused == 0x613a_755b)
+  }
+
   /// A tile product by the fragments' definition, element by element.
   @Test(arguments: Matrix.Inputs.allCases)
   func matrixFragments(inputs: Matrix.Inputs) throws {

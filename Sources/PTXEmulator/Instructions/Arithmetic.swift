@@ -178,9 +178,9 @@ extension Machine {
     case .sub: a &- b
     case .mul: a &* b
     case .mulHigh: T(truncatingIfNeeded: a.multipliedFullWidth(by: b).high)
-    // Of a division by zero PTX says nothing; the hardware gives all ones, and for remainders the dividend.
+    // Of a division by zero PTX says nothing; the hardware gives all ones (seen on an H200).
     case .div: b == 0 ? ~0 : a.dividedReportingOverflow(by: b).partialValue
-    case .rem: b == 0 ? a : a.remainderReportingOverflow(dividingBy: b).partialValue
+    case .rem: b == 0 ? ~0 : a.remainderReportingOverflow(dividingBy: b).partialValue
     case .min: Swift.min(a, b)
     case .max: Swift.max(a, b)
     case .and: a & b
@@ -195,13 +195,13 @@ extension Machine {
     _ b: UnsafePointer<Float>, _ mask: UInt32
   ) {
     switch operation {
-    case .add: forEachLane(mask) { d[$0] = a[$0] + b[$0] }
-    case .sub: forEachLane(mask) { d[$0] = a[$0] - b[$0] }
-    case .mul: forEachLane(mask) { d[$0] = a[$0] * b[$0] }
-    case .div: forEachLane(mask) { d[$0] = a[$0] / b[$0] }
+    case .add: forEachLane(mask) { d[$0] = canonical(a[$0] + b[$0]) }
+    case .sub: forEachLane(mask) { d[$0] = canonical(a[$0] - b[$0]) }
+    case .mul: forEachLane(mask) { d[$0] = canonical(a[$0] * b[$0]) }
+    case .div: forEachLane(mask) { d[$0] = canonical(a[$0] / b[$0]) }
     // The one that is a number; -0 is less than 0.
-    case .min: forEachLane(mask) { d[$0] = minimum(a[$0], b[$0]) }
-    case .max: forEachLane(mask) { d[$0] = -minimum(-a[$0], -b[$0]) }
+    case .min: forEachLane(mask) { d[$0] = canonical(minimum(a[$0], b[$0])) }
+    case .max: forEachLane(mask) { d[$0] = canonical(-minimum(-a[$0], -b[$0])) }
     case .mulHigh, .rem, .and, .or, .xor, .shl, .shr: preconditionFailure("Floats have no \(operation).")
     }
   }
@@ -228,17 +228,16 @@ extension Machine {
     switch kind {
     case .f32:
       let (d, a, b, c) = (r.floats(d), r.floats(a), r.floats(b), r.floats(c))
-      forEachLane(mask) { d[$0] = c[$0].addingProduct(a[$0], b[$0]) }
+      forEachLane(mask) { d[$0] = canonical(c[$0].addingProduct(a[$0], b[$0])) }
     case .f16x2, .bf16x2:
       let (d, a, b, c) = (r.words(d), r.words(a), r.words(b), r.words(c))
       forEachLane(mask) { lane in
         var result: UInt32 = 0
         for shift: UInt32 in [0, 16] {
-          // The product of two 16-bit floats is exact in 64 bits, and so nearly always is the sum; one rounding follows.
-          let exact =
-            Double(Half.float(kind, a[lane] >> shift)) * Double(Half.float(kind, b[lane] >> shift))
-            + Double(Half.float(kind, c[lane] >> shift))
-          result |= Half.bits(kind, rounding: exact) << shift
+          // The product of two 16-bit floats is exact in 64 bits.
+          let product = Double(Half.float(kind, a[lane] >> shift)) * Double(Half.float(kind, b[lane] >> shift))
+          let sum = sumToOdd(product, Double(Half.float(kind, c[lane] >> shift)))
+          result |= Half.bits(kind, rounding: sum) << shift
         }
         d[lane] = result
       }
@@ -249,6 +248,17 @@ extension Machine {
       let (d, a, b, c) = (r.words(d), r.words(a), r.words(b), r.words(c))
       forEachLane(mask) { d[$0] = a[$0] &* b[$0] &+ c[$0] }
     }
+  }
+
+  /// a + b rounded to odd: a later rounding to fewer digits then gives what one rounding would have (S. Boldo,
+  /// G. Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+  private func sumToOdd(_ a: Double, _ b: Double) -> Double {
+    let sum = a + b
+    let shareOfB = sum - a
+    let rest = (a - (sum - shareOfB)) + (b - shareOfB)
+    if rest == 0 || !rest.isFinite { return sum }
+    let isTooLarge = (rest < 0) != (sum < 0)
+    return Double(bitPattern: (sum.bitPattern - (isTooLarge ? 1 : 0)) | 1)
   }
 
   private func unary(
@@ -263,7 +273,7 @@ extension Machine {
     switch kind {
     case .f32:
       let (d, a) = (r.floats(d), r.floats(a))
-      forEachLane(mask) { d[$0] = floating(operation, a[$0]) }
+      forEachLane(mask) { d[$0] = canonical(floating(operation, a[$0])) }
     case .f16x2, .bf16x2:
       let (d, a) = (r.words(d), r.words(a))
       // f16 keeps its subnormals, which are normal in f32.
@@ -294,7 +304,7 @@ extension Machine {
 
   private func floating(_ operation: Arithmetic.UnaryOperation, _ a: Float) -> Float {
     // ftz: subnormals are zero, going in and coming out.
-    func flushed(_ x: Float) -> Float { x.isSubnormal ? (x.sign == .minus ? -0 : 0) : x }
+    func flushed(_ x: Float) -> Float { x.isSubnormal ? (x.sign == .minus ? -0.0 : 0.0) : x }
     switch operation {
     case .neg: return -a
     case .abs: return a.magnitude

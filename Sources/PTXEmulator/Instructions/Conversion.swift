@@ -8,7 +8,7 @@ extension Machine {
       forEachLane(mask) { d[$0] = Half.bits(kind, high[$0]) << 16 | Half.bits(kind, low[$0]) }
     case .floatFromF16(let d, let a):
       let (d, a) = (r.floats(d), r.words(a))
-      forEachLane(mask) { d[$0] = Half.float(.f16x2, a[$0]) }
+      forEachLane(mask) { d[$0] = canonical(Half.float(.f16x2, a[$0])) }
     case .f16FromFloat(let d, let a):
       let (d, a) = (r.words(d), r.floats(a))
       forEachLane(mask) { d[$0] = Half.bits(.f16x2, a[$0]) }

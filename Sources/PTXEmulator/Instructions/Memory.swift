@@ -244,7 +244,9 @@ struct SectorCount {
   mutating func add(_ address: UInt64, _ length: Int, _ allocation: Allocation) {
     self.allocation = allocation
     bytes += length
-    for sector in address >> 5...(address + UInt64(length) - 1) >> 5 where sector != sectors.last { sectors.append(sector) }
+    for sector in address >> 5...(address + UInt64(length) - 1) >> 5 where sector != sectors.last {
+      sectors.append(sector)
+    }
   }
 
   func finish(isRead: Bool) {
