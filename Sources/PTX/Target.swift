@@ -101,7 +101,8 @@ extension Instruction {
     case .conversion(.packE4M3), .conversion(.f16x2FromE4M3x2):
       // 7.8 has them for sm_90; sm_89 came with 8.1.
       Requirement(version: PTXVersion(8, 1), target: .sm89)
-    case .memory(.load(_, _, .noL1, _, _, _, _)):
+    case .memory(.load(_, _, .noL1, _, _, _, _)), .memory(.load(_, _, .evictFirst, _, _, _, _)),
+      .memory(.load(_, _, .evictLast, _, _, _, _)):
       Requirement(version: PTXVersion(7, 4), target: .sm80)
     default: .ampere
     }

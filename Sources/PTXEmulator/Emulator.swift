@@ -45,21 +45,23 @@ public enum Emulator {
   ///
   /// - Parameters:
   ///   - residentBlocks: blocks that run at the same time, as on the multiprocessors of a GPU.
-  ///   - stepLimit: instructions of all warps together, after which the kernel counts as hung.
+  ///   - stepLimit: steps of all warps together, after which the kernel counts as hung.
   /// - Returns: what was counted.
   /// - Throws: `Hazard`, the first mistake of the kernel.
   public static func run(
     _ program: Program, _ launch: Launch, memory: GlobalMemory, schedule: Schedule = .roundRobin,
-    residentBlocks: Int = 2, stepLimit: Int = 2_000_000_000
+    residentBlocks: Int = 2, stepLimit: Int = 500_000_000
   ) throws(Hazard) -> Counters {
     let machine = Machine(program, launch, memory)
     try machine.checkLaunch()
-    try machine.runGrid(schedule, residentBlocks: residentBlocks, stepLimit: stepLimit)
-    for allocation in memory.allocations {
-      machine.counters.traffic[allocation.name] = allocation.traffic
-      allocation.traffic = Counters.Traffic()
-      allocation.settle()
+    defer {
+      for allocation in memory.allocations {
+        allocation.traffic = Counters.Traffic()
+        allocation.settle()
+      }
     }
+    try machine.runGrid(schedule, residentBlocks: max(1, residentBlocks), stepLimit: stepLimit)
+    for allocation in memory.allocations { machine.counters.traffic[allocation.name] = allocation.traffic }
     return machine.counters
   }
 }
@@ -72,6 +74,8 @@ final class Machine {
   var counters = Counters()
   /// The operation at work, for messages.
   var current = 0
+  /// Steps of all warps, those without a running lane included.
+  private var steps = 0
 
   init(_ program: Program, _ launch: Launch, _ memory: GlobalMemory) {
     self.program = program
@@ -98,6 +102,14 @@ final class Machine {
         case .pointer: parameter.isPointer
         }
       guard fits else { throw fail("argument '\(parameter.name)' is \(argument), which the kernel does not expect") }
+    }
+    let (x, y, z) = launch.blocks
+    guard x >= 1, y >= 1, z >= 1, y <= 65535, z <= 65535 else {
+      throw fail("a grid of \(x) x \(y) x \(z) blocks is impossible; y and z have 1 to 65535, x at least 1")
+    }
+    let sharedByteCount = program.staticSharedByteCount + launch.dynamicSharedByteCount
+    guard launch.dynamicSharedByteCount >= 0, sharedByteCount <= 227 * 1024 else {
+      throw fail("a block is given \(sharedByteCount) bytes of shared memory; no GPU has more than 232448")
     }
     if launch.dynamicSharedByteCount > 0 && program.kernel.dynamicSharedAlignment == nil {
       throw fail("the kernel uses no dynamic shared memory, but is given \(launch.dynamicSharedByteCount) bytes")
@@ -133,9 +145,9 @@ final class Machine {
         try run(warp, of: block, atMost: 1 + draw(60))
       }
       resident.removeAll { $0.isDone }
-      if counters.instructions > stepLimit {
+      if steps > stepLimit {
         throw hazard(
-          .deadlock, "the kernel did not end within \(stepLimit) instructions", resident.first?.warps.first,
+          .deadlock, "the kernel did not end within \(stepLimit) steps", resident.first?.warps.first,
           resident.first)
       }
     }
@@ -160,8 +172,8 @@ final class Machine {
 
   func run(_ warp: Warp, of block: Block, atMost limit: Int) throws(Hazard) {
     let operations = program.operations
-    var steps = 0
-    while warp.state == .ready && steps < limit {
+    let end = steps + limit
+    while warp.state == .ready && steps < end {
       guard warp.next < operations.count else {
         try finish(warp, block)
         return
@@ -248,7 +260,7 @@ final class Machine {
     var message = what
     if conflict.kind == .race || conflict.kind == .copyUnderWay {
       let who = "block \(conflict.other.block), warp \(conflict.other.warp)"
-      let lane = conflict.other.lane == 255 ? "" : ", lane \(conflict.other.lane)"
+      let lane = ", lane \(conflict.other.lane)"
       let place =
         conflict.otherOperation >= 0 ? program.locations[Int(conflict.otherOperation)].map { " at \($0)" } ?? "" : ""
       let verb =

@@ -15,6 +15,7 @@ public struct Hazard: Error, Hashable, Sendable {
     case deadlock = "deadlock"
     case barrier = "barrier used with different counts"
     case unfinishedCopy = "kernel ended with asynchronous copies under way"
+    case undefined = "use that PTX leaves undefined"
     case trap = "trap"
     case launch = "launch does not fit the kernel"
   }

@@ -46,10 +46,12 @@ final class Warp {
   var knowledge = Knowledge()
   /// What single lanes know more; all learn it at the next synchronization of the warp.
   var laneKnowledge: [Int: Knowledge] = [:]
-  /// What lanes published by a fence, for the atomics that follow; and by which scope.
-  var fenced: [Int: (scope: Synchronization.Scope, knowledge: Knowledge)] = [:]
-  /// What lanes saw by relaxed atomics, for the fence that follows.
-  var pending: [Int: Knowledge] = [:]
+  /// What lanes knew at their last fence of each scope: the atomics that follow publish it.
+  var fencedForBlock: [Int: Knowledge] = [:]
+  var fencedForDevice: [Int: Knowledge] = [:]
+  /// What lanes saw by relaxed atomics, from threads of their block and from any: the fence that follows teaches it.
+  var pendingFromBlock: [Int: Knowledge] = [:]
+  var pendingFromDevice: [Int: Knowledge] = [:]
 
   var copies: [Copy] = []
   /// Groups that each lane has committed.

@@ -58,6 +58,22 @@ import Testing
     #expect(text.contains("and nothing orders the two") && text.contains("`st.shared.b32"))
   }
 
+  /// Out of bounds in ways that a careless check would trap on.
+  @Test func farOutOfBounds() throws {
+    for (offset, count, bytes) in [(0, 4, 4), (Int.max, 1, 64), (Int.min, 1, 64), (60, 2, 64)] {
+      let kernel = try Kernel.build("far", threadsPerBlock: 32) { k in
+        let x = k.pointer("x") + k.constant(offset, U64.self)
+        _ = k.load(U32.self, count: count, global: x)
+      }
+      let memory = GlobalMemory()
+      let x = memory.allocate("x", [UInt8](repeating: 0, count: bytes), access: .readWrite)
+      let hazard = #expect(throws: Hazard.self) {
+        try Emulator.run(Program(kernel), Launch(blocks: (1, 1, 1), arguments: [.pointer(x)]), memory: memory)
+      }
+      #expect(hazard?.kind == .outOfBounds)
+    }
+  }
+
   @Test func aLaunchThatDoesNotFitIsRefused() throws {
     let (kernel, _) = try PlantedFault.all[0].kernel(isFaulty: false)
     let memory = GlobalMemory()
@@ -72,5 +88,12 @@ import Testing
     #expect(
       refuse(Launch(blocks: (1, 1, 1), arguments: [word, word, word]))
         == "argument 'input' is u32(1), which the kernel does not expect")
+    #expect(
+      refuse(Launch(blocks: (0, 1, 1), arguments: [.pointer(0), .pointer(0), .pointer(0)]))
+        == "a grid of 0 x 1 x 1 blocks is impossible; y and z have 1 to 65535, x at least 1")
+    #expect(
+      refuse(
+        Launch(blocks: (1, 1, 1), dynamicSharedByteCount: 1 << 20, arguments: [.pointer(0), .pointer(0), .pointer(0)]))
+        == "a block is given 1048576 bytes of shared memory; no GPU has more than 232448")
   }
 }

@@ -90,7 +90,7 @@ extension PlantedFault.Setting {
 }
 
 extension PlantedFault {
-  static let all: [PlantedFault] = sharedMemory + copies + bounds + control + betweenBlocks
+  static let all: [PlantedFault] = sharedMemory + strongAccesses + copies + bounds + control + betweenBlocks
 
   private static let sharedMemory = [
     PlantedFault("a barrier is missing between a write and another warp's read", .race) { s in
@@ -164,7 +164,89 @@ extension PlantedFault {
     },
   ]
 
+  private static let strongAccesses = [
+    PlantedFault("a plain read comes after one lane's atomic, but not after the others'", .race) { s in
+      let shared = s.zeroedShared()
+      _ = s.k.atomic(.add, shared: shared, s.thread)
+      s.here(#line - 1)
+      s.k.when(s.thread .== 31) { s.storeOutput(s.k.load(U32.self, shared: shared)) }
+      s.here(#line - 1)
+    } clean: { s in
+      let shared = s.zeroedShared()
+      _ = s.k.atomic(.add, shared: shared, s.thread)
+      s.k.barrier()
+      s.k.when(s.thread .== 31) { s.storeOutput(s.k.load(U32.self, shared: shared)) }
+    },
+    PlantedFault("a plain store races with an ordered load", .race) { s in
+      s.k.if(s.thread .< 32) {
+        s.storeOutput(s.k.load(U32.self, global: s.scratch, ordering: .relaxed))
+        s.here(#line - 1)
+      } else: {
+        s.k.when(s.lane .== 0) { s.k.store(s.thread, global: s.scratch) }
+        s.here(#line - 1)
+      }
+    } clean: { s in
+      s.k.if(s.thread .< 32) { s.storeOutput(s.k.load(U32.self, global: s.scratch, ordering: .relaxed)) }
+      s.k.barrier()
+      s.k.when(s.thread .== 63) { s.k.store(s.thread, global: s.scratch) }
+    },
+    PlantedFault("one lane of many publishes a read, and all are overwritten", .race) { s in
+      countReaders(s, all: false)
+    } clean: { s in
+      countReaders(s, all: true)
+    },
+    PlantedFault("a read-only load of what the kernel writes", .undefined) { s in
+      s.storeOutput(s.thread)
+      s.storeOutput(s.k.load(U32.self, global: s.output + s.k.multiplyWide(s.thread, 4), hint: .readOnly))
+      s.here(#line - 1)
+    } clean: { s in
+      s.storeOutput(s.thread)
+      s.storeOutput(s.k.load(U32.self, global: s.output + s.k.multiplyWide(s.thread, 4)))
+    },
+  ]
+
+  /// The lanes of warp 0 read a word and count themselves; warp 1 waits for the count and overwrites the word.
+  private static func countReaders(_ s: Setting, all: Bool) {
+    let k = s.k
+    let shared = s.zeroedShared()
+    let one = k.constant(1, U32.self)
+    k.if(s.thread .< 32) {
+      s.storeOutput(k.load(U32.self, shared: shared))
+      s.here(#line - 1)
+      k.if(all ? s.lane .< 32 : s.lane .== 0) {
+        _ = k.atomic(.add, shared: shared, offset: 64, one, ordering: .release)
+      }
+    } else: {
+      k.if(s.lane .== 0) {
+        k.loop { k.atomic(.add, shared: shared, offset: 64, one - 1, ordering: .acquire) .< (all ? 32 : 1) }
+        k.store(one, shared: shared)
+        s.here(#line - 1)
+      }
+    }
+  }
+
   private static let copies = [
+    PlantedFault("a copy takes more than it copies", .undefined) { s in
+      s.k.copyAsync(
+        to: s.k.dynamicShared() + s.thread * 16, from: s.input, sourceBytes: s.k.constant(64, U32.self), line: #line)
+      s.here(#line - 1)
+      s.k.commitCopies()
+      s.k.waitForCopies(pending: 0)
+    } clean: { s in
+      s.k.copyAsync(to: s.k.dynamicShared() + s.thread * 16, from: s.input, sourceBytes: s.k.constant(7, U32.self))
+      s.k.commitCopies()
+      s.k.waitForCopies(pending: 0)
+    },
+    PlantedFault("the source of a copy is not aligned", .misaligned) { s in
+      s.k.copyAsync(to: s.k.dynamicShared() + s.thread * 16, from: s.input + 4076)
+      s.here(#line - 1)
+      s.k.commitCopies()
+      s.k.waitForCopies(pending: 0)
+    } clean: { s in
+      s.k.copyAsync(to: s.k.dynamicShared() + s.thread * 16, from: s.input + 4080)
+      s.k.commitCopies()
+      s.k.waitForCopies(pending: 0)
+    },
     PlantedFault("a copied tile is read before the copy is waited for", .copyUnderWay) { s in
       let shared = s.k.dynamicShared()
       s.startCopy(to: shared)
@@ -390,6 +472,27 @@ extension PlantedFault {
         s.storeOutput(s.k.load(U32.self, shared: shared + s.lane * 4))
       }
     },
+    PlantedFault("a warp arrives at a barrier and takes it for one", .race) { s in
+      let shared = s.zeroedShared()
+      s.k.store(s.thread, shared: shared + s.thread * 4)
+      s.here(#line - 1)
+      s.k.arrive(id: 1, threads: 64)
+      s.storeOutput(s.k.load(U32.self, shared: shared + (s.thread ^ 1) * 4))
+      s.here(#line - 1)
+    } clean: { s in
+      let shared = s.zeroedShared()
+      s.k.store(s.thread, shared: shared + s.thread * 4)
+      s.k.warpBarrier()
+      s.k.arrive(id: 1, threads: 64)
+      s.storeOutput(s.k.load(U32.self, shared: shared + (s.thread ^ 1) * 4))
+    },
+    PlantedFault("a loop never ends", .deadlock) { s in
+      let always = s.lane .< 32
+      s.k.loop { always }
+      s.here(#line - 1)
+    } clean: { s in
+      s.k.loop(from: s.thread, to: s.thread + 3) { s.storeOutput($0) }
+    },
     PlantedFault("the kernel finds something impossible", .trap) { s in
       s.k.if(s.thread .== 63) {
         s.k.trap(); s.here()
@@ -401,7 +504,8 @@ extension PlantedFault {
 
   /// The last block of two sums up what both wrote: the pattern of a combine in one launch.
   private static func lastBlock(
-    _ s: Setting, barrier: Bool = true, release: Bool = true, acquire: Bool = true, share: Bool = true
+    _ s: Setting, barrier: Bool = true, release: Bool = true, acquire: Bool = true,
+    scope: Synchronization.Scope = .device, readerScope: Synchronization.Scope = .device
   ) {
     let k = s.k
     let block = k.special(.blockX)
@@ -412,9 +516,9 @@ extension PlantedFault {
     s.here(#line - 1)
     if barrier { k.barrier() }
     k.if(s.thread .== 0) {
-      if release { k.fence(.device) }
+      if release { k.fence(scope) }
       let before = k.atomic(.add, global: s.scratch, k.constant(1, U32.self))
-      if acquire { k.fence(.device) }
+      if acquire { k.fence(readerScope) }
       k.store(before, shared: flag)
     }
     k.barrier()
@@ -440,6 +544,16 @@ extension PlantedFault {
     },
     PlantedFault("one thread publishes what others wrote, without a barrier first", .race, blocks: 2) {
       lastBlock($0, barrier: false)
+    } clean: {
+      lastBlock($0)
+    },
+    PlantedFault("blocks exchange with a fence for one block only", .race, blocks: 2) {
+      lastBlock($0, scope: .block)
+    } clean: {
+      lastBlock($0)
+    },
+    PlantedFault("the reader's fence is for one block only", .race, blocks: 2) {
+      lastBlock($0, readerScope: .block)
     } clean: {
       lastBlock($0)
     },

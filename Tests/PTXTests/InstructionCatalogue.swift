@@ -39,6 +39,11 @@ enum InstructionCatalogue {
         k.unpack(k.maximum(halves, k.constant(bits: 0x3c00, F16x2.self))).low,
       ]
 
+      words += [k.integer(f, .nearest, as: U32.self), k.multiplyHigh(u, u), k.word(low: k.f16(f), high: k.bf16(f))]
+      words += [k.integer(f, .towardZero, as: S32.self), k.integer(f, .down, as: S32.self), k.multiplyHigh(s, s)].map {
+        $0.reinterpreted(as: U32.self)
+      }
+      words.append(k.integer(f, .up, as: U32.self))
       for (i, value) in words.enumerated() { k.store(value, global: place, offset: 4 * i) }
       for (i, value) in floats.enumerated() { k.store(value, shared: shared, offset: 4 * i) }
       k.store([u, u, u, u], shared: more)
@@ -64,7 +69,9 @@ enum InstructionCatalogue {
       loaded += k.load(U32.self, count: 2, shared: shared, offset: 8)
       loaded.append(k.load(U32.self, global: place, ordering: .acquire))
       loaded.append(k.load(U32.self, global: place, ordering: .relaxed))
-      loaded.append(k.load(U32.self, global: place, hint: .noL1))
+      for hint in [Memory.CacheHint.noL1, .evictFirst, .evictLast] {
+        loaded.append(k.load(U32.self, global: place, hint: hint))
+      }
       k.store(loaded[0], global: place, ordering: .release)
       k.store(loaded[6], global: place, ordering: .relaxed)
       k.store(k.load(B16.self, global: place, offset: 2), global: place, offset: 4)

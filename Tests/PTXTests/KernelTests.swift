@@ -64,6 +64,24 @@ import Testing
     Mistake("'big' has 65536 bytes; static shared memory has 1 to 49152. Use dynamic shared memory beyond.") { k in
       _ = k.shared("big", byteCount: 65536)
     },
+    Mistake("`when` holds instructions only; put `if` around control flow.") { k in
+      let first = k.special(.lane) .== 0
+      k.when(first) { k.if(first) { k.exit() } }
+    },
+    Mistake("The static shared buffers have 80000 bytes together; 49152 is the limit. Use dynamic shared memory.") {
+      k in
+      _ = k.shared("first", byteCount: 40000)
+      _ = k.shared("second", byteCount: 40000)
+    },
+    Mistake("The constant 1099511627776 does not fit u32.") { k in _ = k.special(.lane) .< (1 << 40) },
+    Mistake("There is no absolute value of u32.") { k in _ = k.absolute(k.special(.lane)) },
+    Mistake("There is no minimum of predicate.") { k in
+      let first = k.special(.lane) .== 0
+      _ = k.minimum(first, first)
+    },
+    Mistake("The offset 4294967296 does not fit an instruction; add it to the address.") { k in
+      _ = k.atomic(.add, global: k.pointer("x"), offset: 1 << 32, k.special(.lane))
+    },
     Mistake("`when` cannot stand inside another `when`; combine the predicates with &.") { k in
       let first = k.special(.lane) .== 0
       k.when(first) { k.when(first) { k.exit() } }
@@ -73,6 +91,16 @@ import Testing
     let error = #expect(throws: KernelError.self) { try Kernel.build("wrong", threadsPerBlock: 64, mistake.build) }
     #expect(error?.message == mistake.message)
     #expect(error?.location.file == "PTXTests/KernelTests.swift")
+  }
+
+  /// The kernel that the register came from is finished and gone.
+  @Test func aRegisterOfAFinishedKernelIsRefused() throws {
+    var kept: Register<U32>?
+    _ = try Kernel.build("first", threadsPerBlock: 32) { kept = $0.special(.lane) }
+    let error = #expect(throws: KernelError.self) {
+      try Kernel.build("second", threadsPerBlock: 32) { k in _ = k.special(.lane) + kept! }
+    }
+    #expect(error?.message == "A register of another kernel is used here; registers live in one kernel only.")
   }
 
   @Test func aBlockHasWholeWarps() {

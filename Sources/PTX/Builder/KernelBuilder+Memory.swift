@@ -83,7 +83,7 @@ extension KernelBuilder {
         .memory(
           .load(
             space, ordering, hint, Memory.Width(rawValue: T.kind.byteCount)!, d: RegisterGroup(results.map(\.id)),
-            address: address, offset: Int32(offset))))
+            address: address, offset: checkOffset(offset))))
     }
     // After a mistake the registers mean nothing, but the Swift code may go on.
     return isPossible ? results : (0..<max(count, 1)).map { _ in results[0] }
@@ -133,7 +133,7 @@ extension KernelBuilder {
       .memory(
         .store(
           space, ordering, Memory.Width(rawValue: T.kind.byteCount)!, values: RegisterGroup(values.map(\.id)),
-          address: address, offset: Int32(offset))))
+          address: address, offset: checkOffset(offset))))
   }
 
   private func checkVector(_ kind: RegisterKind, _ count: Int, _ offset: Int) -> Bool {
@@ -203,7 +203,7 @@ extension KernelBuilder {
       .atomic(
         AtomicOperation(
           operation: operation, ordering: ordering, space: space, kind: T.kind, d: result.id, address: address,
-          offset: Int32(offset), value: value.operand, expected: expected)))
+          offset: checkOffset(offset), value: value.operand, expected: expected)))
     return result
   }
 
@@ -227,7 +227,7 @@ extension KernelBuilder {
       .asynchronousCopy(
         .copy(
           byteCount: UInt8(clamping: byteCount), destination: destination.id,
-          destinationOffset: Int32(destinationOffset), source: source.id, sourceOffset: Int32(sourceOffset),
+          destinationOffset: checkOffset(destinationOffset), source: source.id, sourceOffset: checkOffset(sourceOffset),
           sourceBytes: sourceBytes?.operand)))
   }
 

@@ -67,6 +67,7 @@ extension KernelBuilder {
   ) -> Register<T> {
     at(file, line)
     for register in [a, b, c] { check(register) }
+    require(T.kind, isNoneOf: [.predicate, .b16], "multiply-add")
     let result = make(T.self)
     emit(.arithmetic(.multiplyAdd(T.kind, d: result.id, a: a.operand, b: b.operand, c: c.operand)))
     return result
@@ -100,6 +101,7 @@ extension KernelBuilder {
     _ a: Register<T>, _ b: Register<T>, file: String = #fileID, line: Int = #line
   ) -> Register<T> {
     at(file, line)
+    require(T.kind, isNoneOf: [.predicate, .b16], "minimum")
     return binary(.min, a, b.operand, b.builder)
   }
 
@@ -108,6 +110,7 @@ extension KernelBuilder {
     _ a: Register<T>, _ b: Register<T>, file: String = #fileID, line: Int = #line
   ) -> Register<T> {
     at(file, line)
+    require(T.kind, isNoneOf: [.predicate, .b16], "maximum")
     return binary(.max, a, b.operand, b.builder)
   }
 
@@ -134,6 +137,7 @@ extension KernelBuilder {
     _ x: Register<T>, file: String = #fileID, line: Int = #line
   ) -> Register<T> {
     at(file, line)
+    require(T.kind, isNoneOf: [.predicate, .b16, .u32, .u64], "absolute value")
     return unary(.abs, x)
   }
 
@@ -145,6 +149,7 @@ extension KernelBuilder {
     check(predicate)
     check(a)
     check(b)
+    require(T.kind, isNoneOf: [.predicate], "selection")
     let result = make(T.self)
     emit(.arithmetic(.select(T.kind, d: result.id, a: a.operand, b: b.operand, p: predicate.id)))
     return result
@@ -244,6 +249,57 @@ extension KernelBuilder {
     let result = make(F32.self)
     emit(.conversion(.floatFromInteger(T.kind, d: result.id, a: value.operand)))
     return result
+  }
+
+  /// A whole number near a float, clamped to the range of the type; NaN gives 0.
+  public func integer<T: IntegerType>(
+    _ value: Register<F32>, _ rounding: Conversion.IntegerRounding, as _: T.Type, file: String = #fileID,
+    line: Int = #line
+  ) -> Register<T> {
+    at(file, line)
+    check(value)
+    if T.kind.byteCount != 4 { fail("f32 is converted to 32-bit integers only; \(T.kind) has 64.") }
+    let result = make(T.self)
+    emit(.conversion(.integerFromFloat(T.kind, rounding, d: result.id, a: value.operand)))
+    return result
+  }
+
+  /// One f32 as f16, to nearest even.
+  public func f16(_ value: Register<F32>, file: String = #fileID, line: Int = #line) -> Register<B16> {
+    at(file, line)
+    check(value)
+    let result = make(B16.self)
+    emit(.conversion(.f16FromFloat(d: result.id, a: value.operand)))
+    return result
+  }
+
+  /// One f32 as bf16, to nearest even.
+  public func bf16(_ value: Register<F32>, file: String = #fileID, line: Int = #line) -> Register<B16> {
+    at(file, line)
+    check(value)
+    let result = make(B16.self)
+    emit(.conversion(.bf16FromFloat(d: result.id, a: value.operand)))
+    return result
+  }
+
+  /// Two 16-bit halves as a word.
+  public func word(
+    low: Register<B16>, high: Register<B16>, file: String = #fileID, line: Int = #line
+  ) -> Register<U32> {
+    at(file, line)
+    check(low)
+    check(high)
+    let result = make(U32.self)
+    emit(.arithmetic(.pack(d: result.id, low: low.id, high: high.id)))
+    return result
+  }
+
+  /// The upper half of the product.
+  public func multiplyHigh<T: IntegerType>(
+    _ a: Register<T>, _ b: Register<T>, file: String = #fileID, line: Int = #line
+  ) -> Register<T> {
+    at(file, line)
+    return binary(.mulHigh, a, b.operand, b.builder)
   }
 
   /// A 32-bit number as 64 bits, by its sign.

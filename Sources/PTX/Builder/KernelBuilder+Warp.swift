@@ -17,7 +17,8 @@ extension KernelBuilder {
     emit(
       .matrix(
         .load(
-          isTransposed: isTransposed, d: RegisterGroup(results.map(\.id)), address: address.id, offset: Int32(offset))))
+          isTransposed: isTransposed, d: RegisterGroup(results.map(\.id)), address: address.id,
+          offset: checkOffset(offset))))
     return results
   }
 

@@ -53,6 +53,26 @@ public final class KernelBuilder {
     if other !== self { fail("A register of another kernel is used here; registers live in one kernel only.") }
   }
 
+  /// A constant in an instruction; it must fit the type, as signed or as unsigned bits.
+  func literal(_ value: Int, _ kind: RegisterKind) -> Operand {
+    if kind.byteCount == 4 && !(Int(Int32.min)...Int(UInt32.max)).contains(value) {
+      fail("The constant \(value) does not fit \(kind).")
+    }
+    return .integer(value)
+  }
+
+  /// An offset in an instruction has 32 bits.
+  func checkOffset(_ offset: Int) -> Int32 {
+    if Int32(exactly: offset) == nil {
+      fail("The offset \(offset) does not fit an instruction; add it to the address.")
+    }
+    return Int32(truncatingIfNeeded: offset)
+  }
+
+  func require(_ kind: RegisterKind, isNoneOf kinds: [RegisterKind], _ operation: String) {
+    if kinds.contains(kind) { fail("There is no \(operation) of \(kind).") }
+  }
+
   func check<T>(_ register: Register<T>) { check(register.builder) }
 
   func binary<T: RegisterType>(
@@ -90,6 +110,10 @@ public final class KernelBuilder {
 
   func addShared(_ name: String, byteCount: Int, alignment: Int) -> Int32 {
     sharedBuffers.append(Kernel.SharedBuffer(name: name, byteCount: byteCount, alignment: alignment))
+    let total = sharedBuffers.reduce(0) { ($0 + $1.alignment - 1) / $1.alignment * $1.alignment + $1.byteCount }
+    if byteCount <= 49152 && total > 49152 {
+      fail("The static shared buffers have \(total) bytes together; 49152 is the limit. Use dynamic shared memory.")
+    }
     return Int32(sharedBuffers.count - 1)
   }
 
@@ -98,7 +122,9 @@ public final class KernelBuilder {
   // MARK: - Structure
 
   /// A line of text for the reader of the PTX.
-  public func comment(_ text: String) { bodies[bodies.count - 1].append(.comment(text)) }
+  public func comment(_ text: String) {
+    for line in text.split(separator: "\n") { bodies[bodies.count - 1].append(.comment(String(line))) }
+  }
 
   func rename(_ register: RegisterID, _ name: String) {
     registers[Int(register.index)] = Kernel.Register(kind: register.kind, name: unique(name))
@@ -125,6 +151,7 @@ public final class KernelBuilder {
   ) {
     at(file, line)
     check(predicate)
+    requireNoGuard()
     let node = Kernel.Node.branch(
       Kernel.Guard(predicate: predicate.id, isNegated: false), then: collect(body), otherwise: collect(otherwise),
       location: here)
@@ -134,6 +161,7 @@ public final class KernelBuilder {
   /// Runs `body`, then again by the lanes where the predicate that it returns holds.
   public func loop(file: String = #fileID, line: Int = #line, _ body: () -> Predicate) {
     at(file, line)
+    requireNoGuard()
     var predicate: Predicate?
     let nodes = collect { predicate = body() }
     check(predicate!)
@@ -164,12 +192,14 @@ public final class KernelBuilder {
     at(file, line)
     check(predicate)
     if condition != nil { fail("`when` cannot stand inside another `when`; combine the predicates with &.") }
-    let count = bodies.count
     let outer = condition
     condition = Kernel.Guard(predicate: predicate.id, isNegated: isNegated)
     body()
     condition = outer
-    if bodies.count != count { fail("`when` holds instructions only.") }
+  }
+
+  private func requireNoGuard() {
+    if condition != nil { fail("`when` holds instructions only; put `if` around control flow.") }
   }
 
   /// A new register that starts as a copy of `value` and may be changed by `set`.
@@ -207,7 +237,7 @@ extension Kernel {
     if threadsPerBlock % 32 != 0 || !(32...1024).contains(threadsPerBlock) {
       builder.fail("A block of \(threadsPerBlock) threads is impossible; it has a multiple of 32, from 32 to 1024.")
     }
-    if name.isEmpty || name.first!.isNumber
+    if name.isEmpty || !name.first!.isLetter
       || !name.allSatisfy({ $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "_") })
     {
       builder.fail("'\(name)' is no name for a kernel; use letters, digits and underscores, a letter first.")

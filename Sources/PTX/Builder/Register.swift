@@ -3,7 +3,7 @@
 /// A register is never made from a literal; operators take literals on one side and put them into the instruction.
 public struct Register<T: RegisterType> {
   let id: RegisterID
-  unowned let builder: KernelBuilder
+  let builder: KernelBuilder
 
   var operand: Operand { .register(id) }
 
@@ -39,64 +39,64 @@ extension Register where T: IntegerType {
   /// Sum modulo 2^bits.
   public static func + (a: Self, b: Self) -> Self { a.builder.binary(.add, a, b.operand, b.builder) }
   /// Sum with a constant.
-  public static func + (a: Self, b: Int) -> Self { a.builder.binary(.add, a, .integer(b)) }
+  public static func + (a: Self, b: Int) -> Self { a.builder.binary(.add, a, a.builder.literal(b, T.kind)) }
   /// Difference modulo 2^bits.
   public static func - (a: Self, b: Self) -> Self { a.builder.binary(.sub, a, b.operand, b.builder) }
   /// Difference with a constant.
-  public static func - (a: Self, b: Int) -> Self { a.builder.binary(.sub, a, .integer(b)) }
+  public static func - (a: Self, b: Int) -> Self { a.builder.binary(.sub, a, a.builder.literal(b, T.kind)) }
   /// The low bits of the product.
   public static func * (a: Self, b: Self) -> Self { a.builder.binary(.mul, a, b.operand, b.builder) }
   /// The low bits of the product with a constant.
-  public static func * (a: Self, b: Int) -> Self { a.builder.binary(.mul, a, .integer(b)) }
+  public static func * (a: Self, b: Int) -> Self { a.builder.binary(.mul, a, a.builder.literal(b, T.kind)) }
   /// Quotient, toward zero.
   public static func / (a: Self, b: Self) -> Self { a.builder.binary(.div, a, b.operand, b.builder) }
   /// Quotient by a constant.
-  public static func / (a: Self, b: Int) -> Self { a.builder.binary(.div, a, .integer(b)) }
+  public static func / (a: Self, b: Int) -> Self { a.builder.binary(.div, a, a.builder.literal(b, T.kind)) }
   /// Remainder.
   public static func % (a: Self, b: Self) -> Self { a.builder.binary(.rem, a, b.operand, b.builder) }
   /// Remainder by a constant.
-  public static func % (a: Self, b: Int) -> Self { a.builder.binary(.rem, a, .integer(b)) }
+  public static func % (a: Self, b: Int) -> Self { a.builder.binary(.rem, a, a.builder.literal(b, T.kind)) }
   /// Bits in both.
   public static func & (a: Self, b: Self) -> Self { a.builder.binary(.and, a, b.operand, b.builder) }
   /// Bits of a constant.
-  public static func & (a: Self, b: Int) -> Self { a.builder.binary(.and, a, .integer(b)) }
+  public static func & (a: Self, b: Int) -> Self { a.builder.binary(.and, a, a.builder.literal(b, T.kind)) }
   /// Bits in either.
   public static func | (a: Self, b: Self) -> Self { a.builder.binary(.or, a, b.operand, b.builder) }
   /// Bits in either, one a constant.
-  public static func | (a: Self, b: Int) -> Self { a.builder.binary(.or, a, .integer(b)) }
+  public static func | (a: Self, b: Int) -> Self { a.builder.binary(.or, a, a.builder.literal(b, T.kind)) }
   /// Bits in one only.
   public static func ^ (a: Self, b: Self) -> Self { a.builder.binary(.xor, a, b.operand, b.builder) }
   /// Bits in one only, one a constant.
-  public static func ^ (a: Self, b: Int) -> Self { a.builder.binary(.xor, a, .integer(b)) }
+  public static func ^ (a: Self, b: Int) -> Self { a.builder.binary(.xor, a, a.builder.literal(b, T.kind)) }
   /// Shift to the left; distances beyond the size give 0.
-  public static func << (a: Self, b: Int) -> Self { a.builder.binary(.shl, a, .integer(b)) }
+  public static func << (a: Self, b: Int) -> Self { a.builder.binary(.shl, a, a.builder.literal(b, T.kind)) }
   /// Shift to the right, by the sign of the type.
-  public static func >> (a: Self, b: Int) -> Self { a.builder.binary(.shr, a, .integer(b)) }
+  public static func >> (a: Self, b: Int) -> Self { a.builder.binary(.shr, a, a.builder.literal(b, T.kind)) }
 
   /// Whether each lane's value is equal.
   public static func .== (a: Self, b: Self) -> Predicate { a.builder.compare(.eq, a, b.operand, b.builder) }
   /// Whether it equals a constant.
-  public static func .== (a: Self, b: Int) -> Predicate { a.builder.compare(.eq, a, .integer(b)) }
+  public static func .== (a: Self, b: Int) -> Predicate { a.builder.compare(.eq, a, a.builder.literal(b, T.kind)) }
   /// Whether it differs.
   public static func .!= (a: Self, b: Self) -> Predicate { a.builder.compare(.ne, a, b.operand, b.builder) }
   /// Whether it differs from a constant.
-  public static func .!= (a: Self, b: Int) -> Predicate { a.builder.compare(.ne, a, .integer(b)) }
+  public static func .!= (a: Self, b: Int) -> Predicate { a.builder.compare(.ne, a, a.builder.literal(b, T.kind)) }
   /// Whether it is less.
   public static func .< (a: Self, b: Self) -> Predicate { a.builder.compare(.lt, a, b.operand, b.builder) }
   /// Whether it is less than a constant.
-  public static func .< (a: Self, b: Int) -> Predicate { a.builder.compare(.lt, a, .integer(b)) }
+  public static func .< (a: Self, b: Int) -> Predicate { a.builder.compare(.lt, a, a.builder.literal(b, T.kind)) }
   /// Whether it is at most.
   public static func .<= (a: Self, b: Self) -> Predicate { a.builder.compare(.le, a, b.operand, b.builder) }
   /// Whether it is at most a constant.
-  public static func .<= (a: Self, b: Int) -> Predicate { a.builder.compare(.le, a, .integer(b)) }
+  public static func .<= (a: Self, b: Int) -> Predicate { a.builder.compare(.le, a, a.builder.literal(b, T.kind)) }
   /// Whether it is greater.
   public static func .> (a: Self, b: Self) -> Predicate { a.builder.compare(.gt, a, b.operand, b.builder) }
   /// Whether it is greater than a constant.
-  public static func .> (a: Self, b: Int) -> Predicate { a.builder.compare(.gt, a, .integer(b)) }
+  public static func .> (a: Self, b: Int) -> Predicate { a.builder.compare(.gt, a, a.builder.literal(b, T.kind)) }
   /// Whether it is at least.
   public static func .>= (a: Self, b: Self) -> Predicate { a.builder.compare(.ge, a, b.operand, b.builder) }
   /// Whether it is at least a constant.
-  public static func .>= (a: Self, b: Int) -> Predicate { a.builder.compare(.ge, a, .integer(b)) }
+  public static func .>= (a: Self, b: Int) -> Predicate { a.builder.compare(.ge, a, a.builder.literal(b, T.kind)) }
 }
 
 extension Register where T: FloatType {

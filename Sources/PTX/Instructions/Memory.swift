@@ -31,6 +31,10 @@ public enum Memory: Hashable, Sendable {
     case readOnly = ".nc"
     /// Not in L1; read once.
     case noL1 = ".L1::no_allocate"
+    /// The first to leave L1: read once, but soon again by neighbours.
+    case evictFirst = ".L1::evict_first"
+    /// The last to leave L1: read again and again.
+    case evictLast = ".L1::evict_last"
   }
 
   /// Bytes of each element of the access.

@@ -11,7 +11,10 @@ extension Machine {
       try eachLane(mask) { (lane) throws(Hazard) in
         let place = Int(destinations[lane]) + Int(destinationOffset)
         let address = sources[lane] &+ UInt64(bitPattern: Int64(sourceOffset))
-        let wanted = sourceBytes.map { min(Int(r.words($0)[lane]), count) } ?? count
+        let wanted = sourceBytes.map { Int(r.words($0)[lane]) } ?? count
+        if wanted > count {
+          throw hazard(.undefined, "a copy of \(count) bytes from \(wanted)", warp, block, lane: lane)
+        }
         try checkShared(.copyIssue, place, count, count, warp, block, lane)
         let bytes = try readSource(address, wanted, count, warp, block, lane)
         if wanted > 0 { sectors.add(address, wanted, memory.allocation(near: address)!) }
@@ -34,12 +37,7 @@ extension Machine {
     _ address: UInt64, _ wanted: Int, _ count: Int, _ warp: Warp, _ block: Block, _ lane: Int
   ) throws(Hazard) -> (UInt64, UInt64) {
     if wanted == 0 { return (0, 0) }
-    let (_, page, within) = try checkGlobal(.read, address, wanted, 1, warp, block, lane)
-    if address & UInt64(count - 1) != 0 {
-      throw hazard(
-        .misaligned, "source address \(address) of a copy of \(count) bytes is no multiple of that", warp, block,
-        lane: lane)
-    }
+    let (_, page, within) = try checkGlobal(.read, address, wanted, count, warp, block, lane)
     var bytes: (UInt64, UInt64) = (0, 0)
     withUnsafeMutableBytes(of: &bytes) {
       $0.baseAddress!.copyMemory(from: page.bytes + within, byteCount: wanted)

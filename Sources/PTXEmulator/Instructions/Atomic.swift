@@ -84,32 +84,35 @@ extension Machine {
 
   func acquire(_ publication: Publication?, _ acquires: Bool, _ warp: Warp, _ block: Block, _ lane: Int) {
     guard let publication else { return }
-    var learned = publication.toDevice
-    if let own = publication.toBlock[Int32(block.index)] { learned.learn(own) }
-    if learned.isEmpty { return }
+    let own = Int32(block.index)
+    var fromBlock = publication.toBlock[own] ?? Knowledge()
+    var fromDevice = Knowledge()
+    for (origin, known) in publication.toDevice {
+      origin == own ? fromBlock.learn(known) : fromDevice.learn(known)
+    }
     if acquires {
-      warp.laneKnowledge[lane, default: Knowledge()].learn(learned)
+      warp.laneKnowledge[lane, default: Knowledge()].learn(fromBlock)
+      warp.laneKnowledge[lane, default: Knowledge()].learn(fromDevice)
     } else {
-      warp.pending[lane, default: Knowledge()].learn(learned)
+      warp.pendingFromBlock[lane, default: Knowledge()].learn(fromBlock)
+      warp.pendingFromDevice[lane, default: Knowledge()].learn(fromDevice)
     }
   }
 
-  /// A lane that writes an atomic location publishes what it knew at its last fence, or all it knows if it releases.
+  /// A lane that writes an atomic location publishes what it knew at its last fences, or all it knows if it releases.
   ///
   /// - Parameter keepsChain: a read-modify-write passes on what was there; a plain store does not.
   func publish(
     _ publication: inout Publication, isRelease: Bool, keepsChain: Bool, _ warp: Warp, _ block: Block, _ lane: Int
   ) {
     if !keepsChain { publication = Publication() }
+    let own = Int32(block.index)
     if isRelease {
-      publication.toDevice.learn(warp.publishable(lane, block: block.index))
+      publication.toDevice[own, default: Knowledge()].learn(warp.publishable(lane, block: block.index))
       warp.clock += 1
-    } else if let fenced = warp.fenced[lane] {
-      if fenced.scope == .device {
-        publication.toDevice.learn(fenced.knowledge)
-      } else {
-        publication.toBlock[Int32(block.index), default: Knowledge()].learn(fenced.knowledge)
-      }
+      return
     }
+    if let known = warp.fencedForDevice[lane] { publication.toDevice[own, default: Knowledge()].learn(known) }
+    if let known = warp.fencedForBlock[lane] { publication.toBlock[own, default: Knowledge()].learn(known) }
   }
 }

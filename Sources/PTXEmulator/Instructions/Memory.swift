@@ -3,7 +3,7 @@ internal import PTX
 extension Machine {
   func execute(_ instruction: Memory, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {
     switch instruction {
-    case .load(let space, let ordering, _, let width, let d, let address, let offset):
+    case .load(let space, let ordering, let hint, let width, let d, let address, let offset):
       let length = width.rawValue * d.count
       let isStrong = ordering != .weak
       if space == .shared {
@@ -21,6 +21,10 @@ extension Machine {
           let place = addresses[lane] &+ UInt64(bitPattern: Int64(offset))
           let (allocation, page, within) = try checkGlobal(
             .read, place, length, length, warp, block, lane, isStrong: isStrong)
+          if hint == .readOnly && page.shadow.isWrittenByKernel(within..<within + length) {
+            throw hazard(
+              .undefined, "a read-only load of '\(allocation.name)', which this kernel writes", warp, block, lane: lane)
+          }
           read(page.bytes + within, width, d, warp.registers, lane)
           sectors.add(place, length, allocation)
           if isStrong { acquire(allocation, Int(place - allocation.base), ordering == .acquire, warp, block, lane) }
@@ -143,7 +147,8 @@ extension Machine {
     _ lane: Int, isStrong: Bool = false
   ) throws(Hazard) -> (Allocation, Allocation.Page, within: Int) {
     guard let allocation = memory.allocation(near: place), place >= allocation.base,
-      place - allocation.base <= UInt64(allocation.byteCount - length)
+      place - allocation.base <= UInt64(allocation.byteCount),
+      UInt64(length) <= UInt64(allocation.byteCount) - (place - allocation.base)
     else { throw outOfBounds(place, length, warp, block, lane) }
     let offset = Int(place - allocation.base)
     if place & UInt64(alignment - 1) != 0 {
@@ -172,7 +177,7 @@ extension Machine {
     var message = "address \(place), where nothing is"
     if let near = memory.allocation(near: place) {
       let distance = Int64(bitPattern: place &- near.base)
-      message = "bytes \(distance) to \(distance + Int64(length)) of '\(near.name)', which has \(near.byteCount)"
+      message = "bytes \(distance) to \(distance &+ Int64(length)) of '\(near.name)', which has \(near.byteCount)"
     }
     return hazard(.outOfBounds, message, warp, block, lane: lane)
   }
@@ -225,9 +230,16 @@ extension Machine {
     if mask == .max {
       countSharedPasses(32, byteCount: byteCount) { Int(addresses[$0]) + Int(offset) }
     } else {
-      var places: [Int] = []
-      forEachLane(mask) { places.append(Int(addresses[$0]) + Int(offset)) }
-      countSharedPasses(places.count, byteCount: byteCount) { places[$0] }
+      // Lanes keep their places in the groups; one that is idle asks for what another of its group asks for.
+      let atOnce = max(1, min(32, 128 / byteCount))
+      for start in stride(from: 0, to: 32, by: atOnce) {
+        let group = atOnce == 32 ? mask : mask >> UInt32(start) & (1 << UInt32(atOnce) - 1)
+        if group == 0 { continue }
+        let first = start + group.trailingZeroBitCount
+        countSharedPasses(atOnce, byteCount: byteCount) { lane in
+          Int(addresses[group >> UInt32(lane) & 1 == 1 ? start + lane : first]) + Int(offset)
+        }
+      }
     }
   }
 }

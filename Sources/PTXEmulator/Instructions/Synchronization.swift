@@ -15,10 +15,16 @@ extension Machine {
       warp.synchronizeLanes()
     case .fence(let scope):
       forEachLane(mask) { lane in
-        if let pending = warp.pending.removeValue(forKey: lane) {
-          warp.laneKnowledge[lane, default: Knowledge()].learn(pending)
+        // A fence for the block orders what threads of the block published; one for the device, what anyone did.
+        if let own = warp.pendingFromBlock.removeValue(forKey: lane) {
+          warp.laneKnowledge[lane, default: Knowledge()].learn(own)
         }
-        warp.fenced[lane] = (scope, warp.publishable(lane, block: block.index))
+        if scope == .device, let others = warp.pendingFromDevice.removeValue(forKey: lane) {
+          warp.laneKnowledge[lane, default: Knowledge()].learn(others)
+        }
+        let known = warp.publishable(lane, block: block.index)
+        if scope == .device { warp.fencedForDevice[lane] = known }
+        warp.fencedForBlock[lane] = known
       }
       // What comes after the fence is not covered by it.
       warp.clock += 1
@@ -35,9 +41,15 @@ extension Machine {
         .barrier, "barrier \(id) is used for \(threads) threads, but for \(barrier.needed) by those who wait there",
         warp, block)
     }
-    warp.synchronizeLanes()
     barrier.arrived += 32
-    barrier.clocks.append((warp.index, warp.syncedClock))
+    barrier.clocks.append((warp.index, warp.clock))
+    for known in warp.laneKnowledge.values { barrier.knowledge.learn(known) }
+    if waits {
+      warp.synchronizeLanes()
+    } else {
+      // Who only arrives waits for nobody, not even for the other lanes.
+      warp.clock += 1
+    }
     for other in block.warps.indices { barrier.views[other].raise(to: warp.view[other]) }
     barrier.knowledge.learn(warp.knowledge)
     if waits {

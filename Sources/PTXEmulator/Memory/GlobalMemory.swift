@@ -166,8 +166,8 @@ final class Allocation {
 
 /// What an atomic location passes on to those who acquire it.
 struct Publication {
-  /// To threads of the whole device.
-  var toDevice = Knowledge()
+  /// To threads of the whole device, by the block that published it.
+  var toDevice: [Int32: Knowledge] = [:]
   /// To threads of one block, by block-wide fences.
   var toBlock: [Int32: Knowledge] = [:]
 }

@@ -23,11 +23,18 @@ struct WriteShadow {
   var state = State.unwritten
 }
 
-/// One reader of a granule: the clock of its warp, the lane (255: several), the operation.
+/// The last reads of a granule by one warp: the clock of the last, the lanes, the operation.
 struct ReadShadow {
   var clock: UInt32 = 0
   var operation: Int32 = -1
-  var lane: UInt8 = 0
+  var lanes: UInt32 = 0
+}
+
+/// An atomic or ordered access. Such accesses do not race with each other, so several may be the last.
+struct StrongAccess {
+  let epoch: Epoch
+  let operation: Int32
+  let isWrite: Bool
 }
 
 /// The shadows of a stretch of memory, checked and advanced by every access.
@@ -45,6 +52,10 @@ final class ShadowMemory {
   /// Readers that are not ordered among each other, by granule: global memory, which any warp of the grid may read.
   private var foreignReads: [Int: [Epoch]] = [:]
   private let isGlobal: Bool
+  /// Atomics and ordered accesses that are not ordered among each other, by place: granule * 8, or that + 1 + byte.
+  private var strong: [Int: [StrongAccess]] = [:]
+  private var hasStrong = false
+  private var hasSplits = false
 
   private final class SplitGranule {
     var writes: [WriteShadow]
@@ -94,11 +105,16 @@ final class ShadowMemory {
     var readers = foreignReads[granule] ?? []
     for warp in 0..<warps {
       let read = reads[granule * warps + warp]
-      // Several lanes: any that is not the observer's own; there is no lane 255.
-      if read.clock > 0 { readers.append(Epoch(block: block, warp: UInt8(warp), lane: read.lane, clock: read.clock)) }
+      for lane in 0..<32 where read.clock > 0 && read.lanes >> UInt32(lane) & 1 == 1 {
+        readers.append(Epoch(block: block, warp: UInt8(warp), lane: UInt8(lane), clock: read.clock))
+      }
     }
     let split = SplitGranule(writes[granule], readers)
+    if let accesses = strong[granule * 8] {
+      for byte in 0..<4 { strong[granule * 8 + 1 + byte] = accesses }
+    }
     splits[granule] = split
+    hasSplits = true
     return split
   }
 
@@ -108,7 +124,7 @@ final class ShadowMemory {
   /// Checks an access of `length` bytes from `offset` on, and records it.
   @inline(__always)
   func access(_ kind: Kind, _ offset: Int, _ length: Int, by observer: Observer) throws(Conflict) {
-    if offset & 3 == 0 && length & 3 == 0 && splits.isEmpty {
+    if offset & 3 == 0 && length & 3 == 0 && !hasSplits {
       for granule in offset >> 2..<(offset + length) >> 2 { try step(kind, granule, observer) }
     } else {
       try accessInParts(kind, offset, length, observer)
@@ -125,7 +141,7 @@ final class ShadowMemory {
         try step(kind, granule, observer)
       } else {
         let split = split(granule)
-        for byte in 0..<4 where mask >> byte & 1 == 1 { try step(kind, split, byte, observer) }
+        for byte in 0..<4 where mask >> byte & 1 == 1 { try step(kind, split, granule, byte, observer) }
       }
     }
   }
@@ -155,6 +171,15 @@ final class ShadowMemory {
       }
     }
     foreignReads = [:]
+    strong = [:]
+  }
+
+  /// Whether the running kernel wrote one of these bytes.
+  func isWrittenByKernel(_ range: Range<Int>) -> Bool {
+    (range.lowerBound / 4..<(range.upperBound + 3) / 4).contains { granule in
+      if let split = splits[granule] { return split.writes.contains { $0.epoch.block >= 0 } }
+      return writes[granule].epoch.block >= 0
+    }
   }
 
   /// The copy into these bytes has landed, for the thread that waited.
@@ -176,6 +201,7 @@ final class ShadowMemory {
   @inline(__always)
   private func step(_ kind: Kind, _ granule: Int, _ observer: Observer) throws(Conflict) {
     try Self.check(kind, writes[granule], observer)
+    if hasStrong || observer.isStrong { try checkStrong(kind, granule * 8, observer) }
     if kind == .read {
       if !observer.isStrong { record(granule, observer) }
       return
@@ -194,10 +220,10 @@ final class ShadowMemory {
       return
     }
     let read = reads + (granule * warps + Int(observer.epoch.warp))
-    let isSeveral =
-      read.pointee.lane != observer.epoch.lane && read.pointee.clock > observer.syncedClock
+    // Reads since the last synchronization of the warp are kept together, by the clock of the last.
+    let others = read.pointee.clock > observer.syncedClock ? read.pointee.lanes : 0
     read.pointee = ReadShadow(
-      clock: observer.epoch.clock, operation: observer.operation, lane: isSeveral ? 255 : observer.epoch.lane)
+      clock: observer.epoch.clock, operation: observer.operation, lanes: others | 1 << UInt32(observer.epoch.lane))
   }
 
   @inline(__always)
@@ -205,9 +231,16 @@ final class ShadowMemory {
     for warp in 0..<warps {
       let read = reads[granule * warps + warp]
       if read.clock == 0 { continue }
-      let epoch = Epoch(block: observer.epoch.block, warp: UInt8(warp), lane: read.lane, clock: read.clock)
-      if !observer.isAfter(epoch) {
-        throw Conflict(kind: .race, other: epoch, otherOperation: read.operation)
+      if warp == Int(observer.epoch.warp) {
+        if read.clock <= observer.syncedClock || read.lanes == 1 << UInt32(observer.epoch.lane) { continue }
+      } else if observer.view[warp] >= read.clock {
+        continue
+      }
+      for lane in 0..<32 where read.lanes >> UInt32(lane) & 1 == 1 {
+        let epoch = Epoch(block: observer.epoch.block, warp: UInt8(warp), lane: UInt8(lane), clock: read.clock)
+        if !observer.isAfter(epoch) {
+          throw Conflict(kind: .race, other: epoch, otherOperation: read.operation)
+        }
       }
     }
     if isGlobal, let readers = foreignReads.removeValue(forKey: granule) {
@@ -215,10 +248,29 @@ final class ShadowMemory {
     }
   }
 
+  /// A weak access must come after all strong ones that it conflicts with, not only after the last.
+  @inline(never)
+  private func checkStrong(_ kind: Kind, _ place: Int, _ observer: Observer) throws(Conflict) {
+    var accesses = strong[place] ?? []
+    if observer.isStrong {
+      hasStrong = true
+      accesses.removeAll { ($0.isWrite ? kind != .read : true) && observer.isAfter($0.epoch) }
+      accesses.append(StrongAccess(epoch: observer.epoch, operation: observer.operation, isWrite: kind != .read))
+      strong[place] = accesses
+      return
+    }
+    for access in accesses where (access.isWrite || kind != .read) && !observer.isAfter(access.epoch) {
+      throw Conflict(
+        kind: .race, other: access.epoch, otherOperation: access.operation, otherIsWrite: access.isWrite)
+    }
+    if kind != .read { strong[place] = nil }
+  }
+
   private func step(
-    _ kind: Kind, _ split: SplitGranule, _ byte: Int, _ observer: Observer
+    _ kind: Kind, _ split: SplitGranule, _ granule: Int, _ byte: Int, _ observer: Observer
   ) throws(Conflict) {
     try Self.check(kind, split.writes[byte], observer)
+    if observer.isStrong || !strong.isEmpty { try checkStrong(kind, granule * 8 + 1 + byte, observer) }
     if kind == .read {
       if observer.isStrong { return }
       split.reads[byte].removeAll { observer.isAfter($0) }
