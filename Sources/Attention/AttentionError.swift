@@ -22,8 +22,18 @@ public enum AttentionError: Error, Hashable, Sendable {
   case scale(Double)
   /// The softcap is no positive finite number in f32.
   case softcap(Double)
+  /// The device has no kernel for the type.
+  case typeOnDevice(ScalarType, device: String, possible: String)
+  /// The device's kernels cannot count that far.
+  case lengthOnDevice(tensor: String, length: Int, device: String, limit: Int)
+  /// A pointer or a stride is no multiple of 16 bytes, which the device's copies need.
+  case alignment(tensor: String, what: String, bytes: Int)
+  /// A tiling that was asked for cannot be had.
+  case tiling(String, reason: String)
   /// The device cannot be used; the reason is a sentence.
   case deviceUnavailable(device: String, reason: String)
+  /// The device failed at work; the reason is a sentence.
+  case deviceFailed(device: String, reason: String)
 }
 
 extension AttentionError: CustomStringConvertible {
@@ -54,8 +64,19 @@ extension AttentionError: CustomStringConvertible {
       "The scale is \(value); it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."
     case .softcap(let value):
       "The softcap is \(value); it must be a number above 0 that f32 can hold. Leave it out for no cap."
+    case .typeOnDevice(let type, let device, let possible):
+      "The \(device) has no kernel for \(type); it takes \(possible). Convert the tensors, or use the CPU."
+    case .lengthOnDevice(let tensor, let length, let device, let limit):
+      "\(tensor) is \(length); the \(device)'s kernels count to \(limit). Split the batch, or use the CPU."
+    case .alignment(let tensor, let what, let bytes):
+      "The \(what) of \(tensor) is \(bytes) bytes; on the GPU it must be a multiple of 16. Copy the tensor into memory "
+        + "that is."
+    case .tiling(let tiling, let reason):
+      "The tiling (\(tiling)) \(reason)."
     case .deviceUnavailable(let device, let reason):
       "The \(device) cannot be used: \(reason)"
+    case .deviceFailed(let device, let reason):
+      "The \(device) failed: \(reason)"
     }
   }
 }

@@ -11,19 +11,8 @@ extension CPUPlan {
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
     logSumExp: UnsafeMutableBufferPointer<Float>? = nil
   ) throws(AttentionError) {
-    for (name, view, planned) in [
-      ("queries", queries, problem.queryShape), ("keys", keys, problem.keyShape),
-      ("values", values, problem.valueShape), ("output", output.readOnly, problem.outputShape),
-    ] {
-      guard view.shape == planned else { throw .notThePlan(tensor: name, given: view.shape, planned: planned) }
-      guard view.scalarType == problem.scalarType else {
-        throw .mixedTypes(
-          first: name, firstType: view.scalarType, second: "the plan", secondType: problem.scalarType)
-      }
-    }
-    if let logSumExp, logSumExp.count != problem.logSumExpCount {
-      throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
-    }
+    try problem.check(
+      queries: queries, keys: keys, values: values, output: output, logSumExpCount: logSumExp?.count)
     if problem.logSumExpCount == 0 { return }
 
     let operands = Operands(

@@ -1,3 +1,4 @@
+internal import AttentionKernels
 internal import CPUAttention
 internal import CUDADriver
 
@@ -17,28 +18,63 @@ public enum Device: String, Hashable, Sendable, CaseIterable {
 ///     print(plan)
 ///     try plan.run(queries: q, keys: k, values: v, output: o)
 ///
-/// A plan is a value without mutable state; any number of tasks may run it at once.
+/// Any number of tasks may run a plan at once. On a GPU, the first run compiles a kernel; `prepare` does so beforehand.
 public struct AttentionPlan: Sendable {
   /// What is computed.
   public let problem: AttentionProblem
   /// Why this device was chosen, as a sentence.
   public let reason: String
-  let cpu: CPUPlan
+  let path: Path
 
-  /// - Parameter threads: threads at most on the CPU, never more than processors; nil for one per processor.
-  /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
-  ///   the path does not take.
-  public init(_ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil) throws(AttentionError) {
-    self.problem = problem
-    switch device {
-    case .cpu: reason = "The CPU was asked for."
-    case .auto: reason = "The CPU was chosen, because \(GPUSupport.absence)"
-    case .gpu: throw .deviceUnavailable(device: "GPU", reason: GPUSupport.absence)
-    }
-    cpu = try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors))
+  enum Path: Sendable {
+    case cpu(CPUPlan)
+    case gpu(GPUPlan)
   }
 
-  /// Computes the problem on borrowed memory; nothing is copied.
+  /// - Parameters:
+  ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
+  ///   - tiling: changes to the GPU's tiling, for experiments: `warps=8,stages=3`; see `emit --tiling` of the tool.
+  /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
+  ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
+  public init(
+    _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
+  ) throws(AttentionError) {
+    self.problem = problem
+    func onGPU() throws(AttentionError) -> Path {
+      .gpu(try GPUPlan(problem, on: try GPU.device()) { $0.changed(by: tiling ?? "") ?? $0 })
+    }
+    func onCPU() throws(AttentionError) -> Path {
+      .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))
+    }
+    switch device {
+    case .cpu: (path, reason) = (try onCPU(), "The CPU was asked for.")
+    case .gpu: (path, reason) = (try onGPU(), "The GPU was asked for.")
+    case .auto:
+      do throws(AttentionError) {
+        path = try onGPU()
+        reason = "The GPU was chosen, because there is one and it takes \(problem.scalarType)."
+      } catch {
+        let why =
+          switch error {
+          case .deviceUnavailable(_, let reason): reason
+          case .typeOnDevice: "the GPU takes f16 and bf16, and this is \(problem.scalarType)."
+          default: "the GPU does not take this: \(error)"
+          }
+        (path, self.reason) = (try onCPU(), "The CPU was chosen, because \(why)")
+      }
+    }
+  }
+
+  /// Does what the first run would otherwise do: on a GPU, compiles and loads the kernel.
+  /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
+  public func prepare() throws(AttentionError) {
+    if case .gpu(let plan) = path {
+      try reportingDeviceErrors { () throws(CUDAError) in _ = try plan.prepare() }
+    }
+  }
+
+  /// Computes the problem on borrowed memory of the host. The CPU copies nothing; for a GPU, the tensors are copied there
+  /// and back.
   ///
   /// - Parameters:
   ///   - queries: `[B, H_q, N_q, D]`; strides of any kind, unit stride along D.
@@ -46,44 +82,82 @@ public struct AttentionPlan: Sendable {
   ///   - values: `[B, H_kv, N_k, D_v]`.
   ///   - output: `[B, H_q, N_q, D_v]`; overwritten.
   ///   - logSumExp: `[B, H_q, N_q]` contiguous f32, natural logarithm, scale included; nil where it is not needed.
-  /// - Throws: `AttentionError` where a view is not what the plan was made for.
+  /// - Throws: `AttentionError` where a view is not what the plan was made for, or the GPU fails.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
     logSumExp: UnsafeMutableBufferPointer<Float>? = nil
   ) throws(AttentionError) {
-    try cpu.run(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp)
+    try problem.check(
+      queries: queries, keys: keys, values: values, output: output, logSumExpCount: logSumExp?.count)
+    switch path {
+    case .cpu(let plan):
+      try plan.run(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp)
+    case .gpu(let plan):
+      try plan.run(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp)
+    }
   }
 
-  /// Bytes of scratch memory that each thread needs; independent of the lengths.
-  public var scratchByteCount: Int { cpu.scratchByteCount }
+  /// Puts the computation on a GPU's memory into a stream and returns at once.
+  ///
+  /// - Parameters:
+  ///   - queries: `[B, H_q, N_q, D]`, as the other tensors in memory of the plan's GPU.
+  ///   - keys: `[B, H_kv, N_k, D]`.
+  ///   - values: `[B, H_kv, N_k, D_v]`.
+  ///   - output: `[B, H_q, N_q, D_v]`; overwritten.
+  ///   - logSumExp: address of `[B, H_q, N_q]` contiguous f32; 0 where it is not needed.
+  ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
+  /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
+  ///   the driver refuses the launch. Faults of the kernel show when the stream is synchronized.
+  public func launch(
+    queries: DeviceTensorView, keys: DeviceTensorView, values: DeviceTensorView, output: DeviceTensorView,
+    logSumExp: UInt64 = 0, stream: OpaquePointer? = nil
+  ) throws(AttentionError) {
+    guard case .gpu(let plan) = path else {
+      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+    }
+    try plan.launch(
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp,
+      stream: stream.map { StreamHandle($0) } ?? plan.gpu.stream.handle)
+  }
+
+  /// The GPU of the plan; nil where it is for the CPU.
+  public var gpu: GPU? {
+    if case .gpu(let plan) = path { plan.gpu } else { nil }
+  }
+
+  /// Bytes of scratch memory that each thread of the CPU needs; independent of the lengths. 0 on a GPU.
+  public var scratchByteCount: Int {
+    if case .cpu(let plan) = path { plan.scratchByteCount } else { 0 }
+  }
 }
 
 extension AttentionPlan: CustomStringConvertible {
-  /// Which path runs and why, in two lines.
-  public var description: String { "\(cpu)\n\(reason)" }
+  /// Which path runs and why, in a few lines.
+  public var description: String {
+    switch path {
+    case .cpu(let plan): "\(plan)\n\(reason)"
+    case .gpu(let plan): "\(plan)\n\(reason)"
+    }
+  }
 }
 
 /// What there is to say of GPUs on this machine.
 public enum GPUSupport {
   /// One line about the driver and its devices, or why there is none.
   public static var summary: String {
-    do {
-      let driver = try DriverPresence.find()
+    do throws(CUDAError) {
+      let driver = try CUDADriver.find()
+      var names: [String] = []
+      for ordinal in 0..<driver.deviceCount {
+        let device = try driver.device(ordinal)
+        names.append(
+          "\(device.name) (sm_\(device.capability), \(device.multiprocessors) multiprocessors"
+            + (device.capability < 80 ? "; too old: sm_80 is needed)" : ")"))
+      }
       let version = "\(driver.version / 1000).\(driver.version % 1000 / 10)"
-      return "\(driver.devices.joined(separator: ", ")) (driver for CUDA \(version)); this version of the library "
-        + "has no GPU kernels yet."
+      return names.joined(separator: ", ") + "; driver for CUDA \(version)"
     } catch {
       return "none: \(error)"
-    }
-  }
-
-  /// Why no GPU is used, as the rest of a sentence.
-  static var absence: String {
-    do {
-      _ = try DriverPresence.find()
-      return "this version of the library has no GPU kernels yet."
-    } catch {
-      return error.description
     }
   }
 }

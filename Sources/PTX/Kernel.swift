@@ -10,6 +10,16 @@ public struct Kernel: Sendable {
     public let isPointer: Bool
   }
 
+  /// What the host passes for a parameter.
+  public enum Argument: Hashable, Sendable {
+    case u32(UInt32)
+    case s32(Int32)
+    case u64(UInt64)
+    case f32(Float)
+    /// An address in global memory.
+    case pointer(UInt64)
+  }
+
   /// A register and its name in the text.
   public struct Register: Hashable, Sendable {
     /// What it holds.

@@ -1,16 +1,9 @@
-internal import PTX
+public import PTX
 
 /// How a kernel is started.
 public struct Launch: Sendable {
-  /// What the host passes for a parameter.
-  public enum Argument: Hashable, Sendable {
-    case u32(UInt32)
-    case s32(Int32)
-    case u64(UInt64)
-    case f32(Float)
-    /// An address in `GlobalMemory`.
-    case pointer(UInt64)
-  }
+  /// What the host passes for a parameter; pointers are addresses in `GlobalMemory`.
+  public typealias Argument = Kernel.Argument
 
   /// Blocks along x, y and z.
   public var blocks: (x: Int, y: Int, z: Int)

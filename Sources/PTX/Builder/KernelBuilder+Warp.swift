@@ -128,14 +128,30 @@ extension KernelBuilder {
   public func barrier(id: Int = 0, threads: Int? = nil, file: String = #fileID, line: Int = #line) {
     at(file, line)
     checkBarrier(id, threads ?? 32)
-    emit(.synchronization(.barrier(id: UInt8(clamping: id), threads: threads.map { UInt16(clamping: $0) })))
+    emit(.synchronization(.barrier(id: .integer(id), threads: threads.map { UInt16(clamping: $0) })))
+  }
+
+  /// Waits for `threads` threads of the block at a barrier whose number the warp computes; the same in all its lanes.
+  public func barrier(id: Register<U32>, threads: Int, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    check(id)
+    checkBarrier(0, threads)
+    emit(.synchronization(.barrier(id: id.operand, threads: UInt16(clamping: threads))))
+  }
+
+  /// Counts this warp at a barrier whose number the warp computes, without waiting.
+  public func arrive(id: Register<U32>, threads: Int, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    check(id)
+    checkBarrier(0, threads)
+    emit(.synchronization(.arrive(id: id.operand, threads: UInt16(clamping: threads))))
   }
 
   /// Counts this warp at a barrier without waiting.
   public func arrive(id: Int, threads: Int, file: String = #fileID, line: Int = #line) {
     at(file, line)
     checkBarrier(id, threads)
-    emit(.synchronization(.arrive(id: UInt8(clamping: id), threads: UInt16(clamping: threads))))
+    emit(.synchronization(.arrive(id: .integer(id), threads: UInt16(clamping: threads))))
   }
 
   private func checkBarrier(_ id: Int, _ threads: Int) {

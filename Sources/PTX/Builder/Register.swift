@@ -50,12 +50,24 @@ extension Register where T: IntegerType {
   public static func * (a: Self, b: Int) -> Self { a.builder.binary(.mul, a, a.builder.literal(b, T.kind)) }
   /// Quotient, toward zero.
   public static func / (a: Self, b: Self) -> Self { a.builder.binary(.div, a, b.operand, b.builder) }
-  /// Quotient by a constant.
-  public static func / (a: Self, b: Int) -> Self { a.builder.binary(.div, a, a.builder.literal(b, T.kind)) }
+  /// Quotient by a constant; a shift where that is the same, because ptxas does not always see it.
+  public static func / (a: Self, b: Int) -> Self {
+    if let bits = powerOfTwo(b) { return bits == 0 ? a : a >> bits }
+    return a.builder.binary(.div, a, a.builder.literal(b, T.kind))
+  }
   /// Remainder.
   public static func % (a: Self, b: Self) -> Self { a.builder.binary(.rem, a, b.operand, b.builder) }
-  /// Remainder by a constant.
-  public static func % (a: Self, b: Int) -> Self { a.builder.binary(.rem, a, a.builder.literal(b, T.kind)) }
+  /// Remainder by a constant; a mask of bits where that is the same.
+  public static func % (a: Self, b: Int) -> Self {
+    if powerOfTwo(b) != nil { return a & (b - 1) }
+    return a.builder.binary(.rem, a, a.builder.literal(b, T.kind))
+  }
+
+  /// The logarithm of a power of two, where dividing by it is a shift: negative numbers would round the other way.
+  private static func powerOfTwo(_ value: Int) -> Int? {
+    let isUnsigned = T.kind == .u32 || T.kind == .u64
+    return isUnsigned && value > 0 && value & (value - 1) == 0 ? value.trailingZeroBitCount : nil
+  }
   /// Bits in both.
   public static func & (a: Self, b: Self) -> Self { a.builder.binary(.and, a, b.operand, b.builder) }
   /// Bits of a constant.

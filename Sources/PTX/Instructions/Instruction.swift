@@ -91,6 +91,8 @@ extension Instruction {
           sourceBytes: change(bytes)))
     case .warp(.shuffle(let mode, let d, let a, let lane, let width)):
       .warp(.shuffle(mode, d: d, a: a, lane: change(lane), width: width))
+    case .synchronization(.barrier(let id, let threads)): .synchronization(.barrier(id: change(id), threads: threads))
+    case .synchronization(.arrive(let id, let threads)): .synchronization(.arrive(id: change(id), threads: threads))
     case .memory, .asynchronousCopy, .matrix, .warp, .synchronization, .control: self
     }
   }

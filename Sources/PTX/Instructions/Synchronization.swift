@@ -1,9 +1,9 @@
 /// Barriers and fences (sections 9.7.13.1 to 9.7.13.4).
 public enum Synchronization: Hashable, Sendable {
   /// Waits for the threads of the block, or for `threads` of them, at barrier `id`.
-  case barrier(id: UInt8, threads: UInt16?)
+  case barrier(id: Operand, threads: UInt16?)
   /// Counts this warp's threads at barrier `id` without waiting.
-  case arrive(id: UInt8, threads: UInt16)
+  case arrive(id: Operand, threads: UInt16)
   /// Waits for the lanes of the warp and orders their memory accesses.
   case warpBarrier
   /// Orders this thread's accesses before and after, for the threads of a scope.
@@ -17,8 +17,8 @@ public enum Synchronization: Hashable, Sendable {
 
   func text(_ name: TextNames) -> String {
     switch self {
-    case .barrier(let id, let threads): "bar.sync \(id)\(threads.map { ", \($0)" } ?? "")"
-    case .arrive(let id, let threads): "bar.arrive \(id), \(threads)"
+    case .barrier(let id, let threads): "bar.sync \(name(id, .u32))\(threads.map { ", \($0)" } ?? "")"
+    case .arrive(let id, let threads): "bar.arrive \(name(id, .u32)), \(threads)"
     case .warpBarrier: "bar.warp.sync 0xffffffff"
     case .fence(let scope): "fence.acq_rel.\(scope.rawValue)"
     }

@@ -6,10 +6,10 @@ extension Machine {
     case .barrier(let id, let threads):
       counters.barriers += 1
       try requireWholeWarp(mask, warp, block)
-      try arrive(Int(id), threads.map(Int.init) ?? program.kernel.threadsPerBlock, waits: true, warp, block)
+      try arrive(try barrierNumber(id, warp, block), threads.map(Int.init) ?? program.kernel.threadsPerBlock, waits: true, warp, block)
     case .arrive(let id, let threads):
       try requireWholeWarp(mask, warp, block)
-      try arrive(Int(id), Int(threads), waits: false, warp, block)
+      try arrive(try barrierNumber(id, warp, block), Int(threads), waits: false, warp, block)
     case .warpBarrier:
       try requireWholeWarp(mask, warp, block)
       warp.synchronizeLanes()
@@ -29,6 +29,16 @@ extension Machine {
       // What comes after the fence is not covered by it.
       warp.clock += 1
     }
+  }
+
+  /// Its number, which must be the same in all lanes and exist.
+  private func barrierNumber(_ id: Operand, _ warp: Warp, _ block: Block) throws(Hazard) -> Int {
+    let lanes = warp.registers.words(id)
+    let number = lanes[0]
+    guard number < 16, (1..<32).allSatisfy({ lanes[$0] == number }) else {
+      throw hazard(.barrier, "a barrier's number must be the same in all lanes, and 0 to 15", warp, block)
+    }
+    return Int(number)
   }
 
   private func arrive(_ id: Int, _ threads: Int, waits: Bool, _ warp: Warp, _ block: Block) throws(Hazard) {

@@ -10,7 +10,9 @@ struct BenchCommand: ParsableCommand {
     discussion: """
       Without a shape, measures a grid of prefill and decode. GFLOPS count 2 (D + Dv) for each pair of a query and a \
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
-      the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation.
+      the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation; \
+      on a GPU, products on tensor cores (mma.sync), and reading 2 GB. There, each run is timed by events after the L2 \
+      cache was filled with something else; `host` is what putting a launch into a stream costs the processor.
       """)
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
@@ -19,6 +21,8 @@ struct BenchCommand: ParsableCommand {
 
   @Option(help: "Where to compute: auto, cpu or gpu.")
   var device = Device.auto
+
+  @OptionGroup var tiling: TilingOptions
 
   @Option(help: "Threads on the CPU. (default: all processors)")
   var threads: Int?
@@ -42,45 +46,34 @@ struct BenchCommand: ParsableCommand {
   func run() throws {
     let problems = try reportingOptionErrors {
       shape.isGiven
-        ? [try shape.problem(mask: options.mask, scale: options.scale, softcap: options.softcap)]
-        : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
+        ? [try shape.problem(
+          mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: device == .gpu ? .bf16 : .f32)]
+        : device == .gpu ? try BenchGrid.onGPU(shape.dtype ?? .bf16) : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
     }
     let plans = try reportingOptionErrors {
-      try problems.map { try AttentionPlan($0, device: device, threads: threads) }
+      try problems.map { try AttentionPlan($0, device: device, threads: threads, tiling: tiling.tiling) }
     }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     for problem in problems { try requireMemory(for: problem) }
-    var peaks: [ScalarType: Double] = [:]
     var progress = Progress()
     var measurements: [Measurement] = []
+    let gpu = try plans.lazy.compactMap(\.gpu).first.map { gpu in try reportingFileErrors { try GPUBench(gpu) } }
+    let cpu = CPUBench(threads: threads)
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
-      let type = plan.problem.scalarType
-      let peak = peaks[type] ?? Machine.measuredGigaflops(type, threads: threads)
-      peaks[type] = peak
-      measurements.append(try reportingFileErrors { try measure(plan, peak: peak) })
+      let inputs = BenchInputs(plan.problem)
+      measurements.append(
+        try reportingFileErrors {
+          plan.gpu == nil
+            ? try cpu.measure(plan, inputs, iterations: iterations)
+            : try gpu!.measure(plan, inputs, iterations: iterations)
+        })
     }
     progress.clear()
     print(Self.report(measurements))
     if plans.count == 1 { print("\n\(plans[0])") }
+    if let gpu { print("limits: \(gpu.limits)") }
     if let json { try reportingFileErrors { try write(measurements, to: json) } }
-  }
-
-  private func measure(_ plan: AttentionPlan, peak: Double) throws -> Measurement {
-    var random = RandomSource(seed: 1)
-    let problem = plan.problem
-    let queries = Tensor.normal(problem.queryShape, problem.scalarType, from: &random)
-    let keys = Tensor.normal(problem.keyShape, problem.scalarType, from: &random)
-    let values = Tensor.normal(problem.valueShape, problem.scalarType, from: &random)
-    let probe = MemoryProbe(byteCount: Int(problem.bytes), threads: threads)
-    var seconds: [Double] = []
-    var reads: [Double] = []
-    _ = try plan.run(queries: queries, keys: keys, values: values)
-    for _ in 0..<iterations {
-      seconds.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
-      reads.append(probe.readGigabytesPerSecond())
-    }
-    return Measurement(problem, seconds: seconds, peakGigaflops: peak, readGigabytesPerSecond: median(reads))
   }
 
   private static func report(_ measurements: [Measurement]) -> String {
@@ -90,9 +83,10 @@ struct BenchCommand: ParsableCommand {
       return [
         m.problem, duration(seconds), fixed(gigaflops, 1), percent(gigaflops / m.peakGigaflops), fixed(gigabytes, 2),
         percent(gigabytes / m.readGigabytesPerSecond),
-      ]
+      ] + (m.gpu.map { [duration($0.prepareSeconds), duration($0.hostSeconds)] } ?? [])
     }
-    return table([["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"]] + rows)
+    let gpu = measurements.contains { $0.gpu != nil } ? ["first", "host"] : []
+    return table([["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"] + gpu] + rows)
   }
 
   private func write(_ measurements: [Measurement], to path: String) throws {
@@ -107,32 +101,6 @@ struct BenchCommand: ParsableCommand {
     let instructionSet: String
     let threads: Int
     let cases: [Measurement]
-  }
-}
-
-/// One case of a benchmark, with all samples.
-struct Measurement: Encodable {
-  let problem: String
-  let scalarType: String
-  let batch, queryHeads, keyValueHeads, queries, keys, dimension, valueDimension: Int
-  let mask: String
-  let flops: Double
-  let bytes: Double
-  let seconds: [Double]
-  let peakGigaflops: Double
-  let readGigabytesPerSecond: Double
-
-  init(_ problem: AttentionProblem, seconds: [Double], peakGigaflops: Double, readGigabytesPerSecond: Double) {
-    self.problem = "\(problem)"
-    scalarType = problem.scalarType.rawValue
-    (batch, queryHeads, keyValueHeads) = (problem.batch, problem.queryHeads, problem.keyValueHeads)
-    (queries, keys) = (problem.queries, problem.keys)
-    (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
-    mask = "\(problem.mask)"
-    (flops, bytes) = (problem.flops, problem.bytes)
-    self.seconds = seconds
-    self.peakGigaflops = peakGigaflops
-    self.readGigabytesPerSecond = readGigabytesPerSecond
   }
 }
 
@@ -154,6 +122,22 @@ enum BenchGrid {
           try AttentionProblem(
             queries: TensorShape(batch: batch, heads: 32, length: 1, dimension: 128), keys: cache, values: cache,
             scalarType: type))
+      }
+    }
+    return problems
+  }
+
+  /// Prefill on a GPU: 16384 tokens in all, 2048 columns of heads.
+  static func onGPU(_ type: ScalarType) throws(AttentionError) -> [AttentionProblem] {
+    var problems: [AttentionProblem] = []
+    for dimension in [64, 128, 256] {
+      for mask in [AttentionMask.none, .causal] {
+        for length in [512, 2048, 8192] {
+          let shape = TensorShape(
+            batch: 16384 / length, heads: 2048 / dimension, length: length, dimension: dimension)
+          problems.append(
+            try AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: type, mask: mask))
+        }
       }
     }
     return problems

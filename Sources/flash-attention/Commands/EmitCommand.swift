@@ -1,17 +1,29 @@
 internal import ArgumentParser
+internal import AttentionKernels
 internal import ExampleKernels
+internal import FlashAttention
 internal import PTX
 
 struct EmitCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "emit", abstract: "Print a GPU kernel as PTX, as the driver or ptxas would take it.")
+    commandName: "emit", abstract: "Print a GPU kernel as PTX, as the driver or ptxas would take it.",
+    discussion: """
+      The kernel is that of the plan for a shape, which is printed on standard error with its budget; registers are those \
+      of ptxas, where it is on the PATH or in .venv.
+      """)
 
   enum Example: String, CaseIterable, ExpressibleByArgument {
     case gemm, softmax
   }
 
-  @Option(help: "Which example: gemm or softmax.")
-  var example: Example
+  @OptionGroup(title: "Shape") var shape: ShapeOptions
+
+  @OptionGroup(title: "Attention") var options: MaskOptions
+
+  @OptionGroup var tiling: TilingOptions
+
+  @Option(help: "An example instead of attention: gemm or softmax.")
+  var example: Example?
 
   @Option(help: "The GPU to write for, such as sm_80 or sm_90a. (default: the oldest that has all instructions)")
   var arch: String?
@@ -23,18 +35,65 @@ struct EmitCommand: ParsableCommand {
     if let arch, Target(arch) == nil {
       throw ValidationError("'\(arch)' is no GPU architecture; write sm_80, sm_90a and the like.")
     }
+    if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
+      throw ValidationError("An example has no shape; leave out --example or the shape.")
+    }
   }
 
   func run() throws {
+    let target = arch.flatMap(Target.init)
     do throws(KernelError) {
-      let kernel =
-        switch example {
-        case .gemm: try GEMMKernel().kernel()
-        case .softmax: try SoftmaxKernel().kernel()
-        }
-      print(try kernel.text(target: arch.flatMap(Target.init), locations: lines), terminator: "")
+      switch example {
+      case .gemm: print(try GEMMKernel().kernel().text(target: target, locations: lines), terminator: "")
+      case .softmax: print(try SoftmaxKernel().kernel().text(target: target, locations: lines), terminator: "")
+      case nil: break
+      }
     } catch {
       throw ValidationError("\(error)")
+    }
+    if example == nil { try printAttention(target) }
+  }
+
+  private func printAttention(_ target: Target?) throws {
+    let plan = try reportingOptionErrors {
+      let problem = try shape.problem(
+        mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
+      return try ForwardPlan(problem, on: .typical(of: target ?? .sm80), tiling: tiling.change)
+    }
+    do throws(KernelError) {
+      let text = try plan.kernel().text(target: target, locations: lines)
+      print(text, terminator: "")
+      let registers = PTXAssembler.find()?.assemble(text, for: target ?? .sm80)?.description
+      printError(
+        fields([
+          ("problem", "\(plan.problem)"), ("plan", "\(plan)"),
+          ("registers", registers ?? "not known: ptxas is neither on the PATH nor in .venv"),
+          ("floor", "\(megabytes(Int(plan.problem.bytes))) to move, \(fixed(plan.problem.flops / 1e9, 1)) GFLOP to compute"),
+        ]))
+    } catch {
+      throw ValidationError("\(error)")
+    }
+  }
+}
+
+/// `--tiling`, for experiments.
+struct TilingOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Change the GPU's tiling, for experiments: any of warps=8,row-tiles=1,keys=64,stages=2,queries=shared,overlap=no,blocks=1.",
+      valueName: "CHANGES"))
+  var tiling: String?
+
+  /// Changes the plan's choice.
+  var change: (ForwardTiling) -> ForwardTiling {
+    { tiling in self.tiling.flatMap { tiling.changed(by: $0) } ?? tiling }
+  }
+
+  func validate() throws {
+    if let tiling, ForwardTiling().changed(by: tiling) == nil {
+      throw ValidationError(
+        "--tiling '\(tiling)' is not understood; write any of warps=1|2|4|8|12|16, row-tiles=1|2, keys=16|32|64|128, "
+          + "stages=2|3|4, queries=registers|shared, overlap=yes|no, blocks=1...16, with commas.")
     }
   }
 }

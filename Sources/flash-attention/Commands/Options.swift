@@ -98,7 +98,7 @@ struct ShapeOptions: ParsableArguments {
   }
 
   func problem(
-    mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil
+    mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil, defaultType: ScalarType = .f32
   ) throws -> AttentionProblem {
     let queryShape = TensorShape(
       batch: batch ?? 1, heads: queryHeads ?? 8, length: queries ?? 1024, dimension: dim ?? 64)
@@ -108,7 +108,7 @@ struct ShapeOptions: ParsableArguments {
     var valueShape = keyShape
     valueShape.dimension = valueDim ?? keyShape.dimension
     return try AttentionProblem(
-      queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? .f32, mask: mask, scale: scale,
+      queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? defaultType, mask: mask, scale: scale,
       softcap: softcap)
   }
 }

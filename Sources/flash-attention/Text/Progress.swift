@@ -6,7 +6,7 @@
 
 /// One line on standard error that says how far long work is; silent where standard error is not a terminal, and for
 /// the first half second.
-struct Progress {
+struct Progress: Sendable {
   private let isShown = isatty(STDERR_FILENO) == 1
   private let start = ContinuousClock.now
   private var last = ContinuousClock.now

@@ -1,7 +1,8 @@
 package import FlashAttention
 
-/// A tensor of a case in memory of its own, with everything around it that must not matter.
-package final class CaseTensor {
+/// A tensor of a case in memory of its own, with everything around it that must not matter. It is handed from thread to
+/// thread, and written by one at a time.
+package final class CaseTensor: @unchecked Sendable {
   /// How the axes lie in memory.
   package struct Placement: Hashable, Sendable {
     package var layout = TensorLayout.bhnd
@@ -19,6 +20,8 @@ package final class CaseTensor {
   package let view: MutableTensorView
   private let memory: UnsafeMutableRawPointer
   private let elementCount: Int
+  /// Bytes from the start of the memory to element (0, 0, 0, 0).
+  package let byteOffset: Int
 
   /// - Parameters:
   ///   - surroundings: the value of all memory that is not an element.
@@ -39,10 +42,19 @@ package final class CaseTensor {
       base += (shape.length - 1) * strides.length * type.byteCount
       strides.length.negate()
     }
+    byteOffset = base - memory
     view = MutableTensorView(base: base, scalarType: type, shape: shape, strides: strides)
   }
 
   deinit { memory.deallocate() }
+
+  /// All of the memory, gaps included.
+  package func withBytes<Result, E: Error>(
+    _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Result
+  ) throws(E) -> Result {
+    defer { withExtendedLifetime(self) {} }
+    return try body(UnsafeMutableRawBufferPointer(start: memory, count: elementCount * view.scalarType.byteCount))
+  }
 
   /// Sets every element.
   package func fill(_ value: (_ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float) {

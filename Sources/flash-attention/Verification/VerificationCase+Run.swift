@@ -8,35 +8,55 @@ package struct CaseOutcome: Sendable {
   package let failure: String?
 }
 
+/// The tensors of a case, each in memory of its own.
+package struct CaseTensors: Sendable {
+  package let queries, keys, values, output: CaseTensor
+}
+
+/// What a computation made of a case.
+package struct CaseResult: Sendable {
+  package let tensors: CaseTensors
+  package let logSumExp: [Float]
+}
+
 extension VerificationCase {
   /// No result takes this value: it is what output memory holds before, and what its gaps must hold after.
   private static let untouched: Float = -12544
 
-  /// Computes the case on a device and compares with the 64-bit reference.
-  package func run(on device: Device) throws(AttentionError) -> CaseOutcome {
+  /// The inputs, and memory for the output that nobody has written.
+  package func makeTensors() -> CaseTensors {
     let q = CaseTensor(problem.queryShape, problem.scalarType, queryPlacement, surroundings: surroundings)
     let k = CaseTensor(problem.keyShape, problem.scalarType, keyPlacement, surroundings: surroundings)
     let v = CaseTensor(problem.valueShape, problem.scalarType, valuePlacement, surroundings: surroundings)
-    let output = CaseTensor(
-      problem.outputShape, problem.scalarType, outputPlacement, surroundings: Self.untouched)
     fill(q, k, v)
+    return CaseTensors(
+      queries: q, keys: k, values: v,
+      output: CaseTensor(problem.outputShape, problem.scalarType, outputPlacement, surroundings: Self.untouched))
+  }
 
+  /// Computes the case on a device.
+  package func compute(on device: Device) throws(AttentionError) -> CaseResult {
+    let tensors = makeTensors()
     let plan = try AttentionPlan(problem, device: device)
     var logSumExp = [Float](repeating: .nan, count: problem.logSumExpCount)
     try logSumExp.withUnsafeMutableBufferPointer { (statistics) throws(AttentionError) in
       try plan.run(
-        queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view,
-        logSumExp: statistics)
+        queries: tensors.queries.view.readOnly, keys: tensors.keys.view.readOnly,
+        values: tensors.values.view.readOnly, output: tensors.output.view, logSumExp: statistics)
     }
+    return CaseResult(tensors: tensors, logSumExp: logSumExp)
+  }
 
-    let reference = AttentionCheck.reference(
-      problem, queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly)
-    let plain = AttentionCheck.plain(
-      problem, queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly)
+  /// Compares a result with the 64-bit reference.
+  package func judge(_ result: CaseResult) -> CaseOutcome {
+    let (tensors, output) = (result.tensors, result.tensors.output)
+    let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
+    let reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
+    let plain = AttentionCheck.plain(problem, queries: q, keys: k, values: v)
     let outputs = Comparison(
       actual: output.values, plain: plain.output, reference: reference.output, type: problem.scalarType)
     let statistics = Comparison(
-      actual: logSumExp.map(Double.init), plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
+      actual: result.logSumExp.map(Double.init), plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
 
     var failures: [String] = []
     if !outputs.passes { failures.append("output: \(outputs)") }
@@ -48,6 +68,9 @@ extension VerificationCase {
       ratio: max(outputs.ratio, statistics.ratio),
       failure: failures.isEmpty ? nil : failures.joined(separator: "; "))
   }
+
+  /// Computes the case on a device and compares with the 64-bit reference.
+  package func run(on device: Device) throws(AttentionError) -> CaseOutcome { judge(try compute(on: device)) }
 
   private var surroundings: Float { isPoisoned ? .nan : 7 }
 

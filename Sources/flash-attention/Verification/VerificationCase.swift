@@ -25,13 +25,26 @@ package struct VerificationCase: Sendable {
   /// NaN in all memory around the inputs.
   package let isPoisoned: Bool
 
+  /// What the GPU's kernels are drawn from; nil for cases of the CPU, which has none to compile.
+  private let kernels: Int?
+
   /// Draws case `number`; the families take turns.
-  package init(seed: UInt64, number: Int) {
+  ///
+  /// - Parameter kernels: for a GPU, how many kernels the cases are spread over: what a kernel is made for is drawn by
+  ///   `number % kernels`, everything else by `number`. The types are then 16 bits wide and all strides multiples of
+  ///   16 bytes.
+  package init(seed: UInt64, number: Int, kernels: Int? = nil) {
     var random = RandomSource(seed: seed, stream: UInt64(number))
     self.seed = seed
     self.number = number
-    family = CaseFamily.allCases[number % CaseFamily.allCases.count]
+    self.kernels = kernels
+    let kernelNumber = number % (kernels ?? .max)
+    family = CaseFamily.allCases[kernelNumber % CaseFamily.allCases.count]
     var draw = ProblemDraw(family: family, from: &random)
+    if kernels != nil {
+      var kernelRandom = RandomSource(seed: seed, stream: UInt64(kernelNumber))
+      draw.takeKernel(of: ProblemDraw(family: family, from: &kernelRandom), prefersBF16: kernelNumber % 2 == 0)
+    }
     draw.limitWork()
     problem = draw.problem
     inputs = family == .magnitudes ? random.pick([.huge, .shifted, .oneHot]) : .normal
@@ -41,7 +54,7 @@ package struct VerificationCase: Sendable {
     let isPoisoned = self.isPoisoned
     func placement(isInput: Bool) -> CaseTensor.Placement {
       var placement = CaseTensor.Placement(layout: random.pick(TensorLayout.allCases))
-      if isStrided || isPoisoned { placement.rowGap = random.pick([0, 0, 8, 3, 1]) }
+      if isStrided || isPoisoned { placement.rowGap = random.pick(kernels == nil ? [0, 0, 8, 3, 1] : [0, 0, 8, 16, 24]) }
       if isPoisoned { placement.tail = random.int(1...70) }
       if isStrided {
         placement.isBackward = random.int(0...3) == 0
@@ -65,7 +78,9 @@ package struct VerificationCase: Sendable {
   package var hasNaNTail: Bool { isPoisoned && keyPlacement.tail > 0 && valuePlacement.tail > 0 }
 
   /// The command that runs this case alone.
-  package var command: String { "flash-attention verify --seed \(seed) --only \(number)" }
+  package var command: String {
+    "flash-attention verify --seed \(seed) --only \(number)" + (kernels.map { " --device gpu --kernels \($0)" } ?? "")
+  }
 }
 
 /// The shape of a problem while it is drawn.
@@ -124,6 +139,22 @@ private struct ProblemDraw {
       scale = random.pick([nil, 0.5, 1, -0.25, 0, 0.02])
       softcap = random.pick([nil, 0.5, 5, 30, 50])
     }
+  }
+
+  /// Takes over what a GPU kernel is made for: type, group, dimensions, the edges of the mask, whether there is a softcap,
+  /// and the sign of the scale. Lengths, reaches and magnitudes stay.
+  mutating func takeKernel(of other: ProblemDraw, prefersBF16: Bool) {
+    type = other.type == .f32 ? (prefersBF16 ? .bf16 : .f16) : other.type
+    (group, dimension, valueDimension) = (other.group, other.dimension, other.valueDimension)
+    if case .window(let left, let right) = other.mask, case .window(let ownLeft, let ownRight) = mask {
+      mask = .window(left: left.map { ownLeft ?? $0 }, right: right.map { ownRight ?? $0 })
+    } else {
+      mask = other.mask
+    }
+    softcap = other.softcap.map { softcap ?? $0 }
+    let isNegative = (other.scale ?? 1) < 0
+    scale = isNegative ? -(scale ?? 0.25).magnitude : scale?.magnitude
+    if isNegative && scale == 0 { scale = -0.25 }
   }
 
   /// Keeps the 64-bit reference within a fraction of a second: fewer sequences, heads and queries.

@@ -1,0 +1,251 @@
+public import PTX
+
+/// Exact attention on tensor cores: FlashAttention 2 (Dao 2023, algorithm 1), split over the queries.
+///
+///     for each group of w warps: 16 r w rows of (query, head of the group) pairs that share a key/value head
+///       for each tile of keys that some row sees:
+///         S = Q K^T
+///         mask S, where some row does not see all of it
+///         m' = max(m, rows of S);  O, l *= exp(m - m'), if some m grew much
+///         P = exp(S - m');  l += rows of P;  O += P V
+///       O /= l;  LSE = m + log l
+///
+/// with r 16-row tiles in each warp. K and V come by asynchronous copies, `stages` tiles ahead; P goes from the
+/// accumulators of S straight into the A operand of P V. One barrier a tile; two groups that take turns have one more.
+///
+/// Budget of a tile of 16 rows x 64 keys: (D + D_v) / 2 `mma`, 32 exponentials a lane, and, with r 1, as many `ldmatrix` as
+/// half the `mma` (a quarter with r 2). Registers of a thread: r (D_v / 2 + keys / 2), D r / 4 where Q is kept, and about 50.
+public struct ForwardKernel: Hashable, Sendable {
+  /// What the kernel is made for.
+  public let specialization: ForwardSpecialization
+  /// Where its shared memory goes.
+  public let memory: SharedMemoryPlan
+
+  /// The kernel of a specialization.
+  public init(_ specialization: ForwardSpecialization) {
+    self.specialization = specialization
+    memory = SharedMemoryPlan(specialization)
+  }
+
+  /// The kernel, with the parameters of `ForwardParameters`.
+  public func kernel() throws(KernelError) -> Kernel {
+    let tiling = specialization.tiling
+    return try Kernel.build(
+      specialization.name, threadsPerBlock: tiling.threads, blocksPerMultiprocessor: tiling.blocksPerMultiprocessor
+    ) { k in ForwardBody(k, specialization, memory).emit() }
+  }
+}
+
+/// The kernel while it is emitted: its parts, and the order in which they work.
+private struct ForwardBody {
+  let k: KernelBuilder
+  let s: ForwardSpecialization
+  let tiling: ForwardTiling
+  let memory: SharedMemoryPlan
+
+  let parameters: ForwardParameters
+  let group: WarpGroup
+  /// The warp's first row of the group's tile.
+  let firstRow: Register<U32>
+  let batch, keyValueHead: Register<U32>
+  let rows: PackedQueries
+  /// The rows of the pack that the lane holds parts of.
+  let ownRows: [Register<U32>]
+  let mask: ScoreMask
+  let softmax: OnlineSoftmax
+  let output: Accumulators
+  /// Turns on the tensor cores: one for each tile of keys that some row of the block sees.
+  let turns: Turns?
+
+  init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
+    let (tiling, parameters) = (s.tiling, ForwardParameters(k))
+    (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
+    let group = WarpGroup(k, tiling, shared: k.dynamicShared(), bytesPerGroup: memory.groupByteCount)
+    self.group = group
+    firstRow = ((group.thread / 32) * tiling.rowsPerWarp).named("warp_row")
+
+    k.comment("block: (batch, key/value head, rows); under a right edge, the rows that see the most keys come first")
+    let block = k.special(.blockX)
+    let head = block / parameters.blocksPerHead
+    let place = block - head * parameters.blocksPerHead
+    let inHead = s.mask.contains(.right) ? parameters.blocksPerHead - 1 - place : place
+    batch = (head / parameters.keyValueHeads).named("batch")
+    keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
+    func pack(_ tile: Register<U32>) -> PackedQueries {
+      PackedQueries(k, groupSize: s.groupSize, firstRow: tile * tiling.rows, queries: parameters.queries)
+    }
+    rows = pack(group.tile(ofBlock: inHead))
+    let firstOwn = rows.firstRow + firstRow + group.lane / 4
+    ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
+    mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: group.lane)
+    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: parameters.scale)
+    output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
+    if tiling.groups == 2 {
+      let both = ScoreMask(
+        k, s.mask, parameters, rows: pack(inHead * 2), ownRows: [], tileRows: 2 * tiling.rows, lane: group.lane)
+      let tiles = both.tiles(of: tiling.tileKeys)
+      turns = group.turns(count: k.maximum(tiles.end - tiles.first, k.constant(0, S32.self)))
+    } else {
+      turns = nil
+    }
+  }
+
+  func emit() {
+    let firstHead = s.groupSize == 1 ? keyValueHead : keyValueHead * s.groupSize
+    let tiles = mask.tiles(of: tiling.tileKeys)
+    k.if(tiles.first .< tiles.end) {
+      let pipeline = TilePipeline(
+        k, s, memory, group: group, keys: tensor(parameters.keyBase, parameters.keyStrides, head: keyValueHead),
+        values: tensor(parameters.valueBase, parameters.valueStrides, head: keyValueHead),
+        keyCount: parameters.keys, firstTile: tiles.first, endTile: tiles.end)
+      k.comment("prologue: Q and the first stages of K and V")
+      rows.load(
+        memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead).base,
+        parameters.queryStrides, to: group.shared, thread: group.thread, threads: tiling.threadsPerGroup)
+      pipeline.issueFirstStages()
+      if let turns {
+        attend(pipeline, tiles, taking: turns)
+      } else {
+        attend(pipeline, tiles)
+      }
+    }
+    turns?.pass()
+
+    let logSumExps = softmax.normalize(output, ln2: parameters.ln2)
+    let epilogue = Epilogue(
+      k: k, inputs: s.inputs, tile: memory.output, place: group.shared, firstRow: firstRow, lane: group.lane, rows: rows)
+    epilogue.store(
+      logSumExps: logSumExps, ownRows: ownRows, to: parameters.logSumExpBase,
+      firstHead: (batch * parameters.keyValueHeads + keyValueHead) * s.groupSize, queries: parameters.queries,
+      groupSize: s.groupSize)
+    epilogue.store(
+      output, to: tensor(parameters.outputBase, parameters.outputStrides, head: firstHead).base,
+      parameters.outputStrides)
+  }
+
+  /// A tensor from this block's batch and a head on: its first row, and the distance to the next.
+  private func tensor(
+    _ base: Register<U64>, _ strides: ForwardParameters.Strides, head: Register<U32>
+  ) -> (base: Register<U64>, rowStride: Register<U64>) {
+    (base + k.wide(batch) * strides.batch + k.wide(head) * strides.head, strides.row)
+  }
+
+  // MARK: - The order of the work
+
+  /// Scores, weights, output; scores, weights, output.
+  private func attend(_ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>)) {
+    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
+    var queries: QueryFragments?
+    if tiling.keepsQueries {
+      pipeline.waitForFirstKeys()
+      queries = queryFragments()
+    }
+    k.loop(from: tiles.first, to: tiles.end) { tile in
+      k.comment("a tile: scores, weights, its share of O")
+      pipeline.wait()
+      pipeline.issueNext()
+      multiply(queries ?? queryFragments(), pipeline.keys, into: scores)
+      prepare(scores, of: tile)
+      for chunk in 0..<tiling.tileKeys / 16 {
+        accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), pipeline.values, chunk: chunk)
+      }
+      pipeline.advance()
+    }
+    if !tiling.keepsQueries {
+      // O will lie where Q was read a moment ago.
+      if memory.output == memory.queries { k.warpBarrier() } else { group.barrier() }
+    }
+  }
+
+  /// In a turn, the output of a tile and the scores of the next; between turns, the weights.
+  private func attend(
+    _ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>), taking turns: Turns
+  ) {
+    pipeline.waitForFirstKeys()
+    let queries = queryFragments()
+    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
+    multiply(queries, pipeline.firstKeys, into: scores)
+    prepare(scores, of: tiles.first)
+    let weights = (0..<tiling.tileKeys / 16).map { chunk in
+      softmax.weights(scores, chunk: chunk, as: s.inputs).map { $0.map { k.variable($0) } }
+    }
+    func accumulateTile() {
+      for (chunk, fragments) in weights.enumerated() { accumulate(fragments, pipeline.values, chunk: chunk) }
+    }
+
+    let lastTile = tiles.end - 1
+    let tile = k.variable(tiles.first).named("tile")
+    k.if(tile .< lastTile) {
+      k.loop {
+        k.comment("a turn: the output of a tile, and the scores of the next")
+        pipeline.wait()
+        pipeline.issueNext()
+        turns.take()
+        accumulateTile()
+        multiply(queries, pipeline.keys, into: scores)
+        turns.give()
+        k.comment("between turns: weights")
+        pipeline.advance()
+        k.set(tile, to: tile + 1)
+        prepare(scores, of: tile)
+        for (chunk, held) in weights.enumerated() {
+          for (old, new) in zip(held.joined(), softmax.weights(scores, chunk: chunk, as: s.inputs).joined()) {
+            k.set(old, to: new)
+          }
+        }
+        return tile .< lastTile
+      }
+    }
+    k.comment("the last turn: the output of the last tile")
+    pipeline.wait()
+    turns.take()
+    accumulateTile()
+    turns.give()
+  }
+
+  // MARK: - The steps
+
+  private func queryFragments() -> QueryFragments {
+    QueryFragments(
+      k, memory.queries, at: group.shared, firstRow: firstRow, lane: group.lane, rowTiles: tiling.rowTilesPerWarp,
+      areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
+  }
+
+  /// S = Q K^T.
+  private func multiply(_ queries: QueryFragments, _ keys: TileReader, into scores: Accumulators) {
+    k.comment("S = Q K^T")
+    scores.clear()
+    for step in 0..<memory.keys.steps {
+      let q = queries.atStep(step)
+      for key in stride(from: 0, to: tiling.tileKeys, by: 16) {
+        let fragment = keys.load(row: key, step: step)
+        for rowTile in 0..<tiling.rowTilesPerWarp {
+          k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[0..<2]), into: scores[rowTile, key / 8])
+          k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[2..<4]), into: scores[rowTile, key / 8 + 1])
+        }
+      }
+    }
+  }
+
+  /// Softcap, mask, and the maxima.
+  private func prepare(_ scores: Accumulators, of tile: Register<S32>) {
+    if s.hasSoftcap { ScoreCap(scale: parameters.capScale).apply(to: scores, k) }
+    mask.apply(to: scores, tileStart: tile * tiling.tileKeys)
+    softmax.update(scores, rescaling: output)
+  }
+
+  /// O += P V for 16 keys of a tile.
+  private func accumulate(_ weights: [[Register<U32>]], _ values: TileReader, chunk: Int) {
+    for pair in 0..<memory.values.steps {
+      let isHalf = 2 * pair + 1 == output.columnTiles
+      let fragment = values.load(row: chunk * 16, step: pair, count: isHalf ? 2 : 4, isTransposed: true)
+      for rowTile in 0..<tiling.rowTilesPerWarp {
+        for column in 0..<(isHalf ? 1 : 2) {
+          k.multiplyAdd(
+            s.inputs, a: weights[rowTile], b: Array(fragment[2 * column..<2 * column + 2]),
+            into: output[rowTile, 2 * pair + column])
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,138 @@
+public import Attention
+public import PTX
+
+/// What a launch passes to a forward kernel, in the order of the kernel's parameters. `ForwardLaunch` fills them in; the
+/// two stand in one file because they must agree.
+struct ForwardParameters {
+  /// Bytes from one batch, head and row to the next.
+  struct Strides {
+    let batch, head, row: Register<U64>
+
+    init(_ k: KernelBuilder, _ tensor: String) {
+      batch = k.parameter("\(tensor)_batch_stride", U64.self)
+      head = k.parameter("\(tensor)_head_stride", U64.self)
+      row = k.parameter("\(tensor)_row_stride", U64.self)
+    }
+  }
+
+  let queryBase, keyBase, valueBase, outputBase: Register<U64>
+  /// 0 where nobody wants it.
+  let logSumExpBase: Register<U64>
+  let queryStrides, keyStrides, valueStrides, outputStrides: Strides
+  /// N_q, H_kv, and the blocks of one batch and key/value head.
+  let queries, keyValueHeads, blocksPerHead: Register<U32>
+  /// N_k.
+  let keys: Register<S32>
+  /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`.
+  let leftOffset, rightOffset: Register<S32>
+  /// What a score, softcapped where there is a cap, is multiplied by to be a power of two.
+  let scale: Register<F32>
+  /// What a product is multiplied by to be half the power of `exp2` in the softcap's tanh.
+  let capScale: Register<F32>
+  let ln2: NaturalLogarithm
+
+  /// ln 2, and the factor from a scaled maximum to natural units: ln 2 but for the rounding of `scale`, high + low.
+  struct NaturalLogarithm {
+    let plain: Float
+    let high, low: Register<F32>
+  }
+
+  init(_ k: KernelBuilder) {
+    (queryBase, keyBase, valueBase) = (k.pointer("queries"), k.pointer("keys"), k.pointer("values"))
+    (outputBase, logSumExpBase) = (k.pointer("output"), k.pointer("log_sum_exp"))
+    (queryStrides, keyStrides) = (Strides(k, "query"), Strides(k, "key"))
+    (valueStrides, outputStrides) = (Strides(k, "value"), Strides(k, "output"))
+    queries = k.parameter("query_count", U32.self)
+    keyValueHeads = k.parameter("key_value_heads", U32.self)
+    blocksPerHead = k.parameter("blocks_per_head", U32.self)
+    keys = k.parameter("key_count", S32.self)
+    leftOffset = k.parameter("left_offset", S32.self)
+    rightOffset = k.parameter("right_offset", S32.self)
+    scale = k.parameter("scale", F32.self)
+    capScale = k.parameter("cap_scale", F32.self)
+    ln2 = NaturalLogarithm(
+      plain: Float(0.6931471805599453), high: k.parameter("ln2_high", F32.self), low: k.parameter("ln2_low", F32.self))
+  }
+}
+
+/// A launch of a forward kernel on a problem: everything that is not in the kernel's text.
+public struct ForwardLaunch: Hashable, Sendable {
+  /// Where a tensor is, and its strides in elements.
+  public struct Place: Hashable, Sendable {
+    /// The address of element (0, 0, 0, 0).
+    public var address: UInt64
+    /// Distances in elements.
+    public var strides: TensorStrides
+
+    /// A tensor at an address of the GPU.
+    public init(address: UInt64, strides: TensorStrides) {
+      self.address = address
+      self.strides = strides
+    }
+  }
+
+  /// Blocks of the grid.
+  public let blocks: Int
+  /// Dynamic shared memory of a block.
+  public let sharedByteCount: Int
+  private let blocksPerHead: Int
+  private let problem: AttentionProblem
+  private let scale, capScale: Float
+  /// What the scale should have been, over what it is as an f32, in natural units.
+  private let naturalUnit: Double
+
+  /// What is known before the tensors are.
+  public init(_ problem: AttentionProblem, _ specialization: ForwardSpecialization) {
+    self.problem = problem
+    let rows = problem.queries * problem.groupSize
+    let tilesPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
+    blocksPerHead = (tilesPerHead + specialization.tiling.groups - 1) / specialization.tiling.groups
+    blocks = blocksPerHead * problem.keyValueHeads * problem.batch
+    sharedByteCount = SharedMemoryPlan(specialization).byteCount
+    let log2e = 1.4426950408889634
+    if let cap = problem.softcap {
+      scale = Float(cap * log2e)
+      naturalUnit = cap / Double(scale)
+      capScale = Float(2 * problem.scale / cap * log2e)
+    } else {
+      // Not 0, so that a hidden score, -inf, stays what it is; all others become 1 anyway.
+      scale = max(Float(problem.scale.magnitude * log2e), .leastNormalMagnitude)
+      capScale = 0
+      naturalUnit = problem.scale.magnitude / Double(scale)
+    }
+  }
+
+  /// The kernel's arguments for tensors at these places; `logSumExp` 0 where nobody wants it.
+  public func arguments(
+    queries: Place, keys: Place, values: Place, output: Place, logSumExp: UInt64
+  ) -> [Kernel.Argument] {
+    var list: [Kernel.Argument] = [queries, keys, values, output].map { .pointer($0.address) }
+    list.append(.pointer(logSumExp))
+    let elementBytes = problem.scalarType.byteCount
+    for place in [queries, keys, values, output] {
+      for stride in [place.strides.batch, place.strides.heads, place.strides.length] {
+        list.append(.u64(UInt64(bitPattern: Int64(stride * elementBytes))))
+      }
+    }
+    list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
+    let offsets = maskOffsets
+    list += [problem.keys, offsets.left, offsets.right].map { .s32(Int32($0)) }
+    let high = Float(naturalUnit)
+    return list + [.f32(scale), .f32(capScale), .f32(high), .f32(Float(naturalUnit - Double(high)))]
+  }
+
+  /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.
+  private var maskOffsets: (left: Int, right: Int) {
+    let (nq, nk) = (problem.queries, problem.keys)
+    let (left, right): (Int?, Int?) =
+      switch problem.mask {
+      case .none: (nil, nil)
+      case .causal: (nil, 0)
+      case .window(let left, let right): (left, right)
+      }
+    let diagonal = nk - nq
+    let first = left.map { max(diagonal - min($0, nq + nk), -nq) } ?? -nq
+    let last = right.map { min(diagonal + min($0, nq + nk), nk) } ?? nk
+    return (first, last)
+  }
+}

@@ -1,0 +1,91 @@
+public import Attention
+public import PTX
+
+/// How a problem is computed on a GPU: a kernel and a launch, every choice made once.
+public struct ForwardPlan: Hashable, Sendable {
+  /// The largest head dimension of these kernels: that of which O still fits the registers.
+  public static let dimensionLimit = 256
+  /// Head dimensions are multiples of this: 16 bytes.
+  public static let dimensionMultiple = 8
+  /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two
+  /// must be too.
+  public static let lengthLimit = 1 << 30
+
+  /// What is computed.
+  public let problem: AttentionProblem
+  /// What the kernel's text is made from.
+  public let specialization: ForwardSpecialization
+  /// Grid and arguments.
+  public let launch: ForwardLaunch
+  /// The GPU that the choices were made for.
+  public let gpu: GPULimits
+
+  /// - Parameter tiling: changes the tiling that suits the problem and the GPU, for experiments.
+  /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length.
+  public init(
+    _ problem: AttentionProblem, on gpu: GPULimits, tiling change: (ForwardTiling) -> ForwardTiling = { $0 }
+  ) throws(AttentionError) {
+    let inputs: Matrix.Inputs
+    switch problem.scalarType {
+    case .f16: inputs = .f16
+    case .bf16: inputs = .bf16
+    case .f32: throw .typeOnDevice(problem.scalarType, device: "GPU", possible: "f16 and bf16")
+    }
+    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
+      guard value % Self.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
+        throw .dimension(
+          tensor: tensor, value: value, path: "GPU path", multiple: Self.dimensionMultiple,
+          limit: Self.dimensionLimit)
+      }
+    }
+    for (tensor, length) in [("queries x group", problem.queries * problem.groupSize), ("keys", problem.keys)] {
+      guard length <= Self.lengthLimit else {
+        throw .lengthOnDevice(tensor: tensor, length: length, device: "GPU", limit: Self.lengthLimit)
+      }
+    }
+    let tiling = change(ForwardTiling(problem, on: gpu))
+    self.problem = problem
+    self.gpu = gpu
+    specialization = ForwardSpecialization(problem, inputs: inputs, tiling: tiling)
+    launch = ForwardLaunch(problem, specialization)
+    guard launch.blocks <= Int32.max else {
+      throw .lengthOnDevice(
+        tensor: "batch x heads x query tiles", length: launch.blocks, device: "GPU", limit: Int(Int32.max))
+    }
+    if launch.sharedByteCount > gpu.sharedBytesPerBlock {
+      throw .tiling(
+        "\(tiling)", reason: "needs \(launch.sharedByteCount) bytes of shared memory; a block of this GPU has "
+          + "\(gpu.sharedBytesPerBlock)")
+    }
+  }
+
+  /// The kernel of the specialization.
+  public func kernel() throws(KernelError) -> Kernel { try ForwardKernel(specialization).kernel() }
+}
+
+extension ForwardTiling {
+  /// The tiling for a problem on a GPU.
+  init(_ problem: AttentionProblem, on gpu: GPULimits) {
+    let dimension = max(problem.dimension, problem.valueDimension)
+    let rows = problem.queries * problem.groupSize
+    if dimension <= 64 {
+      self.init(rowTilesPerWarp: rows <= 64 ? 1 : 2)
+    } else if dimension <= 128 {
+      self.init(rowTilesPerWarp: rows <= 64 ? 1 : 2, keepsQueries: rows <= 64, blocksPerMultiprocessor: 2)
+    } else {
+      self.init(rowTilesPerWarp: 1, tileKeys: 64, keepsQueries: false, blocksPerMultiprocessor: 1)
+    }
+    let shapes = ForwardSpecialization(problem, inputs: .f16, tiling: self)
+    if SharedMemoryPlan(shapes).byteCount > gpu.sharedBytesPerBlock { tileKeys /= 2 }
+    let fitting = gpu.sharedBytesPerMultiprocessor / (SharedMemoryPlan(shapes).byteCount + 1024)
+    blocksPerMultiprocessor = max(1, min(blocksPerMultiprocessor, fitting))
+  }
+}
+
+extension ForwardPlan: CustomStringConvertible {
+  /// The choices in two lines.
+  public var description: String {
+    "GPU, \(gpu.name): \(specialization.name)\n\(specialization.tiling); \(launch.blocks) blocks, "
+      + "\(launch.sharedByteCount / 1024) KB of shared memory each"
+  }
+}

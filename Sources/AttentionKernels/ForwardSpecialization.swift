@@ -1,0 +1,132 @@
+public import Attention
+public import PTX
+
+/// What the text of a forward kernel is made from, and the key that it is cached by. Lengths, strides, pointers, scale and
+/// counts are not here: they are launch values, so that one kernel serves all of them.
+public struct ForwardSpecialization: Hashable, Sendable {
+  /// The type of Q, K, V and O.
+  public var inputs: Matrix.Inputs
+  /// D, a multiple of 8.
+  public var dimension: Int
+  /// D_v, a multiple of 8.
+  public var valueDimension: Int
+  /// Query heads that share a key/value head; they are packed into the rows of a tile.
+  public var groupSize: Int
+  /// Which edges of the mask there are.
+  public var mask: MaskEdges
+  /// Whether scores pass through `cap * tanh(score / cap)`.
+  public var hasSoftcap: Bool
+  /// Whether the scale is below zero: the kernel then negates Q, so that a row's largest score is its largest product.
+  public var isScaleNegative: Bool
+  /// How the work is cut.
+  public var tiling: ForwardTiling
+
+  /// The sides on which a mask may hide keys that exist.
+  public struct MaskEdges: OptionSet, Hashable, Sendable {
+    /// One bit a side.
+    public let rawValue: UInt8
+    /// The sides by their bits.
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+    /// Keys too far before the diagonal.
+    public static let left = MaskEdges(rawValue: 1)
+    /// Keys too far behind the diagonal.
+    public static let right = MaskEdges(rawValue: 2)
+  }
+
+  /// - Throws: `AttentionError.dimension` where no tiling of these kernels takes the head dimension; f32 has no kernel.
+  public init(_ problem: AttentionProblem, inputs: Matrix.Inputs, tiling: ForwardTiling) {
+    self.inputs = inputs
+    dimension = problem.dimension
+    valueDimension = problem.valueDimension
+    groupSize = problem.groupSize
+    mask =
+      switch problem.mask {
+      case .none: []
+      case .causal: .right
+      case .window(let left, let right): (left == nil ? [] : MaskEdges.left).union(right == nil ? [] : .right)
+      }
+    hasSoftcap = problem.softcap != nil
+    isScaleNegative = problem.scale < 0 && problem.softcap == nil
+    self.tiling = tiling
+  }
+
+  /// Columns of a row of Q and K in shared memory: D up to the next k step of the tensor cores, zeros beyond D.
+  public var paddedDimension: Int { (dimension + 15) / 16 * 16 }
+
+  /// The entry point's name.
+  public var name: String {
+    var name = "attention_\(inputs.rawValue)_d\(dimension)"
+    if valueDimension != dimension { name += "_v\(valueDimension)" }
+    if groupSize > 1 { name += "_group\(groupSize)" }
+    if mask.contains(.left) { name += "_left" }
+    if mask.contains(.right) { name += "_right" }
+    if hasSoftcap { name += "_softcap" }
+    if isScaleNegative { name += "_negative" }
+    return name + "_" + tiling.name
+  }
+}
+
+/// How a forward kernel cuts its work: rows of queries over warps, keys into tiles.
+public struct ForwardTiling: Hashable, Sendable {
+  /// The order of a tile's work.
+  public enum Schedule: String, Hashable, Sendable, CaseIterable {
+    /// Scores, weights, output, tile after tile; what overlaps is left to the warps of the multiprocessor.
+    case sequential
+    /// Two groups of warps take turns: while one computes weights, the other has the tensor cores (FlashAttention 3,
+    /// section 3.1, with `mma.sync`).
+    case alternating
+  }
+
+  /// Warps that share a tile of rows; each owns rows of its own. A block has one such group, or two that take turns.
+  public var warps: Int
+  /// 16-row tiles of a warp: with 2, each fragment of K and V that is read from shared memory is used twice.
+  public var rowTilesPerWarp: Int
+  /// Keys of a tile, a multiple of 16.
+  public var tileKeys: Int
+  /// Tiles of K and V in shared memory at once, 2 or more.
+  public var stages: Int
+  /// Whether the fragments of Q stay in registers, or are read again for each tile.
+  public var keepsQueries: Bool
+  /// The order of a tile's work.
+  public var schedule: Schedule
+  /// Blocks that should fit a multiprocessor; it bounds the registers.
+  public var blocksPerMultiprocessor: Int
+
+  /// A tiling of the given sizes.
+  public init(
+    warps: Int = 4, rowTilesPerWarp: Int = 2, tileKeys: Int = 64, stages: Int = 2, keepsQueries: Bool = true,
+    schedule: Schedule = .sequential, blocksPerMultiprocessor: Int = 2
+  ) {
+    self.warps = warps
+    self.rowTilesPerWarp = rowTilesPerWarp
+    self.tileKeys = tileKeys
+    self.stages = stages
+    self.keepsQueries = keepsQueries
+    self.schedule = schedule
+    self.blocksPerMultiprocessor = blocksPerMultiprocessor
+  }
+
+  /// Groups of warps in a block; each has rows, shared memory and copies of its own.
+  public var groups: Int { schedule == .alternating ? 2 : 1 }
+  /// Packed query rows of a group.
+  public var rows: Int { warps * rowsPerWarp }
+  /// Packed query rows of a warp.
+  public var rowsPerWarp: Int { rowTilesPerWarp * 16 }
+  /// Threads of a group.
+  public var threadsPerGroup: Int { warps * 32 }
+  /// Threads of a block.
+  public var threads: Int { groups * threadsPerGroup }
+
+  var name: String {
+    "\(rows)x\(tileKeys)_warps\(warps)_stages\(stages)" + (keepsQueries ? "_q" : "") + (groups == 2 ? "_alternating" : "")
+  }
+}
+
+extension ForwardTiling: CustomStringConvertible {
+  /// The cut in words.
+  public var description: String {
+    "tiles of \(rows) rows x \(tileKeys) keys, \(warps) warps, \(stages) stages, Q "
+      + (keepsQueries ? "in registers" : "in shared memory")
+      + (groups == 2 ? ", two groups of warps taking turns" : "")
+  }
+}

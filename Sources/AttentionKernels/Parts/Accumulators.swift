@@ -1,0 +1,40 @@
+internal import PTX
+
+/// The results of tensor-core products of a warp: tiles of 16 rows x 8 columns, four f32 of each in a lane. Lane l holds
+/// columns 2t and 2t + 1 (t = l % 4) of row g = l / 4 (elements 0, 1) and of row g + 8 (elements 2, 3).
+struct Accumulators {
+  private let k: KernelBuilder
+  private let tiles: [[[Register<F32>]]]
+
+  init(_ k: KernelBuilder, rowTiles: Int, columns: Int, named name: String) {
+    self.k = k
+    tiles = (0..<rowTiles).map { rowTile in
+      (0..<columns / 8).map { column in
+        (0..<4).map { k.variable(k.constant(0)).named("\(name)\(rowTile)_\(column)_\($0)") }
+      }
+    }
+  }
+
+  var rowTiles: Int { tiles.count }
+  /// Tiles of 8 columns.
+  var columnTiles: Int { tiles[0].count }
+
+  subscript(rowTile: Int, columnTile: Int) -> [Register<F32>] { tiles[rowTile][columnTile] }
+
+  /// The lane's elements of its row i: row `i % 2 * 8 + g` of 16-row tile `i / 2`.
+  func ofRow(_ i: Int) -> [Register<F32>] { tiles[i / 2].flatMap { $0[i % 2 * 2..<i % 2 * 2 + 2] } }
+
+  /// Sets all to zero.
+  func clear() {
+    for element in tiles.joined().joined() { k.set(element, to: k.constant(0)) }
+  }
+
+  /// Each element, with its lane row i and its column in the tile, to which a lane adds 2t.
+  func forEach(_ body: (_ element: Register<F32>, _ row: Int, _ column: Int) -> Void) {
+    for rowTile in tiles.indices {
+      for column in tiles[rowTile].indices {
+        for i in 0..<4 { body(tiles[rowTile][column][i], 2 * rowTile + i / 2, column * 8 + i % 2) }
+      }
+    }
+  }
+}

@@ -1,0 +1,102 @@
+internal import PTX
+
+/// The softmax of rows whose scores come tile by tile: a running maximum and a running sum, in base 2, with the scale
+/// folded into one multiply-add a score (Milakov and Gimelshein 2018; FlashAttention 2, section 3.1).
+///
+/// A lane holds, of each 16-row tile, parts of rows g and g + 8: "row i" below is one of these. Their maxima are agreed on
+/// by the four lanes of a row for each tile; their sums only at the end.
+///
+/// The output is rescaled only when some maximum has grown by more than 2^8: until then weights above 1 are as exact as
+/// those below, and f32 sums have room. Most tiles then rescale nothing.
+struct OnlineSoftmax {
+  private static let growth: Float = 8
+
+  private let k: KernelBuilder
+  /// What a score is multiplied by, above zero: scale * log2(e).
+  private let scale: Register<F32>
+  private let maxima, sums: [Register<F32>]
+  /// `-maximum * scale`, 0 where there is no maximum yet.
+  private let shifts: [Register<F32>]
+
+  init(_ k: KernelBuilder, rows: Int, scale: Register<F32>) {
+    self.k = k
+    self.scale = scale
+    maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
+    sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
+    shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
+  }
+
+  /// Takes the maxima of a tile's scores into account, and rescales sums and output where they grew.
+  func update(_ scores: Accumulators, rescaling output: Accumulators) {
+    k.comment("softmax: maxima of the rows")
+    let grown = maxima.indices.map { row in
+      var parts = scores.ofRow(row)
+      // Two chains, so that one instruction need not wait for the one before.
+      var largest = [parts.removeFirst(), parts.removeFirst()]
+      for (i, part) in parts.enumerated() { largest[i % 2] = k.maximum(largest[i % 2], part) }
+      return k.maximum(largest[0], largest[1])
+    }
+    .map { k.maximum($0, k.shuffle($0, xor: 1)) }
+    .map { k.maximum($0, k.shuffle($0, xor: 2)) }
+    let news = zip(maxima, grown).map { k.maximum($0, $1) }
+    let isBeyond = zip(maxima, news).map { old, new in ((new - old) * scale) .> Self.growth }
+    k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
+      k.comment("rescale: a maximum has grown")
+      for row in maxima.indices {
+        // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
+        let top = k.select(news[row] .!= -.infinity, news[row], 0)
+        let factor = k.exp2((maxima[row] - top) * scale)
+        k.set(shifts[row], to: -(top * scale))
+        k.set(maxima[row], to: news[row])
+        k.set(sums[row], to: sums[row] * factor)
+        for value in output.ofRow(row) { k.set(value, to: value * factor) }
+      }
+    }
+  }
+
+  /// The weights of 16 keys as the A operand of a product with V, for each 16-row tile, and their share of the sums.
+  func weights(_ scores: Accumulators, chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
+    (0..<maxima.count / 2).map { rowTile in
+      var fragments: [Int: Register<U32>] = [:]
+      for half in 0..<2 {
+        let row = 2 * rowTile + half
+        let weights = (0..<2).flatMap { scores[rowTile, 2 * chunk + $0][2 * half..<2 * half + 2] }
+          .map { k.exp2(k.multiplyAdd($0, scale, shifts[row])) }
+        k.set(sums[row], to: sums[row] + ((weights[0] + weights[1]) + (weights[2] + weights[3])))
+        fragments[half] = inputs.pack(k, weights[0], weights[1])
+        fragments[half + 2] = inputs.pack(k, weights[2], weights[3])
+      }
+      return (0..<4).map { fragments[$0]! }
+    }
+  }
+
+  /// Divides the output by the sums; returns the log-sum-exps. A row without a key gets 0 and -inf.
+  ///
+  /// - Parameter ln2: what makes the natural logarithm of a sum of scaled scores' powers of two, and of the maximum: there
+  ///   the scale's own rounding is made good, in two parts because one f32 is not exact enough.
+  func normalize(_ output: Accumulators, ln2: ForwardParameters.NaturalLogarithm) -> [Register<F32>] {
+    k.comment("normalize: sums of the rows over their four lanes")
+    let totals = sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
+    let hasKeys = maxima.map { $0 .!= -.infinity }
+    let factors = totals.map { k.reciprocal($0) }
+    for row in maxima.indices {
+      // Chosen, not multiplied: what a row without keys holds may be anything.
+      for value in output.ofRow(row) { k.set(value, to: k.select(hasKeys[row], value * factors[row], 0)) }
+    }
+    return maxima.indices.map { row in
+      let ofSum = k.multiplyAdd(shifts[row], -ln2.low, k.log2(totals[row]) * ln2.plain)
+      let natural = k.multiplyAdd(shifts[row], -ln2.high, ofSum)
+      return k.select(hasKeys[row], natural, -.infinity)
+    }
+  }
+}
+
+extension Matrix.Inputs {
+  /// Two floats rounded to this type, in one register.
+  func pack(_ k: KernelBuilder, _ low: Register<F32>, _ high: Register<F32>) -> Register<U32> {
+    switch self {
+    case .f16: k.pack(low, high, as: F16x2.self).reinterpreted(as: U32.self)
+    case .bf16: k.pack(low, high, as: BF16x2.self).reinterpreted(as: U32.self)
+    }
+  }
+}

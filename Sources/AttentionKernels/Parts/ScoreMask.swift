@@ -1,0 +1,74 @@
+internal import PTX
+
+/// Hides the scores of keys that a query does not see: those beyond the length, and those outside the mask's edges.
+struct ScoreMask {
+  private let k: KernelBuilder
+  private let edges: ForwardSpecialization.MaskEdges
+  private let parameters: ForwardParameters
+  private let rows: PackedQueries
+  /// The lane's rows in the pack.
+  private let ownRows: [Register<U32>]
+  private let lane: Register<U32>
+  /// The keys that some row sees.
+  private let visible: (first: Register<S32>, end: Register<S32>)
+  /// The keys that all of its rows see: tiles within need no mask.
+  private let common: (first: Register<S32>, end: Register<S32>)
+
+  init(
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, rows: PackedQueries,
+    ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
+  ) {
+    self.k = k
+    self.edges = edges
+    self.parameters = parameters
+    self.rows = rows
+    self.ownRows = ownRows
+    self.lane = lane
+    let first = rows.query(ofRow: rows.firstRow).reinterpreted(as: S32.self)
+    let last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
+    visible = (Self.firstKey(k, edges, parameters, first), Self.endKey(k, edges, parameters, last))
+    common = (Self.firstKey(k, edges, parameters, last), Self.endKey(k, edges, parameters, first))
+  }
+
+  /// The first key that a query sees, and the key behind the last.
+  private static func firstKey(
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, _ query: Register<S32>
+  ) -> Register<S32> {
+    let zero = k.constant(0, S32.self)
+    return edges.contains(.left) ? k.maximum(query + parameters.leftOffset, zero) : zero
+  }
+
+  private static func endKey(
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, _ query: Register<S32>
+  ) -> Register<S32> {
+    edges.contains(.right) ? k.minimum(query + parameters.rightOffset + 1, parameters.keys) : parameters.keys
+  }
+
+  /// The tiles of keys that some row sees: none where the rows are beyond the end.
+  func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
+    let end = (visible.end + (size - 1)) / size
+    return (visible.first / size, k.select(rows.firstRow .< rows.count, end, k.constant(0, S32.self)))
+  }
+
+  /// Applies the mask to the scores of the tile that begins at key `start`, if it needs one.
+  func apply(to scores: Accumulators, tileStart start: Register<S32>) {
+    var isNeeded = (start + scores.columnTiles * 8) .> common.end
+    if edges.contains(.left) { isNeeded = isNeeded | (start .< common.first) }
+    k.if(isNeeded) {
+      k.comment("mask: this tile has keys that some row does not see")
+      let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
+      let ranges = ownRows.map { row in
+        let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
+        let (begin, end) = (
+          Self.firstKey(k, edges, parameters, query), Self.endKey(k, edges, parameters, query)
+        )
+        return (first: begin - first, end: end - first)
+      }
+      scores.forEach { score, row, column in
+        var isVisible = ranges[row].end .> column
+        if edges.contains(.left) { isVisible = isVisible & (ranges[row].first .<= column) }
+        k.set(score, to: k.select(isVisible, score, -.infinity))
+      }
+    }
+  }
+}

@@ -1,0 +1,116 @@
+internal import PTX
+
+/// The ring of K and V tiles in shared memory: while one stage is read, the copies of the next ones are under way.
+///
+/// Stage j holds V of tile j and K of tile j + `keysAhead`. With 1, the scores of the next tile follow the output of this
+/// one; the very first K then waits in the last stage, which is filled last.
+struct TilePipeline {
+  private let k: KernelBuilder
+  private let group: WarpGroup
+  private let stages: Int
+  private let tileKeys: Int
+  private let memory: SharedMemoryPlan
+  private let keysAhead: Int
+  private let keyLoader, valueLoader: TileLoader
+  private let keyReader, valueReader: TileReader
+  /// The first stage, and the end of the last.
+  private let first, end: Register<U32>
+  private let readSlot, writeSlot: Register<U32>
+  /// N_k, and where the last tile ends that the block needs.
+  private let keyCount, needed: Register<S32>
+  /// The first key of the stage that is filled next.
+  private let next: Register<S32>
+
+  init(
+    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, group: WarpGroup, keys: (base: Register<U64>, rowStride: Register<U64>),
+    values: (base: Register<U64>, rowStride: Register<U64>), keyCount: Register<S32>, firstTile: Register<S32>,
+    endTile: Register<S32>
+  ) {
+    let tiling = specialization.tiling
+    (self.k, stages, tileKeys, self.memory) = (k, tiling.stages, tiling.tileKeys, memory)
+    self.group = group
+    keysAhead = tiling.schedule == .alternating ? 1 : 0
+    let start = (firstTile * tiling.tileKeys).named("first_key")
+    func loader(_ tile: SharedTile, _ tensor: (base: Register<U64>, rowStride: Register<U64>)) -> TileLoader {
+      TileLoader(
+        k, tile, source: tensor.base + k.wide(start) * tensor.rowStride, rowStride: tensor.rowStride, thread: group.thread,
+        threads: tiling.threadsPerGroup)
+    }
+    (keyLoader, valueLoader) = (loader(memory.keys, keys), loader(memory.values, values))
+    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: group.lane)
+    valueReader = TileReader(k, memory.values, .rowsFirst, lane: group.lane)
+    first = (group.shared + memory.stagesOffset).named("first_stage")
+    end = first + stages * memory.stageByteCount
+    readSlot = k.variable(first).named("read_slot")
+    writeSlot = k.variable(first + (stages - 1) * memory.stageByteCount).named("write_slot")
+    self.keyCount = keyCount
+    needed = endTile * tiling.tileKeys
+    next = k.variable(start).named("next_key")
+  }
+
+  /// K of the stage that is read.
+  var keys: TileReader { keyReader.at(readSlot) }
+  /// V of the stage that is read.
+  var values: TileReader { valueReader.at(readSlot + memory.valuesOffset) }
+  /// K of the first tile, where keys are a tile ahead.
+  var firstKeys: TileReader { keyReader.at(first + (stages - 1) * memory.stageByteCount) }
+
+  /// Starts the copies of the first stages, all but the last, a group of copies each. What was started before belongs to
+  /// the first, or, where keys are ahead, makes one with the first K.
+  func issueFirstStages() {
+    if keysAhead > 0 {
+      keyLoader.issue(to: first + (stages - 1) * memory.stageByteCount, rowsLeft: keyCount - next)
+      k.commitCopies()
+    }
+    for stage in 0..<stages - 1 {
+      let slot = first + stage * memory.stageByteCount
+      issue(valueLoader, to: slot + memory.valuesOffset, start: next, mayEnd: true)
+      issue(keyLoader, to: slot, start: next + keysAhead * tileKeys, mayEnd: true)
+      k.commitCopies()
+      k.set(next, to: next + tileKeys)
+    }
+  }
+
+  /// Waits until the stage that is read next has arrived, for all threads; all have then read the stage before.
+  func wait() { wait(pending: stages - 2) }
+
+  /// Waits for what was started before the first stages, and the first K where keys are ahead.
+  func waitForFirstKeys() { wait(pending: stages - 2 + keysAhead) }
+
+  private func wait(pending: Int) {
+    k.waitForCopies(pending: pending)
+    group.barrier()
+  }
+
+  /// Starts the copies into the stage that was read last, a group; none beyond the last tile.
+  func issueNext() {
+    issue(valueLoader, to: writeSlot + memory.valuesOffset, start: next, mayEnd: false)
+    issue(keyLoader, to: writeSlot, start: next + keysAhead * tileKeys, mayEnd: false)
+    k.commitCopies()
+    k.set(next, to: next + tileKeys)
+  }
+
+  /// Goes on to the next stage.
+  func advance() {
+    for slot in [readSlot, writeSlot] {
+      let following = slot + memory.stageByteCount
+      k.set(slot, to: k.select(following .== end, first, following))
+    }
+  }
+
+  /// - Parameter mayEnd: whether the keys may well end in this tile; otherwise whole tiles get code of their own.
+  private func issue(_ loader: TileLoader, to slot: Register<U32>, start: Register<S32>, mayEnd: Bool) {
+    let rowsLeft = keyCount - start
+    k.if(start .< needed) {
+      if mayEnd {
+        loader.issue(to: slot, rowsLeft: rowsLeft)
+      } else {
+        k.if(rowsLeft .>= tileKeys) {
+          loader.issue(to: slot)
+        } else: {
+          loader.issue(to: slot, rowsLeft: rowsLeft)
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,62 @@
+internal import PTX
+
+/// Reads fragments of a tile with `ldmatrix`, four 8 x 8 matrices at a time: 16 rows x 16 columns.
+struct TileReader {
+  /// Which matrix a group of eight lanes names the rows of.
+  enum Order {
+    /// Rows 0-7, rows 8-15, then the same of the next chunk: A of Q; B of V, transposed.
+    case rowsFirst
+    /// Rows 0-7 with both chunks, then rows 8-15: B of two blocks of keys.
+    case chunksFirst
+  }
+
+  private let k: KernelBuilder
+  private let tile: SharedTile
+  /// For each width of panels, the addresses of its steps of 16 columns.
+  private let addresses: [Int: [Register<U32>]]
+  /// The lane's own distance, for each width.
+  private let offsets: [Int: Register<U32>]
+
+  /// - Parameter firstRow: the row of the tile that row 0 means, a multiple of 16.
+  init(_ k: KernelBuilder, _ tile: SharedTile, _ order: Order, lane: Register<U32>, firstRow: Register<U32>? = nil) {
+    self.k = k
+    self.tile = tile
+    var offsets: [Int: Register<U32>] = [:]
+    let (row, chunk) =
+      switch order {
+      case .rowsFirst: (lane % 16, lane / 16)
+      case .chunksFirst: ((lane / 16) * 8 + lane % 8, (lane / 8) % 2)
+      }
+    for width in tile.widths {
+      // Row 8 and beyond repeat the pattern of rows 0 to 7, so that only the lane's row counts.
+      let swizzle = ((lane % 8) / (8 / width)) % width
+      let place = ((chunk ^ swizzle) * 16)
+      let line = firstRow.map { $0 + row } ?? row
+      offsets[width] = line * (width * 16) + place
+    }
+    self.offsets = offsets
+    addresses = [:]
+  }
+
+  private init(_ reader: TileReader, at slot: Register<U32>) {
+    (k, tile, offsets) = (reader.k, reader.tile, reader.offsets)
+    var addresses: [Int: [Register<U32>]] = [:]
+    for width in tile.widths {
+      let first = slot + offsets[width]!
+      // The slot is a multiple of 128, so that a step flips bits of the chunk alone.
+      addresses[width] = (0..<width / 2).map { $0 == 0 ? first : first ^ ($0 * 32) }
+    }
+    self.addresses = addresses
+  }
+
+  /// The reader of one copy of the tile, at an address that is a multiple of 128.
+  func at(_ slot: Register<U32>) -> TileReader { TileReader(self, at: slot) }
+
+  /// The fragments of 16 rows from `row` on and 16 columns; `count` 2 stops after the first chunk of `.rowsFirst`.
+  func load(row: Int, step: Int, count: Int = 4, isTransposed: Bool = false) -> [Register<U32>] {
+    let panel = tile.panel(ofChunk: 2 * step)
+    let address = addresses[panel.width]![step - panel.firstChunk / 2]
+    return k.loadMatrix(
+      count: count, shared: address, offset: panel.offset + row * panel.rowBytes, isTransposed: isTransposed)
+  }
+}

@@ -1,0 +1,38 @@
+public import PTX
+
+/// Reads memory and does nothing else: what no kernel that reads as many bytes can beat; also a way to put other data
+/// out of the L2 cache without leaving it dirty.
+///
+///     for each 16 bytes of the thread's share: sum ^= them
+///     if the sum is one that never comes: store it
+public enum ReadProbeKernel {
+  /// Threads of a block.
+  public static let threads = 512
+  private static let loads = 8
+
+  /// Bytes that the blocks read together in one step; a buffer is a multiple of it.
+  public static func stepByteCount(blocks: Int) -> Int { blocks * threads * loads * 16 }
+
+  /// Parameters: pointer to the buffer, pointer to a word, steps.
+  public static func kernel() throws(KernelError) -> Kernel {
+    try Kernel.build("read_probe", threadsPerBlock: threads) { k in
+      let (buffer, result) = (k.pointer("buffer"), k.pointer("result"))
+      let steps = k.parameter("steps", U32.self)
+      let thread = k.special(.blockX) * threads + k.special(.threadX)
+      let gridBytes = k.multiplyWide(k.special(.blocksX), threads * 16)
+      let address = k.variable(buffer + k.multiplyWide(thread, 16))
+      let sum = k.variable(k.constant(0, U32.self))
+      k.loop(from: k.constant(0, U32.self), to: steps) { _ in
+        var words: [[Register<U32>]] = []
+        var place = address
+        for _ in 0..<loads {
+          words.append(k.load(U32.self, count: 4, global: place, hint: .noL1))
+          place = place + gridBytes
+        }
+        k.set(address, to: place)
+        k.set(sum, to: words.joined().reduce(sum) { $0 ^ $1 })
+      }
+      k.if(sum .== 0x1234_5678) { k.store(sum, global: result) }
+    }
+  }
+}

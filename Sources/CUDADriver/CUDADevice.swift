@@ -1,0 +1,127 @@
+internal import Synchronization
+
+/// The NVIDIA driver, opened once for the process.
+public struct CUDADriver: Sendable {
+  package let functions: DriverFunctions
+  /// The newest CUDA version that the driver knows, as major * 1000 + minor * 10.
+  public let version: Int
+  /// How many GPUs it sees.
+  public let deviceCount: Int
+
+  /// What opening the library gave, the first time.
+  private static let opened: Result<CUDADriver, CUDAError> = {
+    do throws(CUDAError) {
+      return .success(try CUDADriver(try DriverFunctions.open()))
+    } catch {
+      return .failure(error)
+    }
+  }()
+
+  /// The driver of this machine. Creates no context.
+  /// - Throws: `CUDAError` where there is no driver, it is too old, or it sees no GPU.
+  public static func find() throws(CUDAError) -> CUDADriver { try opened.get() }
+
+  /// A driver with these functions.
+  package init(_ functions: DriverFunctions) throws(CUDAError) {
+    self.functions = functions
+    try functions.check(functions.initialize(0), "cuInit")
+    var (version, count) = (Int32(0), Int32(0))
+    try functions.check(functions.getVersion(&version), "cuDriverGetVersion")
+    if version < DriverFunctions.version { throw .driverTooOld(version: Int(version)) }
+    try functions.check(functions.getDeviceCount(&count), "cuDeviceGetCount")
+    if count == 0 { throw .noDevice }
+    self.version = Int(version)
+    deviceCount = Int(count)
+  }
+
+  /// A GPU, in the driver's order from 0.
+  public func device(_ ordinal: Int) throws(CUDAError) -> CUDADevice { try CUDADevice(self, ordinal: ordinal) }
+}
+
+/// A GPU and what it can do.
+public struct CUDADevice: Sendable {
+  /// The driver it belongs to.
+  public let driver: CUDADriver
+  /// Its place in the driver's order.
+  public let ordinal: Int
+  let handle: Int32
+  /// As NVIDIA names it.
+  public let name: String
+  /// Compute capability, major * 10 + minor.
+  public let capability: Int
+  /// Multiprocessors.
+  public let multiprocessors: Int
+  /// Shared memory that a block may ask for.
+  public let sharedBytesPerBlock: Int
+  /// Shared memory of a multiprocessor.
+  public let sharedBytesPerMultiprocessor: Int
+  /// The L2 cache.
+  public let cacheByteCount: Int
+
+  init(_ driver: CUDADriver, ordinal: Int) throws(CUDAError) {
+    let f = driver.functions
+    var device: Int32 = 0
+    try f.check(f.getDevice(&device, Int32(ordinal)), "cuDeviceGet")
+    var text = [CChar](repeating: 0, count: 256)
+    try f.check(f.getDeviceName(&text, 256, device), "cuDeviceGetName")
+    func attribute(_ number: Int32) throws(CUDAError) -> Int {
+      var value: Int32 = 0
+      try f.check(f.getDeviceAttribute(&value, number, device), "cuDeviceGetAttribute")
+      return Int(value)
+    }
+    self.driver = driver
+    self.ordinal = ordinal
+    handle = device
+    name = String(decoding: text.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
+    // CU_DEVICE_ATTRIBUTE_...
+    capability = try attribute(75) * 10 + (try attribute(76))
+    multiprocessors = try attribute(16)
+    sharedBytesPerBlock = try attribute(97)
+    sharedBytesPerMultiprocessor = try attribute(81)
+    cacheByteCount = try attribute(38)
+  }
+}
+
+/// The primary context of a GPU, retained: the one that PyTorch and the CUDA runtime use too, so that we live beside them.
+public struct PrimaryContext: ~Copyable, Sendable {
+  /// The GPU.
+  public let device: CUDADevice
+  private let handle: UncheckedHandle
+  package var functions: DriverFunctions { device.driver.functions }
+
+  /// Retains the context, and creates it where nobody has.
+  public init(_ device: CUDADevice) throws(CUDAError) {
+    self.device = device
+    let f = device.driver.functions
+    var context: Handle?
+    try f.check(f.retainPrimaryContext(&context, device.handle), "cuDevicePrimaryCtxRetain")
+    handle = UncheckedHandle(context)
+  }
+
+  deinit { _ = functions.releasePrimaryContext(device.handle) }
+
+  /// Runs `body` with this context current on this thread; what was current before is so again afterwards.
+  public func use<Result: ~Copyable>(_ body: () throws(CUDAError) -> Result) throws(CUDAError) -> Result {
+    try functions.check(functions.pushContext(handle.pointer), "cuCtxPushCurrent")
+    defer {
+      var popped: Handle?
+      _ = functions.popContext(&popped)
+    }
+    return try body()
+  }
+
+  /// Bytes of the GPU's memory that are free, and all of them.
+  public func memory() throws(CUDAError) -> (free: Int, total: Int) {
+    try use { () throws(CUDAError) in
+      var (free, total) = (0, 0)
+      try functions.check(functions.getMemoryInfo(&free, &total), "cuMemGetInfo")
+      return (free, total)
+    }
+  }
+}
+
+/// The driver's handles may be used by any thread.
+struct UncheckedHandle: @unchecked Sendable {
+  let pointer: Handle?
+  init(_ pointer: Handle?) { self.pointer = pointer }
+}

@@ -1,0 +1,91 @@
+/// Why the GPU cannot do what was asked, as a sentence.
+public enum CUDAError: Error, Hashable, Sendable {
+  /// The driver's library is not there.
+  case noDriver
+  /// The driver sees no GPU.
+  case noDevice
+  /// The driver is older than CUDA 12.0; `version` is major * 1000 + minor * 10, nil where even that is unknown.
+  case driverTooOld(version: Int?)
+  /// A function of CUDA 12.0 is missing.
+  case missingFunction(String)
+  /// The GPU is older than the kernels.
+  case gpuTooOld(name: String, capability: Int, needed: Int)
+  /// The driver does not know the PTX version.
+  case ptxTooNew(needed: String, driverVersion: Int)
+  /// The driver's assembler refused the PTX; `log` is what it said.
+  case rejectedPTX(kernel: String, log: String)
+  /// There is not enough memory; `free` is what there was.
+  case outOfMemory(asked: Int, free: Int)
+  /// A kernel did something forbidden; the context is lost.
+  case faulted(name: String, meaning: String)
+  /// A call failed.
+  case failed(call: String, name: String, meaning: String)
+}
+
+extension CUDAError: CustomStringConvertible {
+  /// The sentence that a user reads.
+  public var description: String {
+    switch self {
+    case .noDriver:
+      return "no NVIDIA driver was found (libcuda.so.1 could not be opened)."
+    case .noDevice:
+      return "the NVIDIA driver sees no device."
+    case .driverTooOld(let version):
+      let found = version.map { "this one is for CUDA \(Self.text($0))" } ?? "this one is older"
+      return "the NVIDIA driver must be for CUDA 12.0 or newer (525 or newer); \(found). Update the driver."
+    case .missingFunction(let name):
+      return "the NVIDIA driver has no function \(name); it must be for CUDA 12.0 or newer. Update the driver."
+    case .gpuTooOld(let name, let capability, let needed):
+      return "\(name) has compute capability \(Self.capability(capability)); the kernels need \(Self.capability(needed)) "
+        + "(Ampere) or newer. Use the CPU."
+    case .ptxTooNew(let needed, let driverVersion):
+      return "the kernel is PTX \(needed), which this driver (for CUDA \(Self.text(driverVersion))) does not know. Update "
+        + "the driver."
+    case .rejectedPTX(let kernel, let log):
+      return "the driver refused the kernel \(kernel). Its log: \(log.isEmpty ? "(empty)" : log)"
+    case .outOfMemory(let asked, let free):
+      return "\(Self.megabytes(asked)) of GPU memory were asked for, and \(Self.megabytes(free)) were free. Choose a "
+        + "smaller batch, or free memory."
+    case .faulted(let name, let meaning):
+      return "a kernel failed on the GPU (\(name): \(meaning)); this process can use the GPU no more. Please report it, "
+        + "with the plan."
+    case .failed(let call, let name, let meaning):
+      return "the NVIDIA driver failed in \(call) (\(name): \(meaning))."
+    }
+  }
+
+  private static func text(_ version: Int) -> String { "\(version / 1000).\(version % 1000 / 10)" }
+  private static func capability(_ number: Int) -> String { "\(number / 10).\(number % 10)" }
+  private static func megabytes(_ bytes: Int) -> String { "\((bytes + 999_999) / 1_000_000) MB" }
+}
+
+extension DriverFunctions {
+  private static let outOfMemory: Status = 2
+  private static let noDevice: Status = 100
+  /// Errors after which the context is lost: illegal address, launch timeout, assertion, hardware exceptions.
+  private static let faults: Set<Status> = [700, 702, 710, 714, 715, 716, 717, 718, 719, 214, 220]
+
+  /// Turns what a call returned into an error.
+  package func check(_ status: Status, _ call: String) throws(CUDAError) {
+    if status != 0 { throw error(status, call) }
+  }
+
+  private func error(_ status: Status, _ call: String) -> CUDAError {
+    if status == Self.noDevice { return .noDevice }
+    func text(_ get: (Status, Out<UnsafePointer<CChar>?>) -> Status, _ other: String) -> String {
+      var pointer: UnsafePointer<CChar>?
+      return get(status, &pointer) == 0 ? pointer.map { String(cString: $0) } ?? other : other
+    }
+    let (name, meaning) = (text(getErrorName, "error \(status)"), text(getErrorString, "no description"))
+    return Self.faults.contains(status)
+      ? .faulted(name: name, meaning: meaning) : .failed(call: call, name: name, meaning: meaning)
+  }
+
+  /// As `check`, where memory is asked for.
+  func checkAllocation(_ status: Status, byteCount: Int, _ call: String) throws(CUDAError) {
+    guard status == Self.outOfMemory else { return try check(status, call) }
+    var (free, total) = (0, 0)
+    _ = getMemoryInfo(&free, &total)
+    throw .outOfMemory(asked: byteCount, free: free)
+  }
+}

@@ -1,0 +1,69 @@
+/// A pool of a GPU's memory that keeps what was freed for the next allocation, so that allocating costs no system call.
+public struct MemoryPool: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  private let handle: UncheckedHandle
+
+  /// A pool of its own, apart from that of other libraries in the process. The context must be current.
+  public init(_ device: CUDADevice) throws(CUDAError) {
+    functions = device.driver.functions
+    // CUmemPoolProps: allocation type pinned (1), no shared handles (0), location type device (1), its number; 88 bytes.
+    var properties = [Int32](repeating: 0, count: 22)
+    (properties[0], properties[2], properties[3]) = (1, 1, device.handle)
+    var pool: Handle?
+    let status = properties.withUnsafeBytes { device.driver.functions.createPool(&pool, $0.baseAddress!) }
+    try device.driver.functions.check(status, "cuMemPoolCreate")
+    handle = UncheckedHandle(pool)
+    // CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: keep everything.
+    var threshold = UInt64.max
+    _ = functions.setPoolAttribute(pool, 4, &threshold)
+  }
+
+  deinit { _ = functions.destroyPool(handle.pointer) }
+
+  /// Reserves memory, in a stream's order. Its address is a multiple of 256.
+  /// - Throws: `CUDAError.outOfMemory` with what was free.
+  public func allocate(byteCount: Int, in stream: StreamHandle) throws(CUDAError) -> DeviceMemory {
+    var address: DeviceAddress = 0
+    let status = functions.allocateFromPool(&address, max(byteCount, 1), handle.pointer, stream.pointer)
+    try functions.checkAllocation(status, byteCount: byteCount, "cuMemAllocFromPoolAsync")
+    return DeviceMemory(functions, address: address, byteCount: byteCount, stream: stream)
+  }
+}
+
+/// Memory of a GPU; freed in its stream's order when it goes.
+public struct DeviceMemory: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  /// Where it is.
+  public let address: DeviceAddress
+  /// Its size.
+  public let byteCount: Int
+  private let stream: StreamHandle
+
+  init(_ functions: DriverFunctions, address: DeviceAddress, byteCount: Int, stream: StreamHandle) {
+    (self.functions, self.address, self.byteCount, self.stream) = (functions, address, byteCount, stream)
+  }
+
+  deinit { _ = functions.freeAsync(address, stream.pointer) }
+
+  /// Copies host memory here, in the stream's order. Traps where it does not fit.
+  public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(CUDAError) {
+    precondition(offset + source.count <= byteCount, "The copy does not fit the memory.")
+    guard let base = source.baseAddress, source.count > 0 else { return }
+    let status = functions.copyToDevice(address + UInt64(offset), base, source.count, stream.pointer)
+    try functions.check(status, "cuMemcpyHtoDAsync")
+  }
+
+  /// Copies to host memory, in the stream's order: it is there after a synchronization.
+  public func copy(to destination: UnsafeMutableRawBufferPointer, from offset: Int = 0) throws(CUDAError) {
+    precondition(offset + destination.count <= byteCount, "The copy goes beyond the memory.")
+    guard let base = destination.baseAddress, destination.count > 0 else { return }
+    let status = functions.copyToHost(base, address + UInt64(offset), destination.count, stream.pointer)
+    try functions.check(status, "cuMemcpyDtoHAsync")
+  }
+
+  /// Sets all bytes, in the stream's order.
+  public func fill(_ byte: UInt8) throws(CUDAError) {
+    if byteCount == 0 { return }
+    try functions.check(functions.fill(address, byte, byteCount, stream.pointer), "cuMemsetD8Async")
+  }
+}

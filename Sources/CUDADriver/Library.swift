@@ -1,0 +1,157 @@
+/// A kernel that the driver has compiled from PTX. It belongs to no context, and is unloaded when it goes.
+public struct Library: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  private let library: UncheckedHandle
+  private let kernel: UncheckedHandle
+  /// The entry point.
+  public let name: String
+
+  /// Compiles PTX, or takes what the driver's own cache keeps from an earlier process.
+  ///
+  /// - Throws: `CUDAError.rejectedPTX` with the driver's log, `.ptxTooNew`.
+  public init(_ driver: CUDADriver, ptx: String, version: String, kernel name: String) throws(CUDAError) {
+    let handles = try Self.load(driver, ptx: ptx, version: version, kernel: name)
+    functions = driver.functions
+    self.name = name
+    (library, kernel) = (UncheckedHandle(handles.library), UncheckedHandle(handles.kernel))
+  }
+
+  private static func load(
+    _ driver: CUDADriver, ptx: String, version: String, kernel name: String
+  ) throws(CUDAError) -> (library: Handle?, kernel: Handle?) {
+    let f = driver.functions
+    var library: Handle?
+    var log = [UInt8](repeating: 0, count: 8192)
+    let status = log.withUnsafeMutableBytes { buffer in
+      // CU_JIT_ERROR_LOG_BUFFER and its size, which is passed as a pointer's bits.
+      let options: [Int32] = [5, 6]
+      let values = [buffer.baseAddress, UnsafeMutableRawPointer(bitPattern: buffer.count)]
+      return ptx.withCString { f.loadLibrary(&library, $0, options, values, 2, nil, nil, 0) }
+    }
+    switch status {
+    case 0: break
+    case 222: throw .ptxTooNew(needed: version, driverVersion: driver.version)
+    case 200, 201, 209, 218, 221, 300, 301:
+      throw .rejectedPTX(kernel: name, log: String(decoding: log.prefix { $0 != 0 }, as: UTF8.self))
+    default: try f.check(status, "cuLibraryLoadData")
+    }
+    var kernel: Handle?
+    let found = f.getKernel(&kernel, library, name)
+    if found != 0 { _ = f.unloadLibrary(library) }
+    try f.check(found, "cuLibraryGetKernel")
+    return (library, kernel)
+  }
+
+  deinit { _ = functions.unloadLibrary(library.pointer) }
+
+  /// What the driver's compiler made of a kernel.
+  public struct Resources: Hashable, Sendable {
+    /// Registers of a thread.
+    public let registers: Int
+    /// Bytes of a thread that did not fit registers.
+    public let localBytes: Int
+    /// Static shared memory.
+    public let sharedBytes: Int
+  }
+
+  /// What the kernel takes on a GPU.
+  public func resources(on device: CUDADevice) throws(CUDAError) -> Resources {
+    func attribute(_ number: Int32) throws(CUDAError) -> Int {
+      var value: Int32 = 0
+      let status = functions.getKernelAttribute(&value, number, kernel.pointer, device.handle)
+      try functions.check(status, "cuKernelGetAttribute")
+      return Int(value)
+    }
+    // CU_FUNC_ATTRIBUTE_NUM_REGS, LOCAL_SIZE_BYTES, SHARED_SIZE_BYTES
+    return Resources(registers: try attribute(4), localBytes: try attribute(3), sharedBytes: try attribute(1))
+  }
+
+  /// Allows launches with this much dynamic shared memory on a GPU.
+  public func allow(dynamicSharedByteCount: Int, on device: CUDADevice) throws(CUDAError) {
+    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT in percent
+    for (attribute, value) in [(Int32(8), Int32(dynamicSharedByteCount)), (9, 100)] {
+      let status = functions.setKernelAttribute(attribute, value, kernel.pointer, device.handle)
+      try functions.check(status, "cuKernelSetAttribute")
+    }
+  }
+
+  /// Puts a launch into a stream. The context of the stream must be current.
+  ///
+  /// - Parameter arguments: the parameters, each at a multiple of its size, as the kernel's PTX declares them.
+  public func launch(_ shape: LaunchShape, arguments: UnsafeMutableRawBufferPointer, in stream: StreamHandle)
+    throws(CUDAError)
+  {
+    let status = shape.withConfiguration(stream) { configuration in
+      var size = arguments.count
+      return withUnsafeMutablePointer(to: &size) { size in
+        // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
+        let extra = (
+          UnsafeMutableRawPointer(bitPattern: 1), arguments.baseAddress, UnsafeMutableRawPointer(bitPattern: 2),
+          UnsafeMutableRawPointer(size) as UnsafeMutableRawPointer?, nil as UnsafeMutableRawPointer?
+        )
+        return withUnsafeBytes(of: extra) {
+          functions.launch(
+            configuration, kernel.pointer, nil, $0.baseAddress!.assumingMemoryBound(to: UnsafeMutableRawPointer?.self))
+        }
+      }
+    }
+    try functions.check(status, "cuLaunchKernelEx")
+  }
+}
+
+/// The grid of a launch, and what is special about it.
+public struct LaunchShape: Hashable, Sendable {
+  /// Something special about a launch.
+  public enum Attribute: Hashable, Sendable {
+    /// May begin before the launch in front of it has ended; the kernel waits where it must.
+    case programmaticStreamSerialization
+    /// Blocks that run together and share memory.
+    case cluster(x: Int, y: Int, z: Int)
+  }
+
+  /// Blocks along x.
+  public var blocks: Int
+  /// Threads of a block.
+  public var threads: Int
+  /// Dynamic shared memory of a block.
+  public var sharedByteCount: Int
+  /// None, usually.
+  public var attributes: [Attribute]
+
+  /// A one-dimensional grid.
+  public init(blocks: Int, threads: Int, sharedByteCount: Int = 0, attributes: [Attribute] = []) {
+    self.blocks = blocks
+    self.threads = threads
+    self.sharedByteCount = sharedByteCount
+    self.attributes = attributes
+  }
+
+  /// `CUlaunchConfig`, and the 72 bytes of each `CUlaunchAttribute`.
+  private struct Configuration {
+    var gridX, gridY, gridZ, blockX, blockY, blockZ, sharedBytes: UInt32
+    var stream: Handle?
+    var attributes: UnsafeRawPointer?
+    var attributeCount: UInt32
+  }
+
+  func withConfiguration(_ stream: StreamHandle, _ body: (UnsafeRawPointer) -> Status) -> Status {
+    var configuration = Configuration(
+      gridX: UInt32(blocks), gridY: 1, gridZ: 1, blockX: UInt32(threads), blockY: 1, blockZ: 1,
+      sharedBytes: UInt32(sharedByteCount), stream: stream.pointer, attributes: nil,
+      attributeCount: UInt32(attributes.count))
+    if attributes.isEmpty { return withUnsafePointer(to: &configuration) { body($0) } }
+    var words = [UInt32](repeating: 0, count: 18 * attributes.count)
+    for (i, attribute) in attributes.enumerated() {
+      switch attribute {
+      case .programmaticStreamSerialization: (words[18 * i], words[18 * i + 2]) = (6, 1)
+      case .cluster(let x, let y, let z):
+        words[18 * i] = 4
+        for (j, extent) in [x, y, z].enumerated() { words[18 * i + 2 + j] = UInt32(extent) }
+      }
+    }
+    return words.withUnsafeBytes { bytes in
+      configuration.attributes = bytes.baseAddress
+      return withUnsafePointer(to: &configuration) { body($0) }
+    }
+  }
+}

@@ -1,0 +1,97 @@
+/// A stream that belongs to somebody: ours, or an engine's own.
+public struct StreamHandle: @unchecked Sendable {
+  let pointer: Handle?
+
+  /// A `CUstream` or `cudaStream_t` from elsewhere; nil is the default stream.
+  public init(_ pointer: OpaquePointer?) { self.pointer = pointer }
+}
+
+/// Work that the GPU does in order. Its context must be current where it is used.
+public struct Stream: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  /// For launches and copies.
+  public let handle: StreamHandle
+
+  /// A stream that does not wait for the default stream. The context must be current.
+  public init(_ driver: CUDADriver) throws(CUDAError) {
+    functions = driver.functions
+    var stream: Handle?
+    try driver.functions.check(driver.functions.createStream(&stream, 1), "cuStreamCreate")
+    handle = StreamHandle(stream)
+  }
+
+  deinit { _ = functions.destroyStream(handle.pointer) }
+
+  /// Waits for all work put in so far; faults of kernels show here.
+  public func synchronize() throws(CUDAError) {
+    try functions.check(functions.synchronizeStream(handle.pointer), "cuStreamSynchronize")
+  }
+
+  /// Keeps what `body` puts into this stream as a graph instead of running it.
+  public func capture(_ body: () throws(CUDAError) -> Void) throws(CUDAError) -> Graph {
+    // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    try functions.check(functions.beginCapture(handle.pointer, 1), "cuStreamBeginCapture")
+    var failure: CUDAError?
+    do throws(CUDAError) { try body() } catch { failure = error }
+    var graph: Handle?
+    let ended = functions.endCapture(handle.pointer, &graph)
+    defer { _ = functions.destroyGraph(graph) }
+    if let failure { throw failure }
+    try functions.check(ended, "cuStreamEndCapture")
+    return try Graph(functions, graph)
+  }
+}
+
+/// Captured work, ready to run again and again at the cost of one launch.
+public struct Graph: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  private let executable: UncheckedHandle
+
+  init(_ functions: DriverFunctions, _ graph: Handle?) throws(CUDAError) {
+    self.functions = functions
+    var executable: Handle?
+    try functions.check(functions.instantiateGraph(&executable, graph, 0), "cuGraphInstantiate")
+    self.executable = UncheckedHandle(executable)
+  }
+
+  deinit { _ = functions.destroyExecutableGraph(executable.pointer) }
+
+  /// Puts the work into a stream.
+  public func launch(in stream: StreamHandle) throws(CUDAError) {
+    try functions.check(functions.launchGraph(executable.pointer, stream.pointer), "cuGraphLaunch")
+  }
+}
+
+/// A moment in a stream.
+public struct Event: ~Copyable, Sendable {
+  private let functions: DriverFunctions
+  private let handle: UncheckedHandle
+
+  /// An event that keeps time. The context must be current.
+  public init(_ driver: CUDADriver) throws(CUDAError) {
+    functions = driver.functions
+    var event: Handle?
+    try driver.functions.check(driver.functions.createEvent(&event, 0), "cuEventCreate")
+    handle = UncheckedHandle(event)
+  }
+
+  deinit { _ = functions.destroyEvent(handle.pointer) }
+
+  /// Happens when the stream has done all work before it.
+  public func record(in stream: StreamHandle) throws(CUDAError) {
+    try functions.check(functions.recordEvent(handle.pointer, stream.pointer), "cuEventRecord")
+  }
+
+  /// Waits until it has happened.
+  public func synchronize() throws(CUDAError) {
+    try functions.check(functions.synchronizeEvent(handle.pointer), "cuEventSynchronize")
+  }
+
+  /// Seconds since an earlier event; both must have happened.
+  public func seconds(since start: borrowing Event) throws(CUDAError) -> Double {
+    var milliseconds: Float = 0
+    let status = functions.getElapsedTime(&milliseconds, start.handle.pointer, handle.pointer)
+    try functions.check(status, "cuEventElapsedTime")
+    return Double(milliseconds) / 1000
+  }
+}

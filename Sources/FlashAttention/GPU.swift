@@ -1,0 +1,110 @@
+internal import AttentionKernels
+internal import CUDADriver
+internal import PTX
+internal import Synchronization
+
+/// An NVIDIA GPU: its primary context, a stream and a pool of memory of ours, and the kernels compiled so far.
+///
+/// Kernels are compiled by the driver when a plan is prepared or first run, and kept for the process; the driver keeps
+/// them in its own cache on disk for the next one.
+public final class GPU: Sendable {
+  let device: CUDADevice
+  let context: PrimaryContext
+  let stream: Stream
+  let pool: MemoryPool
+  let limits: GPULimits
+  private let kernels = Mutex<[ForwardSpecialization: LoadedKernel]>([:])
+
+  /// The GPUs in use, by their number.
+  private static let opened = Mutex<[Int: GPU]>([:])
+
+  /// A GPU of this machine, by the driver's order.
+  /// - Throws: `AttentionError.deviceUnavailable` where there is none, or it is older than Ampere.
+  public static func device(_ ordinal: Int = 0) throws(AttentionError) -> GPU {
+    do throws(CUDAError) {
+      return try opened.withLock { (gpus) throws(CUDAError) in
+        if let gpu = gpus[ordinal] { return gpu }
+        let gpu = try GPU(try CUDADriver.find().device(ordinal))
+        gpus[ordinal] = gpu
+        return gpu
+      }
+    } catch {
+      throw .deviceUnavailable(device: "GPU", reason: error.description)
+    }
+  }
+
+  private init(_ device: CUDADevice) throws(CUDAError) {
+    if device.capability < 80 { throw .gpuTooOld(name: device.name, capability: device.capability, needed: 80) }
+    self.device = device
+    context = try PrimaryContext(device)
+    stream = try context.use { () throws(CUDAError) in try Stream(device.driver) }
+    pool = try context.use { () throws(CUDAError) in try MemoryPool(device) }
+    limits = GPULimits(
+      name: device.name, target: Target(device.capability), multiprocessors: device.multiprocessors,
+      sharedBytesPerBlock: device.sharedBytesPerBlock,
+      sharedBytesPerMultiprocessor: device.sharedBytesPerMultiprocessor)
+  }
+
+  /// As NVIDIA names it.
+  public var name: String { device.name }
+
+  /// The kernel of a plan: loaded now, unless it has been before.
+  func load(_ plan: ForwardPlan) throws(CUDAError) -> LoadedKernel {
+    if let kernel = loaded(plan) { return kernel }
+    // Outside the lock, so that several threads compile at once; of two that compile the same, the first counts.
+    let kernel = try LoadedKernel(plan, on: self)
+    return kernels.withLock { kernels in
+      let first = kernels[plan.specialization] ?? kernel
+      kernels[plan.specialization] = first
+      return first
+    }
+  }
+
+  /// The kernel of a plan, where it is loaded.
+  func loaded(_ plan: ForwardPlan) -> LoadedKernel? { kernels.withLock { $0[plan.specialization] } }
+
+  /// How many kernels have been compiled in this process.
+  public var compiledKernelCount: Int { kernels.withLock { $0.count } }
+
+  /// Waits for all work that was put into our stream; faults of kernels show here.
+  public func synchronize() throws(AttentionError) {
+    try reportingDeviceErrors { () throws(CUDAError) in try context.use { () throws(CUDAError) in try stream.synchronize() } }
+  }
+}
+
+/// A compiled kernel, and what the driver's compiler made of it.
+final class LoadedKernel: Sendable {
+  let library: Library
+  let resources: Library.Resources
+
+  init(_ plan: ForwardPlan, on gpu: GPU) throws(CUDAError) {
+    library = try gpu.compile(named: plan.specialization.name) { () throws(KernelError) in try plan.kernel() }
+    resources = try library.resources(on: gpu.device)
+    try library.allow(dynamicSharedByteCount: plan.launch.sharedByteCount, on: gpu.device)
+  }
+}
+
+extension GPU {
+  /// Builds a kernel and hands it to the driver's compiler.
+  func compile(named name: String, _ build: () throws(KernelError) -> Kernel) throws(CUDAError) -> Library {
+    let (text, version, entry): (String, PTXVersion, String)
+    do throws(KernelError) {
+      let kernel = try build()
+      (text, version, entry) = (try kernel.text(), kernel.requirement.version, kernel.name)
+    } catch {
+      throw .rejectedPTX(kernel: name, log: "\(error)")
+    }
+    return try context.use { () throws(CUDAError) in
+      try Library(device.driver, ptx: text, version: "\(version)", kernel: entry)
+    }
+  }
+}
+
+/// What the driver could not do becomes a sentence about the GPU.
+func reportingDeviceErrors<Result>(_ body: () throws(CUDAError) -> Result) throws(AttentionError) -> Result {
+  do throws(CUDAError) {
+    return try body()
+  } catch {
+    throw .deviceFailed(device: "GPU", reason: error.description)
+  }
+}

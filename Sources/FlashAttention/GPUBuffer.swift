@@ -1,0 +1,90 @@
+internal import CUDADriver
+
+/// Memory of a GPU that this library allocated.
+public final class GPUBuffer: Sendable {
+  /// Where it is: a multiple of 256.
+  public let address: UInt64
+  /// Its size.
+  public let byteCount: Int
+  private let memory: DeviceMemory
+  private let gpu: GPU
+
+  /// - Throws: `AttentionError.deviceFailed` where there is not enough; it says how much there was.
+  public init(byteCount: Int, on gpu: GPU) throws(AttentionError) {
+    self.gpu = gpu
+    self.byteCount = byteCount
+    do throws(CUDAError) {
+      memory = try gpu.context.use { () throws(CUDAError) in
+        try gpu.pool.allocate(byteCount: byteCount, in: gpu.stream.handle)
+      }
+    } catch {
+      throw .deviceFailed(device: "GPU", reason: error.description)
+    }
+    address = memory.address
+  }
+
+  /// Copies host memory here, in the order of our stream.
+  public func copy(from source: UnsafeRawBufferPointer) throws(AttentionError) {
+    try reportingDeviceErrors { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source) }
+    }
+  }
+
+  /// Sets all bytes, in the order of our stream.
+  public func fill(_ byte: UInt8) throws(AttentionError) {
+    try reportingDeviceErrors { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in try memory.fill(byte) }
+    }
+  }
+
+  /// Copies to host memory and waits until it is there.
+  public func copy(to destination: UnsafeMutableRawBufferPointer) throws(AttentionError) {
+    try reportingDeviceErrors { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in
+        try memory.copy(to: destination)
+        try gpu.stream.synchronize()
+      }
+    }
+  }
+}
+
+/// Memory of a GPU seen as a tensor; see `TensorView`. Pointer and strides are multiples of 16 bytes (strides may be 0 or
+/// negative), and elements lie side by side along the dimension.
+public struct DeviceTensorView: Hashable, Sendable {
+  /// The address of element (0, 0, 0, 0).
+  public var address: UInt64
+  /// The type of the elements.
+  public var scalarType: ScalarType
+  /// The extents.
+  public var shape: TensorShape
+  /// Distances between neighbours, in elements.
+  public var strides: TensorStrides
+
+  /// Memory with strides.
+  public init(address: UInt64, scalarType: ScalarType, shape: TensorShape, strides: TensorStrides) {
+    self.address = address
+    self.scalarType = scalarType
+    self.shape = shape
+    self.strides = strides
+  }
+
+  /// Contiguous memory in the given layout.
+  public init(address: UInt64, scalarType: ScalarType, shape: TensorShape, layout: TensorLayout) {
+    self.init(address: address, scalarType: scalarType, shape: shape, strides: layout.strides(of: shape))
+  }
+
+  /// - Throws: `AttentionError` where the view is not what a plan was made for, or not aligned as the GPU's copies need it.
+  func check(_ name: String, isFor shape: TensorShape, _ type: ScalarType) throws(AttentionError) {
+    guard self.shape == shape else { throw .notThePlan(tensor: name, given: self.shape, planned: shape) }
+    guard scalarType == type else {
+      throw .mixedTypes(first: name, firstType: scalarType, second: "the plan", secondType: type)
+    }
+    if address % 16 != 0 { throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address)) }
+    for (axis, stride, extent) in [
+      ("batch", strides.batch, shape.batch), ("head", strides.heads, shape.heads), ("token", strides.length, shape.length),
+    ] where extent > 1 {
+      let bytes = stride * type.byteCount
+      if bytes % 16 != 0 { throw .alignment(tensor: name, what: "\(axis) stride", bytes: bytes) }
+    }
+  }
+}

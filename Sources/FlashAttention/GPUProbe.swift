@@ -1,0 +1,95 @@
+internal import AttentionKernels
+internal import CUDADriver
+internal import PTX
+
+/// Measures what a GPU can do at most, with kernels that do one thing only, and times work on it: medians of events, each
+/// run after the L2 cache was filled with something else by reading (writing would leave lines that the timed work pays for).
+public final class GPUProbe: Sendable {
+  private let gpu: GPU
+  private let reader: Library
+  private let buffer: GPUBuffer
+  private let word: GPUBuffer
+  private let readSteps: Int
+
+  /// - Parameter byteCount: what `readGigabytesPerSecond` reads; the cache is evicted by 512 MB of it.
+  public init(_ gpu: GPU, byteCount: Int = 2 << 30) throws(AttentionError) {
+    self.gpu = gpu
+    let step = ReadProbeKernel.stepByteCount(blocks: Self.readBlocks(gpu))
+    readSteps = max(1, byteCount / step)
+    buffer = try GPUBuffer(byteCount: readSteps * step, on: gpu)
+    word = try GPUBuffer(byteCount: 4, on: gpu)
+    do throws(CUDAError) {
+      reader = try gpu.compile(named: "read_probe") { () throws(KernelError) in try ReadProbeKernel.kernel() }
+    } catch {
+      throw .deviceFailed(device: "GPU", reason: error.description)
+    }
+    try buffer.fill(0x5a)
+  }
+
+  private static func readBlocks(_ gpu: GPU) -> Int { gpu.device.multiprocessors * 4 }
+
+  /// The most that reads from memory reach.
+  public func readGigabytesPerSecond(iterations: Int = 9) throws(AttentionError) -> Double {
+    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+      try time(iterations: iterations) { () throws(CUDAError) in try read(steps: readSteps) }
+    }
+    return Double(buffer.byteCount) / seconds.sorted()[iterations / 2] / 1e9
+  }
+
+  /// The most that `mma.sync` reaches on registers.
+  public func matrixTeraflops(_ type: ScalarType, iterations: Int = 9) throws(AttentionError) -> Double {
+    let (blocks, steps) = (gpu.device.multiprocessors * 4, 2000)
+    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+      let library = try gpu.compile(named: "matrix_probe") { () throws(KernelError) in
+        try MatrixProbeKernel.kernel(type == .bf16 ? .bf16 : .f16)
+      }
+      return try time(iterations: iterations) { () throws(CUDAError) in
+        try gpu.context.use { () throws(CUDAError) in
+          try library.launch(
+            LaunchShape(blocks: blocks, threads: MatrixProbeKernel.threads),
+            arguments: [.pointer(word.address), .u32(UInt32(steps))], in: gpu.stream.handle)
+        }
+      }
+    }
+    return MatrixProbeKernel.flops(blocks: blocks, steps: steps) / seconds.sorted()[iterations / 2] / 1e12
+  }
+
+  /// Seconds of runs of what `body` puts into our stream, each after the cache was evicted.
+  public func seconds(iterations: Int, _ body: () throws(AttentionError) -> Void) throws(AttentionError) -> [Double] {
+    var failure: AttentionError?
+    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+      try time(iterations: iterations) { () throws(CUDAError) in
+        do throws(AttentionError) { try body() } catch { failure = error }
+      }
+    }
+    if let failure { throw failure }
+    return seconds
+  }
+
+  private func time(iterations: Int, _ body: () throws(CUDAError) -> Void) throws(CUDAError) -> [Double] {
+    let (stream, evictSteps) = (gpu.stream.handle, max(1, min(readSteps, readSteps * (512 << 20) / buffer.byteCount)))
+    return try gpu.context.use { () throws(CUDAError) in
+      let start = try Event(gpu.device.driver)
+      let end = try Event(gpu.device.driver)
+      try body()
+      var seconds: [Double] = []
+      for _ in 0..<iterations {
+        try read(steps: evictSteps)
+        try start.record(in: stream)
+        try body()
+        try end.record(in: stream)
+        try end.synchronize()
+        seconds.append(try end.seconds(since: start))
+      }
+      return seconds
+    }
+  }
+
+  private func read(steps: Int) throws(CUDAError) {
+    try gpu.context.use { () throws(CUDAError) in
+      try reader.launch(
+        LaunchShape(blocks: Self.readBlocks(gpu), threads: ReadProbeKernel.threads),
+        arguments: [.pointer(buffer.address), .pointer(word.address), .u32(UInt32(steps))], in: gpu.stream.handle)
+    }
+  }
+}
