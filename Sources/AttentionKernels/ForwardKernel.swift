@@ -113,7 +113,8 @@ private struct ForwardBody {
 
     let logSumExps = softmax.normalize(output, ln2: parameters.ln2)
     let epilogue = Epilogue(
-      k: k, inputs: s.inputs, tile: memory.output, place: group.shared, firstRow: firstRow, lane: group.lane, rows: rows)
+      k: k, inputs: s.inputs, tile: memory.output, place: group.shared, firstRow: firstRow, lane: group.lane, rows: rows
+    )
     epilogue.store(
       logSumExps: logSumExps, ownRows: ownRows, to: parameters.logSumExpBase,
       firstHead: (batch * parameters.keyValueHeads + keyValueHead) * s.groupSize, queries: parameters.queries,
@@ -143,9 +144,9 @@ private struct ForwardBody {
     k.loop(from: tiles.first, to: tiles.end) { tile in
       k.comment("a tile: scores, weights, its share of O")
       pipeline.wait()
-      pipeline.issueNext()
-      multiply(queries ?? queryFragments(), pipeline.keys, into: scores)
-      prepare(scores, of: tile)
+      let largest = multiply(
+        queries ?? queryFragments(), pipeline.keys, into: scores, beside: pipeline.nextCopies())
+      prepare(scores, largest, of: tile)
       for chunk in 0..<tiling.tileKeys / 16 {
         accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), pipeline.values, chunk: chunk)
       }
@@ -164,8 +165,7 @@ private struct ForwardBody {
     pipeline.waitForFirstKeys()
     let queries = queryFragments()
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
-    multiply(queries, pipeline.firstKeys, into: scores)
-    prepare(scores, of: tiles.first)
+    prepare(scores, multiply(queries, pipeline.firstKeys, into: scores), of: tiles.first)
     let weights = (0..<tiling.tileKeys / 16).map { chunk in
       softmax.weights(scores, chunk: chunk, as: s.inputs).map { $0.map { k.variable($0) } }
     }
@@ -179,15 +179,15 @@ private struct ForwardBody {
       k.loop {
         k.comment("a turn: the output of a tile, and the scores of the next")
         pipeline.wait()
-        pipeline.issueNext()
+        let copies = pipeline.nextCopies()
         turns.take()
         accumulateTile()
-        multiply(queries, pipeline.keys, into: scores)
+        let largest = multiply(queries, pipeline.keys, into: scores, beside: copies)
         turns.give()
         k.comment("between turns: weights")
         pipeline.advance()
         k.set(tile, to: tile + 1)
-        prepare(scores, of: tile)
+        prepare(scores, largest, of: tile)
         for (chunk, held) in weights.enumerated() {
           for (old, new) in zip(held.joined(), softmax.weights(scores, chunk: chunk, as: s.inputs).joined()) {
             k.set(old, to: new)
@@ -211,27 +211,52 @@ private struct ForwardBody {
       areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
   }
 
-  /// S = Q K^T.
-  private func multiply(_ queries: QueryFragments, _ keys: TileReader, into scores: Accumulators) {
+  /// S = Q K^T, some keys after the others, so that the largest scores of those that are done are found beside the
+  /// products of the next. Returns these, for each of the lane's rows.
+  ///
+  /// - Parameter others: instructions to emit between the products, which leave room for them.
+  private func multiply(
+    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, beside others: [() -> Void] = []
+  ) -> [Register<F32>] {
     k.comment("S = Q K^T")
-    scores.clear()
-    for step in 0..<memory.keys.steps {
-      let q = queries.atStep(step)
-      for key in stride(from: 0, to: tiling.tileKeys, by: 16) {
-        let fragment = keys.load(row: key, step: step)
-        for rowTile in 0..<tiling.rowTilesPerWarp {
-          k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[0..<2]), into: scores[rowTile, key / 8])
-          k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[2..<4]), into: scores[rowTile, key / 8 + 1])
+    var largest: [[Register<F32>]] = []
+    var waiting = others[...]
+    let steps = tiling.scorePieces.count * memory.keys.steps
+    let share = (others.count + steps - 1) / steps
+    for keys in tiling.scorePieces {
+      let columnTiles = keys.lowerBound / 8..<keys.upperBound / 8
+      scores.clear(columnTiles: columnTiles)
+      for step in 0..<memory.keys.steps {
+        let q = queries.atStep(step)
+        for key in stride(from: keys.lowerBound, to: keys.upperBound, by: 16) {
+          let fragment = tile.load(row: key, step: step)
+          for rowTile in 0..<tiling.rowTilesPerWarp {
+            k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[0..<2]), into: scores[rowTile, key / 8])
+            k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[2..<4]), into: scores[rowTile, key / 8 + 1])
+          }
         }
+        for emit in waiting.prefix(share) { emit() }
+        waiting = waiting.dropFirst(share)
       }
+      largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }
+    return largest.dropFirst().reduce(largest[0]) { zip($0, $1).map { k.maximum($0, $1) } }
   }
 
-  /// Softcap, mask, and the maxima.
-  private func prepare(_ scores: Accumulators, of tile: Register<S32>) {
-    if s.hasSoftcap { ScoreCap(scale: parameters.capScale).apply(to: scores, k) }
-    mask.apply(to: scores, tileStart: tile * tiling.tileKeys)
-    softmax.update(scores, rescaling: output)
+  /// Softcap, mask, and the maxima. `largest` knows neither softcap nor mask: it is found again where there is one.
+  private func prepare(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
+    let all = 0..<scores.columnTiles
+    var largest = largest
+    if let cap = s.hasSoftcap ? ScoreCap(scale: parameters.capScale) : nil {
+      cap.apply(to: scores, k)
+      largest = softmax.largest(of: scores, columnTiles: all)
+    }
+    let start = tile * tiling.tileKeys
+    let isMasked = mask.isNeeded(tileStart: start, size: tiling.tileKeys)
+    softmax.update(largest, rescaling: output, isMasked: isMasked) {
+      mask.apply(to: scores, tileStart: start)
+      return softmax.largest(of: scores, columnTiles: all)
+    }
   }
 
   /// O += P V for 16 keys of a tile.

@@ -54,7 +54,8 @@ public struct ForwardPlan: Hashable, Sendable {
     }
     if launch.sharedByteCount > gpu.sharedBytesPerBlock {
       throw .tiling(
-        "\(tiling)", reason: "needs \(launch.sharedByteCount) bytes of shared memory; a block of this GPU has "
+        "\(tiling)",
+        reason: "needs \(launch.sharedByteCount) bytes of shared memory; a block of this GPU has "
           + "\(gpu.sharedBytesPerBlock)")
     }
   }

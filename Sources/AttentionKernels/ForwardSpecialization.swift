@@ -117,8 +117,16 @@ public struct ForwardTiling: Hashable, Sendable {
   /// Threads of a block.
   public var threads: Int { groups * threadsPerGroup }
 
+  /// The keys of a tile in the pieces that scores are computed in: enough for eight independent products. Q that is read
+  /// again is read for all keys at once.
+  var scorePieces: [Range<Int>] {
+    let piece = keepsQueries ? min(tileKeys, 64 / rowTilesPerWarp) : tileKeys
+    return stride(from: 0, to: tileKeys, by: piece).map { $0..<$0 + piece }
+  }
+
   var name: String {
-    "\(rows)x\(tileKeys)_warps\(warps)_stages\(stages)" + (keepsQueries ? "_q" : "") + (groups == 2 ? "_alternating" : "")
+    "\(rows)x\(tileKeys)_warps\(warps)_stages\(stages)" + (keepsQueries ? "_q" : "")
+      + (groups == 2 ? "_alternating" : "")
   }
 }
 

@@ -36,10 +36,12 @@ extension CUDAError: CustomStringConvertible {
     case .missingFunction(let name):
       return "the NVIDIA driver has no function \(name); it must be for CUDA 12.0 or newer. Update the driver."
     case .gpuTooOld(let name, let capability, let needed):
-      return "\(name) has compute capability \(Self.capability(capability)); the kernels need \(Self.capability(needed)) "
+      return
+        "\(name) has compute capability \(Self.capability(capability)); the kernels need \(Self.capability(needed)) "
         + "(Ampere) or newer. Use the CPU."
     case .ptxTooNew(let needed, let driverVersion):
-      return "the kernel is PTX \(needed), which this driver (for CUDA \(Self.text(driverVersion))) does not know. Update "
+      return
+        "the kernel is PTX \(needed), which this driver (for CUDA \(Self.text(driverVersion))) does not know. Update "
         + "the driver."
     case .rejectedPTX(let kernel, let log):
       return "the driver refused the kernel \(kernel). Its log: \(log.isEmpty ? "(empty)" : log)"
@@ -47,7 +49,8 @@ extension CUDAError: CustomStringConvertible {
       return "\(Self.megabytes(asked)) of GPU memory were asked for, and \(Self.megabytes(free)) were free. Choose a "
         + "smaller batch, or free memory."
     case .faulted(let name, let meaning):
-      return "a kernel failed on the GPU (\(name): \(meaning)); this process can use the GPU no more. Please report it, "
+      return
+        "a kernel failed on the GPU (\(name): \(meaning)); this process can use the GPU no more. Please report it, "
         + "with the plan."
     case .failed(let call, let name, let meaning):
       return "the NVIDIA driver failed in \(call) (\(name): \(meaning))."

@@ -125,7 +125,8 @@ extension DriverFunctions {
 
     f.getMemoryInfo = try find("cuMemGetInfo", (@convention(c) @Sendable (Out<Int>, Out<Int>) -> Status).self)
     f.getDefaultPool = try find("cuDeviceGetDefaultMemPool", GetOfDevice.self)
-    f.createPool = try find("cuMemPoolCreate", (@convention(c) @Sendable (Out<Handle?>, UnsafeRawPointer) -> Status).self)
+    f.createPool = try find(
+      "cuMemPoolCreate", (@convention(c) @Sendable (Out<Handle?>, UnsafeRawPointer) -> Status).self)
     f.destroyPool = try find("cuMemPoolDestroy", TakeHandle.self)
     f.setPoolAttribute = try find(
       "cuMemPoolSetAttribute", (@convention(c) @Sendable (Handle?, Int32, UnsafeMutableRawPointer) -> Status).self)
@@ -135,7 +136,8 @@ extension DriverFunctions {
     f.copyToDevice = try find(
       "cuMemcpyHtoDAsync", (@convention(c) @Sendable (DeviceAddress, UnsafeRawPointer, Int, Handle?) -> Status).self)
     f.copyToHost = try find(
-      "cuMemcpyDtoHAsync", (@convention(c) @Sendable (UnsafeMutableRawPointer, DeviceAddress, Int, Handle?) -> Status).self)
+      "cuMemcpyDtoHAsync",
+      (@convention(c) @Sendable (UnsafeMutableRawPointer, DeviceAddress, Int, Handle?) -> Status).self)
     f.fill = try find("cuMemsetD8Async", (@convention(c) @Sendable (DeviceAddress, UInt8, Int, Handle?) -> Status).self)
 
     typealias Create = @convention(c) @Sendable (Out<Handle?>, UInt32) -> Status

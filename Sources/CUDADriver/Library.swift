@@ -78,7 +78,9 @@ public struct Library: ~Copyable, Sendable {
   /// Puts a launch into a stream. The context of the stream must be current.
   ///
   /// - Parameter arguments: the parameters, each at a multiple of its size, as the kernel's PTX declares them.
-  public func launch(_ shape: LaunchShape, arguments: UnsafeMutableRawBufferPointer, in stream: StreamHandle)
+  public func launch(
+    _ shape: LaunchShape, arguments: UnsafeMutableRawBufferPointer, in stream: StreamHandle
+  )
     throws(CUDAError)
   {
     let status = shape.withConfiguration(stream) { configuration in

@@ -68,7 +68,9 @@ public final class GPU: Sendable {
 
   /// Waits for all work that was put into our stream; faults of kernels show here.
   public func synchronize() throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in try context.use { () throws(CUDAError) in try stream.synchronize() } }
+    try reportingDeviceErrors { () throws(CUDAError) in
+      try context.use { () throws(CUDAError) in try stream.synchronize() }
+    }
   }
 }
 

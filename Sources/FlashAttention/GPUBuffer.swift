@@ -81,7 +81,8 @@ public struct DeviceTensorView: Hashable, Sendable {
     }
     if address % 16 != 0 { throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address)) }
     for (axis, stride, extent) in [
-      ("batch", strides.batch, shape.batch), ("head", strides.heads, shape.heads), ("token", strides.length, shape.length),
+      ("batch", strides.batch, shape.batch), ("head", strides.heads, shape.heads),
+      ("token", strides.length, shape.length),
     ] where extent > 1 {
       let bytes = stride * type.byteCount
       if bytes % 16 != 0 { throw .alignment(tensor: name, what: "\(axis) stride", bytes: bytes) }

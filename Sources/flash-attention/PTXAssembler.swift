@@ -36,7 +36,9 @@ struct PTXAssembler {
     guard pclose(pipe) == 0 else { return nil }
     let words = String(decoding: bytes, as: UTF8.self).split { " \n".contains($0) }
     func number(before word: String, _ next: String) -> Int? {
-      words.indices.dropLast(2).first { words[$0 + 1] == word && words[$0 + 2].hasPrefix(next) }.flatMap { Int(words[$0]) }
+      words.indices.dropLast(2).first { words[$0 + 1] == word && words[$0 + 2].hasPrefix(next) }.flatMap {
+        Int(words[$0])
+      }
     }
     guard let index = words.firstIndex(of: "Used"), let registers = Int(words[index + 1]) else { return nil }
     return Report(registers: registers, spilledBytes: number(before: "bytes", "spill") ?? 0)

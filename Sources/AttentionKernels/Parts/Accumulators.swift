@@ -22,11 +22,16 @@ struct Accumulators {
   subscript(rowTile: Int, columnTile: Int) -> [Register<F32>] { tiles[rowTile][columnTile] }
 
   /// The lane's elements of its row i: row `i % 2 * 8 + g` of 16-row tile `i / 2`.
-  func ofRow(_ i: Int) -> [Register<F32>] { tiles[i / 2].flatMap { $0[i % 2 * 2..<i % 2 * 2 + 2] } }
+  func ofRow(_ i: Int) -> [Register<F32>] { ofRow(i, columnTiles: 0..<columnTiles) }
 
-  /// Sets all to zero.
-  func clear() {
-    for element in tiles.joined().joined() { k.set(element, to: k.constant(0)) }
+  /// The same, of some tiles of 8 columns.
+  func ofRow(_ i: Int, columnTiles: Range<Int>) -> [Register<F32>] {
+    tiles[i / 2][columnTiles].flatMap { $0[i % 2 * 2..<i % 2 * 2 + 2] }
+  }
+
+  /// Sets tiles of 8 columns to zero.
+  func clear(columnTiles: Range<Int>) {
+    for tile in tiles { for element in tile[columnTiles].joined() { k.set(element, to: k.constant(0)) } }
   }
 
   /// Each element, with its lane row i and its column in the tile, to which a lane adds 2t.

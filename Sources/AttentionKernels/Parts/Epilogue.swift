@@ -27,7 +27,8 @@ struct Epilogue {
         k.if(row .< rows.count) {
           let destination = base + rows.distance(ofRow: row, strides) + k.wide(chunk * 16)
           // Four rows of a wide panel shift the pattern by half its period.
-          let from = (pass * rowsPerPass / (8 / width)) % width == 0 ? source : source ^ (swizzleShift(pass, width) * 16)
+          let from =
+            (pass * rowsPerPass / (8 / width)) % width == 0 ? source : source ^ (swizzleShift(pass, width) * 16)
           for panel in tile.panels where panel.width == width {
             func move() {
               let values = k.load(

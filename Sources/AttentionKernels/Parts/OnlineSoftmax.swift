@@ -9,12 +9,16 @@ internal import PTX
 /// The output is rescaled only when some maximum has grown by more than 2^8: until then weights above 1 are as exact as
 /// those below, and f32 sums have room. Most tiles then rescale nothing.
 struct OnlineSoftmax {
+  /// How many powers of two weights may exceed 1.
   private static let growth: Float = 8
 
   private let k: KernelBuilder
   /// What a score is multiplied by, above zero: scale * log2(e).
   private let scale: Register<F32>
   private let maxima, sums: [Register<F32>]
+  /// What scores may reach before the maxima follow, and how far that is from the maxima.
+  private let limits: [Register<F32>]
+  private let growth: Register<F32>
   /// `-maximum * scale`, 0 where there is no maximum yet.
   private let shifts: [Register<F32>]
 
@@ -23,33 +27,57 @@ struct OnlineSoftmax {
     self.scale = scale
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
     sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
+    limits = (0..<rows).map { k.variable(k.constant(-.infinity)).named("limit\($0)") }
+    growth = k.reciprocal(scale) * Self.growth
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
   }
 
-  /// Takes the maxima of a tile's scores into account, and rescales sums and output where they grew.
-  func update(_ scores: Accumulators, rescaling output: Accumulators) {
-    k.comment("softmax: maxima of the rows")
-    let grown = maxima.indices.map { row in
-      var parts = scores.ofRow(row)
+  /// The largest of the lane's scores of each row, over tiles of 8 columns.
+  func largest(of scores: Accumulators, columnTiles: Range<Int>) -> [Register<F32>] {
+    maxima.indices.map { row in
+      let parts = scores.ofRow(row, columnTiles: columnTiles)
       // Two chains, so that one instruction need not wait for the one before.
-      var largest = [parts.removeFirst(), parts.removeFirst()]
-      for (i, part) in parts.enumerated() { largest[i % 2] = k.maximum(largest[i % 2], part) }
-      return k.maximum(largest[0], largest[1])
+      let chains = [parts.indices.filter { $0 % 2 == 0 }, parts.indices.filter { $0 % 2 == 1 }].map { chain in
+        chain.dropFirst().reduce(parts[chain[0]]) { k.maximum($0, parts[$1]) }
+      }
+      return k.maximum(chains[0], chains[1])
     }
-    .map { k.maximum($0, k.shuffle($0, xor: 1)) }
-    .map { k.maximum($0, k.shuffle($0, xor: 2)) }
-    let news = zip(maxima, grown).map { k.maximum($0, $1) }
-    let isBeyond = zip(maxima, news).map { old, new in ((new - old) * scale) .> Self.growth }
-    k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
-      k.comment("rescale: a maximum has grown")
-      for row in maxima.indices {
-        // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
-        let top = k.select(news[row] .!= -.infinity, news[row], 0)
-        let factor = k.exp2((maxima[row] - top) * scale)
-        k.set(shifts[row], to: -(top * scale))
-        k.set(maxima[row], to: news[row])
-        k.set(sums[row], to: sums[row] * factor)
-        for value in output.ofRow(row) { k.set(value, to: value * factor) }
+  }
+
+  /// Takes a tile into account: rescales sums and output where a maximum has grown much, and first hides what a mask
+  /// hides, if it does here. Nearly all tiles need neither; so both share a branch, and the lanes of a row, who agree on its
+  /// maximum only there, compare their own scores with what it may grow to.
+  ///
+  /// - Parameters:
+  ///   - largest: the largest scores of the lane's rows, nothing hidden.
+  ///   - isMasked: whether something is hidden here; the same for all lanes.
+  ///   - hide: hides it, and returns the largest scores that are left.
+  func update(
+    _ largest: [Register<F32>], rescaling output: Accumulators, isMasked: Predicate, hide: () -> [Register<F32>]
+  ) {
+    let isBeyond = zip(largest, limits).map { $0 .> $1 }
+    k.if(k.vote(.any, isBeyond.reduce(isMasked) { $0 | $1 })) {
+      let left = largest.map { k.variable($0) }
+      k.if(isMasked) {
+        k.comment("mask: this tile has keys that some row does not see")
+        for (old, new) in zip(left, hide()) { k.set(old, to: new) }
+      }
+      k.comment("maxima of the rows over their four lanes; rescale, where one has grown")
+      let news = zip(maxima, left).map { k.maximum($0, $1) }
+        .map { k.maximum($0, k.shuffle($0, xor: 1)) }
+        .map { k.maximum($0, k.shuffle($0, xor: 2)) }
+      let isBeyond = zip(news, limits).map { $0 .> $1 }
+      k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
+        for row in maxima.indices {
+          // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
+          let top = k.select(news[row] .!= -.infinity, news[row], 0)
+          let factor = k.exp2((maxima[row] - top) * scale)
+          k.set(shifts[row], to: -(top * scale))
+          k.set(limits[row], to: k.select(news[row] .!= -.infinity, news[row] + growth, -.infinity))
+          k.set(maxima[row], to: news[row])
+          k.set(sums[row], to: sums[row] * factor)
+          for value in output.ofRow(row) { k.set(value, to: value * factor) }
+        }
       }
     }
   }

@@ -32,14 +32,16 @@ struct ScoreMask {
 
   /// The first key that a query sees, and the key behind the last.
   private static func firstKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, _ query: Register<S32>
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters,
+    _ query: Register<S32>
   ) -> Register<S32> {
     let zero = k.constant(0, S32.self)
     return edges.contains(.left) ? k.maximum(query + parameters.leftOffset, zero) : zero
   }
 
   private static func endKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, _ query: Register<S32>
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters,
+    _ query: Register<S32>
   ) -> Register<S32> {
     edges.contains(.right) ? k.minimum(query + parameters.rightOffset + 1, parameters.keys) : parameters.keys
   }
@@ -50,25 +52,26 @@ struct ScoreMask {
     return (visible.first / size, k.select(rows.firstRow .< rows.count, end, k.constant(0, S32.self)))
   }
 
-  /// Applies the mask to the scores of the tile that begins at key `start`, if it needs one.
+  /// Whether a tile of `size` keys from `start` on has keys that some row does not see.
+  func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate {
+    let isBeyond = (start + size) .> common.end
+    return edges.contains(.left) ? isBeyond | (start .< common.first) : isBeyond
+  }
+
+  /// Hides the scores of the tile that begins at key `start`, where its row does not see the key.
   func apply(to scores: Accumulators, tileStart start: Register<S32>) {
-    var isNeeded = (start + scores.columnTiles * 8) .> common.end
-    if edges.contains(.left) { isNeeded = isNeeded | (start .< common.first) }
-    k.if(isNeeded) {
-      k.comment("mask: this tile has keys that some row does not see")
-      let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
-      let ranges = ownRows.map { row in
-        let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
-        let (begin, end) = (
-          Self.firstKey(k, edges, parameters, query), Self.endKey(k, edges, parameters, query)
-        )
-        return (first: begin - first, end: end - first)
-      }
-      scores.forEach { score, row, column in
-        var isVisible = ranges[row].end .> column
-        if edges.contains(.left) { isVisible = isVisible & (ranges[row].first .<= column) }
-        k.set(score, to: k.select(isVisible, score, -.infinity))
-      }
+    let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
+    let ranges = ownRows.map { row in
+      let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
+      let (begin, end) = (
+        Self.firstKey(k, edges, parameters, query), Self.endKey(k, edges, parameters, query)
+      )
+      return (first: begin - first, end: end - first)
+    }
+    scores.forEach { score, row, column in
+      var isVisible = ranges[row].end .> column
+      if edges.contains(.left) { isVisible = isVisible & (ranges[row].first .<= column) }
+      k.set(score, to: k.select(isVisible, score, -.infinity))
     }
   }
 }

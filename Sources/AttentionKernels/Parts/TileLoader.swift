@@ -11,8 +11,8 @@ struct TileLoader {
     /// Where the next tile's row of this thread is; advances.
     let source: Register<U64>
     let destination: Register<U32>
-    /// From a row to the thread's next row of the tile.
-    let step: Register<U64>
+    /// From the thread's first row of a tile to the others, one for each pass over the tile.
+    let steps: [Register<U64>]
   }
 
   private let k: KernelBuilder
@@ -39,45 +39,44 @@ struct TileLoader {
           width: width, line: line, chunk: chunk,
           source: k.variable(source + k.wide(line) * rowStride + k.wide(chunk * 16)).named("source"),
           destination: (line * (width * 16) + ((chunk ^ swizzle) * 16)).named("destination"),
-          step: rowStride * (threads / width)))
+          steps: (0..<max(1, tile.rows * width / threads)).map { rowStride * ($0 * (threads / width)) }))
     }
   }
 
-  /// Starts the copies of the next tile; `rowsLeft` counts its rows that exist, nil where all do.
-  func issue(to slot: Register<U32>, rowsLeft: Register<S32>? = nil) {
-    for lane in lanes {
+  /// The copies of the next tile, each a few instructions without a branch, to be emitted between others. They are started
+  /// only where `isWanted`, and of the tile's rows only `rowsLeft` exist.
+  func copies(to slot: Register<U32>, rowsLeft: Register<S32>, isWanted: Predicate) -> [() -> Void] {
+    lanes.flatMap { lane in
       let rowsPerPass = threads / lane.width
       let panels = tile.panels.filter { $0.width == lane.width }
       let destination = slot + lane.destination
-      var source = lane.source
-      for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
-        if pass > 0 { source = source + lane.step }
-        let row = lane.line + pass * rowsPerPass
-        let isPartial = (pass + 1) * rowsPerPass > tile.rows
-        let exists = rowsLeft.map { row.reinterpreted(as: S32.self) .< $0 }
-        for panel in panels {
-          let bytes = sourceBytes(panel, lane.chunk, exists)
-          func copy() {
-            k.copyAsync(
-              to: destination, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: source,
-              offset: panel.firstChunk * 16, sourceBytes: bytes)
+      let passes = lane.steps.enumerated().map { pass, step in
+        {
+          // Each from the first, so that no address waits for another.
+          let source = pass == 0 ? lane.source : lane.source + step
+          let row = lane.line + pass * rowsPerPass
+          let exists = row.reinterpreted(as: S32.self) .< rowsLeft
+          let isOwn = (pass + 1) * rowsPerPass > tile.rows ? isWanted & (row .< tile.rows) : isWanted
+          for panel in panels {
+            let bytes = k.select(exists & isReal(panel, lane.chunk), 16, 0, U32.self)
+            k.when(isOwn) {
+              k.copyAsync(
+                to: destination, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: source,
+                offset: panel.firstChunk * 16, sourceBytes: bytes)
+            }
           }
-          if isPartial { k.when(row .< tile.rows, copy) } else { copy() }
         }
       }
-      k.set(lane.source, to: lane.source + tileStride)
+      return passes + [{ k.set(lane.source, to: lane.source + tileStride) }]
     }
   }
 
-  /// 16 or 0; nil where it is always 16. The chunk beside an odd last one holds zeros.
-  private func sourceBytes(
-    _ panel: SharedTile.Panel, _ chunk: Register<U32>, _ exists: Predicate?
-  ) -> Register<U32>? {
-    var predicate = exists
-    if (panel.firstChunk + panel.width) * 8 > tile.columns {
-      let isReal = chunk .< (tile.columns / 8 - panel.firstChunk)
-      predicate = predicate.map { $0 & isReal } ?? isReal
-    }
-    return predicate.map { k.select($0, 16, 0, U32.self) }
+  /// Whether a chunk has elements; the one beside an odd last one holds zeros. nil where all have.
+  private func isReal(_ panel: SharedTile.Panel, _ chunk: Register<U32>) -> Predicate? {
+    let count = tile.columns / 8 - panel.firstChunk
+    return count < panel.width ? chunk .< count : nil
   }
 }
+
+/// Both, where there is a second.
+private func & (a: Predicate, b: Predicate?) -> Predicate { b.map { a & $0 } ?? a }

@@ -22,7 +22,8 @@ struct TilePipeline {
   private let next: Register<S32>
 
   init(
-    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, group: WarpGroup, keys: (base: Register<U64>, rowStride: Register<U64>),
+    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, group: WarpGroup,
+    keys: (base: Register<U64>, rowStride: Register<U64>),
     values: (base: Register<U64>, rowStride: Register<U64>), keyCount: Register<S32>, firstTile: Register<S32>,
     endTile: Register<S32>
   ) {
@@ -33,7 +34,8 @@ struct TilePipeline {
     let start = (firstTile * tiling.tileKeys).named("first_key")
     func loader(_ tile: SharedTile, _ tensor: (base: Register<U64>, rowStride: Register<U64>)) -> TileLoader {
       TileLoader(
-        k, tile, source: tensor.base + k.wide(start) * tensor.rowStride, rowStride: tensor.rowStride, thread: group.thread,
+        k, tile, source: tensor.base + k.wide(start) * tensor.rowStride, rowStride: tensor.rowStride,
+        thread: group.thread,
         threads: tiling.threadsPerGroup)
     }
     (keyLoader, valueLoader) = (loader(memory.keys, keys), loader(memory.values, values))
@@ -59,15 +61,12 @@ struct TilePipeline {
   /// the first, or, where keys are ahead, makes one with the first K.
   func issueFirstStages() {
     if keysAhead > 0 {
-      keyLoader.issue(to: first + (stages - 1) * memory.stageByteCount, rowsLeft: keyCount - next)
+      let slot = first + (stages - 1) * memory.stageByteCount
+      for copy in keyLoader.copies(to: slot, rowsLeft: keyCount - next, isWanted: next .< needed) { copy() }
       k.commitCopies()
     }
     for stage in 0..<stages - 1 {
-      let slot = first + stage * memory.stageByteCount
-      issue(valueLoader, to: slot + memory.valuesOffset, start: next, mayEnd: true)
-      issue(keyLoader, to: slot, start: next + keysAhead * tileKeys, mayEnd: true)
-      k.commitCopies()
-      k.set(next, to: next + tileKeys)
+      for copy in copies(to: first + stage * memory.stageByteCount) { copy() }
     }
   }
 
@@ -82,12 +81,21 @@ struct TilePipeline {
     group.barrier()
   }
 
-  /// Starts the copies into the stage that was read last, a group; none beyond the last tile.
-  func issueNext() {
-    issue(valueLoader, to: writeSlot + memory.valuesOffset, start: next, mayEnd: false)
-    issue(keyLoader, to: writeSlot, start: next + keysAhead * tileKeys, mayEnd: false)
-    k.commitCopies()
-    k.set(next, to: next + tileKeys)
+  /// The copies into the stage that was read last, to be emitted between other instructions: a group of copies, of
+  /// nothing beyond the last tile.
+  func nextCopies() -> [() -> Void] { copies(to: writeSlot) }
+
+  private func copies(to slot: Register<U32>) -> [() -> Void] {
+    let keyStart = next + keysAhead * tileKeys
+    let keys = keyLoader.copies(to: slot, rowsLeft: keyCount - keyStart, isWanted: keyStart .< needed)
+    let values = valueLoader.copies(
+      to: slot + memory.valuesOffset, rowsLeft: keyCount - next, isWanted: next .< needed)
+    return keys + values + [
+      {
+        k.commitCopies()
+        k.set(next, to: next + tileKeys)
+      }
+    ]
   }
 
   /// Goes on to the next stage.
@@ -95,22 +103,6 @@ struct TilePipeline {
     for slot in [readSlot, writeSlot] {
       let following = slot + memory.stageByteCount
       k.set(slot, to: k.select(following .== end, first, following))
-    }
-  }
-
-  /// - Parameter mayEnd: whether the keys may well end in this tile; otherwise whole tiles get code of their own.
-  private func issue(_ loader: TileLoader, to slot: Register<U32>, start: Register<S32>, mayEnd: Bool) {
-    let rowsLeft = keyCount - start
-    k.if(start .< needed) {
-      if mayEnd {
-        loader.issue(to: slot, rowsLeft: rowsLeft)
-      } else {
-        k.if(rowsLeft .>= tileKeys) {
-          loader.issue(to: slot)
-        } else: {
-          loader.issue(to: slot, rowsLeft: rowsLeft)
-        }
-      }
     }
   }
 }

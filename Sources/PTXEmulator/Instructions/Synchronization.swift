@@ -6,7 +6,9 @@ extension Machine {
     case .barrier(let id, let threads):
       counters.barriers += 1
       try requireWholeWarp(mask, warp, block)
-      try arrive(try barrierNumber(id, warp, block), threads.map(Int.init) ?? program.kernel.threadsPerBlock, waits: true, warp, block)
+      try arrive(
+        try barrierNumber(id, warp, block), threads.map(Int.init) ?? program.kernel.threadsPerBlock, waits: true, warp,
+        block)
     case .arrive(let id, let threads):
       try requireWholeWarp(mask, warp, block)
       try arrive(try barrierNumber(id, warp, block), Int(threads), waits: false, warp, block)

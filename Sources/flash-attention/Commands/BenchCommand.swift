@@ -46,9 +46,14 @@ struct BenchCommand: ParsableCommand {
   func run() throws {
     let problems = try reportingOptionErrors {
       shape.isGiven
-        ? [try shape.problem(
-          mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: device == .gpu ? .bf16 : .f32)]
-        : device == .gpu ? try BenchGrid.onGPU(shape.dtype ?? .bf16) : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
+        ? [
+          try shape.problem(
+            mask: options.mask, scale: options.scale, softcap: options.softcap,
+            defaultType: device == .gpu ? .bf16 : .f32)
+        ]
+        : device == .gpu
+          ? try BenchGrid.onGPU(shape.dtype ?? .bf16)
+          : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
     }
     let plans = try reportingOptionErrors {
       try problems.map { try AttentionPlan($0, device: device, threads: threads, tiling: tiling.tiling) }

@@ -68,7 +68,10 @@ struct EmitCommand: ParsableCommand {
         fields([
           ("problem", "\(plan.problem)"), ("plan", "\(plan)"),
           ("registers", registers ?? "not known: ptxas is neither on the PATH nor in .venv"),
-          ("floor", "\(megabytes(Int(plan.problem.bytes))) to move, \(fixed(plan.problem.flops / 1e9, 1)) GFLOP to compute"),
+          (
+            "floor",
+            "\(megabytes(Int(plan.problem.bytes))) to move, \(fixed(plan.problem.flops / 1e9, 1)) GFLOP to compute"
+          ),
         ]))
     } catch {
       throw ValidationError("\(error)")

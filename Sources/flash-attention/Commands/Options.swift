@@ -108,7 +108,8 @@ struct ShapeOptions: ParsableArguments {
     var valueShape = keyShape
     valueShape.dimension = valueDim ?? keyShape.dimension
     return try AttentionProblem(
-      queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? defaultType, mask: mask, scale: scale,
+      queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? defaultType, mask: mask,
+      scale: scale,
       softcap: softcap)
   }
 }

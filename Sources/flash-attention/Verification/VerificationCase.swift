@@ -54,7 +54,9 @@ package struct VerificationCase: Sendable {
     let isPoisoned = self.isPoisoned
     func placement(isInput: Bool) -> CaseTensor.Placement {
       var placement = CaseTensor.Placement(layout: random.pick(TensorLayout.allCases))
-      if isStrided || isPoisoned { placement.rowGap = random.pick(kernels == nil ? [0, 0, 8, 3, 1] : [0, 0, 8, 16, 24]) }
+      if isStrided || isPoisoned {
+        placement.rowGap = random.pick(kernels == nil ? [0, 0, 8, 3, 1] : [0, 0, 8, 16, 24])
+      }
       if isPoisoned { placement.tail = random.int(1...70) }
       if isStrided {
         placement.isBackward = random.int(0...3) == 0
