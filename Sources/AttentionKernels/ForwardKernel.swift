@@ -2,7 +2,7 @@ public import PTX
 
 /// Exact attention on tensor cores: FlashAttention 2 (Dao 2023, algorithm 1), split over the queries.
 ///
-///     for each group of w warps: 16 r w rows of (query, head of the group) pairs that share a key/value head
+///     for each block of w warps: 16 r w rows of (query, head of the group) pairs that share a key/value head
 ///       for each tile of keys that some row sees:
 ///         S = Q K^T
 ///         mask S, where some row does not see all of it
@@ -11,7 +11,7 @@ public import PTX
 ///       O /= l;  LSE = m + log l
 ///
 /// with r 16-row tiles in each warp. K and V come by asynchronous copies, `stages` tiles ahead; P goes from the
-/// accumulators of S straight into the A operand of P V. One barrier a tile; two groups that take turns have one more.
+/// accumulators of S straight into the A operand of P V. One barrier a tile.
 ///
 /// Budget of a tile of 16 rows x 64 keys: (D + D_v) / 2 `mma`, 32 exponentials a lane, and, with r 1, as many `ldmatrix` as
 /// half the `mma` (a quarter with r 2). Registers of a thread: r (D_v / 2 + keys / 2), D r / 4 where Q is kept, and about 50.
@@ -44,8 +44,8 @@ private struct ForwardBody {
   let memory: SharedMemoryPlan
 
   let parameters: ForwardParameters
-  let group: WarpGroup
-  /// The warp's first row of the group's tile.
+  let shared, thread, lane: Register<U32>
+  /// The warp's first row of the block.
   let firstRow: Register<U32>
   let batch, keyValueHead: Register<U32>
   let rows: PackedQueries
@@ -54,15 +54,14 @@ private struct ForwardBody {
   let mask: ScoreMask
   let softmax: OnlineSoftmax
   let output: Accumulators
-  /// Turns on the tensor cores: one for each tile of keys that some row of the block sees.
-  let turns: Turns?
 
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
     let (tiling, parameters) = (s.tiling, ForwardParameters(k))
     (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
-    let group = WarpGroup(k, tiling, shared: k.dynamicShared(), bytesPerGroup: memory.groupByteCount)
-    self.group = group
-    firstRow = ((group.thread / 32) * tiling.rowsPerWarp).named("warp_row")
+    shared = k.dynamicShared()
+    thread = k.special(.threadX)
+    lane = k.special(.lane)
+    firstRow = ((thread / 32) * tiling.rowsPerWarp).named("warp_row")
 
     k.comment("block: (batch, key/value head, rows); under a right edge, the rows that see the most keys come first")
     let block = k.special(.blockX)
@@ -71,23 +70,13 @@ private struct ForwardBody {
     let inHead = s.mask.contains(.right) ? parameters.blocksPerHead - 1 - place : place
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
-    func pack(_ tile: Register<U32>) -> PackedQueries {
-      PackedQueries(k, groupSize: s.groupSize, firstRow: tile * tiling.rows, queries: parameters.queries)
-    }
-    rows = pack(group.tile(ofBlock: inHead))
-    let firstOwn = rows.firstRow + firstRow + group.lane / 4
+    rows = PackedQueries(
+      k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: parameters.queries)
+    let firstOwn = rows.firstRow + firstRow + lane / 4
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
-    mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: group.lane)
+    mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(k, rows: ownRows.count, scale: parameters.scale)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
-    if tiling.groups == 2 {
-      let both = ScoreMask(
-        k, s.mask, parameters, rows: pack(inHead * 2), ownRows: [], tileRows: 2 * tiling.rows, lane: group.lane)
-      let tiles = both.tiles(of: tiling.tileKeys)
-      turns = group.turns(count: k.maximum(tiles.end - tiles.first, k.constant(0, S32.self)))
-    } else {
-      turns = nil
-    }
   }
 
   func emit() {
@@ -95,25 +84,21 @@ private struct ForwardBody {
     let tiles = mask.tiles(of: tiling.tileKeys)
     k.if(tiles.first .< tiles.end) {
       let pipeline = TilePipeline(
-        k, s, memory, group: group, keys: tensor(parameters.keyBase, parameters.keyStrides, head: keyValueHead),
+        k, s, memory, shared: shared, thread: thread, lane: lane,
+        keys: tensor(parameters.keyBase, parameters.keyStrides, head: keyValueHead),
         values: tensor(parameters.valueBase, parameters.valueStrides, head: keyValueHead),
         keyCount: parameters.keys, firstTile: tiles.first, endTile: tiles.end)
       k.comment("prologue: Q and the first stages of K and V")
       rows.load(
         memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead).base,
-        parameters.queryStrides, to: group.shared, thread: group.thread, threads: tiling.threadsPerGroup)
+        parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
       pipeline.issueFirstStages()
-      if let turns {
-        attend(pipeline, tiles, taking: turns)
-      } else {
-        attend(pipeline, tiles)
-      }
+      attend(pipeline, tiles)
     }
-    turns?.pass()
 
     let logSumExps = softmax.normalize(output, ln2: parameters.ln2)
     let epilogue = Epilogue(
-      k: k, inputs: s.inputs, tile: memory.output, place: group.shared, firstRow: firstRow, lane: group.lane, rows: rows
+      k: k, inputs: s.inputs, tile: memory.output, place: shared, firstRow: firstRow, lane: lane, rows: rows
     )
     epilogue.store(
       logSumExps: logSumExps, ownRows: ownRows, to: parameters.logSumExpBase,
@@ -131,14 +116,12 @@ private struct ForwardBody {
     (base + k.wide(batch) * strides.batch + k.wide(head) * strides.head, strides.row)
   }
 
-  // MARK: - The order of the work
-
   /// Scores, weights, output; scores, weights, output.
   private func attend(_ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>)) {
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
     var queries: QueryFragments?
     if tiling.keepsQueries {
-      pipeline.waitForFirstKeys()
+      pipeline.wait()
       queries = queryFragments()
     }
     k.loop(from: tiles.first, to: tiles.end) { tile in
@@ -146,7 +129,7 @@ private struct ForwardBody {
       pipeline.wait()
       let largest = multiply(
         queries ?? queryFragments(), pipeline.keys, into: scores, beside: pipeline.nextCopies())
-      prepare(scores, largest, of: tile)
+      update(scores, largest, of: tile)
       for chunk in 0..<tiling.tileKeys / 16 {
         accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), pipeline.values, chunk: chunk)
       }
@@ -154,69 +137,24 @@ private struct ForwardBody {
     }
     if !tiling.keepsQueries {
       // O will lie where Q was read a moment ago.
-      if memory.output == memory.queries { k.warpBarrier() } else { group.barrier() }
+      if memory.output == memory.queries { k.warpBarrier() } else { k.barrier() }
     }
-  }
-
-  /// In a turn, the output of a tile and the scores of the next; between turns, the weights.
-  private func attend(
-    _ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>), taking turns: Turns
-  ) {
-    pipeline.waitForFirstKeys()
-    let queries = queryFragments()
-    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
-    prepare(scores, multiply(queries, pipeline.firstKeys, into: scores), of: tiles.first)
-    let weights = (0..<tiling.tileKeys / 16).map { chunk in
-      softmax.weights(scores, chunk: chunk, as: s.inputs).map { $0.map { k.variable($0) } }
-    }
-    func accumulateTile() {
-      for (chunk, fragments) in weights.enumerated() { accumulate(fragments, pipeline.values, chunk: chunk) }
-    }
-
-    let lastTile = tiles.end - 1
-    let tile = k.variable(tiles.first).named("tile")
-    k.if(tile .< lastTile) {
-      k.loop {
-        k.comment("a turn: the output of a tile, and the scores of the next")
-        pipeline.wait()
-        let copies = pipeline.nextCopies()
-        turns.take()
-        accumulateTile()
-        let largest = multiply(queries, pipeline.keys, into: scores, beside: copies)
-        turns.give()
-        k.comment("between turns: weights")
-        pipeline.advance()
-        k.set(tile, to: tile + 1)
-        prepare(scores, largest, of: tile)
-        for (chunk, held) in weights.enumerated() {
-          for (old, new) in zip(held.joined(), softmax.weights(scores, chunk: chunk, as: s.inputs).joined()) {
-            k.set(old, to: new)
-          }
-        }
-        return tile .< lastTile
-      }
-    }
-    k.comment("the last turn: the output of the last tile")
-    pipeline.wait()
-    turns.take()
-    accumulateTile()
-    turns.give()
   }
 
   // MARK: - The steps
 
   private func queryFragments() -> QueryFragments {
     QueryFragments(
-      k, memory.queries, at: group.shared, firstRow: firstRow, lane: group.lane, rowTiles: tiling.rowTilesPerWarp,
+      k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: tiling.rowTilesPerWarp,
       areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
   }
 
-  /// S = Q K^T, some keys after the others, so that the largest scores of those that are done are found beside the
+  /// S = Q K^T, softcapped; some keys after the others, so that the largest scores of those that are done are found beside the
   /// products of the next. Returns these, for each of the lane's rows.
   ///
   /// - Parameter others: instructions to emit between the products, which leave room for them.
   private func multiply(
-    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, beside others: [() -> Void] = []
+    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, beside others: [() -> Void]
   ) -> [Register<F32>] {
     k.comment("S = Q K^T")
     var largest: [[Register<F32>]] = []
@@ -238,24 +176,19 @@ private struct ForwardBody {
         for emit in waiting.prefix(share) { emit() }
         waiting = waiting.dropFirst(share)
       }
+      if s.hasSoftcap { ScoreCap(scale: parameters.capScale).apply(to: scores, columnTiles: columnTiles, k) }
       largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }
     return largest.dropFirst().reduce(largest[0]) { zip($0, $1).map { k.maximum($0, $1) } }
   }
 
-  /// Softcap, mask, and the maxima. `largest` knows neither softcap nor mask: it is found again where there is one.
-  private func prepare(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
-    let all = 0..<scores.columnTiles
-    var largest = largest
-    if let cap = s.hasSoftcap ? ScoreCap(scale: parameters.capScale) : nil {
-      cap.apply(to: scores, k)
-      largest = softmax.largest(of: scores, columnTiles: all)
-    }
+  /// The mask, where there is one, and the maxima: `largest` knows no mask, and is found again under one.
+  private func update(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
     let start = tile * tiling.tileKeys
     let isMasked = mask.isNeeded(tileStart: start, size: tiling.tileKeys)
     softmax.update(largest, rescaling: output, isMasked: isMasked) {
       mask.apply(to: scores, tileStart: start)
-      return softmax.largest(of: scores, columnTiles: all)
+      return softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
     }
   }
 

@@ -27,7 +27,7 @@ struct ForwardParameters {
   let leftOffset, rightOffset: Register<S32>
   /// What a score, softcapped where there is a cap, is multiplied by to be a power of two.
   let scale: Register<F32>
-  /// What a product is multiplied by to be half the power of `exp2` in the softcap's tanh.
+  /// What a product is multiplied by to be the argument of the softcap's tanh.
   let capScale: Register<F32>
   let ln2: NaturalLogarithm
 
@@ -85,15 +85,14 @@ public struct ForwardLaunch: Hashable, Sendable {
   public init(_ problem: AttentionProblem, _ specialization: ForwardSpecialization) {
     self.problem = problem
     let rows = problem.queries * problem.groupSize
-    let tilesPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
-    blocksPerHead = (tilesPerHead + specialization.tiling.groups - 1) / specialization.tiling.groups
+    blocksPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
     blocks = blocksPerHead * problem.keyValueHeads * problem.batch
     sharedByteCount = SharedMemoryPlan(specialization).byteCount
     let log2e = 1.4426950408889634
     if let cap = problem.softcap {
       scale = Float(cap * log2e)
       naturalUnit = cap / Double(scale)
-      capScale = Float(2 * problem.scale / cap * log2e)
+      capScale = Float(problem.scale / cap)
     } else {
       // Not 0, so that a hidden score, -inf, stays what it is; all others become 1 anyway.
       scale = max(Float(problem.scale.magnitude * log2e), .leastNormalMagnitude)

@@ -68,16 +68,7 @@ public struct ForwardSpecialization: Hashable, Sendable {
 
 /// How a forward kernel cuts its work: rows of queries over warps, keys into tiles.
 public struct ForwardTiling: Hashable, Sendable {
-  /// The order of a tile's work.
-  public enum Schedule: String, Hashable, Sendable, CaseIterable {
-    /// Scores, weights, output, tile after tile; what overlaps is left to the warps of the multiprocessor.
-    case sequential
-    /// Two groups of warps take turns: while one computes weights, the other has the tensor cores (FlashAttention 3,
-    /// section 3.1, with `mma.sync`).
-    case alternating
-  }
-
-  /// Warps that share a tile of rows; each owns rows of its own. A block has one such group, or two that take turns.
+  /// Warps of a block; each owns rows of its own.
   public var warps: Int
   /// 16-row tiles of a warp: with 2, each fragment of K and V that is read from shared memory is used twice.
   public var rowTilesPerWarp: Int
@@ -87,54 +78,44 @@ public struct ForwardTiling: Hashable, Sendable {
   public var stages: Int
   /// Whether the fragments of Q stay in registers, or are read again for each tile.
   public var keepsQueries: Bool
-  /// The order of a tile's work.
-  public var schedule: Schedule
   /// Blocks that should fit a multiprocessor; it bounds the registers.
   public var blocksPerMultiprocessor: Int
 
   /// A tiling of the given sizes.
   public init(
     warps: Int = 4, rowTilesPerWarp: Int = 2, tileKeys: Int = 64, stages: Int = 2, keepsQueries: Bool = true,
-    schedule: Schedule = .sequential, blocksPerMultiprocessor: Int = 2
+    blocksPerMultiprocessor: Int = 2
   ) {
     self.warps = warps
     self.rowTilesPerWarp = rowTilesPerWarp
     self.tileKeys = tileKeys
     self.stages = stages
     self.keepsQueries = keepsQueries
-    self.schedule = schedule
     self.blocksPerMultiprocessor = blocksPerMultiprocessor
   }
 
-  /// Groups of warps in a block; each has rows, shared memory and copies of its own.
-  public var groups: Int { schedule == .alternating ? 2 : 1 }
-  /// Packed query rows of a group.
+  /// Packed query rows of a block.
   public var rows: Int { warps * rowsPerWarp }
   /// Packed query rows of a warp.
   public var rowsPerWarp: Int { rowTilesPerWarp * 16 }
-  /// Threads of a group.
-  public var threadsPerGroup: Int { warps * 32 }
   /// Threads of a block.
-  public var threads: Int { groups * threadsPerGroup }
+  public var threads: Int { warps * 32 }
 
   /// The keys of a tile in the pieces that scores are computed in: enough for eight independent products. Q that is read
   /// again is read for all keys at once.
   var scorePieces: [Range<Int>] {
-    let piece = keepsQueries ? min(tileKeys, 64 / rowTilesPerWarp) : tileKeys
+    let enough = 64 / rowTilesPerWarp
+    let piece = !keepsQueries ? tileKeys : tileKeys % enough == 0 ? enough : 16
     return stride(from: 0, to: tileKeys, by: piece).map { $0..<$0 + piece }
   }
 
-  var name: String {
-    "\(rows)x\(tileKeys)_warps\(warps)_stages\(stages)" + (keepsQueries ? "_q" : "")
-      + (groups == 2 ? "_alternating" : "")
-  }
+  var name: String { "\(rows)x\(tileKeys)_warps\(warps)_stages\(stages)" + (keepsQueries ? "_q" : "") }
 }
 
 extension ForwardTiling: CustomStringConvertible {
   /// The cut in words.
   public var description: String {
-    "tiles of \(rows) rows x \(tileKeys) keys, \(warps) warps, \(stages) stages, Q "
-      + (keepsQueries ? "in registers" : "in shared memory")
-      + (groups == 2 ? ", two groups of warps taking turns" : "")
+    "tiles of \(rows) rows x \(tileKeys) keys, \(warps) warps, \(stages) stages, Q in "
+      + (keepsQueries ? "registers" : "shared memory")
   }
 }

@@ -1,5 +1,5 @@
 extension ForwardTiling {
-  /// Changes this tiling as a text says: `warps=8,row-tiles=1,keys=64,stages=2,queries=registers,schedule=sequential,blocks=2`, any
+  /// Changes this tiling as a text says: `warps=8,row-tiles=1,keys=64,stages=2,queries=registers,blocks=2`, any
   /// of them. Returns nil for a text that says anything else.
   public func changed(by text: String) -> ForwardTiling? {
     var tiling = self
@@ -10,14 +10,11 @@ extension ForwardTiling {
       switch (sides[0], sides[1]) {
       case ("warps", _) where [1, 2, 4, 8, 12, 16].contains(number): tiling.warps = number
       case ("row-tiles", _) where [1, 2].contains(number): tiling.rowTilesPerWarp = number
-      case ("keys", _) where [16, 32, 64, 128].contains(number): tiling.tileKeys = number
+      case ("keys", _) where [16, 32, 48, 64, 80, 96, 128].contains(number): tiling.tileKeys = number
       case ("stages", _) where [2, 3, 4].contains(number): tiling.stages = number
       case ("blocks", _) where (1...16).contains(number): tiling.blocksPerMultiprocessor = number
       case ("queries", "registers"): tiling.keepsQueries = true
       case ("queries", "shared"): tiling.keepsQueries = false
-      case ("schedule", _):
-        guard let schedule = Schedule(rawValue: sides[1]) else { return nil }
-        tiling.schedule = schedule
       default: return nil
       }
     }

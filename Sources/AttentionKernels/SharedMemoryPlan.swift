@@ -1,6 +1,6 @@
 /// Where everything lies in the shared memory of a forward kernel; the only place that knows.
 ///
-///     Q (later O)   | K V of stage 0 | K V of stage 1 | ...      and the same again for a second group of warps
+///     Q (later O)   | K V of stage 0 | K V of stage 1 | ...
 public struct SharedMemoryPlan: Hashable, Sendable {
   /// Q of the block.
   public let queries: SharedTile
@@ -10,7 +10,7 @@ public struct SharedMemoryPlan: Hashable, Sendable {
   public let keys: SharedTile
   /// V of a tile.
   public let values: SharedTile
-  private let stages, groups: Int
+  private let stages: Int
 
   /// The layout of a specialization.
   public init(_ specialization: ForwardSpecialization) {
@@ -19,7 +19,7 @@ public struct SharedMemoryPlan: Hashable, Sendable {
     output = SharedTile(rows: tiling.rows, columns: specialization.valueDimension)
     keys = SharedTile(rows: tiling.tileKeys, columns: specialization.dimension)
     values = SharedTile(rows: tiling.tileKeys, columns: specialization.valueDimension)
-    (stages, groups) = (tiling.stages, tiling.groups)
+    stages = tiling.stages
   }
 
   /// Where the ring of K and V begins.
@@ -28,8 +28,6 @@ public struct SharedMemoryPlan: Hashable, Sendable {
   var valuesOffset: Int { keys.byteCount }
   /// From a stage to the next.
   var stageByteCount: Int { keys.byteCount + values.byteCount }
-  /// What a group of warps takes.
-  var groupByteCount: Int { stagesOffset + stages * stageByteCount }
   /// What a launch asks for.
-  public var byteCount: Int { groups * groupByteCount }
+  public var byteCount: Int { stagesOffset + stages * stageByteCount }
 }

@@ -11,7 +11,7 @@ import flash_attention
     for number in 0..<64 {
       let test = VerificationCase(seed: 0, number: number, kernels: 64)
       if test.problem.flops > 3e8 { continue }
-      for change in ["schedule=sequential", "schedule=alternating"] {
+      for change in ["stages=2", "stages=3"] {
         guard let plan = try? ForwardPlan(test.problem, on: .typical(of: .sm90), tiling: { $0.changed(by: change)! })
         else { print(number, "refused"); continue }
         let emulation = test.emulation(of: plan)

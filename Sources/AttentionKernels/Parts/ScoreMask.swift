@@ -46,10 +46,9 @@ struct ScoreMask {
     edges.contains(.right) ? k.minimum(query + parameters.rightOffset + 1, parameters.keys) : parameters.keys
   }
 
-  /// The tiles of keys that some row sees: none where the rows are beyond the end.
+  /// The tiles of keys that some row sees.
   func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
-    let end = (visible.end + (size - 1)) / size
-    return (visible.first / size, k.select(rows.firstRow .< rows.count, end, k.constant(0, S32.self)))
+    (visible.first / size, (visible.end + (size - 1)) / size)
   }
 
   /// Whether a tile of `size` keys from `start` on has keys that some row does not see.

@@ -1,16 +1,11 @@
 internal import PTX
 
 /// The ring of K and V tiles in shared memory: while one stage is read, the copies of the next ones are under way.
-///
-/// Stage j holds V of tile j and K of tile j + `keysAhead`. With 1, the scores of the next tile follow the output of this
-/// one; the very first K then waits in the last stage, which is filled last.
 struct TilePipeline {
   private let k: KernelBuilder
-  private let group: WarpGroup
   private let stages: Int
   private let tileKeys: Int
   private let memory: SharedMemoryPlan
-  private let keysAhead: Int
   private let keyLoader, valueLoader: TileLoader
   private let keyReader, valueReader: TileReader
   /// The first stage, and the end of the last.
@@ -22,26 +17,24 @@ struct TilePipeline {
   private let next: Register<S32>
 
   init(
-    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, group: WarpGroup,
-    keys: (base: Register<U64>, rowStride: Register<U64>),
+    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, shared: Register<U32>,
+    thread: Register<U32>, lane: Register<U32>, keys: (base: Register<U64>, rowStride: Register<U64>),
     values: (base: Register<U64>, rowStride: Register<U64>), keyCount: Register<S32>, firstTile: Register<S32>,
     endTile: Register<S32>
   ) {
     let tiling = specialization.tiling
     (self.k, stages, tileKeys, self.memory) = (k, tiling.stages, tiling.tileKeys, memory)
-    self.group = group
-    keysAhead = tiling.schedule == .alternating ? 1 : 0
     let start = (firstTile * tiling.tileKeys).named("first_key")
     func loader(_ tile: SharedTile, _ tensor: (base: Register<U64>, rowStride: Register<U64>)) -> TileLoader {
       TileLoader(
         k, tile, source: tensor.base + k.wide(start) * tensor.rowStride, rowStride: tensor.rowStride,
-        thread: group.thread,
-        threads: tiling.threadsPerGroup)
+        thread: thread,
+        threads: tiling.threads)
     }
     (keyLoader, valueLoader) = (loader(memory.keys, keys), loader(memory.values, values))
-    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: group.lane)
-    valueReader = TileReader(k, memory.values, .rowsFirst, lane: group.lane)
-    first = (group.shared + memory.stagesOffset).named("first_stage")
+    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: lane)
+    valueReader = TileReader(k, memory.values, .rowsFirst, lane: lane)
+    first = (shared + memory.stagesOffset).named("first_stage")
     end = first + stages * memory.stageByteCount
     readSlot = k.variable(first).named("read_slot")
     writeSlot = k.variable(first + (stages - 1) * memory.stageByteCount).named("write_slot")
@@ -54,31 +47,18 @@ struct TilePipeline {
   var keys: TileReader { keyReader.at(readSlot) }
   /// V of the stage that is read.
   var values: TileReader { valueReader.at(readSlot + memory.valuesOffset) }
-  /// K of the first tile, where keys are a tile ahead.
-  var firstKeys: TileReader { keyReader.at(first + (stages - 1) * memory.stageByteCount) }
-
-  /// Starts the copies of the first stages, all but the last, a group of copies each. What was started before belongs to
-  /// the first, or, where keys are ahead, makes one with the first K.
+  /// Starts the copies of the first stages, all but the last, a group of copies each; what was started before belongs to
+  /// the first.
   func issueFirstStages() {
-    if keysAhead > 0 {
-      let slot = first + (stages - 1) * memory.stageByteCount
-      for copy in keyLoader.copies(to: slot, rowsLeft: keyCount - next, isWanted: next .< needed) { copy() }
-      k.commitCopies()
-    }
     for stage in 0..<stages - 1 {
       for copy in copies(to: first + stage * memory.stageByteCount) { copy() }
     }
   }
 
   /// Waits until the stage that is read next has arrived, for all threads; all have then read the stage before.
-  func wait() { wait(pending: stages - 2) }
-
-  /// Waits for what was started before the first stages, and the first K where keys are ahead.
-  func waitForFirstKeys() { wait(pending: stages - 2 + keysAhead) }
-
-  private func wait(pending: Int) {
-    k.waitForCopies(pending: pending)
-    group.barrier()
+  func wait() {
+    k.waitForCopies(pending: stages - 2)
+    k.barrier()
   }
 
   /// The copies into the stage that was read last, to be emitted between other instructions: a group of copies, of
@@ -86,10 +66,9 @@ struct TilePipeline {
   func nextCopies() -> [() -> Void] { copies(to: writeSlot) }
 
   private func copies(to slot: Register<U32>) -> [() -> Void] {
-    let keyStart = next + keysAhead * tileKeys
-    let keys = keyLoader.copies(to: slot, rowsLeft: keyCount - keyStart, isWanted: keyStart .< needed)
-    let values = valueLoader.copies(
-      to: slot + memory.valuesOffset, rowsLeft: keyCount - next, isWanted: next .< needed)
+    let (rowsLeft, isWanted) = (keyCount - next, next .< needed)
+    let keys = keyLoader.copies(to: slot, rowsLeft: rowsLeft, isWanted: isWanted)
+    let values = valueLoader.copies(to: slot + memory.valuesOffset, rowsLeft: rowsLeft, isWanted: isWanted)
     return keys + values + [
       {
         k.commitCopies()
