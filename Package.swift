@@ -49,8 +49,9 @@ let package = Package(
 
     tests("AttentionTests", of: ["Attention"]),
     tests("AttentionKernelsTests", of: ["Attention", "AttentionKernels", "PTX", "PTXEmulator", "flash-attention"]),
-    tests("PTXTests", of: ["AttentionKernels", "ExampleKernels", "PTX"]),
+    tests("PTXTests", of: ["AttentionKernels", "ExampleKernels", "PTX", "flash-attention"]),
     tests("PTXEmulatorTests", of: ["ExampleKernels", "PTX", "PTXEmulator"]),
+    tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
     tests("FlashAttentionTests", of: ["FlashAttention"]),

@@ -7,9 +7,41 @@
 /// Attention as a careful programmer would first write it in the problem's own precision: inputs and weights rounded to
 /// the type, sums in f32, one row at a time. Its error is the yardstick of `Comparison`.
 public enum PlainAttention {
+  /// How sums of products are made in f32.
+  public enum Sums: Sendable {
+    /// Product by product, each sum rounded to nearest.
+    case rounded
+    /// As tensor cores make them: 16 products and the sum before them at once, then cut off toward zero.
+    case cut
+
+    /// `start` and the products of two vectors.
+    func sum(_ start: Float, count: Int, _ product: (Int) -> (Float, Float)) -> Float {
+      var sum = start
+      switch self {
+      case .rounded:
+        for i in 0..<count {
+          let (a, b) = product(i)
+          sum += a * b
+        }
+      case .cut:
+        for first in stride(from: 0, to: count, by: 16) {
+          var exact = Double(sum)
+          for i in first..<min(first + 16, count) {
+            let (a, b) = product(i)
+            exact += Double(a) * Double(b)
+          }
+          sum = Float(exact)
+          if Double(sum).magnitude > exact.magnitude { sum = exact > 0 ? sum.nextDown : sum.nextUp }
+        }
+      }
+      return sum
+    }
+  }
+
   /// The result for one query head, as `ReferenceAttention.head`.
   public static func head(
-    _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
+    _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
+    sums: Sums = .rounded
   ) -> HeadValues {
     let shared = head / problem.groupSize
     let type = problem.scalarType
@@ -22,29 +54,27 @@ public enum PlainAttention {
       output: .init(repeating: 0, count: problem.queries * dv),
       logSumExp: .init(repeating: -.infinity, count: problem.queries))
     var weights = [Float](repeating: 0, count: problem.keys)
-    var row = [Float](repeating: 0, count: dv)
-
     for i in 0..<problem.queries {
       let visible = problem.visibleKeys(ofQuery: i)
       if visible.isEmpty { continue }
       var largest = -Float.infinity
       for j in visible {
-        var score: Float = 0
-        for c in 0..<d { score += q[i * d + c] * k[j * d + c] }
-        score *= scale
+        var score = sums.sum(0, count: d) { (q[i * d + $0], k[j * d + $0]) } * scale
         if let cap = problem.softcap.map(Float.init) { score = cap * tanhf(score / cap) }
         weights[j] = score
         largest = max(largest, score)
       }
       var sum: Float = 0
-      for c in 0..<dv { row[c] = 0 }
       for j in visible {
         let weight = expf(weights[j] - largest)
         sum += weight
-        let rounded = type.rounded(weight)
-        for c in 0..<dv { row[c] += rounded * v[j * dv + c] }
+        weights[j] = type.rounded(weight)
       }
-      for c in 0..<dv { result.output[i * dv + c] = Double(type.rounded(row[c] / sum)) }
+      let first = visible.lowerBound
+      for c in 0..<dv {
+        let value = sums.sum(0, count: visible.count) { (weights[first + $0], v[(first + $0) * dv + c]) }
+        result.output[i * dv + c] = Double(type.rounded(value / sum))
+      }
       result.logSumExp[i] = Double(largest + logf(sum))
     }
     return result

@@ -66,20 +66,35 @@ public struct ForwardPlan: Hashable, Sendable {
 
 extension ForwardTiling {
   /// The tiling for a problem on a GPU.
+  ///
+  /// Measured on an NVIDIA H200, 2026-11-21, by `bench --device gpu --tiling ...` at N 8192 (Documentation/GPULog.md): two
+  /// row tiles a warp up to D 128, Q in registers up to D 64, and as many keys as the registers then hold.
   init(_ problem: AttentionProblem, on gpu: GPULimits) {
     let dimension = max(problem.dimension, problem.valueDimension)
-    let rows = problem.queries * problem.groupSize
+    let isShort = problem.queries * problem.groupSize <= 64
     if dimension <= 64 {
-      self.init(rowTilesPerWarp: rows <= 64 ? 1 : 2)
-    } else if dimension <= 128 {
-      self.init(rowTilesPerWarp: rows <= 64 ? 1 : 2, keepsQueries: rows <= 64, blocksPerMultiprocessor: 2)
+      self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort || problem.needsMoreRegisters ? 64 : 96)
+    } else if dimension <= 128 && !(problem.needsMoreRegisters && dimension > 96) {
+      let keys = gpu.target < .sm90 || problem.needsMoreRegisters ? 32 : 48
+      self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort ? 64 : keys, keepsQueries: isShort)
     } else {
-      self.init(rowTilesPerWarp: 1, tileKeys: 64, keepsQueries: false, blocksPerMultiprocessor: 1)
+      self.init(
+        warps: isShort ? 4 : 8, rowTilesPerWarp: 1, tileKeys: 64, keepsQueries: false, blocksPerMultiprocessor: 1)
     }
-    let shapes = ForwardSpecialization(problem, inputs: .f16, tiling: self)
-    if SharedMemoryPlan(shapes).byteCount > gpu.sharedBytesPerBlock { tileKeys /= 2 }
-    let fitting = gpu.sharedBytesPerMultiprocessor / (SharedMemoryPlan(shapes).byteCount + 1024)
+    func memory() -> Int { SharedMemoryPlan(ForwardSpecialization(problem, inputs: .f16, tiling: self)).byteCount }
+    // Older GPUs have less shared memory.
+    if memory() > gpu.sharedBytesPerBlock { warps = 4 }
+    while memory() > gpu.sharedBytesPerBlock && tileKeys > 16 { tileKeys = tileKeys > 64 ? 64 : tileKeys / 2 }
+    let fitting = gpu.sharedBytesPerMultiprocessor / (memory() + 1024)
     blocksPerMultiprocessor = max(1, min(blocksPerMultiprocessor, fitting))
+  }
+}
+
+extension AttentionProblem {
+  /// Whether scores take more registers on their way: softcaps, and masks with a left edge.
+  fileprivate var needsMoreRegisters: Bool {
+    if case .window(.some, _) = mask { return true }
+    return softcap != nil
   }
 }
 

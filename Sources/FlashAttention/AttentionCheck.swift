@@ -13,12 +13,15 @@ public enum AttentionCheck {
     }
   }
 
-  /// The plain computation in the problem's precision, whose error is the yardstick.
+  /// The plain computation in the problem's precision, whose error is the yardstick; on a GPU, its sums are made as
+  /// tensor cores make them.
   public static func plain(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
+    sums: PlainAttention.Sums = .rounded
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
-      PlainAttention.head(head, batch: batch, of: problem, queries: queries, keys: keys, values: values)
+      PlainAttention.head(
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums)
     }
   }
 

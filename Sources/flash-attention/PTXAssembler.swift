@@ -1,4 +1,4 @@
-internal import PTX
+package import PTX
 
 #if canImport(Glibc)
   internal import Glibc
@@ -7,40 +7,51 @@ internal import PTX
 #endif
 
 /// NVIDIA's assembler, where it is installed: it says how many registers a kernel takes.
-struct PTXAssembler {
+package struct PTXAssembler: Sendable {
   private let path: String
 
   /// `ptxas` on the PATH, or from the PyPI package `nvidia-cuda-nvcc` in `.venv`.
-  static func find() -> PTXAssembler? {
+  package static func find() -> PTXAssembler? {
     var places = getenv("PATH").map { String(cString: $0).split(separator: ":").map { "\($0)/ptxas" } } ?? []
     for minor in 8...20 { places.append(".venv/lib/python3.\(minor)/site-packages/nvidia/cu13/bin/ptxas") }
     return places.first { access($0, X_OK) == 0 }.map(PTXAssembler.init)
   }
 
-  /// What an assembly cost.
-  struct Report: CustomStringConvertible {
-    let registers, spilledBytes: Int
-    var description: String { "\(registers) a thread" + (spilledBytes > 0 ? ", \(spilledBytes) bytes spilled" : "") }
+  /// What ptxas said.
+  package struct Report: Sendable, CustomStringConvertible {
+    package let isAccepted: Bool
+    /// Of a thread; 0 where the PTX was refused.
+    package let registers, spilledBytes: Int
+    /// All of it.
+    package let text: String
+    package var description: String {
+      isAccepted
+        ? "\(registers) a thread" + (spilledBytes > 0 ? ", \(spilledBytes) bytes spilled" : "") : "refused: \(text)"
+    }
   }
 
-  /// nil where ptxas refuses.
-  func assemble(_ text: String, for target: Target) -> Report? {
-    let file = "/tmp/flash-attention-\(getpid()).ptx"
-    guard let output = fopen(file, "w") else { return nil }
-    fputs(text, output)
-    fclose(output)
+  /// nil where the file for ptxas cannot be written.
+  package func assemble(_ ptx: String, for target: Target) -> Report? {
+    var pattern = Array("/tmp/flash-attention-XXXXXX.ptx".utf8CString)
+    let descriptor = mkstemps(&pattern, 4)
+    if descriptor < 0 { return nil }
+    let file = String(decoding: pattern.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
+    let bytes = Array(ptx.utf8)
+    let written = write(descriptor, bytes, bytes.count)
+    close(descriptor)
     defer { unlink(file) }
-    guard let pipe = popen("'\(path)' -arch=\(target) -v -o /dev/null \(file) 2>&1", "r") else { return nil }
-    var bytes: [UInt8] = []
-    while case let byte = fgetc(pipe), byte != EOF { bytes.append(UInt8(truncatingIfNeeded: byte)) }
-    guard pclose(pipe) == 0 else { return nil }
-    let words = String(decoding: bytes, as: UTF8.self).split { " \n".contains($0) }
-    func number(before word: String, _ next: String) -> Int? {
-      words.indices.dropLast(2).first { words[$0 + 1] == word && words[$0 + 2].hasPrefix(next) }.flatMap {
-        Int(words[$0])
-      }
+    guard written == bytes.count,
+      let pipe = popen("'\(path)' -arch=\(target) -v -o /dev/null \(file) 2>&1", "r")
+    else { return nil }
+    var output: [UInt8] = []
+    while case let byte = fgetc(pipe), byte != EOF { output.append(UInt8(truncatingIfNeeded: byte)) }
+    let isAccepted = pclose(pipe) == 0
+    let text = String(decoding: output, as: UTF8.self)
+    func number(_ pattern: Regex<(Substring, Substring)>) -> Int {
+      text.matches(of: pattern).compactMap { Int($0.1) }.max() ?? 0
     }
-    guard let index = words.firstIndex(of: "Used"), let registers = Int(words[index + 1]) else { return nil }
-    return Report(registers: registers, spilledBytes: number(before: "bytes", "spill") ?? 0)
+    return Report(
+      isAccepted: isAccepted, registers: number(/Used ([0-9]+) registers/),
+      spilledBytes: number(/([0-9]+) bytes spill stores/), text: text)
   }
 }

@@ -1,28 +1,53 @@
+import AttentionKernels
 import ExampleKernels
 import PTX
 import Testing
+import flash_attention
 
 /// What `ptxas` thinks of our PTX. Skipped, by name, where there is none; CI has it and insists.
 @Suite(
-  .enabled(if: PTXAssembler.found != nil, "ptxas is neither on the PATH nor in .venv (pip install nvidia-cuda-nvcc)"))
+  .enabled(if: PTXAssembler.find() != nil, "ptxas is neither on the PATH nor in .venv (pip install nvidia-cuda-nvcc)"))
 struct AssemblerTests {
-  static let configurations = try! ShippedConfigurations.all()
+  static let examples = try! ShippedConfigurations.all()
+  static let attention = try! AttentionConfiguration.all()
+
+  private func assemble(_ text: String, for target: Target) throws -> PTXAssembler.Report {
+    try #require(PTXAssembler.find()?.assemble(text, for: target))
+  }
 
   @Test func thereAreAtMost150Configurations() {
-    #expect((1...150).contains(Self.configurations.count))
-    #expect(Set(Self.configurations.map(\.name)).count == Self.configurations.count)
+    #expect((50...150).contains(Self.examples.count + Self.attention.count))
+    #expect(Set(Self.examples.map(\.name)).count == Self.examples.count)
+    #expect(Set(Self.attention.map(\.description)).count == Self.attention.count)
   }
 
   /// All for sm_80 and sm_90a; every fifth also for the others.
-  @Test(arguments: configurations.indices)
+  @Test(arguments: examples.indices)
   func isAcceptedWithinItsBudget(index: Int) throws {
-    let configuration = Self.configurations[index]
+    let configuration = Self.examples[index]
     let others = ["sm_86", "sm_89", "sm_100", "sm_120"].compactMap { Target($0) }
     for target in [.sm80, .sm90a] + (index % 5 == 0 ? others : []) {
-      let report = try PTXAssembler.found!.assemble(configuration.kernel.text(target: target), for: target)
+      let report = try assemble(configuration.kernel.text(target: target), for: target)
       #expect(report.isAccepted, "\(configuration) for \(target): \(report.text)")
       #expect(report.registers <= configuration.registerBudget, "\(configuration) for \(target)")
       #expect(report.spilledBytes == 0, "\(configuration) for \(target)")
+    }
+  }
+
+  /// As it is shipped: PTX for sm_80, assembled for the GPU whose tiling it has, without a spilled register; every fifth
+  /// also for newer GPUs.
+  @Test(arguments: attention.indices)
+  func attentionFitsTheRegisters(index: Int) throws {
+    let configuration = Self.attention[index]
+    let text = try configuration.kernel.text()
+    #expect(text.contains(".target sm_80"))
+    let report = try assemble(text, for: configuration.target)
+    #expect(report.isAccepted, "\(configuration): \(report.text)")
+    #expect(report.spilledBytes == 0, "\(configuration)")
+    if index % 5 == 0 {
+      for newer in ["sm_100", "sm_120"].compactMap({ Target($0) }) {
+        #expect(try assemble(text, for: newer).isAccepted, "\(configuration.kernel.name) for \(newer)")
+      }
     }
   }
 
@@ -32,7 +57,7 @@ struct AssemblerTests {
       try InstructionCatalogue.ampere(), try InstructionCatalogue.ada(), try InstructionCatalogue.hopper(),
     ] {
       let target = kernel.requirement.target
-      let report = try PTXAssembler.found!.assemble(kernel.text(), for: target)
+      let report = try assemble(kernel.text(), for: target)
       #expect(report.isAccepted, "\(kernel.name) for \(target): \(report.text)")
     }
   }
@@ -41,7 +66,7 @@ struct AssemblerTests {
   @Test func theRequirementsAreNotTooStrict() throws {
     for (kernel, older) in [(try InstructionCatalogue.ada(), "sm_86"), (try InstructionCatalogue.hopper(), "sm_89")] {
       let text = try kernel.text().replacing(".target \(kernel.requirement.target)", with: ".target \(older)")
-      #expect(try !PTXAssembler.found!.assemble(text, for: Target(older)!).isAccepted)
+      #expect(try !assemble(text, for: Target(older)!).isAccepted)
     }
   }
 }

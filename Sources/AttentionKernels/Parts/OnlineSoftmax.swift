@@ -16,8 +16,7 @@ struct OnlineSoftmax {
   /// What a score is multiplied by, above zero: scale * log2(e).
   private let scale: Register<F32>
   private let maxima, sums: [Register<F32>]
-  /// What scores may reach before the maxima follow, and how far that is from the maxima.
-  private let limits: [Register<F32>]
+  /// How far scores may exceed the maxima before these follow.
   private let growth: Register<F32>
   /// `-maximum * scale`, 0 where there is no maximum yet.
   private let shifts: [Register<F32>]
@@ -27,8 +26,8 @@ struct OnlineSoftmax {
     self.scale = scale
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
     sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
-    limits = (0..<rows).map { k.variable(k.constant(-.infinity)).named("limit\($0)") }
-    growth = k.reciprocal(scale) * Self.growth
+    // Finite, so that any score exceeds the -inf of a row without a maximum.
+    growth = k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
   }
 
@@ -55,7 +54,7 @@ struct OnlineSoftmax {
   func update(
     _ largest: [Register<F32>], rescaling output: Accumulators, isMasked: Predicate, hide: () -> [Register<F32>]
   ) {
-    let isBeyond = zip(largest, limits).map { $0 .> $1 }
+    let isBeyond = zip(largest, maxima).map { ($0 - $1) .> growth }
     k.if(k.vote(.any, isBeyond.reduce(isMasked) { $0 | $1 })) {
       let left = largest.map { k.variable($0) }
       k.if(isMasked) {
@@ -66,14 +65,13 @@ struct OnlineSoftmax {
       let news = zip(maxima, left).map { k.maximum($0, $1) }
         .map { k.maximum($0, k.shuffle($0, xor: 1)) }
         .map { k.maximum($0, k.shuffle($0, xor: 2)) }
-      let isBeyond = zip(news, limits).map { $0 .> $1 }
+      let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
       k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
         for row in maxima.indices {
           // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
           let top = k.select(news[row] .!= -.infinity, news[row], 0)
           let factor = k.exp2((maxima[row] - top) * scale)
           k.set(shifts[row], to: -(top * scale))
-          k.set(limits[row], to: k.select(news[row] .!= -.infinity, news[row] + growth, -.infinity))
           k.set(maxima[row], to: news[row])
           k.set(sums[row], to: sums[row] * factor)
           for value in output.ofRow(row) { k.set(value, to: value * factor) }

@@ -39,7 +39,7 @@ struct TileLoader {
           width: width, line: line, chunk: chunk,
           source: k.variable(source + k.wide(line) * rowStride + k.wide(chunk * 16)).named("source"),
           destination: (line * (width * 16) + ((chunk ^ swizzle) * 16)).named("destination"),
-          steps: (0..<max(1, tile.rows * width / threads)).map { rowStride * ($0 * (threads / width)) }))
+          steps: (0..<(tile.rows * width + threads - 1) / threads).map { rowStride * ($0 * (threads / width)) }))
     }
   }
 

@@ -102,7 +102,7 @@ struct RunCommand: ParsableCommand {
       report(plan, times)
       guard let expected else { return true }
       progress.show("run: comparing with the 64-bit reference", isSure: true)
-      return try compare(result!, with: expected, problem, layout, inputs)
+      return try compare(result!, with: expected, problem, layout, inputs, isOnGPU: plan.gpu != nil)
     }
     if !passed { throw ExitCode.comparisonFailed }
   }
@@ -189,10 +189,11 @@ struct RunCommand: ParsableCommand {
   /// computation on the converted inputs errs against the 64-bit one on the inputs of the file.
   private func compare(
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
-    _ inputs: Inputs
+    _ inputs: Inputs, isOnGPU: Bool
   ) throws -> Bool {
     let plain = inputs.converted(to: problem.scalarType).withViews {
-      AttentionCheck.plain(problem, queries: $0, keys: $1, values: $2)
+      AttentionCheck.plain(
+        problem, queries: $0, keys: $1, values: $2, sums: isOnGPU ? .cut : .rounded)
     }
     let reference = inputs.withViews { AttentionCheck.reference(problem, queries: $0, keys: $1, values: $2) }
     let comparison: Comparison

@@ -26,7 +26,7 @@ package struct VerificationCase: Sendable {
   package let isPoisoned: Bool
 
   /// What the GPU's kernels are drawn from; nil for cases of the CPU, which has none to compile.
-  private let kernels: Int?
+  let kernels: Int?
 
   /// Draws case `number`; the families take turns.
   ///

@@ -1,0 +1,151 @@
+import CUDADriver
+import Testing
+
+/// The logic around the driver's functions, without a driver.
+@Suite struct DriverTests {
+  private let recorder = RecordingDriver()
+
+  private func driver(_ change: (inout DriverFunctions) -> Void = { _ in }) throws -> CUDADriver {
+    try CUDADriver(recorder.functions(change))
+  }
+
+  private func sentence(_ body: () throws -> Void) -> String {
+    do {
+      try body()
+      return "nothing was thrown"
+    } catch { return "\(error)" }
+  }
+
+  @Test func describesTheDevice() throws {
+    let device = try driver().device(0)
+    #expect(device.name == "Fake GPU" && device.capability == 90 && device.multiprocessors == 132)
+    #expect(device.sharedBytesPerBlock == 232_448 && device.sharedBytesPerMultiprocessor == 233_472)
+  }
+
+  @Test func everyOwnerGivesBackWhatItHolds() throws {
+    do {
+      let driver = try driver()
+      let device = try driver.device(0)
+      let context = try PrimaryContext(device)
+      let stream = try Stream(driver)
+      let pool = try MemoryPool(device)
+      let memory = try pool.allocate(byteCount: 1000, in: stream.handle)
+      let event = try Event(driver)
+      let library = try Library(driver, ptx: "// text", version: "7.0", kernel: "f")
+      let graph = try stream.capture { () throws(CUDAError) in try event.record(in: stream.handle) }
+      try graph.launch(in: stream.handle)
+      #expect(try context.memory() == (3_000_000, 9_000_000))
+      #expect(memory.byteCount == 1000 && library.name == "f")
+      #expect(try event.seconds(since: event) == 0.0025)
+    }
+    // Only the context itself, which is released by its device.
+    #expect(recorder.live.count == 1)
+    #expect(
+      Set([
+        "retain 0", "release 0", "stream 1", "pool type 1 location 1 device 0", "pool attribute 4 18446744073709551615",
+        "allocate 1000", "free", "load // text", "kernel f", "unload", "capture 1", "end capture", "launch graph",
+      ]).isSubset(of: recorder.calls), "\(recorder.calls)")
+  }
+
+  @Test func aContextIsCurrentOnlyWhileItIsUsed() throws {
+    let context = try PrimaryContext(driver().device(0))
+    recorder.forget()
+    _ = sentence { try context.use { () throws(CUDAError) in throw CUDAError.noDevice } }
+    #expect(recorder.calls == ["push", "pop"])
+  }
+
+  @Test func launchesWithItsArgumentsAndAttributes() throws {
+    let driver = try driver()
+    let device = try driver.device(0)
+    let library = try Library(driver, ptx: "", version: "7.0", kernel: "f")
+    try library.allow(dynamicSharedByteCount: 99_000, on: device)
+    #expect(recorder.calls.suffix(2) == ["attribute 8 99000", "attribute 9 100"])
+    #expect(try library.resources(on: device).registers == 200 && library.resources(on: device).localBytes == 8)
+    recorder.forget()
+    var arguments: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
+    try arguments.withUnsafeMutableBytes { bytes in
+      try library.launch(
+        LaunchShape(blocks: 70_000, threads: 128, sharedByteCount: 4096), arguments: bytes, in: StreamHandle(nil))
+      try library.launch(
+        LaunchShape(
+          blocks: 3, threads: 64, attributes: [.programmaticStreamSerialization, .cluster(x: 2, y: 1, z: 1)]),
+        arguments: bytes, in: StreamHandle(nil))
+    }
+    #expect(
+      recorder.calls == [
+        "launch 70000 1 1 128 1 1 4096", "bytes 1 2 3 4 5 6 7 8",
+        "launch 3 1 1 64 1 1 0 attribute 6 1 0 0 attribute 4 2 1 1", "bytes 1 2 3 4 5 6 7 8",
+      ])
+  }
+
+  @Test func aCaptureEndsAlsoWhereItFails() throws {
+    let stream = try Stream(driver())
+    let text = sentence { _ = try stream.capture { () throws(CUDAError) in throw CUDAError.noDevice } }
+    #expect(text == "the NVIDIA driver sees no device." && recorder.calls.last == "end capture")
+  }
+
+  @Test func errorsAreSentences() throws {
+    #expect(
+      sentence {
+        _ = try driver {
+          $0.getDeviceCount = {
+            $0.pointee = 0; return 0
+          }
+        }
+      } == "the NVIDIA driver sees no device.")
+    #expect(sentence { _ = try driver { $0.initialize = { _ in 100 } } } == "the NVIDIA driver sees no device.")
+    #expect(
+      sentence {
+        _ = try driver {
+          $0.getVersion = {
+            $0.pointee = 11080; return 0
+          }
+        }
+      }
+        == "the NVIDIA driver must be for CUDA 12.0 or newer (525 or newer); this one is for CUDA 11.8. Update the driver."
+    )
+    #expect(
+      sentence { _ = try driver { $0.getDevice = { _, _ in 101 } }.device(7) }
+        == "the NVIDIA driver failed in cuDeviceGet (CUDA_ERROR_TEST: it was a test).")
+
+    let stream = try Stream(driver())
+    let full = try driver { $0.allocateFromPool = { _, _, _, _ in 2 } }
+    #expect(
+      sentence { _ = try MemoryPool(full.device(0)).allocate(byteCount: 5_000_000_000, in: stream.handle) }
+        == "5000 MB of GPU memory were asked for, and 3 MB were free. Choose a smaller batch, or free memory.")
+
+    let faulted = try driver { $0.synchronizeStream = { _ in 700 } }
+    #expect(
+      sentence { try Stream(faulted).synchronize() }
+        == "a kernel failed on the GPU (CUDA_ERROR_TEST: it was a test); this process can use the GPU no more. Please report "
+        + "it, with the plan.")
+
+    let refusing = try driver {
+      $0.loadLibrary = { _, _, options, values, count, _, _, _ in
+        guard count == 2, options![0] == 5, options![1] == 6, Int(bitPattern: values![1]) >= 1024 else { return 1 }
+        for (i, byte) in "line 3: unknown instruction".utf8.enumerated() {
+          values![0]!.storeBytes(of: byte, toByteOffset: i, as: UInt8.self)
+        }
+        return 218
+      }
+    }
+    #expect(
+      sentence { _ = try Library(refusing, ptx: "x", version: "7.0", kernel: "f") }
+        == "the driver refused the kernel f. Its log: line 3: unknown instruction")
+
+    let old = try driver { $0.loadLibrary = { _, _, _, _, _, _, _, _ in 222 } }
+    #expect(
+      sentence { _ = try Library(old, ptx: "x", version: "8.7", kernel: "f") }
+        == "the kernel is PTX 8.7, which this driver (for CUDA 13.0) does not know. Update the driver.")
+    #expect(
+      "\(CUDAError.gpuTooOld(name: "Tesla V100", capability: 70, needed: 80))"
+        == "Tesla V100 has compute capability 7.0; the kernels need 8.0 (Ampere) or newer. Use the CPU.")
+  }
+
+  /// A kernel that is missing in its library leaves no library behind.
+  @Test func aMissingKernelUnloadsItsLibrary() throws {
+    let driver = try driver { $0.getKernel = { _, _, _ in 500 } }
+    #expect(sentence { _ = try Library(driver, ptx: "x", version: "7.0", kernel: "f") }.contains("cuLibraryGetKernel"))
+    #expect(recorder.calls.last == "unload" && recorder.live.isEmpty)
+  }
+}
