@@ -1,4 +1,4 @@
-internal import AttentionKernels
+package import AttentionKernels
 internal import CUDADriver
 internal import PTX
 internal import Synchronization
@@ -12,7 +12,7 @@ public final class GPU: Sendable {
   let context: PrimaryContext
   let stream: Stream
   let pool: MemoryPool
-  let limits: GPULimits
+  package let limits: GPULimits
   private let kernels = Mutex<[ForwardSpecialization: LoadedKernel]>([:])
 
   /// The GPUs in use, by their number.

@@ -110,10 +110,23 @@ struct OnlineSoftmax {
       for value in output.ofRow(row) { k.set(value, to: k.select(hasKeys[row], value * factors[row], 0)) }
     }
     return maxima.indices.map { row in
-      let ofSum = k.multiplyAdd(shifts[row], -ln2.low, k.log2(totals[row]) * ln2.plain)
-      let natural = k.multiplyAdd(shifts[row], -ln2.high, ofSum)
-      return k.select(hasKeys[row], natural, -.infinity)
+      k.select(hasKeys[row], naturalLogarithm(totals[row], ofRow: row, ln2), -.infinity)
     }
+  }
+
+  /// The natural logarithm of a sum, plus the maximum that its terms were divided by: small terms first, so that it is
+  /// rounded little. `lg2` is exact enough for the mantissa alone.
+  private func naturalLogarithm(
+    _ total: Register<F32>, ofRow row: Int, _ ln2: ForwardParameters.NaturalLogarithm
+  ) -> Register<F32> {
+    let bits = total.reinterpreted(as: U32.self)
+    let mantissa = ((bits & 0x007f_ffff) | 0x3f80_0000).reinterpreted(as: F32.self)
+    let exponent = k.float((bits >> 23).reinterpreted(as: S32.self) - 127)
+    // 0, or NaN where the sum is: its bits would otherwise pass for a number's.
+    let poison = total - total
+    let ofMantissa = k.multiplyAdd(k.log2(mantissa), k.constant(ln2.plain), poison)
+    let small = k.multiplyAdd(shifts[row], -ln2.low, ofMantissa)
+    return k.multiplyAdd(shifts[row], -ln2.high, k.multiplyAdd(exponent, k.constant(ln2.plain), small))
   }
 }
 

@@ -5,9 +5,11 @@ internal import PTX
 /// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2x))`, by `ex2` and `rcp`; its error
 /// of 2^-23 is small beside a large tanh only, so that near 0, where most scores are, a polynomial takes over.
 struct ScoreCap {
-  /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 0.6 with a relative error of tanh of 2^-28.
-  private static let coefficients: [Float] = [-0.33333299, 0.13331959, -0.053786736, 0.020805575, -0.005906105]
-  private static let polynomialEnd: Float = 0.6
+  /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 1 with a relative error of tanh of 2^-27.
+  private static let coefficients: [Float] = [
+    -0.33333299, 0.13332412, -0.05388411, 0.021499414, -0.007965231, 0.0023154786, -0.00036252660,
+  ]
+  private static let polynomialEnd: Float = 1
   private static let twoLog2e = Float(2 * 1.4426950408889634)
 
   /// From a product of Q and K to x: scale / cap.

@@ -10,6 +10,8 @@ struct Measurement: Encodable {
     let prepareSeconds: Double
     /// Of the processor, to put one launch into a stream.
     let hostSeconds: Double
+    /// Whether all repeated computations gave the same bits; nil where none were asked for.
+    let areRepeatsEqual: Bool?
   }
 
   let problem: String
@@ -97,7 +99,7 @@ final class GPUBench {
     return (products + ["\(fixed(readGigabytesPerSecond, 0)) GB/s of reading"]).joined(separator: ", ")
   }
 
-  func measure(_ plan: AttentionPlan, _ inputs: BenchInputs, iterations: Int) throws -> Measurement {
+  func measure(_ plan: AttentionPlan, _ inputs: BenchInputs, iterations: Int, repeats: Int) throws -> Measurement {
     let problem = plan.problem
     let peak = try peaks[problem.scalarType] ?? 1e3 * probe.matrixTeraflops(problem.scalarType)
     peaks[problem.scalarType] = peak
@@ -110,7 +112,8 @@ final class GPUBench {
     return Measurement(
       problem, seconds: seconds, peakGigaflops: peak, readGigabytesPerSecond: readGigabytesPerSecond,
       gpu: Measurement.OnGPU(
-        name: gpu.name, kernel: "\(plan)", prepareSeconds: prepareSeconds, hostSeconds: hostSeconds))
+        name: gpu.name, kernel: "\(plan)", prepareSeconds: prepareSeconds, hostSeconds: hostSeconds,
+        areRepeatsEqual: repeats == 0 ? nil : try tensors.areEqual(plan, repeats: repeats)))
   }
 }
 
@@ -139,6 +142,20 @@ struct DeviceTensors {
     (queries, keys, values) = (q.1, k.1, v.1)
     output = DeviceTensorView(
       address: o.address, scalarType: problem.scalarType, shape: problem.outputShape, layout: inputs.queries.layout)
+  }
+
+  /// Whether computing again and again gives the same bits.
+  func areEqual(_ plan: AttentionPlan, repeats: Int) throws -> Bool {
+    func bits() throws -> [UInt64] {
+      try launch(plan)
+      var words = [UInt64](repeating: 0, count: (buffers[3].byteCount + 7) / 8)
+      try words.withUnsafeMutableBytes {
+        try buffers[3].copy(to: UnsafeMutableRawBufferPointer(rebasing: $0[..<buffers[3].byteCount]))
+      }
+      return words
+    }
+    let first = try bits()
+    return try (1..<max(repeats, 1)).allSatisfy { _ in try bits() == first }
   }
 
   func launch(_ plan: AttentionPlan) throws(AttentionError) {

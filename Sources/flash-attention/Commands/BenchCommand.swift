@@ -30,6 +30,9 @@ struct BenchCommand: ParsableCommand {
   @Option(help: "Runs of each case; the median counts.")
   var iterations = 11
 
+  @Option(help: "On a GPU, also compute this often and compare all bits of the outputs.")
+  var repeats = 0
+
   @Option(help: "Also write all samples to this file, as JSON.")
   var json: String?
 
@@ -71,13 +74,18 @@ struct BenchCommand: ParsableCommand {
         try reportingFileErrors {
           plan.gpu == nil
             ? try cpu.measure(plan, inputs, iterations: iterations)
-            : try gpu!.measure(plan, inputs, iterations: iterations)
+            : try gpu!.measure(plan, inputs, iterations: iterations, repeats: repeats)
         })
     }
     progress.clear()
     print(Self.report(measurements))
     if plans.count == 1 { print("\n\(plans[0])") }
     if let gpu { print("limits: \(gpu.limits)") }
+    if let differing = measurements.first(where: { $0.gpu?.areRepeatsEqual == false }) {
+      printError("Error: \(differing.problem): repeated computations differ in some bit.")
+      throw ExitCode.comparisonFailed
+    }
+    if gpu != nil && repeats > 0 { print("\(repeats) repeats of each case gave the same bits.") }
     if let json { try reportingFileErrors { try write(measurements, to: json) } }
   }
 

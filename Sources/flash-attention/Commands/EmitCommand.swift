@@ -58,7 +58,7 @@ struct EmitCommand: ParsableCommand {
     let plan = try reportingOptionErrors {
       let problem = try shape.problem(
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
-      return try ForwardPlan(problem, on: .typical(of: target ?? .sm80), tiling: tiling.change)
+      return try ForwardPlan(problem, on: .typical(of: target ?? .sm80), tiling: { $0.changed(by: tiling.tiling) })
     }
     do throws(KernelError) {
       let text = try plan.kernel().text(target: target, locations: lines)
@@ -83,20 +83,15 @@ struct EmitCommand: ParsableCommand {
 struct TilingOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of warps=8,row-tiles=1,keys=64,stages=2,queries=shared,overlap=no,blocks=1.",
+      "Change the GPU's tiling, for experiments: any of warps=8,row-tiles=1,keys=64,stages=2,queries=shared,blocks=1.",
       valueName: "CHANGES"))
   var tiling: String?
-
-  /// Changes the plan's choice.
-  var change: (ForwardTiling) -> ForwardTiling {
-    { tiling in self.tiling.flatMap { tiling.changed(by: $0) } ?? tiling }
-  }
 
   func validate() throws {
     if let tiling, ForwardTiling().changed(by: tiling) == nil {
       throw ValidationError(
-        "--tiling '\(tiling)' is not understood; write any of warps=1|2|4|8|12|16, row-tiles=1|2, keys=16|32|64|128, "
-          + "stages=2|3|4, queries=registers|shared, overlap=yes|no, blocks=1...16, with commas.")
+        "--tiling '\(tiling)' is not understood; write any of warps=1|2|4|8|12|16, row-tiles=1|2, keys=16|32|48|64|80|96|128, "
+          + "stages=2|3|4, queries=registers|shared, blocks=1...16, with commas.")
     }
   }
 }

@@ -1,6 +1,9 @@
 internal import ArgumentParser
+internal import AttentionKernels
 internal import Dispatch
 internal import FlashAttention
+internal import PTX
+internal import PTXEmulator
 internal import Synchronization
 
 struct VerifyCommand: ParsableCommand {
@@ -12,7 +15,10 @@ struct VerifyCommand: ParsableCommand {
       same precision, plus half an ulp of the largest value. A ratio of 1 is all that is allowed.
 
       On a GPU, the cases are spread over a number of kernels, which are compiled first, on all processors; the types are \
-      f16 and bf16, and strides multiples of 16 bytes.
+      f16 and bf16, and strides multiples of 16 bytes. With --emulate, the same PTX also runs on the emulator, and the \
+      two are compared: integers, moves, conversions and f32 arithmetic bit for bit, ex2 within 4 ulp, rcp within 2, mma \
+      within its accumulation error, and attention itself within the tolerance. Without a GPU, the emulator is compared \
+      with the reference alone.
       """)
 
   @Option(help: "How many problems.")
@@ -30,9 +36,13 @@ struct VerifyCommand: ParsableCommand {
   @Option(help: "On a GPU, how many kernels the problems are spread over.")
   var kernels = 64
 
+  @Flag(help: "Also run the GPU's kernels on the emulator.")
+  var emulate = false
+
   @OptionGroup var tiling: TilingOptions
 
   func validate() throws {
+    if emulate && device == .cpu { throw ValidationError("--emulate belongs to --device gpu; the CPU runs no PTX.") }
     if kernels < 1 { throw ValidationError("--kernels is \(kernels); it must be at least 1.") }
     if cases < 1 { throw ValidationError("--cases is \(cases); it must be at least 1.") }
     if let only, only < 0 { throw ValidationError("--only is \(only); problems are counted from 0.") }
@@ -40,7 +50,8 @@ struct VerifyCommand: ParsableCommand {
 
   func run() throws {
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
-    let outcomes = device == .gpu ? try runOnGPU(numbers) : try runOnCPU(numbers)
+    let outcomes =
+      emulate ? try runOnEmulator(numbers) : device == .gpu ? try runOnGPU(numbers) : try runOnCPU(numbers)
     var tallies = CaseFamily.allCases.map { Tally(family: $0) }
     for (test, outcome) in outcomes {
       tallies[CaseFamily.allCases.firstIndex(of: test.family)!].add(outcome)
@@ -89,6 +100,62 @@ struct VerifyCommand: ParsableCommand {
       print("\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling))")
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
     }
+  }
+
+  /// Runs the cases on the emulator and, where there is a GPU, there too. Large ones are left out: the emulator needs
+  /// about a second for 10^9 operations.
+  private func runOnEmulator(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
+    let gpu = try device == .gpu ? reportingFileErrors { try GPU.device() } : try? GPU.device()
+    if let gpu { try compareInstructions(with: gpu) }
+    print(
+      gpu.map { "Kernels on the emulator and on \($0.name):" }
+        ?? "Kernels on the emulator alone; there is no GPU to compare with.")
+    let limits = gpu?.limits ?? .typical(of: .sm90)
+    let tests = numbers.map { VerificationCase(seed: seed, number: $0, kernels: kernels) }
+      .filter { $0.problem.flops < 5e8 && $0.problem.logSumExpCount > 0 }
+    let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
+    let progress = Mutex(Progress())
+    try reportingFileErrors {
+      try eachAtOnce(tests.count) { index throws(AttentionError) in
+        progress.withLock { $0.show("verify: case \(index) of \(tests.count), emulated") }
+        let test = tests[index]
+        let outcome = try emulate(test, limits, gpu)
+        outcomes.withLock { $0[index] = outcome }
+      }
+    }
+    progress.withLock { $0.clear() }
+    return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
+  }
+
+  private func emulate(
+    _ test: VerificationCase, _ limits: GPULimits, _ gpu: GPU?
+  ) throws(AttentionError) -> CaseOutcome {
+    let plan = try ForwardPlan(test.problem, on: limits) { $0.changed(by: tiling.tiling) }
+    let emulation = test.emulation(of: plan)
+    do {
+      _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)
+    } catch {
+      return CaseOutcome(ratio: .infinity, failure: "\(error)")
+    }
+    guard let emulated = emulation.result else {
+      return CaseOutcome(ratio: .infinity, failure: "the emulated kernel left results unwritten")
+    }
+    guard let gpu else { return test.judge(emulated) }
+    let actual = try test.computeOnGPU(
+      try AttentionPlan(test.problem, device: .gpu, tiling: tiling.tiling), gpu)
+    return test.judge(actual, expected: emulated)
+  }
+
+  private func compareInstructions(with gpu: GPU) throws {
+    let check = try InstructionCheck()
+    let emulated = try check.emulate()
+    let actual = try reportingFileErrors { try gpu.run(check.kernel, input: check.input, outputCount: emulated.count) }
+    let differences = check.differences(emulated, actual)
+    print(
+      "\(check.names.count) instructions on \(InstructionCheck.threads) lanes, emulator and \(gpu.name): "
+        + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
+    for difference in differences { print("        \(difference)") }
+    if !differences.isEmpty { throw ExitCode.comparisonFailed }
   }
 
   /// Runs `body` for 0..<count on all processors; throws the first error, after which no more are begun.

@@ -47,17 +47,19 @@ extension VerificationCase {
     return CaseResult(tensors: tensors, logSumExp: logSumExp)
   }
 
-  /// Compares a result with the 64-bit reference.
-  package func judge(_ result: CaseResult) -> CaseOutcome {
+  /// Compares a result with the 64-bit reference, or with another result that it should agree with as well.
+  package func judge(_ result: CaseResult, expected: CaseResult? = nil) -> CaseOutcome {
     let (tensors, output) = (result.tensors, result.tensors.output)
     let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
     let reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
     let plain = AttentionCheck.plain(
       problem, queries: q, keys: k, values: v, sums: kernels == nil ? .rounded : .cut)
     let outputs = Comparison(
-      actual: output.values, plain: plain.output, reference: reference.output, type: problem.scalarType)
+      actual: output.values, expected: expected?.tensors.output.values, plain: plain.output,
+      reference: reference.output, type: problem.scalarType)
     let statistics = Comparison(
-      actual: result.logSumExp.map(Double.init), plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
+      actual: result.logSumExp.map(Double.init), expected: expected?.logSumExp.map(Double.init),
+      plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
 
     var failures: [String] = []
     if !outputs.passes { failures.append("output: \(outputs)") }

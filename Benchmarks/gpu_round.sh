@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A whole round on a machine with an NVIDIA GPU, in one command: is it right, is it free of races, how fast is it.
+#
+#     Benchmarks/gpu_round.sh TOOL OUT [quick]
+#
+# TOOL is the `flash-attention` executable, OUT a folder for the JSON files. `quick` leaves the sanitizer out.
+set -uo pipefail
+tool=$(realpath "$1"); out=$2; mkdir -p "$out"
+failed=0
+step() { printf '\n== %s\n' "$1"; shift; "$@" || { failed=1; echo "FAILED ($?)"; }; }
+
+step "machine" "$tool" info
+step "2000 random problems against the 64-bit reference" "$tool" verify --device gpu --cases 2000
+step "the emulator against the GPU" "$tool" verify --device gpu --emulate --cases 128
+if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
+  for check in memcheck racecheck initcheck synccheck; do
+    step "compute-sanitizer $check" compute-sanitizer --tool $check --error-exitcode 9 \
+      "$tool" verify --device gpu --cases 54 --kernels 54
+  done
+fi
+step "20 repeats, 48 heads" "$tool" bench --device gpu --dtype bf16 --query-heads 48 --queries 8192 --dim 64 --repeats 20 --iterations 5
+step "20 repeats, 48 heads, causal" "$tool" bench --device gpu --dtype f16 --query-heads 48 --queries 8192 --dim 128 --causal --repeats 20 --iterations 5
+step "cold start: no kernel in the driver's cache" env CUDA_CACHE_DISABLE=1 "$tool" bench --device gpu --dtype bf16 --json "$out/cold.json"
+step "warm start" "$tool" bench --device gpu --dtype bf16 --json "$out/warm.json"
+exit $failed
