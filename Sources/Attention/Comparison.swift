@@ -21,30 +21,32 @@ public struct Comparison: Sendable {
   ///   - expected: what it should be, where that comes from elsewhere; nil for the reference. The allowance does not
   ///     depend on it: a wrong expectation is not excused by being far from the plain computation too.
   ///   - plain: the plain computation in `type`.
+  ///   - other: another plain computation, with its sums made in another way; the worse of the two is the yardstick, so
+  ///     that it depends less on luck where there are few values.
   ///   - reference: the 64-bit computation.
-  public init(actual: [Double], expected: [Double]? = nil, plain: [Double], reference: [Double], type: ScalarType) {
+  public init(
+    actual: [Double], expected: [Double]? = nil, plain: [Double], other: [Double]? = nil, reference: [Double],
+    type: ScalarType
+  ) {
     let expected = expected ?? reference
     precondition([expected.count, plain.count, reference.count].allSatisfy { $0 == actual.count })
     var largest = 0.0
-    var plainMaximum = 0.0
-    var plainMean = 0.0
     for i in reference.indices {
       let error = Self.distance(actual[i], expected[i])
       maximumError = max(maximumError, error)
       meanError += error
-      let plainError = Self.distance(plain[i], reference[i])
-      // Where the plain computation itself breaks down, it is no excuse for the result.
-      if plainError.isFinite {
-        plainMaximum = max(plainMaximum, plainError)
-        plainMean += plainError
-      }
       if reference[i].isFinite { largest = max(largest, reference[i].magnitude) }
     }
     let count = Double(max(reference.count, 1))
     meanError /= count
     let halfUlp = type.ulp(of: largest) / 2
-    maximumAllowed = 2 * plainMaximum + halfUlp
-    meanAllowed = 2 * plainMean / count + halfUlp
+    let yardsticks = [plain, other ?? plain].map { values in
+      // Where the plain computation itself breaks down, it is no excuse for the result.
+      let errors = zip(values, reference).map { Self.distance($0, $1) }.filter(\.isFinite)
+      return (maximum: errors.max() ?? 0, mean: errors.reduce(0, +) / count)
+    }
+    maximumAllowed = 2 * max(yardsticks[0].maximum, yardsticks[1].maximum) + halfUlp
+    meanAllowed = 2 * max(yardsticks[0].mean, yardsticks[1].mean) + halfUlp
   }
 
   private static func distance(_ a: Double, _ b: Double) -> Double {

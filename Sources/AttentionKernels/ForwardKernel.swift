@@ -75,7 +75,7 @@ private struct ForwardBody {
     let firstOwn = rows.firstRow + firstRow + lane / 4
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
-    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: parameters.scale)
+    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
   }
 
@@ -176,7 +176,9 @@ private struct ForwardBody {
         for emit in waiting.prefix(share) { emit() }
         waiting = waiting.dropFirst(share)
       }
-      if s.hasSoftcap { ScoreCap(scale: parameters.capScale).apply(to: scores, columnTiles: columnTiles, k) }
+      if s.hasSoftcap {
+        ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(to: scores, columnTiles: columnTiles, k)
+      }
       largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }
     return largest.dropFirst().reduce(largest[0]) { zip($0, $1).map { k.maximum($0, $1) } }

@@ -25,7 +25,7 @@ struct ForwardParameters {
   let keys: Register<S32>
   /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`.
   let leftOffset, rightOffset: Register<S32>
-  /// What a score, softcapped where there is a cap, is multiplied by to be a power of two.
+  /// What a product of Q and K is multiplied by to be a power of two; with a softcap, what its tanh is.
   let scale: Register<F32>
   /// What a product is multiplied by to be the argument of the softcap's tanh.
   let capScale: Register<F32>

@@ -1,6 +1,6 @@
 internal import PTX
 
-/// `tanh(x)` of scores, of which the softmax's scale then makes `cap * tanh(scale * s / cap)`.
+/// `cap * tanh(x)` of scores, in base 2: the softmax then has nothing to scale, and rounds once less.
 ///
 /// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2x))`, by `ex2` and `rcp`; its error
 /// of 2^-23 is small beside a large tanh only, so that near 0, where most scores are, a polynomial takes over.
@@ -13,20 +13,22 @@ struct ScoreCap {
   private static let twoLog2e = Float(2 * 1.4426950408889634)
 
   /// From a product of Q and K to x: scale / cap.
-  let scale: Register<F32>
+  let inner: Register<F32>
+  /// From a tanh to the power of two: cap * log2(e).
+  let outer: Register<F32>
 
   func apply(to scores: Accumulators, columnTiles: Range<Int>, _ k: KernelBuilder) {
     k.comment("softcap")
-    let (one, minusTwo) = (k.constant(1), k.constant(-2))
+    let minusTwice = outer * -2
     let coefficients = Self.coefficients.map { k.constant($0) }
     for row in 0..<2 * scores.rowTiles {
       for score in scores.ofRow(row, columnTiles: columnTiles) {
-        let x = score * scale
-        let square = x * x
+        let x = score * inner
+        let (square, linear) = (x * x, x * outer)
         let series = coefficients.dropLast().reversed()
           .reduce(coefficients.last!) { k.multiplyAdd($0, square, $1) }
-        let near = k.multiplyAdd(x * square, series, x)
-        let far = k.multiplyAdd(k.reciprocal(k.exp2(x * Self.twoLog2e) + one), minusTwo, one)
+        let near = k.multiplyAdd(linear * square, series, linear)
+        let far = k.multiplyAdd(k.reciprocal(k.exp2(x * Self.twoLog2e) + 1), minusTwice, outer)
         k.set(score, to: k.select(k.absolute(x) .< Self.polynomialEnd, near, far))
       }
     }

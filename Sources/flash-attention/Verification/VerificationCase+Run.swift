@@ -52,14 +52,16 @@ extension VerificationCase {
     let (tensors, output) = (result.tensors, result.tensors.output)
     let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
     let reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
-    let plain = AttentionCheck.plain(
-      problem, queries: q, keys: k, values: v, sums: kernels == nil ? .rounded : .cut)
+    let plain = AttentionCheck.plain(problem, queries: q, keys: k, values: v)
+    let other = kernels.map { _ in
+      AttentionCheck.plain(problem, queries: q, keys: k, values: v, sums: .cut)
+    }
     let outputs = Comparison(
       actual: output.values, expected: expected?.tensors.output.values, plain: plain.output,
-      reference: reference.output, type: problem.scalarType)
+      other: other?.output, reference: reference.output, type: problem.scalarType)
     let statistics = Comparison(
       actual: result.logSumExp.map(Double.init), expected: expected?.logSumExp.map(Double.init),
-      plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
+      plain: plain.logSumExp, other: other?.logSumExp, reference: reference.logSumExp, type: .f32)
 
     var failures: [String] = []
     if !outputs.passes { failures.append("output: \(outputs)") }
