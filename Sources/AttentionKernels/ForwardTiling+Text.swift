@@ -1,6 +1,6 @@
 extension ForwardTiling {
   /// This tiling, changed as a text says that has been checked; nil changes nothing.
-  public func changed(by text: String?) -> ForwardTiling { text.flatMap { changed(by: $0) } ?? self }
+  public func changed(byOption text: String?) -> ForwardTiling { text.flatMap { changed(by: $0) } ?? self }
 
   /// Changes this tiling as a text says: `warps=8,row-tiles=1,keys=64,stages=2,queries=registers,blocks=2`, any
   /// of them. Returns nil for a text that says anything else.

@@ -41,7 +41,7 @@ public struct AttentionPlan: Sendable {
   ) throws(AttentionError) {
     self.problem = problem
     func onGPU() throws(AttentionError) -> Path {
-      .gpu(try GPUPlan(problem, on: try GPU.device()) { $0.changed(by: tiling) })
+      .gpu(try GPUPlan(problem, on: try GPU.device()) { $0.changed(byOption: tiling) })
     }
     func onCPU() throws(AttentionError) -> Path {
       .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))

@@ -43,6 +43,14 @@ import Testing
     Mistake(
       "\(example) --compare-file x.safetensors", 64,
       "Error: --compare-file also needs --compare, the name of the tensor in it."),
+    Mistake(
+      "emit --dtype f32", 64,
+      "Error: The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU."),
+    Mistake("emit --example gemm --dim 64", 64, "Error: An example has no shape; leave out --example or the shape."),
+    Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of warps="),
+    Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
+    Mistake(
+      "verify --emulate --device cpu", 64, "Error: --emulate belongs to --device gpu; the CPU runs no PTX."),
     Mistake("verify --cases 0", 64, "Error: --cases is 0; it must be at least 1."),
     Mistake("bench --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
     Mistake("bench --threads 0", 64, "Error: --threads is 0; it must be from 1 to "),

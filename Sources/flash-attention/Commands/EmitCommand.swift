@@ -58,7 +58,8 @@ struct EmitCommand: ParsableCommand {
     let plan = try reportingOptionErrors {
       let problem = try shape.problem(
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
-      return try ForwardPlan(problem, on: .typical(of: target ?? .sm80), tiling: { $0.changed(by: tiling.tiling) })
+      return try ForwardPlan(
+        problem, on: .typical(of: target ?? .sm80), tiling: { $0.changed(byOption: tiling.tiling) })
     }
     do throws(KernelError) {
       let text = try plan.kernel().text(target: target, locations: lines)

@@ -1,0 +1,113 @@
+import Attention
+import AttentionKernels
+import PTX
+import Testing
+import flash_attention
+
+/// What a plan chooses, and what it refuses.
+@Suite struct ForwardPlanTests {
+  private let h200 = GPULimits.typical(of: .sm90)
+
+  private func sentence(_ body: () throws -> Void) -> String {
+    do {
+      try body()
+      return "nothing was thrown"
+    } catch { return "\(error)" }
+  }
+
+  /// No length, stride or pointer reaches the text of a kernel: decoding from 1 to 4096 keys takes one, and so do
+  /// prompts of all lengths but the shortest.
+  @Test func fewKernelsServeAllLengths() throws {
+    func kernels(_ lengths: StrideThrough<Int>, _ make: (Int) throws -> AttentionProblem) rethrows -> Int {
+      try Set(lengths.map { try ForwardPlan(make($0), on: h200).specialization }).count
+    }
+    #expect(
+      try kernels(stride(from: 1, through: 4096, by: 1)) {
+        try problem(.bf16, heads: 8, group: 4, queries: 1, keys: $0, dimension: 128, mask: .causal)
+      } == 1)
+    #expect(
+      try kernels(stride(from: 1, through: 4096, by: 37)) {
+        try problem(.bf16, heads: 8, queries: $0, keys: $0, dimension: 128, mask: .causal)
+      } == 2)
+    let (short, long) = (try problem(batch: 2, keys: 100, scale: 0.3), try problem(batch: 7, keys: 10000, scale: 0.4))
+    let texts = try [short, long].map { try ForwardPlan($0, on: h200).kernel().text() }
+    #expect(texts[0] == texts[1])
+  }
+
+  @Test func fitsTheSharedMemoryOfEachGPU() throws {
+    for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_130"].compactMap({ Target($0) }) {
+      let gpu = GPULimits.typical(of: target)
+      for dimension in stride(from: 8, through: 256, by: 8) {
+        for valueDimension in [8, dimension, 256] {
+          for queries in [1, 100, 4096] {
+            let plan = try ForwardPlan(
+              problem(queries: queries, keys: 4096, dimension: dimension, valueDimension: valueDimension), on: gpu)
+            #expect(plan.launch.sharedByteCount <= gpu.sharedBytesPerBlock)
+            let tiling = plan.specialization.tiling
+            #expect(
+              tiling.blocksPerMultiprocessor * (plan.launch.sharedByteCount + 1024) <= gpu.sharedBytesPerMultiprocessor)
+          }
+        }
+      }
+    }
+  }
+
+  @Test func saysWhatItChose() throws {
+    let plan = try ForwardPlan(problem(.bf16, queries: 8192, keys: 8192, mask: .causal), on: h200)
+    #expect(
+      "\(plan)" == """
+        GPU, H200 or the like: attention_bf16_d64_right_128x96_warps4_stages2_q
+        tiles of 128 rows x 96 keys, 4 warps, 2 stages, Q in registers; 64 blocks, 64 KB of shared memory each
+        """)
+  }
+
+  @Test func refusesInSentences() throws {
+    #expect(
+      sentence { _ = try ForwardPlan(problem(.f32), on: h200) }
+        == "The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU.")
+    #expect(
+      sentence { _ = try ForwardPlan(problem(dimension: 264), on: h200) }
+        == "The head dimension of queries and keys is 264; the GPU path takes multiples of 8 from 8 to 256. Pad the "
+        + "dimension with zeros up to the next multiple (and keep the scale).")
+    #expect(
+      sentence { _ = try ForwardPlan(problem(keys: 1 << 31, dimension: 8), on: h200) }
+        == "keys is 2147483648; the GPU's kernels count to 1073741824. Split the batch, or use the CPU.")
+    #expect(
+      sentence { _ = try ForwardPlan(problem(dimension: 256), on: h200) { $0.changed(byOption: "warps=16,keys=128") } }
+        == "The tiling (tiles of 256 rows x 128 keys, 16 warps, 2 stages, Q in shared memory) needs 393216 bytes of shared "
+        + "memory; a block of this GPU has 232448.")
+    #expect(
+      "\(AttentionError.alignment(tensor: "keys", what: "token stride", bytes: 72))"
+        == "The token stride of keys is 72 bytes; on the GPU it must be a multiple of 16. Copy the tensor into memory that "
+        + "is.")
+  }
+
+  @Test func tilingsAreReadFromText() {
+    let tiling = ForwardTiling().changed(by: "warps=8,row-tiles=1,keys=128,stages=3,queries=shared,blocks=1")
+    #expect(
+      tiling
+        == ForwardTiling(
+          warps: 8, rowTilesPerWarp: 1, tileKeys: 128, stages: 3, keepsQueries: false, blocksPerMultiprocessor: 1))
+    for text in ["", "warps=3", "keys=20", "warps", "stages=1", "queries=here", "warps=8,,keys=64"] {
+      let changed: ForwardTiling? = ForwardTiling().changed(by: text)
+      #expect(changed == nil, "\(text)")
+    }
+  }
+
+  /// The check of the emulator against a GPU sees a wrong bit, and allows what it should.
+  @Test func theInstructionCheckNoticesDifferences() throws {
+    let check = try InstructionCheck()
+    let results = try check.emulate()
+    #expect(results.count == check.names.count * InstructionCheck.threads && check.names.count > 40)
+    #expect(check.differences(results, results).isEmpty)
+    var changed = results
+    for (number, bound) in check.bounds.enumerated() {
+      let lane =
+        number * InstructionCheck.threads + (0..<InstructionCheck.threads).first {
+          Float(bitPattern: results[number * InstructionCheck.threads + $0]).isNormal
+        }!
+      changed[lane] ^= bound == .exact ? 1 : 1 << 16
+    }
+    #expect(check.differences(results, changed).count == check.names.count)
+  }
+}
