@@ -86,7 +86,7 @@ public struct CUDADevice: Sendable {
 public struct PrimaryContext: ~Copyable, Sendable {
   /// The GPU.
   public let device: CUDADevice
-  private let handle: UncheckedHandle
+  let handle: UncheckedHandle
   package var functions: DriverFunctions { device.driver.functions }
 
   /// Retains the context, and creates it where nobody has.

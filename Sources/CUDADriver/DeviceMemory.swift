@@ -1,18 +1,20 @@
 /// A pool of a GPU's memory that keeps what was freed for the next allocation, so that allocating costs no system call.
 public struct MemoryPool: ~Copyable, Sendable {
   private let functions: DriverFunctions
+  private let context: UncheckedHandle
   private let handle: UncheckedHandle
 
-  /// A pool of its own, apart from that of other libraries in the process. The context must be current.
-  public init(_ device: CUDADevice) throws(CUDAError) {
-    functions = device.driver.functions
+  /// A pool of its own, apart from that of other libraries in the process.
+  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+    let device = context.device
+    let functions = device.driver.functions
     // CUmemPoolProps: allocation type pinned (1), no shared handles (0), location type device (1), its number; 88 bytes.
     var properties = [Int32](repeating: 0, count: 22)
     (properties[0], properties[2], properties[3]) = (1, 1, device.handle)
     var pool: Handle?
-    let status = properties.withUnsafeBytes { device.driver.functions.createPool(&pool, $0.baseAddress!) }
-    try device.driver.functions.check(status, "cuMemPoolCreate")
-    handle = UncheckedHandle(pool)
+    let status = properties.withUnsafeBytes { functions.createPool(&pool, $0.baseAddress!) }
+    try functions.check(status, "cuMemPoolCreate")
+    (self.functions, self.context, handle) = (functions, context.handle, UncheckedHandle(pool))
     // CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: keep everything.
     var threshold = UInt64.max
     _ = functions.setPoolAttribute(pool, 4, &threshold)
@@ -26,7 +28,7 @@ public struct MemoryPool: ~Copyable, Sendable {
     var address: DeviceAddress = 0
     let status = functions.allocateFromPool(&address, max(byteCount, 1), handle.pointer, stream.pointer)
     try functions.checkAllocation(status, byteCount: byteCount, "cuMemAllocFromPoolAsync")
-    return DeviceMemory(functions, address: address, byteCount: byteCount, stream: stream)
+    return DeviceMemory(functions, context, address: address, byteCount: byteCount, stream: stream)
   }
 }
 
@@ -37,13 +39,24 @@ public struct DeviceMemory: ~Copyable, Sendable {
   public let address: DeviceAddress
   /// Its size.
   public let byteCount: Int
+  private let context: UncheckedHandle
   private let stream: StreamHandle
 
-  init(_ functions: DriverFunctions, address: DeviceAddress, byteCount: Int, stream: StreamHandle) {
-    (self.functions, self.address, self.byteCount, self.stream) = (functions, address, byteCount, stream)
+  init(
+    _ functions: DriverFunctions, _ context: UncheckedHandle, address: DeviceAddress, byteCount: Int,
+    stream: StreamHandle
+  ) {
+    (self.functions, self.context, self.stream) = (functions, context, stream)
+    (self.address, self.byteCount) = (address, byteCount)
   }
 
-  deinit { _ = functions.freeAsync(address, stream.pointer) }
+  deinit {
+    // Whoever lets go of memory need not know of contexts.
+    _ = functions.pushContext(context.pointer)
+    _ = functions.freeAsync(address, stream.pointer)
+    var popped: Handle?
+    _ = functions.popContext(&popped)
+  }
 
   /// Copies host memory here, in the stream's order. Traps where it does not fit.
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(CUDAError) {

@@ -38,7 +38,7 @@ public final class GPU: Sendable {
     self.device = device
     context = try PrimaryContext(device)
     stream = try context.use { () throws(CUDAError) in try Stream(device.driver) }
-    pool = try context.use { () throws(CUDAError) in try MemoryPool(device) }
+    pool = try MemoryPool(context)
     limits = GPULimits(
       name: device.name, target: Target(device.capability), multiprocessors: device.multiprocessors,
       sharedBytesPerBlock: device.sharedBytesPerBlock,

@@ -28,7 +28,7 @@ import Testing
       let device = try driver.device(0)
       let context = try PrimaryContext(device)
       let stream = try Stream(driver)
-      let pool = try MemoryPool(device)
+      let pool = try MemoryPool(context)
       let memory = try pool.allocate(byteCount: 1000, in: stream.handle)
       let event = try Event(driver)
       let library = try Library(driver, ptx: "// text", version: "7.0", kernel: "f")
@@ -111,7 +111,7 @@ import Testing
     let stream = try Stream(driver())
     let full = try driver { $0.allocateFromPool = { _, _, _, _ in 2 } }
     #expect(
-      sentence { _ = try MemoryPool(full.device(0)).allocate(byteCount: 5_000_000_000, in: stream.handle) }
+      sentence { _ = try MemoryPool(PrimaryContext(full.device(0))).allocate(byteCount: 5_000_000_000, in: stream.handle) }
         == "5000 MB of GPU memory were asked for, and 3 MB were free. Choose a smaller batch, or free memory.")
 
     let faulted = try driver { $0.synchronizeStream = { _ in 700 } }
