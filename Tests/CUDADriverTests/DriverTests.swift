@@ -102,7 +102,8 @@ import Testing
           }
         }
       }
-        == "the NVIDIA driver must be for CUDA 12.0 or newer (525 or newer); this one is for CUDA 11.8. Update the driver."
+        == "the NVIDIA driver must be for CUDA 12.0 or newer (525 or newer); this one is for CUDA 11.8. Update the "
+        + "driver."
     )
     #expect(
       sentence { _ = try driver { $0.getDevice = { _, _ in 101 } }.device(7) }
@@ -111,7 +112,9 @@ import Testing
     let stream = try Stream(driver())
     let full = try driver { $0.allocateFromPool = { _, _, _, _ in 2 } }
     #expect(
-      sentence { _ = try MemoryPool(PrimaryContext(full.device(0))).allocate(byteCount: 5_000_000_000, in: stream.handle) }
+      sentence {
+        _ = try MemoryPool(PrimaryContext(full.device(0))).allocate(byteCount: 5_000_000_000, in: stream.handle)
+      }
         == "5000 MB of GPU memory were asked for, and 3 MB were free. Choose a smaller batch, or free memory.")
 
     let faulted = try driver { $0.synchronizeStream = { _ in 700 } }
