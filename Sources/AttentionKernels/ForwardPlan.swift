@@ -3,8 +3,9 @@ public import PTX
 
 /// How a problem is computed on a GPU: a kernel and a launch, every choice made once.
 public struct ForwardPlan: Hashable, Sendable {
-  /// The largest head dimension of these kernels: that of which O still fits the registers.
-  public static let dimensionLimit = 256
+  /// The largest head dimension of these kernels: four warps can hold no more of O in registers, nor can shared memory
+  /// hold more of Q, K and V.
+  public static let dimensionLimit = 512
   /// Head dimensions are multiples of this: 16 bytes.
   public static let dimensionMultiple = 8
   /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two
@@ -77,6 +78,13 @@ extension ForwardTiling {
     } else if dimension <= 128 && !(problem.needsMoreRegisters && dimension > 96) {
       let keys = gpu.target < .sm90 || problem.needsMoreRegisters ? 32 : 48
       self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort ? 64 : keys, keepsQueries: isShort)
+    } else if dimension > 256 {
+      // With little shared memory, fewer rows, and tiles of half as many keys.
+      let isSmall = gpu.sharedBytesPerBlock < 210_000
+      self.init(
+        warps: isSmall ? 4 : 8, warpTiling: .queriesAndKeys(columns: isSmall ? 2 : 4),
+        rowTilesPerWarp: isSmall ? 1 : 2, tileKeys: isSmall ? 32 : 64, keepsQueries: false, blocksPerMultiprocessor: 1)
+      return
     } else {
       self.init(
         warps: isShort ? 4 : 8, rowTilesPerWarp: 1, tileKeys: 64, keepsQueries: false, blocksPerMultiprocessor: 1)

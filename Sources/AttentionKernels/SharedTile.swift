@@ -20,16 +20,20 @@ public struct SharedTile: Hashable, Sendable {
   public let rows: Int
   /// Elements of a row that exist.
   public let columns: Int
+  /// 16-byte chunks of a row, those of zeros included.
+  let chunks: Int
   let panels: [Panel]
 
   /// - Parameters:
   ///   - rows: a multiple of 8.
   ///   - columns: a multiple of 8; an odd chunk gets a neighbour that holds zeros.
-  public init(rows: Int, columns: Int) {
+  ///   - paddedColumns: a multiple of 16, where more columns of zeros are wanted.
+  public init(rows: Int, columns: Int, paddedColumns: Int = 0) {
     self.rows = rows
     self.columns = columns
     var panels: [Panel] = []
-    let chunks = (columns + 15) / 16 * 2
+    let chunks = max((columns + 15) / 16 * 2, paddedColumns / 8)
+    self.chunks = chunks
     var first = 0
     while first < chunks {
       let width = [8, 4, 2].first { $0 <= chunks - first }!
@@ -39,8 +43,6 @@ public struct SharedTile: Hashable, Sendable {
     self.panels = panels
   }
 
-  /// 16-byte chunks of a row, the zeros included.
-  var chunks: Int { (columns + 15) / 16 * 2 }
   /// Pairs of chunks: steps of 16 columns.
   var steps: Int { chunks / 2 }
   /// The size.

@@ -67,6 +67,20 @@ import flash_attention
     Clause("D 248, as on a GPU with little shared memory") {
       try EmulatedAttention(problem(dimension: 248, mask: .causal), on: .sm89)
     },
+    Clause("D 512: warps share rows") {
+      try EmulatedAttention(problem(queries: 70, keys: 150, dimension: 512))
+    },
+    Clause("D 320, causal, softcap, GQA: warps share rows") {
+      try EmulatedAttention(
+        problem(.bf16, group: 3, queries: 40, keys: 130, dimension: 320, mask: .causal, softcap: 4))
+    },
+    Clause("D 264, D_v 72, window, empty rows: warps share rows") {
+      try EmulatedAttention(
+        problem(queries: 150, keys: 70, dimension: 264, valueDimension: 72, mask: .window(left: 20, right: 3)))
+    },
+    Clause("D 512 with little shared memory") {
+      try EmulatedAttention(problem(.bf16, queries: 70, keys: 100, dimension: 512, scale: -0.05), on: .sm89)
+    },
     Clause("batches 2^33 bytes apart") {
       try EmulatedAttention(problem(batch: 2, queries: 9, keys: 20, dimension: 16), batchStride: 1 << 32)
     },
@@ -99,6 +113,15 @@ import flash_attention
       tiling: tiling)
     let kernel = try attention.plan.kernel()
     #expect(Mutation.all(of: kernel).count >= 4)
+    let survivors = Mutation.survivors(of: kernel) { (program, schedule) throws(Hazard) in
+      try attention.run(program, schedule).passes
+    }
+    #expect(survivors.isEmpty, "\(survivors)")
+  }
+
+  @Test func everyMutationIsCaughtWhereWarpsShareRows() throws {
+    let attention = try EmulatedAttention(problem(queries: 40, keys: 200, dimension: 264))
+    let kernel = try attention.plan.kernel()
     let survivors = Mutation.survivors(of: kernel) { (program, schedule) throws(Hazard) in
       try attention.run(program, schedule).passes
     }

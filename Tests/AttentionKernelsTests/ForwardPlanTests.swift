@@ -37,8 +37,8 @@ import flash_attention
   @Test func fitsTheSharedMemoryOfEachGPU() throws {
     for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_130"].compactMap({ Target($0) }) {
       let gpu = GPULimits.typical(of: target)
-      for dimension in stride(from: 8, through: 256, by: 8) {
-        for valueDimension in [8, dimension, 256] {
+      for dimension in stride(from: 8, through: 512, by: 8) {
+        for valueDimension in [8, dimension, 512] {
           for queries in [1, 100, 4096] {
             let plan = try ForwardPlan(
               problem(queries: queries, keys: 4096, dimension: dimension, valueDimension: valueDimension), on: gpu)
@@ -66,8 +66,8 @@ import flash_attention
       sentence { _ = try ForwardPlan(problem(.f32), on: h200) }
         == "The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU.")
     #expect(
-      sentence { _ = try ForwardPlan(problem(dimension: 264), on: h200) }
-        == "The head dimension of queries and keys is 264; the GPU path takes multiples of 8 from 8 to 256. Pad the "
+      sentence { _ = try ForwardPlan(problem(dimension: 520), on: h200) }
+        == "The head dimension of queries and keys is 520; the GPU path takes multiples of 8 from 8 to 512. Pad the "
         + "dimension with zeros up to the next multiple (and keep the scale).")
     #expect(
       sentence { _ = try ForwardPlan(problem(keys: 1 << 31, dimension: 8), on: h200) }

@@ -6,10 +6,13 @@ struct Epilogue {
   let k: KernelBuilder
   let inputs: Matrix.Inputs
   let tile: SharedTile
-  /// Where the tile is, and the warp's first row in it.
-  let place, firstRow: Register<U32>
+  /// Where the tile is, and the warp's first row in it (of all its columns).
+  var place: Register<U32>
+  let firstRow: Register<U32>
   let lane: Register<U32>
   let rows: PackedQueries
+  /// The chunks of a row that exist, where the tile is a part of O; nil where it is all of it.
+  var chunkCount: Register<S32>?
 
   /// Stages the output and stores it; `output` is the address of the batch's and group's first row.
   func store(_ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides) {
@@ -35,8 +38,10 @@ struct Epilogue {
                 U32.self, count: 4, shared: from, offset: panel.offset + pass * rowsPerPass * panel.rowBytes)
               k.store(values, global: destination, offset: panel.firstChunk * 16)
             }
-            if (panel.firstChunk + width) * 8 > tile.columns {
-              k.if(chunk .< (tile.columns / 8 - panel.firstChunk), move)
+            if let chunkCount {
+              k.if((chunk + panel.firstChunk).reinterpreted(as: S32.self) .< chunkCount, move)
+            } else if (panel.firstChunk + width) * 8 > tile.columns {
+              k.if(chunk .< max(0, tile.columns / 8 - panel.firstChunk), move)
             } else {
               move()
             }

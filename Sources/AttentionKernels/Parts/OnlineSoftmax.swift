@@ -62,20 +62,29 @@ struct OnlineSoftmax {
         for (old, new) in zip(left, hide()) { k.set(old, to: new) }
       }
       k.comment("maxima of the rows over their four lanes; rescale, where one has grown")
-      let news = zip(maxima, left).map { k.maximum($0, $1) }
-        .map { k.maximum($0, k.shuffle($0, xor: 1)) }
-        .map { k.maximum($0, k.shuffle($0, xor: 2)) }
-      let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
-      k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
-        for row in maxima.indices {
-          // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
-          let top = k.select(news[row] .!= -.infinity, news[row], 0)
-          let factor = k.exp2((maxima[row] - top) * scale)
-          k.set(shifts[row], to: -(top * scale))
-          k.set(maxima[row], to: news[row])
-          k.set(sums[row], to: sums[row] * factor)
-          for value in output.ofRow(row) { k.set(value, to: value * factor) }
-        }
+      follow(overLanes(left), rescaling: output)
+    }
+  }
+
+  /// The largest of a row's scores, from those of its four lanes.
+  func overLanes(_ largest: [Register<F32>]) -> [Register<F32>] {
+    largest.map { k.maximum($0, k.shuffle($0, xor: 1)) }.map { k.maximum($0, k.shuffle($0, xor: 2)) }
+  }
+
+  /// Takes the largest scores of the rows into account, the same in all lanes of a row: rescales sums and output where a
+  /// maximum has grown much.
+  func follow(_ largest: [Register<F32>], rescaling output: Accumulators) {
+    let news = zip(maxima, largest).map { k.maximum($0, $1) }
+    let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
+    k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
+      for row in maxima.indices {
+        // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
+        let top = k.select(news[row] .!= -.infinity, news[row], 0)
+        let factor = k.exp2((maxima[row] - top) * scale)
+        k.set(shifts[row], to: -(top * scale))
+        k.set(maxima[row], to: news[row])
+        k.set(sums[row], to: sums[row] * factor)
+        for value in output.ofRow(row) { k.set(value, to: value * factor) }
       }
     }
   }
@@ -100,9 +109,14 @@ struct OnlineSoftmax {
   ///
   /// - Parameter ln2: what makes the natural logarithm of a sum of scaled scores' powers of two, and of the maximum: there
   ///   the scale's own rounding is made good, in two parts because one f32 is not exact enough.
-  func normalize(_ output: Accumulators, ln2: ForwardParameters.NaturalLogarithm) -> [Register<F32>] {
+  /// - Parameter overWarps: what the sums of the warps that share rows amount to; nil where none do.
+  func normalize(
+    _ output: Accumulators, ln2: ForwardParameters.NaturalLogarithm,
+    overWarps: (([Register<F32>]) -> [Register<F32>])? = nil
+  ) -> [Register<F32>] {
     k.comment("normalize: sums of the rows over their four lanes")
-    let totals = sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
+    let ofWarp = sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
+    let totals = overWarps?(ofWarp) ?? ofWarp
     let hasKeys = maxima.map { $0 .!= -.infinity }
     let factors = totals.map { k.reciprocal($0) }
     for row in maxima.indices {

@@ -73,7 +73,7 @@ struct TileLoader {
 
   /// Whether a chunk has elements; the one beside an odd last one holds zeros. nil where all have.
   private func isReal(_ panel: SharedTile.Panel, _ chunk: Register<U32>) -> Predicate? {
-    let count = tile.columns / 8 - panel.firstChunk
+    let count = max(0, tile.columns / 8 - panel.firstChunk)
     return count < panel.width ? chunk .< count : nil
   }
 }

@@ -1,0 +1,64 @@
+internal import PTX
+
+/// Shared memory through which the warps that share rows tell each other what they know of these: a number for each row
+/// and warp, and the weights of a tile.
+struct WarpExchangeBuffer {
+  private let k: KernelBuilder
+  private let body: ForwardBody
+  private let statistics: Register<U32>
+  private let warps, rows: Int
+
+  init(_ body: ForwardBody) {
+    (self.body, k) = (body, body.k)
+    (warps, rows) = (body.tiling.columnWarps, body.tiling.rows)
+    // The lane's first row; another for each 8.
+    statistics = body.shared + ((body.firstRow + body.lane / 4) * 4 + body.memory.statisticsOffset)
+  }
+
+  /// Tells the other warps a number for each of the lane's rows.
+  func put(_ values: [Register<F32>]) {
+    let own = statistics + body.columnWarp * (rows * 4)
+    k.if((body.lane % 4) .== 0) {
+      for (i, value) in values.enumerated() { k.store(value, shared: own, offset: i * 32) }
+    }
+  }
+
+  /// What all warps told, after a barrier: for each of the lane's rows, combined.
+  func combine(_ count: Int, _ operation: (Register<F32>, Register<F32>) -> Register<F32>) -> [Register<F32>] {
+    (0..<count).map { i in
+      let told = (0..<warps).map { k.load(F32.self, shared: statistics, offset: $0 * rows * 4 + i * 32) }
+      return told.dropFirst().reduce(told[0], operation)
+    }
+  }
+
+  /// The sums of all warps; all must have read what was told before.
+  func sum(_ values: [Register<F32>]) -> [Register<F32>] {
+    put(values)
+    k.barrier()
+    return combine(values.count) { $0 + $1 }
+  }
+
+  /// Writes the weights of the warp's keys to their place in the tile of weights.
+  func put(weights: [[[Register<U32>]]]) {
+    let tile = body.memory.weights
+    let panel = tile.panels[0]
+    precondition(tile.panels.count == 1, "A tile of weights has one panel.")
+    let (group, pair) = (body.lane / 4, body.lane % 4)
+    let swizzle = (group / (8 / panel.width)) % panel.width
+    let firstChunk = body.columnWarp * (body.tiling.keysPerWarp / 8)
+    let base =
+      body.shared + body.memory.weightsOffset
+      + ((body.firstRow + group) * panel.rowBytes + (((firstChunk ^ swizzle) * 16) + pair * 4))
+    for (chunk, rowTiles) in weights.enumerated() {
+      for (rowTile, fragment) in rowTiles.enumerated() {
+        for i in 0..<4 {
+          // a0, a1: rows g and g + 8 of the first 8 keys; a2, a3: of the second.
+          let flip = (2 * chunk + i / 2) * 16
+          k.store(
+            fragment[i], shared: flip == 0 ? base : base ^ flip,
+            offset: (rowTile * 16 + i % 2 * 8) * panel.rowBytes)
+        }
+      }
+    }
+  }
+}
