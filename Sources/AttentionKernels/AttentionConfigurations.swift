@@ -15,7 +15,8 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
   public static func all() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for (target, dimensions) in [
-      (Target.sm80, [64, 96, 128, 256]), (.sm89, [64, 128, 256]), (.sm90, [8, 32, 64, 72, 80, 96, 104, 128, 192, 256]),
+      (Target.sm80, [64, 96, 128, 256]), (.sm89, [64, 128, 256]),
+      (.sm90, [8, 32, 64, 72, 80, 96, 104, 128, 192, 256, 320, 512]),
     ] {
       for (number, dimension) in dimensions.enumerated() {
         for (mask, softcap) in [

@@ -67,7 +67,7 @@ extension ForwardBody {
       k.comment("the maxima of all warps; K has been read")
       k.barrier()
       copy(keyLoader, to: keyPlace, from: start + tiling.tileKeys)
-      softmax.follow(exchange.combine(largest.count) { k.maximum($0, $1) }, rescaling: output)
+      softmax.follow(exchange.combine(largest.count) { k.maximum($0, $1) }, of: scores, rescaling: output)
       exchange.put(
         weights: (0..<tiling.keysPerWarp / 16).map { softmax.weights(scores, chunk: $0, as: s.inputs) })
       k.comment("V and the weights of all warps are there")

@@ -166,7 +166,7 @@ struct ForwardBody {
   func update(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
     let start = tile * tiling.tileKeys
     let isMasked = mask.isNeeded(tileStart: start, size: tiling.tileKeys)
-    softmax.update(largest, rescaling: output, isMasked: isMasked) {
+    softmax.update(largest, of: scores, rescaling: output, isMasked: isMasked) {
       mask.apply(to: scores, tileStart: start)
       return softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
     }

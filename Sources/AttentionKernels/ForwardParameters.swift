@@ -94,8 +94,8 @@ public struct ForwardLaunch: Hashable, Sendable {
       naturalUnit = cap / Double(scale)
       capScale = Float(problem.scale / cap)
     } else {
-      // Not 0, so that a hidden score, -inf, stays what it is; all others become 1 anyway.
-      scale = max(Float(problem.scale.magnitude * log2e), .leastNormalMagnitude)
+      // Not 0, so that a hidden score, -inf, stays what it is; with this, all others become 1 as with 0.
+      scale = max(Float(problem.scale.magnitude * log2e), .leastNonzeroMagnitude)
       capScale = 0
       naturalUnit = problem.scale.magnitude / Double(scale)
     }
@@ -131,7 +131,7 @@ public struct ForwardLaunch: Hashable, Sendable {
       }
     let diagonal = nk - nq
     let first = left.map { max(diagonal - min($0, nq + nk), -nq) } ?? -nq
-    let last = right.map { min(diagonal + min($0, nq + nk), nk) } ?? nk
+    let last = right.map { min(diagonal + min($0, nq + nk), nk - 1) } ?? nk - 1
     return (first, last)
   }
 }

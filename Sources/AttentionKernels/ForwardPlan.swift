@@ -92,7 +92,7 @@ extension ForwardTiling {
     func memory() -> Int { SharedMemoryPlan(ForwardSpecialization(problem, inputs: .f16, tiling: self)).byteCount }
     // Older GPUs have less shared memory.
     if memory() > gpu.sharedBytesPerBlock { warps = 4 }
-    while memory() > gpu.sharedBytesPerBlock && tileKeys > 16 { tileKeys = tileKeys > 64 ? 64 : tileKeys / 2 }
+    while memory() > gpu.sharedBytesPerBlock && tileKeys > 16 { tileKeys = tileKeys > 64 ? 64 : tileKeys / 32 * 16 }
     let fitting = gpu.sharedBytesPerMultiprocessor / (memory() + 1024)
     blocksPerMultiprocessor = max(1, min(blocksPerMultiprocessor, fitting))
   }

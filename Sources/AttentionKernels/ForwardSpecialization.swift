@@ -33,7 +33,7 @@ public struct ForwardSpecialization: Hashable, Sendable {
     public static let right = MaskEdges(rawValue: 2)
   }
 
-  /// - Throws: `AttentionError.dimension` where no tiling of these kernels takes the head dimension; f32 has no kernel.
+  /// What a problem needs, computed with a tiling.
   public init(_ problem: AttentionProblem, inputs: Matrix.Inputs, tiling: ForwardTiling) {
     self.inputs = inputs
     dimension = problem.dimension

@@ -11,7 +11,7 @@ extension ForwardTiling {
       guard sides.count == 2 else { return nil }
       let number = Int(sides[1]) ?? 0
       switch (sides[0], sides[1]) {
-      case ("warps", _) where [1, 2, 4, 8, 12, 16].contains(number): tiling.warps = number
+      case ("warps", _) where [2, 4, 8, 12, 16].contains(number): tiling.warps = number
       case ("row-tiles", _) where [1, 2].contains(number): tiling.rowTilesPerWarp = number
       case ("keys", _) where [16, 32, 48, 64, 80, 96, 128].contains(number): tiling.tileKeys = number
       case ("stages", _) where [2, 3, 4].contains(number): tiling.stages = number

@@ -81,6 +81,20 @@ import flash_attention
     Clause("D 512 with little shared memory") {
       try EmulatedAttention(problem(.bf16, queries: 70, keys: 100, dimension: 512, scale: -0.05), on: .sm89)
     },
+    Clause("scores of millions: the maximum is subtracted before the scale") {
+      try EmulatedAttention(problem(.bf16, queries: 70, keys: 200, mask: .causal, scale: 1e6))
+    },
+    Clause("scores of 10^30") {
+      try EmulatedAttention(problem(queries: 40, keys: 200, scale: 1e30))
+    },
+    Clause("the same, where warps share rows") {
+      try EmulatedAttention(problem(queries: 40, keys: 100, dimension: 264, scale: 1e8))
+    },
+    Clause("nobody wants the log-sum-exp") {
+      var attention = try EmulatedAttention(problem(queries: 40, keys: 60))
+      attention.wantsLogSumExp = false
+      return attention
+    },
     Clause("batches 2^33 bytes apart") {
       try EmulatedAttention(problem(batch: 2, queries: 9, keys: 20, dimension: 16), batchStride: 1 << 32)
     },
@@ -167,9 +181,17 @@ import flash_attention
     #expect(try #require(long.counters.traffic["k"]).bytesRead == 20 * 64 * 64 * 2)
   }
 
+  /// A NaN in Q makes its own rows NaN, not empty ones.
+  @Test func aNaNStaysVisible() throws {
+    var attention = try EmulatedAttention(problem(queries: 20, keys: 30))
+    attention.hasNaNInFirstQuery = true
+    let outcome = try attention.run()
+    #expect(outcome.passes, "\(outcome.output), \(outcome.logSumExp)")
+  }
+
   @Test func takesMoreThan65535HeadsTimesBatch() throws {
     let attention = try EmulatedAttention(
-      problem(batch: 3, heads: 22_000, queries: 1, keys: 1, dimension: 8), tiling: "warps=1,keys=16,row-tiles=1")
+      problem(batch: 3, heads: 22_000, queries: 1, keys: 1, dimension: 8), tiling: "warps=2,keys=16,row-tiles=1")
     #expect(attention.plan.launch.blocks == 66_000)
     #expect(try attention.run().passes)
   }

@@ -16,8 +16,10 @@ struct OnlineSoftmax {
   /// What a score is multiplied by, above zero: scale * log2(e).
   private let scale: Register<F32>
   private let maxima, sums: [Register<F32>]
-  /// How far scores may exceed the maxima before these follow.
+  /// How far scores may exceed the maxima before these follow; -inf once some row is huge, which then always do.
   private let growth: Register<F32>
+  /// From here on, the rounding of a scaled maximum may move weights by powers of two: such rows subtract first.
+  private static let huge: Float = 0x1p20
   /// `-maximum * scale`, 0 where there is no maximum yet.
   private let shifts: [Register<F32>]
 
@@ -27,7 +29,9 @@ struct OnlineSoftmax {
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
     sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
     // Finite, so that any score exceeds the -inf of a row without a maximum.
-    growth = k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
+    growth = k.variable(
+      k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
+    ).named("growth")
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
   }
 
@@ -52,7 +56,8 @@ struct OnlineSoftmax {
   ///   - isMasked: whether something is hidden here; the same for all lanes.
   ///   - hide: hides it, and returns the largest scores that are left.
   func update(
-    _ largest: [Register<F32>], rescaling output: Accumulators, isMasked: Predicate, hide: () -> [Register<F32>]
+    _ largest: [Register<F32>], of scores: Accumulators, rescaling output: Accumulators, isMasked: Predicate,
+    hide: () -> [Register<F32>]
   ) {
     let isBeyond = zip(largest, maxima).map { ($0 - $1) .> growth }
     k.if(k.vote(.any, isBeyond.reduce(isMasked) { $0 | $1 })) {
@@ -62,7 +67,7 @@ struct OnlineSoftmax {
         for (old, new) in zip(left, hide()) { k.set(old, to: new) }
       }
       k.comment("maxima of the rows over their four lanes; rescale, where one has grown")
-      follow(overLanes(left), rescaling: output)
+      follow(overLanes(left), of: scores, rescaling: output)
     }
   }
 
@@ -72,8 +77,8 @@ struct OnlineSoftmax {
   }
 
   /// Takes the largest scores of the rows into account, the same in all lanes of a row: rescales sums and output where a
-  /// maximum has grown much.
-  func follow(_ largest: [Register<F32>], rescaling output: Accumulators) {
+  /// maximum has grown much. Of rows whose scaled scores are huge, the maximum is subtracted here, before the scale.
+  func follow(_ largest: [Register<F32>], of scores: Accumulators, rescaling output: Accumulators) {
     let news = zip(maxima, largest).map { k.maximum($0, $1) }
     let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
     k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
@@ -81,12 +86,27 @@ struct OnlineSoftmax {
         // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
         let top = k.select(news[row] .!= -.infinity, news[row], 0)
         let factor = k.exp2((maxima[row] - top) * scale)
-        k.set(shifts[row], to: -(top * scale))
+        let shift = top * scale
+        let isHuge = k.absolute(shift) .> Self.huge
+        k.set(shifts[row], to: k.select(isHuge, k.constant(0), -shift))
+        k.set(growth, to: k.select(isHuge, k.constant(-.infinity), growth))
         k.set(maxima[row], to: news[row])
         k.set(sums[row], to: sums[row] * factor)
         for value in output.ofRow(row) { k.set(value, to: value * factor) }
       }
     }
+    k.if(k.vote(.any, growth .== -.infinity)) {
+      for row in maxima.indices {
+        let own = k.select(isHuge(row), maxima[row], 0)
+        for score in scores.ofRow(row) { k.set(score, to: score - own) }
+      }
+    }
+  }
+
+  /// An infinite maximum is none: of a row without keys, or of one that is lost anyway.
+  private func isHuge(_ row: Int) -> Predicate {
+    let shift = k.absolute(maxima[row] * scale)
+    return (shift .> Self.huge) & (k.absolute(maxima[row]) .< .infinity)
   }
 
   /// The weights of 16 keys as the A operand of a product with V, for each 16-row tile, and their share of the sums.
@@ -117,7 +137,8 @@ struct OnlineSoftmax {
     k.comment("normalize: sums of the rows over their four lanes")
     let ofWarp = sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
     let totals = overWarps?(ofWarp) ?? ofWarp
-    let hasKeys = maxima.map { $0 .!= -.infinity }
+    // A row with a key has a weight; one whose scores are NaN is none of the empty ones.
+    let hasKeys = totals.map { $0 .!= 0 }
     let factors = totals.map { k.reciprocal($0) }
     for row in maxima.indices {
       // Chosen, not multiplied: what a row without keys holds may be anything.
@@ -139,8 +160,9 @@ struct OnlineSoftmax {
     // 0, or NaN where the sum is: its bits would otherwise pass for a number's.
     let poison = total - total
     let ofMantissa = k.multiplyAdd(k.log2(mantissa), k.constant(ln2.plain), poison)
-    let small = k.multiplyAdd(shifts[row], -ln2.low, ofMantissa)
-    return k.multiplyAdd(shifts[row], -ln2.high, k.multiplyAdd(exponent, k.constant(ln2.plain), small))
+    let shift = k.select(isHuge(row), -(maxima[row] * scale), shifts[row])
+    let small = k.multiplyAdd(shift, -ln2.low, ofMantissa)
+    return k.multiplyAdd(shift, -ln2.high, k.multiplyAdd(exponent, k.constant(ln2.plain), small))
   }
 }
 

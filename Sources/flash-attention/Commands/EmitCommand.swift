@@ -91,7 +91,7 @@ struct TilingOptions: ParsableArguments {
   func validate() throws {
     if let tiling, ForwardTiling().changed(by: tiling) == nil {
       throw ValidationError(
-        "--tiling '\(tiling)' is not understood; write any of warps=1|2|4|8|12|16, row-tiles=1|2, keys=16|32|48|64|80|96|128, "
+        "--tiling '\(tiling)' is not understood; write any of warps=2|4|8|12|16, row-tiles=1|2, keys=16|32|48|64|80|96|128, "
           + "stages=2|3|4, queries=registers|shared, blocks=1...16, with commas.")
     }
   }
