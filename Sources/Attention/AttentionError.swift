@@ -26,8 +26,10 @@ public enum AttentionError: Error, Hashable, Sendable {
   case typeOnDevice(ScalarType, device: String, possible: String)
   /// The device's kernels cannot count that far.
   case lengthOnDevice(tensor: String, length: Int, device: String, limit: Int)
-  /// A pointer or a stride is no multiple of 16 bytes, which the device's copies need.
-  case alignment(tensor: String, what: String, bytes: Int)
+  /// A pointer or a stride is no multiple of what the device's copies need, mostly 16 bytes.
+  case alignment(tensor: String, what: String, bytes: Int, multiple: Int = 16)
+  /// Entries of the output along an axis lie in the same memory.
+  case overlappingOutput(axis: String)
   /// A tiling that was asked for cannot be had.
   case tiling(String, reason: String)
   /// The device cannot be used; the reason is a sentence.
@@ -68,9 +70,11 @@ extension AttentionError: CustomStringConvertible {
       "The \(device) has no kernel for \(type); it takes \(possible). Convert the tensors, or use the CPU."
     case .lengthOnDevice(let tensor, let length, let device, let limit):
       "\(tensor) is \(length); the \(device)'s kernels count to \(limit). Split the batch, or use the CPU."
-    case .alignment(let tensor, let what, let bytes):
-      "The \(what) of \(tensor) is \(bytes) bytes; on the GPU it must be a multiple of 16. Copy the tensor into memory "
-        + "that is."
+    case .alignment(let tensor, let what, let bytes, let multiple):
+      "The \(what) of \(tensor) is \(bytes) bytes; on the GPU it must be a multiple of \(multiple). Copy the tensor into "
+        + "memory that is."
+    case .overlappingOutput(let axis):
+      "The \(axis) stride of output is 0, so that its entries would overwrite each other; give each memory of its own."
     case .tiling(let tiling, let reason):
       "The tiling (\(tiling)) \(reason)."
     case .deviceUnavailable(let device, let reason):

@@ -133,6 +133,10 @@ public struct ForwardTiling: Hashable, Sendable {
     return stride(from: 0, to: keysPerWarp, by: piece).map { $0..<$0 + piece }
   }
 
+  /// Registers that a thread may take, so that as many blocks fit as planned: of 65536 a multiprocessor, in eights, 255 at
+  /// most.
+  public var registerBudget: Int { min(255, 65536 / (threads * blocksPerMultiprocessor) / 8 * 8) }
+
   var name: String {
     "\(rows)x\(tileKeys)_warps\(warps)" + (columnWarps == 1 ? "_stages\(stages)" : "_columns\(columnWarps)")
       + (keepsQueries ? "_q" : "")

@@ -61,6 +61,9 @@ public struct CUDADevice: Sendable {
   init(_ driver: CUDADriver, ordinal: Int) throws(CUDAError) {
     let f = driver.functions
     var device: Int32 = 0
+    guard (0..<driver.deviceCount).contains(ordinal) else {
+      throw .noSuchDevice(ordinal: ordinal, count: driver.deviceCount)
+    }
     try f.check(f.getDevice(&device, Int32(ordinal)), "cuDeviceGet")
     var text = [CChar](repeating: 0, count: 256)
     try f.check(f.getDeviceName(&text, 256, device), "cuDeviceGetName")

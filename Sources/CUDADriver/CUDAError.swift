@@ -4,6 +4,8 @@ public enum CUDAError: Error, Hashable, Sendable {
   case noDriver
   /// The driver sees no GPU.
   case noDevice
+  /// There are fewer GPUs.
+  case noSuchDevice(ordinal: Int, count: Int)
   /// The driver is older than CUDA 12.0; `version` is major * 1000 + minor * 10, nil where even that is unknown.
   case driverTooOld(version: Int?)
   /// A function of CUDA 12.0 is missing.
@@ -30,6 +32,8 @@ extension CUDAError: CustomStringConvertible {
       return "no NVIDIA driver was found (libcuda.so.1 could not be opened)."
     case .noDevice:
       return "the NVIDIA driver sees no device."
+    case .noSuchDevice(let ordinal, let count):
+      return "there is no GPU number \(ordinal); the NVIDIA driver sees \(count), numbered from 0."
     case .driverTooOld(let version):
       let found = version.map { "this one is for CUDA \(Self.text($0))" } ?? "this one is older"
       return "the NVIDIA driver must be for CUDA 12.0 or newer (525 or newer); \(found). Update the driver."

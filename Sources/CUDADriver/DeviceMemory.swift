@@ -15,8 +15,8 @@ public struct MemoryPool: ~Copyable, Sendable {
     let status = properties.withUnsafeBytes { functions.createPool(&pool, $0.baseAddress!) }
     try functions.check(status, "cuMemPoolCreate")
     (self.functions, self.context, handle) = (functions, context.handle, UncheckedHandle(pool))
-    // CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: keep everything.
-    var threshold = UInt64.max
+    // CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: keep this much at each synchronization, and leave the rest to others.
+    var threshold: UInt64 = 2 << 30
     _ = functions.setPoolAttribute(pool, 4, &threshold)
   }
 

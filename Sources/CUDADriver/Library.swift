@@ -31,7 +31,8 @@ public struct Library: ~Copyable, Sendable {
     switch status {
     case 0: break
     case 222: throw .ptxTooNew(needed: version, driverVersion: driver.version)
-    case 200, 201, 209, 218, 221, 300, 301:
+    // Invalid image, no binary for this GPU, invalid PTX, and what the compiler itself could not do.
+    case 200, 209, 218, 221, 223, 300, 301:
       throw .rejectedPTX(kernel: name, log: String(decoding: log.prefix { $0 != 0 }, as: UTF8.self))
     default: try f.check(status, "cuLibraryLoadData")
     }

@@ -1,6 +1,9 @@
 internal import CUDADriver
 
 /// Memory of a GPU that this library allocated.
+///
+/// It is allocated, filled, copied and freed in the order of the library's own stream. Work in another stream knows nothing
+/// of that: call `GPU.synchronize` before such work uses the buffer, and keep the buffer until that work is done.
 public final class GPUBuffer: Sendable {
   /// Where it is: a multiple of 256.
   public let address: UInt64
@@ -23,7 +26,8 @@ public final class GPUBuffer: Sendable {
     address = memory.address
   }
 
-  /// Copies host memory here, in the order of our stream.
+  /// Copies host memory here, in the order of our stream. Ordinary memory may be changed as soon as this returns; memory
+  /// that is pinned for the GPU must stay as it is until the stream is synchronized.
   public func copy(from source: UnsafeRawBufferPointer) throws(AttentionError) {
     try reportingDeviceErrors { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source) }
@@ -74,7 +78,9 @@ public struct DeviceTensorView: Hashable, Sendable {
   }
 
   /// - Throws: `AttentionError` where the view is not what a plan was made for, or not aligned as the GPU's copies need it.
-  func check(_ name: String, isFor shape: TensorShape, _ type: ScalarType) throws(AttentionError) {
+  func check(
+    _ name: String, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool = false
+  ) throws(AttentionError) {
     guard self.shape == shape else { throw .notThePlan(tensor: name, given: self.shape, planned: shape) }
     guard scalarType == type else {
       throw .mixedTypes(first: name, firstType: scalarType, second: "the plan", secondType: type)
@@ -86,6 +92,14 @@ public struct DeviceTensorView: Hashable, Sendable {
     ] where extent > 1 {
       let bytes = stride * type.byteCount
       if bytes % 16 != 0 { throw .alignment(tensor: name, what: "\(axis) stride", bytes: bytes) }
+      if isWritten && bytes == 0 { throw .overlappingOutput(axis: axis) }
     }
+  }
+
+  /// The strides, 0 along an axis of one entry: nobody steps along it, and it may be anything.
+  var steps: TensorStrides {
+    TensorStrides(
+      batch: shape.batch > 1 ? strides.batch : 0, heads: shape.heads > 1 ? strides.heads : 0,
+      length: shape.length > 1 ? strides.length : 0)
   }
 }

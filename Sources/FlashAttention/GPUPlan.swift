@@ -31,7 +31,11 @@ final class GPUPlan: Sendable {
     try queries.check("queries", isFor: problem.queryShape, problem.scalarType)
     try keys.check("keys", isFor: problem.keyShape, problem.scalarType)
     try values.check("values", isFor: problem.valueShape, problem.scalarType)
-    try output.check("output", isFor: problem.outputShape, problem.scalarType)
+    try output.check("output", isFor: problem.outputShape, problem.scalarType, isWritten: true)
+    if logSumExp % 4 != 0 {
+      throw .alignment(
+        tensor: "the log-sum-exp", what: "address", bytes: Int(truncatingIfNeeded: logSumExp), multiple: 4)
+    }
     // No rows, nothing to write.
     if plan.launch.blocks == 0 { return }
     try reportingDeviceErrors { () throws(CUDAError) in
@@ -57,6 +61,8 @@ final class GPUPlan: Sendable {
     let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * problem.scalarType.byteCount, on: gpu)
     let statistics = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
     let layout = HostCopy.layout(of: output.readOnly) ?? .bhnd
+    // Freed in the stream's order, but not before the work is in it.
+    defer { withExtendedLifetime((q, k, v, o, statistics)) {} }
     try launch(
       queries: q.view, keys: k.view, values: v.view,
       output: DeviceTensorView(
@@ -73,8 +79,11 @@ final class GPUPlan: Sendable {
 extension GPUPlan: CustomStringConvertible {
   var description: String {
     guard let resources else { return "\(plan)" }
-    let spilled = resources.localBytes == 0 ? "nothing spilled" : "\(resources.localBytes) bytes spilled"
-    return "\(plan)\ncompiled to \(resources.registers) registers a thread, \(spilled)"
+    let spilled =
+      resources.localBytes == 0
+      ? "nothing spilled" : "\(resources.localBytes) bytes spilled, which the plan did not expect"
+    return "\(plan)\ncompiled to \(resources.registers) of \(plan.specialization.tiling.registerBudget) registers a "
+      + "thread, \(spilled)"
   }
 }
 
@@ -86,7 +95,7 @@ extension ForwardPlan {
 }
 
 extension DeviceTensorView {
-  fileprivate var place: ForwardLaunch.Place { ForwardLaunch.Place(address: address, strides: strides) }
+  fileprivate var place: ForwardLaunch.Place { ForwardLaunch.Place(address: address, strides: steps) }
 }
 
 extension Library {

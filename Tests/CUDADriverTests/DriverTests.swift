@@ -42,7 +42,7 @@ import Testing
     #expect(recorder.live.count == 1)
     #expect(
       Set([
-        "retain 0", "release 0", "stream 1", "pool type 1 location 1 device 0", "pool attribute 4 18446744073709551615",
+        "retain 0", "release 0", "stream 1", "pool type 1 location 1 device 0", "pool attribute 4 2147483648",
         "allocate 1000", "free", "load // text", "kernel f", "unload", "capture 1", "end capture", "launch graph",
       ]).isSubset(of: recorder.calls), "\(recorder.calls)")
   }
@@ -106,8 +106,11 @@ import Testing
         + "driver."
     )
     #expect(
-      sentence { _ = try driver { $0.getDevice = { _, _ in 101 } }.device(7) }
+      sentence { _ = try driver { $0.getDevice = { _, _ in 101 } }.device(0) }
         == "the NVIDIA driver failed in cuDeviceGet (CUDA_ERROR_TEST: it was a test).")
+    #expect(
+      sentence { _ = try driver().device(1 << 40) }
+        == "there is no GPU number 1099511627776; the NVIDIA driver sees 1, numbered from 0.")
 
     let stream = try Stream(driver())
     let full = try driver { $0.allocateFromPool = { _, _, _, _ in 2 } }

@@ -101,7 +101,8 @@ import Testing
     #expect(error?.description == "queries is f32, but keys is f16; convert them to one type.")
   }
 
-  @Test func refusesAGPUThatIsNotThere() {
+  @Test(.enabled(if: GPUSupport.summary.hasPrefix("none"), "this machine has a GPU"))
+  func refusesAGPUThatIsNotThere() {
     let error = #expect(throws: AttentionError.self) {
       try attention(queries: tensor(), keys: tensor(), values: tensor(), device: .gpu)
     }

@@ -8,6 +8,9 @@ struct InfoCommand: ParsableCommand {
   @Option(help: "Size of the buffer that the memory probe reads, in MB.")
   var probeMegabytes = 256
 
+  @Option(help: "Of what to speak: auto (all of the machine), cpu, or gpu, whose limits are then measured.")
+  var device = Device.auto
+
   func validate() throws {
     let most = Machine.memoryByteCount / 2_000_000
     guard (1...most).contains(probeMegabytes) else {
@@ -16,16 +19,29 @@ struct InfoCommand: ParsableCommand {
   }
 
   func run() throws {
+    if device == .gpu { return try describeGPU() }
     let sets = Machine.instructionSets
     let probe = MemoryProbe(byteCount: probeMegabytes * 1_000_000)
     let bandwidth = median((0..<7).map { _ in probe.readGigabytesPerSecond() })
     print(
-      fields([
-        ("vectors", sets[0] + (sets.count > 1 ? " (also: \(sets.dropFirst().joined(separator: ", ")))" : "")),
-        ("threads", "\(Machine.processors)"),
-        ("arithmetic", "\(fixed(Machine.measuredGigaflops(), 0)) GFLOPS of f32 multiply-adds, measured"),
-        ("memory", "\(fixed(bandwidth, 1)) GB/s reading \(probeMegabytes) MB, measured"),
-        ("GPU", GPUSupport.summary),
-      ]))
+      fields(
+        [
+          ("vectors", sets[0] + (sets.count > 1 ? " (also: \(sets.dropFirst().joined(separator: ", ")))" : "")),
+          ("threads", "\(Machine.processors)"),
+          ("arithmetic", "\(fixed(Machine.measuredGigaflops(), 0)) GFLOPS of f32 multiply-adds, measured"),
+          ("memory", "\(fixed(bandwidth, 1)) GB/s reading \(probeMegabytes) MB, measured"),
+        ] + (device == .cpu ? [] : [("GPU", GPUSupport.summary)])))
+  }
+
+  private func describeGPU() throws {
+    try reportingFileErrors {
+      let probe = try GPUProbe(try GPU.device())
+      let (read, products) = (try probe.readGigabytesPerSecond(), try probe.matrixTeraflops(.bf16))
+      print(
+        fields([
+          ("GPU", GPUSupport.summary), ("arithmetic", "\(fixed(products, 0)) TFLOPS of mma.sync on bf16, measured"),
+          ("memory", "\(fixed(read, 0)) GB/s reading 2 GB, measured"),
+        ]))
+    }
   }
 }

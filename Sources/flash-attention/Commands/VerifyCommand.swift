@@ -30,7 +30,7 @@ struct VerifyCommand: ParsableCommand {
   @Option(help: "Run only the problem of this number, and describe it.")
   var only: Int?
 
-  @Option(help: "Where to compute: auto, cpu or gpu.")
+  @Option(help: "Where to compute: auto (the GPU where there is one), cpu or gpu.")
   var device = Device.auto
 
   @Option(help: "On a GPU, how many kernels the problems are spread over.")
@@ -51,12 +51,12 @@ struct VerifyCommand: ParsableCommand {
   func run() throws {
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     let outcomes =
-      emulate ? try runOnEmulator(numbers) : device == .gpu ? try runOnGPU(numbers) : try runOnCPU(numbers)
+      emulate ? try runOnEmulator(numbers) : usesGPU ? try runOnGPU(numbers) : try runOnCPU(numbers)
     var tallies = CaseFamily.allCases.map { Tally(family: $0) }
     for (test, outcome) in outcomes {
       tallies[CaseFamily.allCases.firstIndex(of: test.family)!].add(outcome)
       if only != nil { describe(test) }
-      if let failure = outcome.failure { print("FAILED  \(test.problem): \(failure)\n        \(test.command)") }
+      if let failure = outcome.failure { print("FAILED  \(test.problem): \(failure)\n        \(command(for: test))") }
     }
     let done = tallies.filter { $0.count > 0 }
     print(table([["family", "cases", "failed", "worst ratio"]] + done.map(\.row)))
@@ -65,13 +65,15 @@ struct VerifyCommand: ParsableCommand {
     if failures > 0 { throw ExitCode.comparisonFailed }
   }
 
+  private var usesGPU: Bool { device == .gpu || device == .auto && (try? GPU.device()) != nil }
+
   private func runOnCPU(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
     var progress = Progress()
     defer { progress.clear() }
     return try numbers.map { number in
       let test = VerificationCase(seed: seed, number: number)
       progress.show("verify: case \(number) of \(cases), \(test.family.rawValue)")
-      return (test, try reportingFileErrors { try test.run(on: device) })
+      return (test, try reportingFileErrors { try test.run(on: .cpu) })
     }
   }
 
@@ -105,11 +107,18 @@ struct VerifyCommand: ParsableCommand {
   /// Runs the cases on the emulator and, where there is a GPU, there too. Large ones are left out: the emulator needs
   /// about a second for 10^9 operations.
   private func runOnEmulator(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
-    let gpu = try device == .gpu ? reportingFileErrors { try GPU.device() } : try? GPU.device()
-    if let gpu { try compareInstructions(with: gpu) }
-    print(
-      gpu.map { "Kernels on the emulator and on \($0.name):" }
-        ?? "Kernels on the emulator alone; there is no GPU to compare with.")
+    let gpu: GPU?
+    do throws(AttentionError) {
+      gpu = try GPU.device()
+    } catch {
+      if device == .gpu { try reportingFileErrors { throw error } }
+      print("Kernels on the emulator alone. \(error)")
+      gpu = nil
+    }
+    if let gpu {
+      try compareInstructions(with: gpu)
+      print("Kernels on the emulator and on \(gpu.name):")
+    }
     let limits = gpu?.limits ?? .typical(of: .sm90)
     let tests = numbers.map { VerificationCase(seed: seed, number: $0, kernels: kernels) }
       .filter { $0.problem.flops < 5e8 && $0.problem.logSumExpCount > 0 }
@@ -172,6 +181,11 @@ struct VerifyCommand: ParsableCommand {
       }
     }
     if let error = failure.withLock({ $0 }) { throw error }
+  }
+
+  /// The command that runs a case alone.
+  private func command(for test: VerificationCase) -> String {
+    test.command + (emulate ? " --emulate" : "") + (tiling.tiling.map { " --tiling \($0)" } ?? "")
   }
 
   private func describe(_ test: VerificationCase) {
