@@ -15,11 +15,12 @@ step "the emulator against the GPU" "$tool" verify --device gpu --emulate --case
 if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
   for check in memcheck racecheck initcheck synccheck; do
     step "compute-sanitizer $check" compute-sanitizer --tool $check --error-exitcode 9 \
-      "$tool" verify --device gpu --cases 54 --kernels 54
+      "$tool" verify --device gpu --cases 64 --kernels 64
   done
 fi
 step "20 repeats, 48 heads" "$tool" bench --device gpu --dtype bf16 --query-heads 48 --queries 8192 --dim 64 --repeats 20 --iterations 5
 step "20 repeats, 48 heads, causal" "$tool" bench --device gpu --dtype f16 --query-heads 48 --queries 8192 --dim 128 --causal --repeats 20 --iterations 5
+step "20 repeats, D 512" "$tool" bench --device gpu --dtype bf16 --query-heads 48 --queries 4096 --dim 512 --repeats 20 --iterations 5
 step "cold start: no kernel in the driver's cache" env CUDA_CACHE_DISABLE=1 "$tool" bench --device gpu --dtype bf16 --json "$out/cold.json"
 step "warm start" "$tool" bench --device gpu --dtype bf16 --json "$out/warm.json"
 exit $failed

@@ -43,7 +43,9 @@ package struct VerificationCase: Sendable {
     var draw = ProblemDraw(family: family, from: &random)
     if kernels != nil {
       var kernelRandom = RandomSource(seed: seed, stream: UInt64(kernelNumber))
-      draw.takeKernel(of: ProblemDraw(family: family, from: &kernelRandom), prefersBF16: kernelNumber % 2 == 0)
+      draw.takeKernel(
+        of: ProblemDraw(family: family, from: &kernelRandom), prefersBF16: kernelNumber % 2 == 0,
+        isLarge: kernelNumber % 8 == 7)
     }
     draw.limitWork()
     problem = draw.problem
@@ -145,9 +147,13 @@ private struct ProblemDraw {
 
   /// Takes over what a GPU kernel is made for: type, group, dimensions, the edges of the mask, whether there is a softcap,
   /// and the sign of the scale. Lengths, reaches and magnitudes stay.
-  mutating func takeKernel(of other: ProblemDraw, prefersBF16: Bool) {
+  mutating func takeKernel(of other: ProblemDraw, prefersBF16: Bool, isLarge: Bool) {
     type = other.type == .f32 ? (prefersBF16 ? .bf16 : .f16) : other.type
     (group, dimension, valueDimension) = (other.group, other.dimension, other.valueDimension)
+    if isLarge {
+      // Beyond what one warp holds of O.
+      (dimension, valueDimension) = (dimension + 256, valueDimension <= 64 ? valueDimension : valueDimension + 256)
+    }
     if case .window(let left, let right) = other.mask, case .window(let ownLeft, let ownRight) = mask {
       mask = .window(left: left.map { ownLeft ?? $0 }, right: right.map { ownRight ?? $0 })
     } else {
