@@ -11,19 +11,23 @@ public enum AttentionMask: Hashable, Sendable {
   /// all. nil is unlimited. `.window(left: nil, right: 0)` is `.causal`.
   case window(left: Int?, right: Int?)
 
+  /// How many keys before and after its diagonal a query sees; nil is unlimited.
+  public var reach: (left: Int?, right: Int?) {
+    switch self {
+    case .none: (nil, nil)
+    case .causal: (nil, 0)
+    case .window(let left, let right): (left, right)
+    }
+  }
+
   /// The keys that query `query` of `queries` sees, of `keys`; empty where it sees none.
   public func visibleKeys(ofQuery query: Int, queries: Int, keys: Int) -> Range<Int> {
     let diagonal = query + keys - queries
-    let (left, right): (Int?, Int?) =
-      switch self {
-      case .none: (nil, nil)
-      case .causal: (nil, 0)
-      case .window(let left, let right): (left, right)
-      }
+    let (left, right) = reach
     // A reach of queries + keys spans everything, so larger ones cannot overflow.
-    let reach = queries + keys
-    let first = left.map { max(0, diagonal - min($0, reach)) } ?? 0
-    let end = right.map { min(keys, diagonal + min($0, reach) + 1) } ?? keys
+    let most = queries + keys
+    let first = left.map { max(0, diagonal - min($0, most)) } ?? 0
+    let end = right.map { min(keys, diagonal + min($0, most) + 1) } ?? keys
     return first < end ? first..<end : 0..<0
   }
 

@@ -136,12 +136,7 @@ extension AttentionProblem {
 
   /// Pairs of a query and a key that it sees, of one head: without a loop over the queries, who may be many.
   var visiblePairs: Double {
-    let (left, right): (Int?, Int?) =
-      switch mask {
-      case .none: (nil, nil)
-      case .causal: (nil, 0)
-      case .window(let left, let right): (left, right)
-      }
+    let (left, right) = mask.reach
     let reach = Double(queries) + Double(keys)
     // Query i sees the keys from clamp(i + offset - left) up to clamp(i + offset + right + 1); clamp is to 0...keys.
     let offset = Double(keys) - Double(queries)

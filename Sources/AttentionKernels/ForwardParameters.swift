@@ -123,12 +123,7 @@ public struct ForwardLaunch: Hashable, Sendable {
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.
   private var maskOffsets: (left: Int, right: Int) {
     let (nq, nk) = (problem.queries, problem.keys)
-    let (left, right): (Int?, Int?) =
-      switch problem.mask {
-      case .none: (nil, nil)
-      case .causal: (nil, 0)
-      case .window(let left, let right): (left, right)
-      }
+    let (left, right) = problem.mask.reach
     let diagonal = nk - nq
     let first = left.map { max(diagonal - min($0, nq + nk), -nq) } ?? -nq
     let last = right.map { min(diagonal + min($0, nq + nk), nk - 1) } ?? nk - 1

@@ -39,12 +39,8 @@ public struct ForwardSpecialization: Hashable, Sendable {
     dimension = problem.dimension
     valueDimension = problem.valueDimension
     groupSize = problem.groupSize
-    mask =
-      switch problem.mask {
-      case .none: []
-      case .causal: .right
-      case .window(let left, let right): (left == nil ? [] : MaskEdges.left).union(right == nil ? [] : .right)
-      }
+    let (left, right) = problem.mask.reach
+    mask = (left == nil ? [] : MaskEdges.left).union(right == nil ? [] : .right)
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scale < 0 && problem.softcap == nil
     self.tiling = tiling

@@ -1,3 +1,5 @@
+internal import PTX
+
 /// A tile of 16-bit rows in shared memory: panels side by side, each with rows of 128 bytes (the last ones of 64 or 32
 /// where the row is no multiple of 128), whose 16-byte chunks are swizzled.
 ///
@@ -49,6 +51,12 @@ public struct SharedTile: Hashable, Sendable {
   public var byteCount: Int { rows * chunks * 16 }
   /// The widths that occur, widest first.
   var widths: [Int] { [8, 4, 2].filter { width in panels.contains { $0.width == width } } }
+
+  /// What the chunks of a row are swizzled by, in a panel of `width` chunks: chunk c is at `c ^ pattern`.
+  static func pattern(ofRow row: Int, width: Int) -> Int { row / (8 / width) % width }
+
+  /// The same of a row that a thread computes.
+  static func pattern(ofRow row: Register<U32>, width: Int) -> Register<U32> { (row / (8 / width)) % width }
 
   /// The panel of a chunk.
   func panel(ofChunk chunk: Int) -> Panel { panels.last { $0.firstChunk <= chunk }! }

@@ -55,8 +55,6 @@ public struct CUDADevice: Sendable {
   public let sharedBytesPerBlock: Int
   /// Shared memory of a multiprocessor.
   public let sharedBytesPerMultiprocessor: Int
-  /// The L2 cache.
-  public let cacheByteCount: Int
 
   init(_ driver: CUDADriver, ordinal: Int) throws(CUDAError) {
     let f = driver.functions
@@ -81,7 +79,6 @@ public struct CUDADevice: Sendable {
     multiprocessors = try attribute(16)
     sharedBytesPerBlock = try attribute(97)
     sharedBytesPerMultiprocessor = try attribute(81)
-    cacheByteCount = try attribute(38)
   }
 }
 

@@ -31,10 +31,8 @@ public struct DriverFunctions: Sendable {
   package var releasePrimaryContext: @Sendable (Int32) -> Status = { _ in 999 }
   package var pushContext: @Sendable (Handle?) -> Status = { _ in 999 }
   package var popContext: @Sendable (Out<Handle?>) -> Status = { _ in 999 }
-  package var synchronizeContext: @Sendable () -> Status = { 999 }
 
   package var getMemoryInfo: @Sendable (Out<Int>, Out<Int>) -> Status = { _, _ in 999 }
-  package var getDefaultPool: @Sendable (Out<Handle?>, Int32) -> Status = { _, _ in 999 }
   package var createPool: @Sendable (Out<Handle?>, UnsafeRawPointer) -> Status = { _, _ in 999 }
   package var destroyPool: @Sendable (Handle?) -> Status = { _ in 999 }
   package var setPoolAttribute: @Sendable (Handle?, Int32, UnsafeMutableRawPointer) -> Status = { _, _, _ in 999 }
@@ -121,10 +119,8 @@ extension DriverFunctions {
     typealias GiveHandle = @convention(c) @Sendable (Out<Handle?>) -> Status
     f.pushContext = try find("cuCtxPushCurrent", TakeHandle.self)
     f.popContext = try find("cuCtxPopCurrent", GiveHandle.self)
-    f.synchronizeContext = try find("cuCtxSynchronize", (@convention(c) @Sendable () -> Status).self)
 
     f.getMemoryInfo = try find("cuMemGetInfo", (@convention(c) @Sendable (Out<Int>, Out<Int>) -> Status).self)
-    f.getDefaultPool = try find("cuDeviceGetDefaultMemPool", GetOfDevice.self)
     f.createPool = try find(
       "cuMemPoolCreate", (@convention(c) @Sendable (Out<Handle?>, UnsafeRawPointer) -> Status).self)
     f.destroyPool = try find("cuMemPoolDestroy", TakeHandle.self)

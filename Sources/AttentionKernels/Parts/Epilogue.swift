@@ -22,16 +22,16 @@ struct Epilogue {
     let warpRows = output.rowTiles * 16
     for width in tile.widths {
       let (line, chunk) = (lane / width, lane % width)
-      let swizzle = (line / (8 / width)) % width
-      let source = place + ((firstRow + line) * (width * 16) + ((chunk ^ swizzle) * 16))
+      let pattern = SharedTile.pattern(ofRow: line, width: width)
+      let source = place + ((firstRow + line) * (width * 16) + ((chunk ^ pattern) * 16))
       let rowsPerPass = 32 / width
       for pass in 0..<warpRows / rowsPerPass {
         let row = rows.firstRow + firstRow + line + pass * rowsPerPass
         k.if(row .< rows.count) {
           let destination = base + rows.distance(ofRow: row, strides) + k.wide(chunk * 16)
-          // Four rows of a wide panel shift the pattern by half its period.
-          let from =
-            (pass * rowsPerPass / (8 / width)) % width == 0 ? source : source ^ (swizzleShift(pass, width) * 16)
+          // A pass may end within the pattern's period: four rows of a wide panel are half of it.
+          let shift = SharedTile.pattern(ofRow: pass * rowsPerPass, width: width) * 16
+          let from = shift == 0 ? source : source ^ shift
           for panel in tile.panels where panel.width == width {
             func move() {
               let values = k.load(
@@ -51,13 +51,11 @@ struct Epilogue {
     }
   }
 
-  private func swizzleShift(_ pass: Int, _ width: Int) -> Int { (pass * (32 / width) / (8 / width)) % width }
-
   private func stage(_ output: Accumulators) {
     let (group, pair) = (lane / 4, lane % 4)
     for width in tile.widths {
-      let swizzle = (group / (8 / width)) % width
-      let base = place + ((firstRow + group) * (width * 16) + (swizzle * 16 + pair * 4))
+      let pattern = SharedTile.pattern(ofRow: group, width: width)
+      let base = place + ((firstRow + group) * (width * 16) + (pattern * 16 + pair * 4))
       for panel in tile.panels where panel.width == width {
         for chunk in panel.firstChunk..<min(panel.firstChunk + width, output.columnTiles) {
           let flip = (chunk - panel.firstChunk) * 16

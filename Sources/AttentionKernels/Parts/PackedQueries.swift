@@ -32,8 +32,8 @@ struct PackedQueries {
   ) {
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
-      let swizzle = (line / (8 / width)) % width
-      let destination = slot + (line * (width * 16) + ((chunk ^ swizzle) * 16))
+      let pattern = SharedTile.pattern(ofRow: line, width: width)
+      let destination = slot + (line * (width * 16) + ((chunk ^ pattern) * 16))
       let rowsPerPass = threads / width
       for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
         let own = line + pass * rowsPerPass

@@ -33,12 +33,12 @@ struct TileLoader {
     tileStride = rowStride * tile.rows
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
-      let swizzle = (line / (8 / width)) % width
+      let pattern = SharedTile.pattern(ofRow: line, width: width)
       lanes.append(
         Lane(
           width: width, line: line, chunk: chunk,
           source: k.variable(source + k.wide(line) * rowStride + k.wide(chunk * 16)).named("source"),
-          destination: (line * (width * 16) + ((chunk ^ swizzle) * 16)).named("destination"),
+          destination: (line * (width * 16) + ((chunk ^ pattern) * 16)).named("destination"),
           steps: (0..<(tile.rows * width + threads - 1) / threads).map { rowStride * ($0 * (threads / width)) }))
     }
   }

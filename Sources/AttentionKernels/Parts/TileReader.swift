@@ -29,8 +29,8 @@ struct TileReader {
       }
     for width in tile.widths {
       // Row 8 and beyond repeat the pattern of rows 0 to 7, so that only the lane's row counts.
-      let swizzle = ((lane % 8) / (8 / width)) % width
-      let place = ((chunk ^ swizzle) * 16)
+      let pattern = SharedTile.pattern(ofRow: lane % 8, width: width)
+      let place = ((chunk ^ pattern) * 16)
       let line = firstRow.map { $0 + row } ?? row
       offsets[width] = line * (width * 16) + place
     }

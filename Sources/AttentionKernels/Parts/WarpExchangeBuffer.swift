@@ -44,11 +44,11 @@ struct WarpExchangeBuffer {
     let panel = tile.panels[0]
     precondition(tile.panels.count == 1, "A tile of weights has one panel.")
     let (group, pair) = (body.lane / 4, body.lane % 4)
-    let swizzle = (group / (8 / panel.width)) % panel.width
+    let pattern = SharedTile.pattern(ofRow: group, width: panel.width)
     let firstChunk = body.columnWarp * (body.tiling.keysPerWarp / 8)
     let base =
       body.shared + body.memory.weightsOffset
-      + ((body.firstRow + group) * panel.rowBytes + (((firstChunk ^ swizzle) * 16) + pair * 4))
+      + ((body.firstRow + group) * panel.rowBytes + (((firstChunk ^ pattern) * 16) + pair * 4))
     for (chunk, rowTiles) in weights.enumerated() {
       for (rowTile, fragment) in rowTiles.enumerated() {
         for i in 0..<4 {

@@ -1,8 +1,8 @@
 package import PTX
 package import PTXEmulator
 
-/// A kernel whose lanes apply each instruction that the attention kernels use to words of all kinds, so that the emulator
-/// can be held against a GPU, result by result.
+/// A kernel whose lanes apply arithmetic, conversions, exchanges between lanes and matrix products to words of all kinds, so
+/// that the emulator can be held against a GPU, result by result. Memory instructions are not among them.
 package struct InstructionCheck: Sendable {
   /// How near the two must be.
   package enum Bound: Hashable, Sendable {
