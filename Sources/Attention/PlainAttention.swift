@@ -7,12 +7,14 @@
 /// Attention as a careful programmer would first write it in the problem's own precision: inputs and weights rounded to
 /// the type, sums in f32, one row at a time. Its error is the yardstick of `Comparison`.
 public enum PlainAttention {
-  /// How sums of products are made in f32.
+  /// How sums of products are made.
   public enum Sums: Sendable {
     /// Product by product, each sum rounded to nearest.
     case rounded
     /// As tensor cores make them: 16 products and the sum before them at once, then cut off toward zero.
     case cut
+    /// As tensor cores with f16 accumulators make them: 16 products and the sum before them at once, then rounded to f16.
+    case half
 
     /// `start` and the products of two vectors.
     func sum(_ start: Float, count: Int, _ product: (Int) -> (Float, Float)) -> Float {
@@ -32,6 +34,15 @@ public enum PlainAttention {
           }
           sum = Float(exact)
           if Double(sum).magnitude > exact.magnitude { sum = exact > 0 ? sum.nextDown : sum.nextUp }
+        }
+      case .half:
+        for first in stride(from: 0, to: count, by: 16) {
+          var exact = Double(sum)
+          for i in first..<min(first + 16, count) {
+            let (a, b) = product(i)
+            exact += Double(a) * Double(b)
+          }
+          sum = Float(Float16(exact))
         }
       }
       return sum

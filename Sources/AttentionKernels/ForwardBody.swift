@@ -42,50 +42,37 @@ struct ForwardBody {
     let firstOwn = rows.firstRow + firstRow + lane / 4
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
-    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale)
+    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: tiling.sums)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.columnsPerWarp, named: "o")
   }
 
   func emit() {
-    let firstHead = s.groupSize == 1 ? keyValueHead : keyValueHead * s.groupSize
     let tiles = mask.tiles(of: tiling.tileKeys)
     let exchange = tiling.columnWarps == 1 ? nil : WarpExchangeBuffer(self)
-    k.if(tiles.first .< tiles.end) {
-      if let exchange { return attend(together: exchange, tiles, firstHead: firstHead) }
-      let pipeline = TilePipeline(
-        k, s, memory, shared: shared, thread: thread, lane: lane,
-        keys: tensor(parameters.keyBase, parameters.keyStrides, head: keyValueHead),
-        values: tensor(parameters.valueBase, parameters.valueStrides, head: keyValueHead),
-        keyCount: parameters.keys, firstTile: tiles.first, endTile: tiles.end)
-      k.comment("prologue: Q and the first stages of K and V")
-      rows.load(
-        memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead).base,
-        parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
-      pipeline.issueFirstStages()
-      attend(pipeline, tiles)
-    }
+    k.if(tiles.first .< tiles.end) { attend(TilePipeline(self, tiles), tiles, exchange) }
 
     let logSumExps = softmax.normalize(output, ln2: parameters.ln2, overWarps: exchange.map { $0.sum })
     var epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: memory.output, place: shared, firstRow: firstRow, lane: lane, rows: rows)
     var firstColumn: Register<U64>?
+    var logSumExpBase = parameters.logSumExpBase
     if tiling.columnWarps > 1 {
       let chunks = columnWarp * (s.columnsPerWarp / 8)
       epilogue.place = shared + columnWarp * memory.output.byteCount
       epilogue.chunkCount = k.constant(s.valueDimension / 8, S32.self) - chunks.reinterpreted(as: S32.self)
       firstColumn = k.wide(chunks * 16)
+      logSumExpBase = k.select(columnWarp .== 0, logSumExpBase, k.constant(0, U64.self))
     }
-    let logSumExpBase =
-      tiling.columnWarps == 1
-      ? parameters.logSumExpBase
-      : k.select(columnWarp .== 0, parameters.logSumExpBase, k.constant(0, U64.self))
     epilogue.store(
       logSumExps: logSumExps, ownRows: ownRows, to: logSumExpBase,
       firstHead: (batch * parameters.keyValueHeads + keyValueHead) * s.groupSize, queries: parameters.queries,
       groupSize: s.groupSize)
     let base = tensor(parameters.outputBase, parameters.outputStrides, head: firstHead).base
-    epilogue.store(output, to: firstColumn.map { base + $0 } ?? base, parameters.outputStrides)
+    epilogue.store(output, to: firstColumn.map { base + $0 } ?? base, parameters.outputStrides, tiling.store)
   }
+
+  /// The first query head of the group.
+  private var firstHead: Register<U32> { s.groupSize == 1 ? keyValueHead : keyValueHead * s.groupSize }
 
   /// A tensor from this block's batch and a head on: its first row, and the distance to the next.
   func tensor(
@@ -94,76 +81,149 @@ struct ForwardBody {
     (base + k.wide(batch) * strides.batch + k.wide(head) * strides.head, strides.row)
   }
 
-  /// Scores, weights, output; scores, weights, output. Each warp for itself.
-  func attend(_ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>)) {
-    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.tileKeys, named: "s")
-    var queries: QueryFragments?
-    if tiling.keepsQueries {
-      pipeline.wait()
-      queries = queryFragments()
+  /// Scores, weights, output; scores, weights, output.
+  ///
+  /// - Parameter exchange: where warps share rows; each then computes the scores of its keys of a tile, and, once all know
+  ///   each other's maxima and weights, its columns of O. nil where each works for itself.
+  private func attend(
+    _ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>), _ exchange: WarpExchangeBuffer?
+  ) {
+    let queries = start(pipeline)
+    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerWarp, named: "s")
+    let halfScores = tiling.sums == .f16 ? halfAccumulators(columns: tiling.keysPerWarp, named: "hs") : nil
+    let halfOutput = tiling.sums == .f16 ? halfAccumulators(columns: 16, named: "ho") : nil
+    let sharedWeights = exchange.map { _ in
+      TileReader(k, memory.weights, .rowsFirst, lane: lane, firstRow: firstRow).at(shared + memory.weightsOffset)
     }
     k.loop(from: tiles.first, to: tiles.end) { tile in
       k.comment("a tile: scores, weights, its share of O")
-      pipeline.wait()
-      let largest = multiply(
-        queries ?? queryFragments(), pipeline.keys, into: scores, beside: pipeline.nextCopies())
-      update(scores, largest, of: tile)
-      for chunk in 0..<tiling.tileKeys / 16 {
-        accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), pipeline.values, chunk: chunk)
+      var largest: [Register<F32>] = []
+      for slice in memory.keySlices.indices {
+        let part = TilePipeline.Part.keys(slice: slice)
+        let keys = pipeline.wait(for: part)
+        largest = multiply(
+          queries ?? queryFragments(), keys, steps: memory.keySlices[slice].steps, into: scores, halfScores,
+          beside: pipeline.copies(beside: part, of: tile))
+        pipeline.finish(part, of: tile)
       }
-      pipeline.advance()
+      if let exchange {
+        update(scores, largest, of: tile, exchange)
+        exchange.put(weights: (0..<tiling.keysPerWarp / 16).map { softmax.weights(scores, chunk: $0, as: s.inputs) })
+        k.comment("the weights of all warps")
+        if !pipeline.synchronizes(.values(slice: 0)) { k.barrier() }
+      } else {
+        update(scores, largest, of: tile)
+      }
+      let chunks = tiling.keysPerSlice / 16
+      for slice in 0..<tiling.slices {
+        let part = TilePipeline.Part.values(slice: slice)
+        let values = pipeline.wait(for: part)
+        for copy in pipeline.copies(beside: part, of: tile) { copy() }
+        accumulate(chunks: slice * chunks..<(slice + 1) * chunks, values, halfOutput) { chunk in
+          sharedWeights.map { weights in
+            (0..<tiling.rowTilesPerWarp).map { weights.load(row: $0 * 16, step: chunk) }
+          } ?? softmax.weights(scores, chunk: chunk, as: s.inputs)
+        }
+        pipeline.finish(part, of: tile)
+      }
     }
-    if !tiling.keepsQueries {
-      // O will lie where Q was read a moment ago.
-      if memory.output == memory.queries { k.warpBarrier() } else { k.barrier() }
-    }
+    finish(readsQueriesLast: queries == nil)
   }
 
   // MARK: - The steps
 
-  func queryFragments() -> QueryFragments {
+  /// Starts the copies of Q and of the first tiles, and returns Q's fragments where they stay in registers.
+  private func start(_ pipeline: TilePipeline) -> QueryFragments? {
+    k.comment("prologue: Q and the first of K and V")
+    rows.load(
+      memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead).base,
+      parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
+    if tiling.sharing == .queriesKeysAndValues {
+      k.commitCopies()
+      k.waitForCopies(pending: 0)
+      k.barrier()
+      let queries = queryFragments()
+      k.comment("all of Q is in registers; K and V may take its place")
+      k.barrier()
+      pipeline.start()
+      return queries
+    }
+    pipeline.start()
+    if !tiling.keepsQueries { return nil }
+    pipeline.waitForFirst()
+    return queryFragments()
+  }
+
+  private func queryFragments() -> QueryFragments {
     QueryFragments(
       k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: tiling.rowTilesPerWarp,
       areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
   }
 
+  private func halfAccumulators(columns: Int, named name: String) -> HalfAccumulators {
+    HalfAccumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: columns, named: name)
+  }
+
   /// S = Q K^T, softcapped; some keys after the others, so that the largest scores of those that are done are found beside the
-  /// products of the next. Returns these, for each of the lane's rows.
+  /// products of the next. Returns these, for each of the lane's rows; they are right after the last of K's slices.
   ///
-  /// - Parameter others: instructions to emit between the products, which leave room for them.
-  func multiply(
-    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, beside others: [() -> Void]
+  /// - Parameters:
+  ///   - steps: which columns of Q and K, in 16s.
+  ///   - half: what the sums are made in, where that is f16.
+  ///   - others: instructions to emit between the products, which leave room for them.
+  private func multiply(
+    _ queries: QueryFragments, _ tile: TileReader, steps: Range<Int>, into scores: Accumulators,
+    _ half: HalfAccumulators?, beside others: [() -> Void]
   ) -> [Register<F32>] {
     k.comment("S = Q K^T")
     var largest: [[Register<F32>]] = []
     var waiting = others[...]
-    let steps = tiling.scorePieces.count * memory.keys.steps
-    let share = (others.count + steps - 1) / steps
+    let slots = tiling.scorePieces.count * steps.count
+    let share = (others.count + slots - 1) / slots
     for keys in tiling.scorePieces {
       let columnTiles = keys.lowerBound / 8..<keys.upperBound / 8
-      scores.clear(columnTiles: columnTiles)
-      for step in 0..<memory.keys.steps {
+      if steps.lowerBound == 0 {
+        if let half { half.clear(columnTiles: columnTiles) } else { scores.clear(columnTiles: columnTiles) }
+      }
+      for step in steps {
         let q = queries.atStep(step)
         for key in stride(from: keys.lowerBound, to: keys.upperBound, by: 16) {
           let fragment = tile.load(row: key, step: step)
           for rowTile in 0..<tiling.rowTilesPerWarp {
-            k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[0..<2]), into: scores[rowTile, key / 8])
-            k.multiplyAdd(s.inputs, a: q[rowTile], b: Array(fragment[2..<4]), into: scores[rowTile, key / 8 + 1])
+            for block in 0..<2 {
+              multiplyAdd(
+                q[rowTile], Array(fragment[2 * block..<2 * block + 2]), into: scores, half,
+                rowTile, key / 8 + block, halfColumn: key / 8 + block)
+            }
           }
         }
         for emit in waiting.prefix(share) { emit() }
         waiting = waiting.dropFirst(share)
       }
+      if steps.upperBound < memory.keys.steps { continue }
+      half?.move(columnTiles: columnTiles, to: scores, first: columnTiles.lowerBound, adding: false)
       if s.hasSoftcap {
         ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(to: scores, columnTiles: columnTiles, k)
       }
       largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }
-    return largest.dropFirst().reduce(largest[0]) { zip($0, $1).map { k.maximum($0, $1) } }
+    return largest.dropFirst().reduce(largest.first ?? []) { zip($0, $1).map { k.maximum($0, $1) } }
+  }
+
+  /// One product on the tensor cores, into sums of either type.
+  private func multiplyAdd(
+    _ a: [Register<U32>], _ b: [Register<U32>], into sums: Accumulators, _ half: HalfAccumulators?, _ rowTile: Int,
+    _ columnTile: Int, halfColumn: Int
+  ) {
+    if let half {
+      k.multiplyAdd(s.inputs, a: a, b: b, into: half[rowTile, halfColumn])
+    } else {
+      k.multiplyAdd(s.inputs, a: a, b: b, into: sums[rowTile, columnTile])
+    }
   }
 
   /// The mask, where there is one, and the maxima: `largest` knows no mask, and is found again under one.
-  func update(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
+  private func update(_ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>) {
     let start = tile * tiling.tileKeys
     let isMasked = mask.isNeeded(tileStart: start, size: tiling.tileKeys)
     softmax.update(largest, of: scores, rescaling: output, isMasked: isMasked) {
@@ -172,18 +232,78 @@ struct ForwardBody {
     }
   }
 
-  /// O += P V for 16 keys of a tile.
-  func accumulate(_ weights: [[Register<U32>]], _ values: TileReader, chunk: Int) {
-    for pair in 0..<memory.output.steps {
-      let isHalf = 2 * pair + 1 == output.columnTiles
-      let fragment = values.load(row: chunk * 16, step: pair, count: isHalf ? 2 : 4, isTransposed: true)
-      for rowTile in 0..<tiling.rowTilesPerWarp {
-        for column in 0..<(isHalf ? 1 : 2) {
-          k.multiplyAdd(
-            s.inputs, a: weights[rowTile], b: Array(fragment[2 * column..<2 * column + 2]),
-            into: output[rowTile, 2 * pair + column])
+  /// The same where warps share rows: each masks its keys and tells the others its maxima.
+  private func update(
+    _ scores: Accumulators, _ largest: [Register<F32>], of tile: Register<S32>, _ exchange: WarpExchangeBuffer
+  ) {
+    let start = tile * tiling.tileKeys
+    let largest = largest.map { k.variable($0) }
+    k.if(mask.isNeeded(tileStart: start, size: tiling.tileKeys)) {
+      mask.apply(to: scores, tileStart: start + (columnWarp * tiling.keysPerWarp).reinterpreted(as: S32.self))
+      for (old, new) in zip(largest, softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)) {
+        k.set(old, to: new)
+      }
+    }
+    exchange.put(softmax.overLanes(largest))
+    k.comment("the maxima of all warps")
+    k.barrier()
+    softmax.follow(exchange.combine(largest.count) { k.maximum($0, $1) }, of: scores, rescaling: output)
+  }
+
+  /// O += P V for some chunks of 16 keys of a tile.
+  ///
+  /// - Parameters:
+  ///   - values: V from the first of them on.
+  ///   - half: what the sums over these keys are made in, where that is f16; O takes them then.
+  ///   - weights: P of a chunk.
+  private func accumulate(
+    chunks: Range<Int>, _ values: TileReader, _ half: HalfAccumulators?, _ weights: (Int) -> [[Register<U32>]]
+  ) {
+    guard let half else {
+      for chunk in chunks {
+        let weights = weights(chunk)
+        for pair in 0..<memory.output.steps {
+          accumulate(weights, values, row: (chunk - chunks.lowerBound) * 16, pair: pair, nil)
         }
       }
+      return
+    }
+    let all = chunks.map { weights($0) }
+    for pair in 0..<memory.output.steps {
+      let columnTiles = 0..<min(2, output.columnTiles - 2 * pair)
+      half.clear(columnTiles: columnTiles)
+      for (i, weights) in all.enumerated() { accumulate(weights, values, row: i * 16, pair: pair, half) }
+      half.move(columnTiles: columnTiles, to: output, first: 2 * pair, adding: true)
+    }
+  }
+
+  /// The same for one chunk and two tiles of 8 columns of O, or the last one.
+  private func accumulate(
+    _ weights: [[Register<U32>]], _ values: TileReader, row: Int, pair: Int, _ half: HalfAccumulators?
+  ) {
+    let count = min(2, output.columnTiles - 2 * pair)
+    let fragment = values.load(row: row, step: pair, count: 2 * count, isTransposed: true)
+    for rowTile in 0..<tiling.rowTilesPerWarp {
+      for column in 0..<count {
+        multiplyAdd(
+          weights[rowTile], Array(fragment[2 * column..<2 * column + 2]), into: output, half, rowTile,
+          2 * pair + column, halfColumn: column)
+      }
+    }
+  }
+
+  /// Makes sure that O may pass through shared memory, where others may still be reading.
+  private func finish(readsQueriesLast: Bool) {
+    // Warps that share rows wait for each other's sums anyway, and with one stage for each other after each tile.
+    if tiling.columnWarps > 1 || tiling.store == .byShuffles || tiling.stages == 1 { return }
+    switch tiling.sharing {
+    case .queriesKeysAndValues: k.barrier()
+    // All have read Q before any could wait for V.
+    case .keysAndValues: break
+    case .none where !readsQueriesLast: break
+    // O will lie where Q was read a moment ago.
+    case .none where memory.output == memory.queries: k.warpBarrier()
+    case .none: k.barrier()
     }
   }
 }

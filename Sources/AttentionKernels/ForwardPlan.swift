@@ -53,12 +53,7 @@ public struct ForwardPlan: Hashable, Sendable {
       throw .lengthOnDevice(
         tensor: "batch x heads x query tiles", length: launch.blocks, device: "GPU", limit: Int(Int32.max))
     }
-    if launch.sharedByteCount > gpu.sharedBytesPerBlock {
-      throw .tiling(
-        "\(tiling)",
-        reason: "needs \(launch.sharedByteCount) bytes of shared memory; a block of this GPU has "
-          + "\(gpu.sharedBytesPerBlock)")
-    }
+    if let obstacle = specialization.obstacle(on: gpu) { throw .tiling("\(tiling)", reason: obstacle) }
   }
 
   /// The kernel of the specialization.
@@ -83,7 +78,7 @@ extension ForwardTiling {
       let isSmall = gpu.sharedBytesPerBlock < 210_000
       self.init(
         warps: isSmall ? 4 : 8, warpTiling: .queriesAndKeys(columns: isSmall ? 2 : 4),
-        rowTilesPerWarp: isSmall ? 1 : 2, tileKeys: isSmall ? 32 : 64, keepsQueries: false, blocksPerMultiprocessor: 1)
+        sharing: .keysAndValues, rowTilesPerWarp: isSmall ? 1 : 2, tileKeys: isSmall ? 32 : 64, keepsQueries: false, blocksPerMultiprocessor: 1)
       return
     } else {
       self.init(

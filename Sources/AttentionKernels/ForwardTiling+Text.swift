@@ -1,26 +1,47 @@
+internal import PTX
+
 extension ForwardTiling {
+  /// What `changed(by:)` reads, for help and errors.
+  public static let changeSyntax =
+    "rung=split-kv|split-q|split-q-shared-kv|split-q-shared-qkv|split-kv-shared-kv|split-kv-shared-qkv, warps=2...16 in 2s, "
+    + "columns=1|2|4|8 (warps that share rows), row-tiles=1|2, keys=16...128 in 16s, stages=1...8, slices=1|2|4|8, "
+    + "layout=swizzled|padded, queries=registers|shared, store=shared|shuffles, sums=f32|f16, blocks=1...16"
+
   /// This tiling, changed as a text says that has been checked; nil changes nothing.
   public func changed(byOption text: String?) -> ForwardTiling { text.flatMap { changed(by: $0) } ?? self }
 
-  /// Changes this tiling as a text says: `warps=8,row-tiles=1,keys=64,stages=2,queries=registers,blocks=2`, any
-  /// of them. Returns nil for a text that says anything else.
+  /// Changes this tiling as a text says, from left to right: `rung=split-q-shared-kv,stages=1,keys=64`. Returns nil for a
+  /// text that says anything else than `changeSyntax`. Whether there is such a kernel for a problem, the plan says.
   public func changed(by text: String) -> ForwardTiling? {
     var tiling = self
     for part in text.split(separator: ",", omittingEmptySubsequences: false) {
       let sides = part.split(separator: "=", maxSplits: 1).map(String.init)
-      guard sides.count == 2 else { return nil }
-      let number = Int(sides[1]) ?? 0
-      switch (sides[0], sides[1]) {
-      case ("warps", _) where [2, 4, 8, 12, 16].contains(number): tiling.warps = number
-      case ("row-tiles", _) where [1, 2].contains(number): tiling.rowTilesPerWarp = number
-      case ("keys", _) where [16, 32, 48, 64, 80, 96, 128].contains(number): tiling.tileKeys = number
-      case ("stages", _) where [2, 3, 4].contains(number): tiling.stages = number
-      case ("blocks", _) where (1...16).contains(number): tiling.blocksPerMultiprocessor = number
-      case ("queries", "registers"): tiling.keepsQueries = true
-      case ("queries", "shared"): tiling.keepsQueries = false
-      default: return nil
-      }
+      guard sides.count == 2, tiling.change(sides[0], to: sides[1]) else { return nil }
     }
     return tiling
+  }
+
+  private mutating func change(_ name: String, to value: String) -> Bool {
+    func set<T>(_ path: WritableKeyPath<ForwardTiling, T>, _ value: T?) -> Bool {
+      if let value { self[keyPath: path] = value }
+      return value != nil
+    }
+    func number(_ allowed: some Sequence<Int>) -> Int? { Int(value).flatMap { allowed.contains($0) ? $0 : nil } }
+    func one<T>(of cases: [T], _ name: (T) -> String) -> T? { cases.first { name($0) == value } }
+    switch name {
+    case "rung": return set(\.rung, one(of: Rung.allCases, \.description))
+    case "warps": return set(\.warps, number(stride(from: 2, through: 16, by: 2)))
+    case "columns": return set(\.warpTiling, number([1, 2, 4, 8]).map { $0 == 1 ? .queries : .queriesAndKeys(columns: $0) })
+    case "row-tiles": return set(\.rowTilesPerWarp, number(1...2))
+    case "keys": return set(\.tileKeys, number(stride(from: 16, through: 128, by: 16)))
+    case "stages": return set(\.stages, number(1...8))
+    case "slices": return set(\.slices, number([1, 2, 4, 8]))
+    case "layout": return set(\.layout, one(of: SharedTile.Layout.allCases, \.rawValue))
+    case "queries": return set(\.keepsQueries, one(of: [true, false]) { $0 ? "registers" : "shared" })
+    case "store": return set(\.store, one(of: Store.allCases, \.rawValue))
+    case "sums": return set(\.sums, one(of: [.f32, .f16], \.rawValue))
+    case "blocks": return set(\.blocksPerMultiprocessor, number(1...16))
+    default: return false
+    }
   }
 }

@@ -28,6 +28,16 @@ struct EmulatedAttention {
     }
   }
 
+  /// The same computed with another tiling, and in another type.
+  func with(_ tiling: ForwardTiling, _ type: ScalarType, on target: Target = .sm90) throws -> EmulatedAttention {
+    var other = self
+    other.problem = try AttentionProblem(
+      queries: problem.queryShape, keys: problem.keyShape, values: problem.valueShape, scalarType: type,
+      mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
+    other.plan = try ForwardPlan(other.problem, on: .typical(of: target)) { _ in tiling }
+    return other
+  }
+
   private func strides(of shape: TensorShape) -> TensorStrides {
     let pitch = shape.dimension + rowGap
     let tokens = shape.length + tail
@@ -110,8 +120,9 @@ struct EmulatedAttention {
                 ReferenceAttention.head(h, batch: b, of: problem, queries: qs, keys: ks, values: vs), batch: b, head: h,
                 of: problem)
               plain.set(
-                PlainAttention.head(h, batch: b, of: problem, queries: qs, keys: ks, values: vs), batch: b, head: h,
-                of: problem)
+                PlainAttention.head(
+                  h, batch: b, of: problem, queries: qs, keys: ks, values: vs,
+                  sums: plan.specialization.tiling.sums == .f16 ? .half : .rounded), batch: b, head: h, of: problem)
             }
           }
         }

@@ -57,7 +57,7 @@ import flash_attention
     #expect(
       "\(plan)" == """
         GPU, H200 or the like: attention_bf16_d64_right_128x96_warps4_stages2_q
-        tiles of 128 rows x 96 keys, 4 warps, 2 stages, Q in registers; 64 blocks, 64 KB of shared memory each
+        split-q, 2 stages: tiles of 128 rows x 96 keys, 4 warps, Q in registers; 64 blocks, 64 KB of shared memory each
         """)
   }
 
@@ -74,8 +74,8 @@ import flash_attention
         == "keys is 2147483648; the GPU's kernels count to 1073741824. Split the batch, or use the CPU.")
     #expect(
       sentence { _ = try ForwardPlan(problem(dimension: 256), on: h200) { $0.changed(byOption: "warps=16,keys=128") } }
-        == "The tiling (tiles of 256 rows x 128 keys, 16 warps, 2 stages, Q in shared memory) needs 393216 bytes of shared "
-        + "memory; a block of this GPU has 232448.")
+        == "The tiling (split-q, 2 stages: tiles of 256 rows x 128 keys, 16 warps, Q in shared memory) needs 393216 bytes of "
+        + "shared memory; a block of this GPU has 232448.")
     #expect(
       "\(AttentionError.alignment(tensor: "keys", what: "token stride", bytes: 72))"
         == "The token stride of keys is 72 bytes; on the GPU it must be a multiple of 16. Copy the tensor into memory that "
@@ -88,7 +88,7 @@ import flash_attention
       tiling
         == ForwardTiling(
           warps: 8, rowTilesPerWarp: 1, tileKeys: 128, stages: 3, keepsQueries: false, blocksPerMultiprocessor: 1))
-    for text in ["", "warps=3", "keys=20", "warps", "stages=1", "queries=here", "warps=8,,keys=64"] {
+    for text in ["", "warps=3", "keys=20", "warps", "stages=0", "rung=split", "queries=here", "warps=8,,keys=64"] {
       let changed: ForwardTiling? = ForwardTiling().changed(by: text)
       #expect(changed == nil, "\(text)")
     }

@@ -1,7 +1,6 @@
 internal import PTX
 
-/// Writes a warp's rows of O and of the log-sum-exp: O goes through shared memory, so that each lane stores 16 bytes and
-/// neighbouring lanes store a row's neighbouring chunks.
+/// Writes a warp's rows of O and of the log-sum-exp, O in 16 bytes a lane ("collective store").
 struct Epilogue {
   let k: KernelBuilder
   let inputs: Matrix.Inputs
@@ -14,36 +13,57 @@ struct Epilogue {
   /// The chunks of a row that exist, where the tile is a part of O; nil where it is all of it.
   var chunkCount: Register<S32>?
 
-  /// Stages the output and stores it; `output` is the address of the batch's and group's first row.
-  func store(_ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides) {
+  /// Stores the output; `base` is the address of the batch's and group's first row.
+  func store(
+    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides, _ store: ForwardTiling.Store
+  ) {
+    switch store {
+    case .throughSharedMemory: storeThroughSharedMemory(output, to: base, strides)
+    case .byShuffles: storeByShuffles(output, to: base, strides)
+    }
+  }
+
+  /// Two columns of the lane's row `half * 8 + g` in a tile of 8 columns, in the type of O.
+  private func pair(_ output: Accumulators, _ rowTile: Int, _ columnTile: Int, _ half: Int) -> Register<U32> {
+    let elements = output[rowTile, columnTile]
+    return inputs.pack(k, elements[2 * half], elements[2 * half + 1])
+  }
+
+  /// Emits `body` for a chunk, or where the lane's chunk exists.
+  private func ifReal(_ chunk: Register<U32>, firstChunk: Int, width: Int, _ body: () -> Void) {
+    if let chunkCount {
+      k.if((chunk + firstChunk).reinterpreted(as: S32.self) .< chunkCount, body)
+    } else if (firstChunk + width) * 8 > tile.columns {
+      k.if(chunk .< max(0, tile.columns / 8 - firstChunk), body)
+    } else {
+      body()
+    }
+  }
+
+  // MARK: - Through shared memory
+
+  private func storeThroughSharedMemory(
+    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides
+  ) {
     k.comment("epilogue: O through shared memory, 16 bytes a lane")
     stage(output)
     k.warpBarrier()
     let warpRows = output.rowTiles * 16
     for width in tile.widths {
       let (line, chunk) = (lane / width, lane % width)
-      let pattern = SharedTile.pattern(ofRow: line, width: width)
-      let source = place + ((firstRow + line) * (width * 16) + ((chunk ^ pattern) * 16))
+      let source = place + tile.place(row: firstRow + line, chunk: chunk, width: width, patternRow: line)
       let rowsPerPass = 32 / width
       for pass in 0..<warpRows / rowsPerPass {
         let row = rows.firstRow + firstRow + line + pass * rowsPerPass
         k.if(row .< rows.count) {
           let destination = base + rows.distance(ofRow: row, strides) + k.wide(chunk * 16)
           // A pass may end within the pattern's period: four rows of a wide panel are half of it.
-          let shift = SharedTile.pattern(ofRow: pass * rowsPerPass, width: width) * 16
-          let from = shift == 0 ? source : source ^ shift
+          let from = tile.turned(source, asRow: pass * rowsPerPass, width: width)
           for panel in tile.panels where panel.width == width {
-            func move() {
+            ifReal(chunk, firstChunk: panel.firstChunk, width: width) {
               let values = k.load(
                 U32.self, count: 4, shared: from, offset: panel.offset + pass * rowsPerPass * panel.rowBytes)
               k.store(values, global: destination, offset: panel.firstChunk * 16)
-            }
-            if let chunkCount {
-              k.if((chunk + panel.firstChunk).reinterpreted(as: S32.self) .< chunkCount, move)
-            } else if (panel.firstChunk + width) * 8 > tile.columns {
-              k.if(chunk .< max(0, tile.columns / 8 - panel.firstChunk), move)
-            } else {
-              move()
             }
           }
         }
@@ -52,26 +72,64 @@ struct Epilogue {
   }
 
   private func stage(_ output: Accumulators) {
-    let (group, pair) = (lane / 4, lane % 4)
+    let (group, pairOfLane) = (lane / 4, lane % 4)
     for width in tile.widths {
-      let pattern = SharedTile.pattern(ofRow: group, width: width)
-      let base = place + ((firstRow + group) * (width * 16) + (pattern * 16 + pair * 4))
+      let base =
+        place + (tile.place(row: firstRow + group, chunk: k.constant(0, U32.self), width: width, patternRow: group)
+          + pairOfLane * 4)
       for panel in tile.panels where panel.width == width {
         for chunk in panel.firstChunk..<min(panel.firstChunk + width, output.columnTiles) {
-          let flip = (chunk - panel.firstChunk) * 16
-          let address = flip == 0 ? base : base ^ flip
+          let (address, offset) = tile.beside(base, chunks: chunk - panel.firstChunk)
           for rowTile in 0..<output.rowTiles {
-            let elements = output[rowTile, chunk]
             for half in 0..<2 {
               k.store(
-                inputs.pack(k, elements[2 * half], elements[2 * half + 1]), shared: address,
-                offset: panel.offset + (rowTile * 16 + half * 8) * panel.rowBytes)
+                pair(output, rowTile, chunk, half), shared: address,
+                offset: offset + panel.offset + (rowTile * 16 + half * 8) * panel.rowBytes)
             }
           }
         }
       }
     }
   }
+
+  // MARK: - By shuffles
+
+  /// The four lanes of a row hold two columns each of four chunks; they exchange them so that lane t gets all of chunk t, and
+  /// the four store 64 bytes side by side.
+  private func storeByShuffles(
+    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides
+  ) {
+    k.comment("epilogue: O by shuffles, 16 bytes a lane")
+    let (group, chunk) = (lane / 4, lane % 4)
+    let (isOdd, isUpper) = ((lane % 2) .== 1, (chunk / 2) .== 1)
+    /// Afterwards a lane whose bit is set has in word i what its neighbour had in word j, and the neighbour in its word j what
+    /// that lane had in word i.
+    func exchange(_ words: inout [Register<U32>], _ i: Int, _ j: Int, _ distance: Int, _ bit: Predicate) {
+      let received = k.shuffle(k.select(bit, words[i], words[j]), xor: distance)
+      (words[i], words[j]) = (k.select(bit, received, words[i]), k.select(bit, words[j], received))
+    }
+    for rowTile in 0..<output.rowTiles {
+      for half in 0..<2 {
+        let row = rows.firstRow + firstRow + group + (rowTile * 16 + half * 8)
+        let destination = base + rows.distance(ofRow: row, strides) + k.wide(chunk * 16)
+        for first in stride(from: 0, to: output.columnTiles, by: 4) {
+          var words = (first..<first + 4).map {
+            $0 < output.columnTiles ? pair(output, rowTile, $0, half) : k.constant(0, U32.self)
+          }
+          // A transposition of 4 x 4 words over 4 lanes: first of pairs, then of pairs of pairs.
+          for i in [0, 2] { exchange(&words, i, i + 1, 1, isOdd) }
+          for i in [0, 1] { exchange(&words, i, i + 2, 2, isUpper) }
+          k.if(row .< rows.count) {
+            ifReal(chunk, firstChunk: first, width: 4) {
+              k.store(words, global: destination, offset: first * 16)
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // MARK: - Log-sum-exp
 
   /// Stores the log-sum-exps of the lane's rows, one lane of four for each row; `base` is 0 where nobody wants them.
   /// They are `[B, H_q, N_q]`: `firstHead` counts the heads before the group, over all batches.

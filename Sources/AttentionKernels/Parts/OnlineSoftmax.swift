@@ -9,13 +9,14 @@ internal import PTX
 /// The output is rescaled only when some maximum has grown by more than 2^8: until then weights above 1 are as exact as
 /// those below, and f32 sums have room. Most tiles then rescale nothing.
 struct OnlineSoftmax {
-  /// How many powers of two weights may exceed 1.
+  /// How many powers of two weights may exceed 1, where sums are made in f32; f16 has no room for that.
   private static let growth: Float = 8
 
   private let k: KernelBuilder
   /// What a score is multiplied by, above zero: scale * log2(e).
   private let scale: Register<F32>
-  private let maxima, sums: [Register<F32>]
+  private let maxima: [Register<F32>]
+  private let sums: [Register<F32>]
   /// How far scores may exceed the maxima before these follow; -inf once some row is huge, which then always do.
   private let growth: Register<F32>
   /// From here on, the rounding of a scaled maximum may move weights by powers of two: such rows subtract first.
@@ -23,14 +24,15 @@ struct OnlineSoftmax {
   /// `-maximum * scale`, 0 where there is no maximum yet.
   private let shifts: [Register<F32>]
 
-  init(_ k: KernelBuilder, rows: Int, scale: Register<F32>) {
+  init(_ k: KernelBuilder, rows: Int, scale: Register<F32>, sums: Matrix.Accumulator) {
     self.k = k
     self.scale = scale
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
-    sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
+    self.sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
     // Finite, so that any score exceeds the -inf of a row without a maximum.
     growth = k.variable(
-      k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
+      sums == .f16
+        ? k.constant(0) : k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
     ).named("growth")
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
   }

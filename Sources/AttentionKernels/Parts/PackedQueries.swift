@@ -32,8 +32,7 @@ struct PackedQueries {
   ) {
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
-      let pattern = SharedTile.pattern(ofRow: line, width: width)
-      let destination = slot + (line * (width * 16) + ((chunk ^ pattern) * 16))
+      let destination = slot + tile.place(row: line, chunk: chunk, width: width)
       let rowsPerPass = threads / width
       for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
         let own = line + pass * rowsPerPass

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// Copies tiles of K or V to shared memory, tile after tile: neighbouring threads take the neighbouring 16-byte chunks of
-/// a row. Rows beyond the end become zeros and are not read.
+/// Copies tiles of K or V to shared memory, tile after tile, or slice after slice of these: neighbouring threads take the
+/// neighbouring 16-byte chunks of a row. Rows beyond the end become zeros and are not read.
 struct TileLoader {
   /// The threads' shares of the panels of one width.
   private struct Lane {
@@ -33,22 +33,28 @@ struct TileLoader {
     tileStride = rowStride * tile.rows
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
-      let pattern = SharedTile.pattern(ofRow: line, width: width)
       lanes.append(
         Lane(
           width: width, line: line, chunk: chunk,
           source: k.variable(source + k.wide(line) * rowStride + k.wide(chunk * 16)).named("source"),
-          destination: (line * (width * 16) + ((chunk ^ pattern) * 16)).named("destination"),
+          destination: tile.place(row: line, chunk: chunk, width: width).named("destination"),
           steps: (0..<(tile.rows * width + threads - 1) / threads).map { rowStride * ($0 * (threads / width)) }))
     }
   }
 
   /// The copies of the next tile, each a few instructions without a branch, to be emitted between others. They are started
   /// only where `isWanted`, and of the tile's rows only `rowsLeft` exist.
-  func copies(to slot: Register<U32>, rowsLeft: Register<S32>, isWanted: Predicate) -> [() -> Void] {
-    lanes.flatMap { lane in
+  ///
+  /// - Parameter slice: the part of the columns that is copied; the tile is done with its last. nil for all of it.
+  func copies(
+    of slice: SharedTile.Slice? = nil, to slot: Register<U32>, rowsLeft: Register<S32>, isWanted: Predicate
+  ) -> [() -> Void] {
+    let slice = slice ?? tile.slices(1)[0]
+    let isLast = slice.panels.upperBound == tile.panels.count
+    return lanes.flatMap { lane -> [() -> Void] in
       let rowsPerPass = threads / lane.width
-      let panels = tile.panels.filter { $0.width == lane.width }
+      let panels = tile.panels[slice.panels].filter { $0.width == lane.width }
+      if panels.isEmpty && !isLast { return [] }
       let destination = slot + lane.destination
       let passes = lane.steps.enumerated().map { pass, step in
         {
@@ -61,13 +67,13 @@ struct TileLoader {
             let bytes = k.select(exists & isReal(panel, lane.chunk), 16, 0, U32.self)
             k.when(isOwn) {
               k.copyAsync(
-                to: destination, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: source,
+                to: destination, offset: panel.offset - slice.offset + pass * rowsPerPass * panel.rowBytes, from: source,
                 offset: panel.firstChunk * 16, sourceBytes: bytes)
             }
           }
         }
       }
-      return passes + [{ k.set(lane.source, to: lane.source + tileStride) }]
+      return (panels.isEmpty ? [] : passes) + (isLast ? [{ k.set(lane.source, to: lane.source + tileStride) }] : [])
     }
   }
 

@@ -1,87 +1,161 @@
 internal import PTX
 
-/// The ring of K and V tiles in shared memory: while one stage is read, the copies of the next ones are under way.
+/// The ring of K and V in shared memory: while a place in it is read, the copies of what comes next are under way.
+///
+/// What is copied together, and then waited for together, is an item: K and V of a tile; or, where these share bytes, one
+/// of them or a slice of it, in the order in which they are read. Item i is in place `i % stages`. With more than one place
+/// a single barrier an item says both that it has arrived for all and that all have read the one before, whose place is
+/// then filled. With one place another barrier has to say the latter, and nothing is copied meanwhile.
 struct TilePipeline {
+  /// What a product reads.
+  enum Part: Hashable {
+    case keys(slice: Int)
+    case values(slice: Int)
+  }
+
   private let k: KernelBuilder
-  private let stages: Int
-  private let tileKeys: Int
+  private let tiling: ForwardTiling
   private let memory: SharedMemoryPlan
+  /// The items of a tile.
+  private let items: [[Part]]
   private let keyLoader, valueLoader: TileLoader
   private let keyReader, valueReader: TileReader
-  /// The first stage, and the end of the last.
+  /// The first place, and the end of the last.
   private let first, end: Register<U32>
-  private let readSlot, writeSlot: Register<U32>
+  /// The places of the item that is read and of the one before, where these differ from tile to tile.
+  private let readPlace, writePlace: Register<U32>?
   /// N_k, and where the last tile ends that the block needs.
   private let keyCount, needed: Register<S32>
-  /// The first key of the stage that is filled next.
-  private let next: Register<S32>
+  private let firstTile: Register<S32>
+  /// Bytes from the first panel of V to the warp's, where warps divide the columns.
+  private let ownPanel: Register<U32>?
 
-  init(
-    _ k: KernelBuilder, _ specialization: ForwardSpecialization, _ memory: SharedMemoryPlan, shared: Register<U32>,
-    thread: Register<U32>, lane: Register<U32>, keys: (base: Register<U64>, rowStride: Register<U64>),
-    values: (base: Register<U64>, rowStride: Register<U64>), keyCount: Register<S32>, firstTile: Register<S32>,
-    endTile: Register<S32>
-  ) {
-    let tiling = specialization.tiling
-    (self.k, stages, tileKeys, self.memory) = (k, tiling.stages, tiling.tileKeys, memory)
-    let start = (firstTile * tiling.tileKeys).named("first_key")
+  private var stages: Int { tiling.stages }
+
+  /// - Parameter tiles: those that some row of the block sees.
+  init(_ body: ForwardBody, _ tiles: (first: Register<S32>, end: Register<S32>)) {
+    (k, tiling, memory) = (body.k, body.tiling, body.memory)
+    let (keySlices, valueSlices) = (memory.keySlices.indices, 0..<tiling.slices)
+    items =
+      tiling.sharing == .none
+      ? [[.keys(slice: 0), .values(slice: 0)]]
+      : keySlices.map { [.keys(slice: $0)] } + valueSlices.map { [.values(slice: $0)] }
+    let start = k.wide((tiles.first * tiling.tileKeys).named("first_key"))
     func loader(_ tile: SharedTile, _ tensor: (base: Register<U64>, rowStride: Register<U64>)) -> TileLoader {
       TileLoader(
-        k, tile, source: tensor.base + k.wide(start) * tensor.rowStride, rowStride: tensor.rowStride,
-        thread: thread,
-        threads: tiling.threads)
+        body.k, tile, source: tensor.base + start * tensor.rowStride, rowStride: tensor.rowStride, thread: body.thread,
+        threads: body.tiling.threads)
     }
-    (keyLoader, valueLoader) = (loader(memory.keys, keys), loader(memory.values, values))
-    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: lane)
-    valueReader = TileReader(k, memory.values, .rowsFirst, lane: lane)
-    first = (shared + memory.stagesOffset).named("first_stage")
-    end = first + stages * memory.stageByteCount
-    readSlot = k.variable(first).named("read_slot")
-    writeSlot = k.variable(first + (stages - 1) * memory.stageByteCount).named("write_slot")
-    self.keyCount = keyCount
-    needed = endTile * tiling.tileKeys
-    next = k.variable(start).named("next_key")
+    let p = body.parameters
+    keyLoader = loader(memory.keys, body.tensor(p.keyBase, p.keyStrides, head: body.keyValueHead))
+    valueLoader = loader(memory.values, body.tensor(p.valueBase, p.valueStrides, head: body.keyValueHead))
+    let sharesRows = tiling.columnWarps > 1
+    keyReader = TileReader(
+      k, memory.keys, .chunksFirst, lane: body.lane,
+      firstRow: sharesRows ? body.columnWarp * tiling.keysPerWarp : nil)
+    // A warp's columns are a part of a panel, or whole panels, which lie behind each other.
+    let isPart = sharesRows && memory.output.chunks < memory.values.panels[0].width
+    valueReader = TileReader(
+      k, memory.values, .rowsFirst, lane: body.lane,
+      firstChunk: isPart ? (body.columnWarp * memory.output.chunks) % memory.values.panels[0].width : nil)
+    ownPanel =
+      sharesRows
+      ? ((body.columnWarp * memory.output.chunks) / memory.values.panels[0].width)
+        * (memory.values.rows * memory.values.panels[0].rowBytes) : nil
+    first = (body.shared + memory.ringOffset).named("first_place")
+    end = first + tiling.stages * memory.placeByteCount
+    (keyCount, needed, firstTile) = (p.keys, tiles.end * tiling.tileKeys, tiles.first)
+    let isFixed = items.count % tiling.stages == 0
+    readPlace = isFixed ? nil : k.variable(first).named("read_place")
+    writePlace =
+      isFixed ? nil : k.variable(first + (tiling.stages - 1) * memory.placeByteCount).named("write_place")
   }
 
-  /// K of the stage that is read.
-  var keys: TileReader { keyReader.at(readSlot) }
-  /// V of the stage that is read.
-  var values: TileReader { valueReader.at(readSlot + memory.valuesOffset) }
-  /// Starts the copies of the first stages, all but the last, a group of copies each; what was started before belongs to
-  /// the first.
-  func issueFirstStages() {
-    for stage in 0..<stages - 1 {
-      for copy in copies(to: first + stage * memory.stageByteCount) { copy() }
-    }
+  /// Starts the copies of the first items; those that were started before belong to the first of them.
+  func start() {
+    for item in 0..<max(1, stages - 1) { for copy in copies(item: item, ofTile: firstTile, to: place(item)) { copy() } }
   }
 
-  /// Waits until the stage that is read next has arrived, for all threads; all have then read the stage before.
-  func wait() {
-    k.waitForCopies(pending: stages - 2)
+  /// Waits until the first item has arrived, and all copies that were started before it, for all threads.
+  func waitForFirst() {
+    k.waitForCopies(pending: stages == 1 ? items[0].count - 1 : stages - 2)
     k.barrier()
   }
 
-  /// The copies into the stage that was read last, to be emitted between other instructions: a group of copies, of
-  /// nothing beyond the last tile.
-  func nextCopies() -> [() -> Void] { copies(to: writeSlot) }
+  /// Whether all threads wait for each other where this part is waited for.
+  func synchronizes(_ part: Part) -> Bool { stages == 1 || place(of: part).number == 0 }
 
-  private func copies(to slot: Register<U32>) -> [() -> Void] {
-    let (rowsLeft, isWanted) = (keyCount - next, next .< needed)
-    let keys = keyLoader.copies(to: slot, rowsLeft: rowsLeft, isWanted: isWanted)
-    let values = valueLoader.copies(to: slot + memory.valuesOffset, rowsLeft: rowsLeft, isWanted: isWanted)
-    return keys + values + [
-      {
-        k.commitCopies()
-        k.set(next, to: next + tileKeys)
-      }
-    ]
+  /// Waits for a part of a tile, which is read in the order of the items. All have then read the item before.
+  func wait(for part: Part) -> TileReader {
+    let (item, number) = place(of: part)
+    if stages == 1 {
+      k.waitForCopies(pending: items[item].count - 1 - number)
+      k.barrier()
+    } else if number == 0 {
+      k.waitForCopies(pending: stages - 2)
+      k.barrier()
+    }
+    let place = readPlace ?? self.place(item)
+    switch part {
+    case .keys(let slice): return keyReader.at(place, skipping: memory.keySlices[slice].offset)
+    case .values:
+      let values = place + memory.valuesOffset
+      return valueReader.at(ownPanel.map { values + $0 } ?? values)
+    }
   }
 
-  /// Goes on to the next stage.
-  func advance() {
-    for slot in [readSlot, writeSlot] {
-      let following = slot + memory.stageByteCount
-      k.set(slot, to: k.select(following .== end, first, following))
+  /// The copies that may be under way while this part is read, to be emitted between other instructions; of nothing beyond
+  /// the last tile.
+  func copies(beside part: Part, of tile: Register<S32>) -> [() -> Void] {
+    let (item, number) = place(of: part)
+    if stages == 1 || number > 0 { return [] }
+    let next = item + stages - 1
+    return copies(item: next, ofTile: tile, to: writePlace ?? place(next))
+  }
+
+  /// The warp has read a part of a tile.
+  func finish(_ part: Part, of tile: Register<S32>) {
+    let (item, number) = place(of: part)
+    if number < items[item].count - 1 { return }
+    if stages == 1 {
+      k.barrier()
+      for copy in copies(item: item + 1, ofTile: tile, to: first) { copy() }
+    } else if let readPlace, let writePlace {
+      for place in [readPlace, writePlace] {
+        let following = place + memory.placeByteCount
+        k.set(place, to: k.select(following .== end, first, following))
+      }
     }
+  }
+
+  private func place(of part: Part) -> (item: Int, number: Int) {
+    let item = items.firstIndex { $0.contains(part) }!
+    return (item, items[item].firstIndex(of: part)!)
+  }
+
+  /// Where an item is, counted from the first tile on; right for all tiles where these have a multiple of `stages` items.
+  private func place(_ item: Int) -> Register<U32> {
+    item % stages == 0 ? first : first + item % stages * memory.placeByteCount
+  }
+
+  /// The copies of an item that is counted from a tile's first, and may be one of a later tile.
+  private func copies(item: Int, ofTile tile: Register<S32>, to place: Register<U32>) -> [() -> Void] {
+    let (tilesOn, parts) = (item / items.count, items[item % items.count])
+    let start = tile * tiling.tileKeys + tilesOn * tiling.tileKeys
+    let isWanted = start .< needed
+    let copies = parts.map { part in
+      switch part {
+      case .keys(let slice):
+        keyLoader.copies(
+          of: memory.keySlices[slice], to: place, rowsLeft: keyCount - start, isWanted: isWanted)
+      case .values(let slice):
+        valueLoader.copies(
+          to: memory.valuesOffset == 0 ? place : place + memory.valuesOffset,
+          rowsLeft: keyCount - (start + slice * tiling.keysPerSlice), isWanted: isWanted)
+      }
+    }
+    // With one place, K is waited for before V.
+    return stages == 1
+      ? copies.flatMap { $0 + [{ k.commitCopies() }] } : copies.flatMap { $0 } + [{ k.commitCopies() }]
   }
 }

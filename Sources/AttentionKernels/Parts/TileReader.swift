@@ -12,15 +12,24 @@ struct TileReader {
 
   private let k: KernelBuilder
   private let tile: SharedTile
-  /// For each width of panels, the addresses of its steps of 16 columns.
-  private let addresses: [Int: [Register<U32>]]
+  /// For each width of panels, the addresses of its steps of 16 columns, and what is added to them.
+  private let addresses: [Int: [(address: Register<U32>, offset: Int)]]
+  /// Bytes of the tile before what lies at the slot.
+  private let skipped: Int
   /// The lane's own distance, for each width.
   private let offsets: [Int: Register<U32>]
 
-  /// - Parameter firstRow: the row of the tile that row 0 means, a multiple of 16.
-  init(_ k: KernelBuilder, _ tile: SharedTile, _ order: Order, lane: Register<U32>, firstRow: Register<U32>? = nil) {
+  /// - Parameters:
+  ///   - firstRow: the row of the tile that row 0 means, a multiple of 16.
+  ///   - firstChunk: the chunk of a panel that chunk 0 means: a multiple of the chunks that are read from there on, which are a
+  ///     power of two.
+  init(
+    _ k: KernelBuilder, _ tile: SharedTile, _ order: Order, lane: Register<U32>, firstRow: Register<U32>? = nil,
+    firstChunk: Register<U32>? = nil
+  ) {
     self.k = k
     self.tile = tile
+    skipped = 0
     var offsets: [Int: Register<U32>] = [:]
     let (row, chunk) =
       switch order {
@@ -29,34 +38,36 @@ struct TileReader {
       }
     for width in tile.widths {
       // Row 8 and beyond repeat the pattern of rows 0 to 7, so that only the lane's row counts.
-      let pattern = SharedTile.pattern(ofRow: lane % 8, width: width)
-      let place = ((chunk ^ pattern) * 16)
-      let line = firstRow.map { $0 + row } ?? row
-      offsets[width] = line * (width * 16) + place
+      offsets[width] = tile.place(
+        row: firstRow.map { $0 + row } ?? row, chunk: firstChunk.map { $0 + chunk } ?? chunk, width: width,
+        patternRow: lane % 8)
     }
     self.offsets = offsets
     addresses = [:]
   }
 
-  private init(_ reader: TileReader, at slot: Register<U32>) {
-    (k, tile, offsets) = (reader.k, reader.tile, reader.offsets)
-    var addresses: [Int: [Register<U32>]] = [:]
+  private init(_ reader: TileReader, at slot: Register<U32>, skipping skipped: Int) {
+    (k, tile, offsets, self.skipped) = (reader.k, reader.tile, reader.offsets, skipped)
+    var addresses: [Int: [(address: Register<U32>, offset: Int)]] = [:]
     for width in tile.widths {
       let first = slot + offsets[width]!
-      // The slot is a multiple of 128, so that a step flips bits of the chunk alone.
-      addresses[width] = (0..<width / 2).map { $0 == 0 ? first : first ^ ($0 * 32) }
+      addresses[width] = (0..<width / 2).map { reader.tile.beside(first, chunks: 2 * $0) }
     }
     self.addresses = addresses
   }
 
-  /// The reader of one copy of the tile, at an address that is a multiple of 128.
-  func at(_ slot: Register<U32>) -> TileReader { TileReader(self, at: slot) }
+  /// The reader of one copy of the tile, at an address that is a multiple of 128, or of a slice of it that begins after
+  /// `skipped` bytes.
+  func at(_ slot: Register<U32>, skipping skipped: Int = 0) -> TileReader {
+    TileReader(self, at: slot, skipping: skipped)
+  }
 
   /// The fragments of 16 rows from `row` on and 16 columns; `count` 2 stops after the first chunk of `.rowsFirst`.
   func load(row: Int, step: Int, count: Int = 4, isTransposed: Bool = false) -> [Register<U32>] {
     let panel = tile.panel(ofChunk: 2 * step)
-    let address = addresses[panel.width]![step - panel.firstChunk / 2]
+    let place = addresses[panel.width]![step - panel.firstChunk / 2]
     return k.loadMatrix(
-      count: count, shared: address, offset: panel.offset + row * panel.rowBytes, isTransposed: isTransposed)
+      count: count, shared: place.address, offset: place.offset + panel.offset - skipped + row * panel.rowBytes,
+      isTransposed: isTransposed)
   }
 }

@@ -42,21 +42,19 @@ struct WarpExchangeBuffer {
   func put(weights: [[[Register<U32>]]]) {
     let tile = body.memory.weights
     let panel = tile.panels[0]
-    precondition(tile.panels.count == 1, "A tile of weights has one panel.")
     let (group, pair) = (body.lane / 4, body.lane % 4)
-    let pattern = SharedTile.pattern(ofRow: group, width: panel.width)
     let firstChunk = body.columnWarp * (body.tiling.keysPerWarp / 8)
-    let base =
-      body.shared + body.memory.weightsOffset
-      + ((body.firstRow + group) * panel.rowBytes + (((firstChunk ^ pattern) * 16) + pair * 4))
+    let place = tile.place(
+      row: body.firstRow + group, chunk: firstChunk % panel.width, width: panel.width, patternRow: group)
+    var base = body.shared + body.memory.weightsOffset + (place + pair * 4)
+    if tile.panels.count > 1 { base = base + (firstChunk / panel.width) * (tile.rows * panel.rowBytes) }
     for (chunk, rowTiles) in weights.enumerated() {
       for (rowTile, fragment) in rowTiles.enumerated() {
         for i in 0..<4 {
           // a0, a1: rows g and g + 8 of the first 8 keys; a2, a3: of the second.
-          let flip = (2 * chunk + i / 2) * 16
+          let (address, offset) = tile.beside(base, chunks: 2 * chunk + i / 2)
           k.store(
-            fragment[i], shared: flip == 0 ? base : base ^ flip,
-            offset: (rowTile * 16 + i % 2 * 8) * panel.rowBytes)
+            fragment[i], shared: address, offset: offset + (rowTile * 16 + i % 2 * 8) * panel.rowBytes)
         }
       }
     }

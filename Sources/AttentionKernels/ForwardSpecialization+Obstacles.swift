@@ -1,0 +1,55 @@
+internal import PTX
+
+extension ForwardSpecialization {
+  /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
+  public func obstacle(on gpu: GPULimits) -> String? {
+    if tiling.sums == .f16 && inputs == .bf16 { return "has sums in f16, which the tensor cores make of f16 inputs alone" }
+    if tiling.sharing == .queriesKeysAndValues && !tiling.keepsQueries {
+      return "puts K and V where Q was, so Q must be in registers (queries=registers)"
+    }
+    if tiling.warps % 2 != 0 { return "has \(tiling.warps) warps; copies are shared out over an even number" }
+    if tiling.slices > 1 && tiling.sharing == .none {
+      return "has slices, which K and V come in only where they share memory (a rung with shared-kv or shared-qkv)"
+    }
+    if tiling.tileKeys % (16 * tiling.slices) != 0 {
+      return "cuts \(tiling.tileKeys) keys into \(tiling.slices) slices; the keys of a slice are a multiple of 16"
+    }
+    let columns = tiling.columnWarps
+    if tiling.warps % columns != 0 {
+      return "lets \(columns) warps share rows; the \(tiling.warps) warps of a block are no multiple of that"
+    }
+    if columns > 1 && (tiling.tileKeys % (16 * columns) != 0 || tiling.tileKeys.nonzeroBitCount != 1) {
+      return "shares \(tiling.tileKeys) keys out over \(columns) warps; the keys of a tile must be a power of two, and "
+        + "16 or more for each"
+    }
+    let memory = SharedMemoryPlan(self).byteCount
+    if memory > gpu.sharedBytesPerBlock {
+      return "needs \(memory) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
+    }
+    if registerEstimate > 255 {
+      return "needs about \(registerEstimate) registers a thread for \(registerUse); there are 255"
+    }
+    return nil
+  }
+
+  /// Registers of a thread that hold O, S and Q.
+  private var matrixRegisters: (output: Int, scores: Int, queries: Int) {
+    let tiles = tiling.rowTilesPerWarp
+    let halves = tiling.sums == .f16 ? 2 : 0
+    return (
+      tiles * columnsPerWarp / 2, tiles * tiling.keysPerWarp / 8 * (4 + halves),
+      tiling.keepsQueries ? tiles * paddedDimension / 4 : 0
+    )
+  }
+
+  private var registerUse: String {
+    let (output, scores, queries) = matrixRegisters
+    return "O (\(output)), S (\(scores))" + (queries > 0 ? ", Q (\(queries))" : "") + " and the rest"
+  }
+
+  /// Registers that a thread will take, about.
+  public var registerEstimate: Int {
+    let (output, scores, queries) = matrixRegisters
+    return output + scores + queries + 50
+  }
+}
