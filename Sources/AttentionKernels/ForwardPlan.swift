@@ -5,7 +5,7 @@ public import PTX
 public struct ForwardPlan: Hashable, Sendable {
   /// The largest head dimension of these kernels: four warps can hold no more of O in registers, nor can shared memory
   /// hold more of Q, K and V.
-  public static let dimensionLimit = 512
+  public static let dimensionLimit = 1024
   /// Head dimensions are multiples of this: 16 bytes.
   public static let dimensionMultiple = 8
   /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two
@@ -21,10 +21,25 @@ public struct ForwardPlan: Hashable, Sendable {
   /// The GPU that the choices were made for.
   public let gpu: GPULimits
 
-  /// - Parameter tiling: changes the tiling that suits the problem and the GPU, for experiments.
-  /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length.
+  /// - Parameter changes: changes the tiling that suits the problem and the GPU, for experiments, as
+  ///   `ForwardTiling.changed(by:)` reads it.
+  /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length, or there is none with the
+  ///   changes.
   public init(
-    _ problem: AttentionProblem, on gpu: GPULimits, tiling change: (ForwardTiling) -> ForwardTiling = { $0 }
+    _ problem: AttentionProblem, on gpu: GPULimits, changes: String? = nil
+  ) throws(AttentionError) {
+    try self.init(problem, on: gpu) { (tiling) throws(AttentionError) in
+      guard let changes else { return tiling }
+      guard let changed = tiling.changed(by: changes) else {
+        throw .tiling(changes, reason: "cannot be read; write any of \(ForwardTiling.changeSyntax), with commas")
+      }
+      return changed
+    }
+  }
+
+  /// A plan with a tiling that is made of the one that suits.
+  public init(
+    _ problem: AttentionProblem, on gpu: GPULimits, tiling change: (ForwardTiling) throws(AttentionError) -> ForwardTiling
   ) throws(AttentionError) {
     let inputs: Matrix.Inputs
     switch problem.scalarType {
@@ -44,7 +59,7 @@ public struct ForwardPlan: Hashable, Sendable {
         throw .lengthOnDevice(tensor: tensor, length: length, device: "GPU", limit: Self.lengthLimit)
       }
     }
-    let tiling = change(ForwardTiling(problem, on: gpu))
+    let tiling = try change(ForwardTiling(problem, on: gpu))
     self.problem = problem
     self.gpu = gpu
     specialization = ForwardSpecialization(problem, inputs: inputs, tiling: tiling)
@@ -73,6 +88,9 @@ extension ForwardTiling {
     } else if dimension <= 128 && !(problem.needsMoreRegisters && dimension > 96) {
       let keys = gpu.target < .sm90 || problem.needsMoreRegisters ? 32 : 48
       self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort ? 64 : keys, keepsQueries: isShort)
+    } else if dimension > 512, let best = TilingChoice(problem, inputs: .f16, on: gpu).ranked.first {
+      self = best.tiling
+      return
     } else if dimension > 256 {
       // With little shared memory, fewer rows, and tiles of half as many keys.
       let isSmall = gpu.sharedBytesPerBlock < 210_000

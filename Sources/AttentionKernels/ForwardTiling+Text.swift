@@ -7,11 +7,19 @@ extension ForwardTiling {
     + "columns=1|2|4|8 (warps that share rows), row-tiles=1|2, keys=16...128 in 16s, stages=1...8, slices=1|2|4|8, "
     + "layout=swizzled|padded, queries=registers|shared, store=shared|shuffles, sums=f32|f16, blocks=1...16"
 
-  /// This tiling, changed as a text says that has been checked; nil changes nothing.
-  public func changed(byOption text: String?) -> ForwardTiling { text.flatMap { changed(by: $0) } ?? self }
+  /// This tiling as a text that makes it of any other.
+  public var changes: String {
+    let columns = columnWarps > 1 ? "columns=\(columnWarps)," : ""
+    let slices = slices > 1 || columnWarps > 1 ? "slices=\(slices)," : ""
+    let others =
+      (layout == .padded ? ",layout=padded" : "") + (store == .byShuffles ? ",store=shuffles" : "")
+      + (sums == .f16 ? ",sums=f16" : "")
+    return "rung=\(rung),warps=\(warps),\(columns)row-tiles=\(rowTilesPerWarp),keys=\(tileKeys),stages=\(stages),\(slices)"
+      + "queries=\(keepsQueries ? "registers" : "shared"),blocks=\(blocksPerMultiprocessor)\(others)"
+  }
 
   /// Changes this tiling as a text says, from left to right: `rung=split-q-shared-kv,stages=1,keys=64`. Returns nil for a
-  /// text that says anything else than `changeSyntax`. Whether there is such a kernel for a problem, the plan says.
+  /// text that says anything else than `changeSyntax` allows. Whether there is such a kernel for a problem, the plan says.
   public func changed(by text: String) -> ForwardTiling? {
     var tiling = self
     for part in text.split(separator: ",", omittingEmptySubsequences: false) {

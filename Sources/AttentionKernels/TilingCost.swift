@@ -26,8 +26,7 @@ public struct TilingCost: Hashable, Sendable {
     let (rows, keys, warps) = (Double(tiling.rows), Double(tiling.tileKeys), Double(tiling.warps))
     let (depth, width) = (Double(memory.keys.chunks * 8), Double(s.columnsPerWarp * tiling.columnWarps))
     // 16 x 8 x 16 at a time, 6.4 cycles on one of four tensor cores.
-    let rate = tiling.sums == .f16 && gpu.target.isGeForce ? 3.2 : 6.4
-    products = rows / 16 * keys / 8 * (depth + width) / 16 * rate / 4
+    products = rows / 16 * keys / 8 * (depth + width) / 16 * 6.4 / 4
     // 512 bytes of four matrices in 4 passes; each warp reads the K and V that it multiplies, and its Q.
     let columns = Double(tiling.columnWarps)
     let keyReads = warps * (keys / columns / 16) * depth / 16
@@ -52,5 +51,15 @@ extension ForwardSpecialization {
     let byMemory = gpu.sharedBytesPerMultiprocessor / (SharedMemoryPlan(self).byteCount + 1024)
     let byRegisters = 65536 / (tiling.threads * ((registerEstimate + 7) / 8 * 8))
     return max(1, min(byMemory, byRegisters, 48 / tiling.warps))
+  }
+}
+
+extension TilingCost {
+  /// Cycles of a multiprocessor for a tile of one block, while as many others as fit are at work beside it.
+  public var cycles: Double {
+    let work = [products, sharedMemory, exponentials, arithmetic]
+    let longest = work.max()!
+    let overlap = 1 / warpsPerScheduler
+    return longest + (work.reduce(0, +) - longest) * min(1, overlap) + barriers * 60 / Double(blocks)
   }
 }

@@ -1,4 +1,4 @@
-internal import AttentionKernels
+package import AttentionKernels
 internal import CPUAttention
 internal import CUDADriver
 
@@ -35,16 +35,18 @@ public struct AttentionPlan: Sendable {
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - tiling: changes to the GPU's tiling, for experiments: `warps=8,stages=3`; see `emit --tiling` of the tool.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
-  ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
+  ///   the path does not take; `.typeOnDevice` for f32 on a GPU; `.tiling` for changes that are none or that there is no
+  ///   kernel with, and on the CPU.
   public init(
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     func onGPU() throws(AttentionError) -> Path {
-      .gpu(try GPUPlan(problem, on: try GPU.device()) { $0.changed(byOption: tiling) })
+      .gpu(try GPUPlan(problem, on: try GPU.device(), changes: tiling))
     }
     func onCPU() throws(AttentionError) -> Path {
-      .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))
+      if let tiling { throw .tiling(tiling, reason: "is for the kernels of GPUs; leave it out on the CPU") }
+      return .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))
     }
     switch device {
     case .cpu: (path, reason) = (try onCPU(), "The CPU was asked for.")
@@ -123,6 +125,16 @@ public struct AttentionPlan: Sendable {
   /// The GPU of the plan; nil where it is for the CPU.
   public var gpu: GPU? {
     if case .gpu(let plan) = path { plan.gpu } else { nil }
+  }
+
+  /// How the GPU's kernel cuts its work; nil on the CPU.
+  package var tiling: ForwardTiling? {
+    if case .gpu(let plan) = path { plan.plan.specialization.tiling } else { nil }
+  }
+
+  /// What the driver made of the kernel, after `prepare`.
+  package var compiled: (registers: Int, spilledBytes: Int)? {
+    if case .gpu(let plan) = path, let made = plan.resources { (made.registers, made.localBytes) } else { nil }
   }
 
   /// Bytes of scratch memory that each thread of the CPU needs; independent of the lengths. 0 on a GPU.

@@ -9,9 +9,9 @@ final class GPUPlan: Sendable {
   let gpu: GPU
   private let kernel = Mutex<LoadedKernel?>(nil)
 
-  init(_ problem: AttentionProblem, on gpu: GPU, tiling: (ForwardTiling) -> ForwardTiling) throws(AttentionError) {
+  init(_ problem: AttentionProblem, on gpu: GPU, changes: String?) throws(AttentionError) {
     self.gpu = gpu
-    plan = try ForwardPlan(problem, on: gpu.limits, tiling: tiling)
+    plan = try ForwardPlan(problem, on: gpu.limits, changes: changes)
   }
 
   /// Compiles and loads the kernel, unless that was done before.

@@ -14,7 +14,7 @@ struct Tool: ParsableCommand {
       or verification failed; 2, something is wrong with a file or the machine; 64, with the command line.
       """,
     subcommands: [
-      RunCommand.self, GenerateCommand.self, VerifyCommand.self, BenchCommand.self, InfoCommand.self,
+      RunCommand.self, GenerateCommand.self, VerifyCommand.self, BenchCommand.self, TuneCommand.self, InfoCommand.self,
       EmitCommand.self,
     ])
 }

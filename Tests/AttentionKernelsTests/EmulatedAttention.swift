@@ -23,9 +23,7 @@ struct EmulatedAttention {
     tiling: String = "", on target: Target = .sm90
   ) throws {
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
-    plan = try ForwardPlan(problem, on: .typical(of: target)) {
-      tiling.isEmpty ? $0 : $0.changed(by: tiling) ?? { preconditionFailure("'\(tiling)' is no tiling") }()
-    }
+    plan = try ForwardPlan(problem, on: .typical(of: target), changes: tiling.isEmpty ? nil : tiling)
   }
 
   /// The same computed with another tiling, and in another type.

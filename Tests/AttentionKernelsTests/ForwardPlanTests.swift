@@ -73,7 +73,7 @@ import flash_attention
       sentence { _ = try ForwardPlan(problem(keys: 1 << 31, dimension: 8), on: h200) }
         == "keys is 2147483648; the GPU's kernels count to 1073741824. Split the batch, or use the CPU.")
     #expect(
-      sentence { _ = try ForwardPlan(problem(dimension: 256), on: h200) { $0.changed(byOption: "warps=16,keys=128") } }
+      sentence { _ = try ForwardPlan(problem(dimension: 256), on: h200, changes: "warps=16,keys=128") }
         == "The tiling (split-q, 2 stages: tiles of 256 rows x 128 keys, 16 warps, Q in shared memory) needs 393216 bytes of "
         + "shared memory; a block of this GPU has 232448.")
     #expect(

@@ -99,15 +99,20 @@ final class GPUBench {
     return (products + ["\(fixed(readGigabytesPerSecond, 0)) GB/s of reading"]).joined(separator: ", ")
   }
 
-  func measure(_ plan: AttentionPlan, _ inputs: BenchInputs, iterations: Int, repeats: Int) throws -> Measurement {
+  /// - Parameters:
+  ///   - hostCalls: launches whose cost for the processor is measured.
+  ///   - repeats: computations whose bits are compared.
+  func measure(
+    _ plan: AttentionPlan, _ inputs: BenchInputs, iterations: Int, hostCalls: Int = 0, repeats: Int = 0
+  ) throws -> Measurement {
     let problem = plan.problem
     let peak = try peaks[problem.scalarType] ?? 1e3 * probe.matrixTeraflops(problem.scalarType)
     peaks[problem.scalarType] = peak
     let prepareSeconds = try elapsedSeconds { try plan.prepare() }
     let tensors = try DeviceTensors(problem, inputs, on: gpu)
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try tensors.launch(plan) }
-    let calls = 200
-    let hostSeconds = try elapsedSeconds { for _ in 0..<calls { try tensors.launch(plan) } } / Double(calls)
+    let hostSeconds =
+      try elapsedSeconds { for _ in 0..<hostCalls { try tensors.launch(plan) } } / Double(max(hostCalls, 1))
     try gpu.synchronize()
     return Measurement(
       problem, seconds: seconds, peakGigaflops: peak, readGigabytesPerSecond: readGigabytesPerSecond,
@@ -144,20 +149,21 @@ struct DeviceTensors {
       address: o.address, scalarType: problem.scalarType, shape: problem.outputShape, layout: inputs.queries.layout)
   }
 
+  /// The output and the log-sum-exp of one computation.
+  func result(of plan: AttentionPlan) throws -> (output: [UInt8], logSumExp: [Float]) {
+    try buffers[3].fill(0xff)
+    try launch(plan)
+    var output = [UInt8](repeating: 0, count: buffers[3].byteCount)
+    try output.withUnsafeMutableBytes { try buffers[3].copy(to: $0) }
+    var statistics = [Float](repeating: 0, count: logSumExp.byteCount / 4)
+    try statistics.withUnsafeMutableBytes { try logSumExp.copy(to: $0) }
+    return (output, statistics)
+  }
+
   /// Whether computing again and again gives the same bits.
   func areEqual(_ plan: AttentionPlan, repeats: Int) throws -> Bool {
-    func bits() throws -> [UInt64] {
-      // What a run does not write is not the result of the run before.
-      try buffers[3].fill(0xff)
-      try launch(plan)
-      var words = [UInt64](repeating: 0, count: (buffers[3].byteCount + 7) / 8)
-      try words.withUnsafeMutableBytes {
-        try buffers[3].copy(to: UnsafeMutableRawBufferPointer(rebasing: $0[..<buffers[3].byteCount]))
-      }
-      return words
-    }
-    let first = try bits()
-    return try (1..<max(repeats, 1)).allSatisfy { _ in try bits() == first }
+    let first = try result(of: plan).output
+    return try (1..<max(repeats, 1)).allSatisfy { _ in try result(of: plan).output == first }
   }
 
   func launch(_ plan: AttentionPlan) throws(AttentionError) {

@@ -5,8 +5,14 @@ internal import TensorFiles
 
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "bench",
-    abstract: "Measure speed, beside what this machine can do.",
+    commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
+    subcommands: [BenchAttentionCommand.self, BenchVariantsCommand.self], defaultSubcommand: BenchAttentionCommand.self)
+}
+
+struct BenchAttentionCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "attention",
+    abstract: "Measure attention; the same as bench alone.",
     discussion: """
       Without a shape, measures a grid of prefill and decode. GFLOPS count 2 (D + Dv) for each pair of a query and a \
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
@@ -74,7 +80,7 @@ struct BenchCommand: ParsableCommand {
         try reportingFileErrors {
           plan.gpu == nil
             ? try cpu.measure(plan, inputs, iterations: iterations)
-            : try gpu!.measure(plan, inputs, iterations: iterations, repeats: repeats)
+            : try gpu!.measure(plan, inputs, iterations: iterations, hostCalls: 200, repeats: repeats)
         })
     }
     progress.clear()

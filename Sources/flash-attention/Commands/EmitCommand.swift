@@ -59,7 +59,7 @@ struct EmitCommand: ParsableCommand {
       let problem = try shape.problem(
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
       return try ForwardPlan(
-        problem, on: .typical(of: target ?? .sm80), tiling: { $0.changed(byOption: tiling.tiling) })
+        problem, on: .typical(of: target ?? .sm80), changes: tiling.tiling)
     }
     do throws(KernelError) {
       let text = try plan.kernel().text(target: target, locations: lines)
@@ -84,15 +84,14 @@ struct EmitCommand: ParsableCommand {
 struct TilingOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of warps=8,row-tiles=1,keys=64,stages=2,queries=shared,blocks=1.",
+      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas.",
       valueName: "CHANGES"))
   var tiling: String?
 
   func validate() throws {
     if let tiling, ForwardTiling().changed(by: tiling) == nil {
       throw ValidationError(
-        "--tiling '\(tiling)' is not understood; write any of warps=2|4|8|12|16, row-tiles=1|2, keys=16|32|48|64|80|96|128, "
-          + "stages=2|3|4, queries=registers|shared, blocks=1...16, with commas.")
+        "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas.")
     }
   }
 }

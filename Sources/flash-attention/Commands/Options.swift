@@ -1,9 +1,19 @@
 public import ArgumentParser
+public import AttentionKernels
 public import FlashAttention
 
 extension ScalarType: ExpressibleByArgument {}
 extension TensorLayout: ExpressibleByArgument {}
 extension Device: ExpressibleByArgument {}
+
+extension Rung: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let rung = Self.allCases.first(where: { $0.description == argument }) else { return nil }
+    self = rung
+  }
+
+  public static var allValueStrings: [String] { allCases.map(\.description) }
+}
 
 /// `--causal --window --scale --softcap`.
 struct MaskOptions: ParsableArguments {

@@ -139,7 +139,7 @@ struct VerifyCommand: ParsableCommand {
   private func emulate(
     _ test: VerificationCase, _ limits: GPULimits, _ gpu: GPU?
   ) throws(AttentionError) -> CaseOutcome {
-    let plan = try ForwardPlan(test.problem, on: limits) { $0.changed(byOption: tiling.tiling) }
+    let plan = try ForwardPlan(test.problem, on: limits, changes: tiling.tiling)
     let emulation = test.emulation(of: plan)
     do {
       _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)

@@ -1,0 +1,85 @@
+public import Attention
+public import PTX
+
+/// Which tiling suits a problem on a GPU, and why: every candidate, with its predicted cost or with what stands against it.
+public struct TilingChoice: Sendable {
+  /// A tiling that was considered.
+  public struct Candidate: Sendable {
+    /// The tiling.
+    public let tiling: ForwardTiling
+    /// What a tile of keys costs.
+    public let cost: TilingCost
+    /// Predicted, for the whole problem, in cycles of the GPU.
+    public let cycles: Double
+  }
+
+  /// The candidates that there are kernels for, the cheapest first.
+  public let ranked: [Candidate]
+  /// The others, each with the end of a sentence.
+  public let rejected: [(tiling: ForwardTiling, reason: String)]
+
+  /// - Parameters:
+  ///   - rung: only tilings of a rung of the ladder; nil for those that may be the best.
+  ///   - stages: only with so many stages.
+  public init(
+    _ problem: AttentionProblem, inputs: Matrix.Inputs, on gpu: GPULimits, rung: Rung? = nil, stages: Int? = nil
+  ) {
+    var ranked: [Candidate] = []
+    var rejected: [(tiling: ForwardTiling, reason: String)] = []
+    for var tiling in Self.candidates(problem, rung: rung, stages: stages) {
+      var specialization = ForwardSpecialization(problem, inputs: inputs, tiling: tiling)
+      if let obstacle = specialization.obstacle(on: gpu) {
+        rejected.append((tiling, obstacle))
+        continue
+      }
+      tiling.blocksPerMultiprocessor = specialization.blocksThatFit(gpu)
+      specialization.tiling = tiling
+      let cost = TilingCost(specialization, on: gpu)
+      ranked.append(
+        Candidate(tiling: tiling, cost: cost, cycles: cost.cycles * Self.tiles(problem, tiling, cost, gpu)))
+    }
+    self.ranked = ranked.sorted { $0.cycles < $1.cycles }
+    self.rejected = rejected
+  }
+
+  /// What is worth considering: all of a rung, or those of the rungs that win somewhere.
+  private static func candidates(_ problem: AttentionProblem, rung: Rung?, stages: Int?) -> [ForwardTiling] {
+    var list: [ForwardTiling] = []
+    let isWide = max(problem.dimension, problem.valueDimension) > 128
+    let rungs = rung.map { [$0] } ?? [Rung(splitsKeys: false, sharing: .none)]
+      + (isWide ? [Rung(splitsKeys: true, sharing: .keysAndValues)] : [])
+    for rung in rungs {
+      let stageCounts = stages.map { [$0] } ?? (rung.splitsKeys ? [1, 2, 3, 4] : [2, 3])
+      for (warps, columns, rowTiles) in rung.splitsKeys
+        ? [(4, 2, 1), (4, 4, 1), (8, 4, 1), (8, 4, 2), (8, 8, 1), (8, 8, 2)] : [(4, 1, 1), (4, 1, 2), (8, 1, 1)]
+      {
+        for keys in rung.splitsKeys ? [16, 32, 64, 128] : [32, 48, 64, 80, 96, 128] {
+          for slices in rung.splitsKeys && rung.sharing != .none ? [1, 2, 4, 8] : [1] {
+            for keepsQueries in rung.sharing == .queriesKeysAndValues ? [true] : [true, false] {
+              for stages in stageCounts {
+                list.append(
+                  ForwardTiling(
+                    warps: warps, warpTiling: columns == 1 ? .queries : .queriesAndKeys(columns: columns),
+                    sharing: rung.sharing, rowTilesPerWarp: rowTiles, tileKeys: keys, stages: stages, slices: slices,
+                    keepsQueries: keepsQueries, blocksPerMultiprocessor: 1))
+              }
+            }
+          }
+        }
+      }
+    }
+    return list
+  }
+
+  /// Tiles of keys that the busiest multiprocessor works on, one after the other. Masks hide the same part from all
+  /// candidates, and keys beyond the length cost as much as others; both are left out, so that the choice does not change
+  /// with every length.
+  private static func tiles(
+    _ problem: AttentionProblem, _ tiling: ForwardTiling, _ cost: TilingCost, _ gpu: GPULimits
+  ) -> Double {
+    let rows = problem.queries * problem.groupSize
+    let blocks = Double((rows + tiling.rows - 1) / tiling.rows * problem.keyValueHeads * problem.batch)
+    let perMultiprocessor = max(blocks / Double(gpu.multiprocessors), 1)
+    return perMultiprocessor * Double(max(problem.keys, 1)) / Double(tiling.tileKeys)
+  }
+}

@@ -1,0 +1,134 @@
+internal import ArgumentParser
+internal import AttentionKernels
+internal import Dispatch
+internal import FlashAttention
+internal import FoundationEssentials
+internal import PTX
+internal import Synchronization
+internal import TensorFiles
+
+struct TuneCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "tune",
+    abstract: "Measure every tiling that there is for a shape on this GPU, beside what the plan chooses.",
+    discussion: """
+      The plan's choice is the first of a list that a cost model ranks; emit --explain prints the list. This command \
+      measures the list instead: a line for each tiling, the fastest first, with what the model predicted for it. Any \
+      line's tiling can be used by --tiling.
+      """)
+
+  @OptionGroup(title: "Shape") var shape: ShapeOptions
+
+  @OptionGroup(title: "Attention") var options: MaskOptions
+
+  @Option(help: "Only tilings of this rung of the ladder, such as split-q-shared-kv. (default: those that win somewhere)")
+  var rung: Rung?
+
+  @Option(help: "How many tilings at most: those that the model ranks first.")
+  var candidates = 100
+
+  @Option(help: "Runs of each tiling; the median counts.")
+  var iterations = 7
+
+  @Option(help: "Also write all samples and the model's terms to this file, as JSON.")
+  var json: String?
+
+  func validate() throws {
+    if candidates < 1 { throw ValidationError("--candidates is \(candidates); it must be at least 1.") }
+    if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
+  }
+
+  func run() throws {
+    let problem = try reportingOptionErrors {
+      try shape.problem(mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .bf16)
+    }
+    try requireMemory(for: problem)
+    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    let gpu = try reportingFileErrors { try GPU.device() }
+    let chosen = try reportingOptionErrors { try AttentionPlan(problem, device: .gpu) }
+    let choice = TilingChoice(problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, on: gpu.limits, rung: rung)
+    let ranked = choice.ranked.prefix(candidates)
+    let plans = try reportingOptionErrors {
+      try ranked.map { try AttentionPlan(problem, device: .gpu, tiling: $0.tiling.changes) }
+    }
+    try reportingFileErrors { try prepareAll(plans) }
+    let inputs = BenchInputs(problem)
+    var progress = Progress()
+    let bench = try reportingFileErrors { try GPUBench(gpu) }
+    var results: [Result] = []
+    for (number, (plan, candidate)) in zip(plans, ranked).enumerated() {
+      progress.show("tune: tiling \(number + 1) of \(plans.count)")
+      let measurement = try reportingFileErrors {
+        try bench.measure(plan, inputs, iterations: iterations)
+      }
+      results.append(Result(candidate, plan, measurement, rank: number + 1))
+    }
+    progress.clear()
+    print("\(problem), on \(gpu.name)")
+    let fastest = results.sorted { median($0.seconds) < median($1.seconds) }
+    print(
+      table(
+        [["tiling", "time", "TFLOPS", "registers", "model's rank"]]
+          + fastest.map { result in
+            [
+              result.tiling, duration(median(result.seconds)), fixed(problem.flops / median(result.seconds) / 1e12, 1),
+              result.registers.map { "\($0)" + (result.spilledBytes == 0 ? "" : ", spills") } ?? "", "\(result.rank)",
+            ]
+          }))
+    if let own = results.first(where: { $0.isChosen(by: chosen) }) {
+      let ratio = median(own.seconds) / median(fastest[0].seconds)
+      print("The plan chooses \(own.tiling): \(fixed(ratio, 3)) times the time of the fastest.")
+    } else {
+      print("The plan chooses another rung.")
+    }
+    if let json {
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+      try reportingFileErrors {
+        try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json)
+      }
+    }
+  }
+
+  /// Compiles all kernels, on all processors.
+  private func prepareAll(_ plans: [AttentionPlan]) throws(AttentionError) {
+    let failure = Mutex<AttentionError?>(nil)
+    DispatchQueue.concurrentPerform(iterations: plans.count) { index in
+      do throws(AttentionError) {
+        try plans[index].prepare()
+      } catch {
+        failure.withLock { $0 = $0 ?? error }
+      }
+    }
+    if let error = failure.withLock({ $0 }) { throw error }
+  }
+
+  /// A tiling, measured.
+  private struct Result: Encodable {
+    let problem: String
+    let dimension: Int
+    let tiling: String
+    let rank: Int
+    let seconds: [Double]
+    let predictedCycles: Double
+    let products, sharedMemory, exponentials, arithmetic, barriers, warpsPerScheduler: Double
+    let blocks: Int
+    let registers, spilledBytes: Int?
+
+    init(_ candidate: TilingChoice.Candidate, _ plan: AttentionPlan, _ measurement: Measurement, rank: Int) {
+      problem = "\(plan.problem)"
+      dimension = plan.problem.dimension
+      tiling = candidate.tiling.changes
+      self.rank = rank
+      seconds = measurement.seconds
+      predictedCycles = candidate.cycles
+      let cost = candidate.cost
+      (products, sharedMemory, exponentials) = (cost.products, cost.sharedMemory, cost.exponentials)
+      (arithmetic, barriers, warpsPerScheduler) = (cost.arithmetic, cost.barriers, cost.warpsPerScheduler)
+      blocks = cost.blocks
+      (registers, spilledBytes) = (plan.compiled?.registers, plan.compiled?.spilledBytes)
+    }
+
+    func isChosen(by plan: AttentionPlan) -> Bool { plan.tiling?.changes == tiling }
+  }
+}
