@@ -42,7 +42,8 @@ struct ForwardBody {
     let firstOwn = rows.firstRow + firstRow + lane / 4
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(k, s.mask, parameters, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
-    softmax = OnlineSoftmax(k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: tiling.sums)
+    softmax = OnlineSoftmax(
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: tiling.sums)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.columnsPerWarp, named: "o")
   }
 

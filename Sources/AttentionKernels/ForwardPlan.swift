@@ -3,8 +3,7 @@ public import PTX
 
 /// How a problem is computed on a GPU: a kernel and a launch, every choice made once.
 public struct ForwardPlan: Hashable, Sendable {
-  /// The largest head dimension of these kernels: four warps can hold no more of O in registers, nor can shared memory
-  /// hold more of Q, K and V.
+  /// The largest head dimension of these kernels: eight warps can hold no more of O for 32 rows in registers.
   public static let dimensionLimit = 1024
   /// Head dimensions are multiples of this: 16 bytes.
   public static let dimensionMultiple = 8
@@ -39,7 +38,8 @@ public struct ForwardPlan: Hashable, Sendable {
 
   /// A plan with a tiling that is made of the one that suits.
   public init(
-    _ problem: AttentionProblem, on gpu: GPULimits, tiling change: (ForwardTiling) throws(AttentionError) -> ForwardTiling
+    _ problem: AttentionProblem, on gpu: GPULimits,
+    tiling change: (ForwardTiling) throws(AttentionError) -> ForwardTiling
   ) throws(AttentionError) {
     let inputs: Matrix.Inputs
     switch problem.scalarType {
@@ -59,7 +59,10 @@ public struct ForwardPlan: Hashable, Sendable {
         throw .lengthOnDevice(tensor: tensor, length: length, device: "GPU", limit: Self.lengthLimit)
       }
     }
-    let tiling = try change(ForwardTiling(problem, on: gpu))
+    guard let best = TilingChoice(problem, inputs: inputs, on: gpu).ranked.first else {
+      throw .tiling("any", reason: "needs more shared memory or registers than \(gpu.name) has")
+    }
+    let tiling = try change(best.tiling)
     self.problem = problem
     self.gpu = gpu
     specialization = ForwardSpecialization(problem, inputs: inputs, tiling: tiling)
@@ -75,47 +78,11 @@ public struct ForwardPlan: Hashable, Sendable {
   public func kernel() throws(KernelError) -> Kernel { try ForwardKernel(specialization).kernel() }
 }
 
-extension ForwardTiling {
-  /// The tiling for a problem on a GPU.
-  ///
-  /// Measured on an NVIDIA H200, 2026-11-21, by `bench --device gpu --tiling ...` at N 8192 (Documentation/GPULog.md): two
-  /// row tiles a warp up to D 128, Q in registers up to D 64, and as many keys as the registers then hold.
-  init(_ problem: AttentionProblem, on gpu: GPULimits) {
-    let dimension = max(problem.dimension, problem.valueDimension)
-    let isShort = problem.queries * problem.groupSize <= 64
-    if dimension <= 64 {
-      self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort || problem.needsMoreRegisters ? 64 : 96)
-    } else if dimension <= 128 && !(problem.needsMoreRegisters && dimension > 96) {
-      let keys = gpu.target < .sm90 || problem.needsMoreRegisters ? 32 : 48
-      self.init(rowTilesPerWarp: isShort ? 1 : 2, tileKeys: isShort ? 64 : keys, keepsQueries: isShort)
-    } else if dimension > 512, let best = TilingChoice(problem, inputs: .f16, on: gpu).ranked.first {
-      self = best.tiling
-      return
-    } else if dimension > 256 {
-      // With little shared memory, fewer rows, and tiles of half as many keys.
-      let isSmall = gpu.sharedBytesPerBlock < 210_000
-      self.init(
-        warps: isSmall ? 4 : 8, warpTiling: .queriesAndKeys(columns: isSmall ? 2 : 4),
-        sharing: .keysAndValues, rowTilesPerWarp: isSmall ? 1 : 2, tileKeys: isSmall ? 32 : 64, keepsQueries: false, blocksPerMultiprocessor: 1)
-      return
-    } else {
-      self.init(
-        warps: isShort ? 4 : 8, rowTilesPerWarp: 1, tileKeys: 64, keepsQueries: false, blocksPerMultiprocessor: 1)
-    }
-    func memory() -> Int { SharedMemoryPlan(ForwardSpecialization(problem, inputs: .f16, tiling: self)).byteCount }
-    // Older GPUs have less shared memory.
-    if memory() > gpu.sharedBytesPerBlock { warps = 4 }
-    while memory() > gpu.sharedBytesPerBlock && tileKeys > 16 { tileKeys = tileKeys > 64 ? 64 : tileKeys / 32 * 16 }
-    let fitting = gpu.sharedBytesPerMultiprocessor / (memory() + 1024)
-    blocksPerMultiprocessor = max(1, min(blocksPerMultiprocessor, fitting))
-  }
-}
-
-extension AttentionProblem {
-  /// Whether scores take more registers on their way: softcaps, and masks with a left edge.
-  fileprivate var needsMoreRegisters: Bool {
-    if case .window(.some, _) = mask { return true }
-    return softcap != nil
+extension ForwardPlan {
+  /// Why the plan has this tiling: every candidate, the cheapest first, with what its tiles cost, and the others with what
+  /// stands against them.
+  public var explanation: String {
+    "\(TilingChoice(problem, inputs: specialization.inputs, on: gpu))"
   }
 }
 

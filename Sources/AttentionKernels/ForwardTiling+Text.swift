@@ -7,14 +7,15 @@ extension ForwardTiling {
     + "columns=1|2|4|8 (warps that share rows), row-tiles=1|2, keys=16...128 in 16s, stages=1...8, slices=1|2|4|8, "
     + "layout=swizzled|padded, queries=registers|shared, store=shared|shuffles, sums=f32|f16, blocks=1...16"
 
-  /// This tiling as a text that makes it of any other.
+  /// This tiling as a text that makes it of any that a plan chooses by itself.
   public var changes: String {
     let columns = columnWarps > 1 ? "columns=\(columnWarps)," : ""
-    let slices = slices > 1 || columnWarps > 1 ? "slices=\(slices)," : ""
+    let slices = sharing != .none ? "slices=\(slices)," : ""
     let others =
       (layout == .padded ? ",layout=padded" : "") + (store == .byShuffles ? ",store=shuffles" : "")
       + (sums == .f16 ? ",sums=f16" : "")
-    return "rung=\(rung),warps=\(warps),\(columns)row-tiles=\(rowTilesPerWarp),keys=\(tileKeys),stages=\(stages),\(slices)"
+    return
+      "rung=\(rung),warps=\(warps),\(columns)row-tiles=\(rowTilesPerWarp),keys=\(tileKeys),stages=\(stages),\(slices)"
       + "queries=\(keepsQueries ? "registers" : "shared"),blocks=\(blocksPerMultiprocessor)\(others)"
   }
 
@@ -39,7 +40,8 @@ extension ForwardTiling {
     switch name {
     case "rung": return set(\.rung, one(of: Rung.allCases, \.description))
     case "warps": return set(\.warps, number(stride(from: 2, through: 16, by: 2)))
-    case "columns": return set(\.warpTiling, number([1, 2, 4, 8]).map { $0 == 1 ? .queries : .queriesAndKeys(columns: $0) })
+    case "columns":
+      return set(\.warpTiling, number([1, 2, 4, 8]).map { $0 == 1 ? .queries : .queriesAndKeys(columns: $0) })
     case "row-tiles": return set(\.rowTilesPerWarp, number(1...2))
     case "keys": return set(\.tileKeys, number(stride(from: 16, through: 128, by: 16)))
     case "stages": return set(\.stages, number(1...8))

@@ -131,7 +131,8 @@ public struct Rung: Hashable, Sendable, CaseIterable, CustomStringConvertible {
 
   /// The origin's four first, then what else their parts make: split-KV with shared memory.
   public static let allCases =
-    [Rung(splitsKeys: true, sharing: .none)] + ForwardTiling.Sharing.allCases.map { Rung(splitsKeys: false, sharing: $0) }
+    [Rung(splitsKeys: true, sharing: .none)]
+    + ForwardTiling.Sharing.allCases.map { Rung(splitsKeys: false, sharing: $0) }
     + [ForwardTiling.Sharing.keysAndValues, .queriesKeysAndValues].map { Rung(splitsKeys: true, sharing: $0) }
 
   /// The origin's name.
@@ -142,7 +143,7 @@ public struct Rung: Hashable, Sendable, CaseIterable, CustomStringConvertible {
 
 extension ForwardTiling {
   /// The rung of the ladder. Setting it keeps everything else, but for what the rung needs: four warps for the same rows,
-  /// or Q in registers.
+  /// Q in registers, whole tiles.
   public var rung: Rung {
     get { Rung(splitsKeys: columnWarps > 1, sharing: sharing) }
     set {
@@ -153,6 +154,7 @@ extension ForwardTiling {
         warpTiling = .queriesAndKeys(columns: min(4, warps))
       }
       if sharing == .queriesKeysAndValues { keepsQueries = true }
+      if sharing == .none { slices = 1 }
     }
   }
 }

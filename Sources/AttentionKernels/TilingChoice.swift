@@ -46,16 +46,19 @@ public struct TilingChoice: Sendable {
   private static func candidates(_ problem: AttentionProblem, rung: Rung?, stages: Int?) -> [ForwardTiling] {
     var list: [ForwardTiling] = []
     let isWide = max(problem.dimension, problem.valueDimension) > 128
-    let rungs = rung.map { [$0] } ?? [Rung(splitsKeys: false, sharing: .none)]
+    let rungs =
+      rung.map { [$0] } ?? [Rung(splitsKeys: false, sharing: .none)]
       + (isWide ? [Rung(splitsKeys: true, sharing: .keysAndValues)] : [])
     for rung in rungs {
-      let stageCounts = stages.map { [$0] } ?? (rung.splitsKeys ? [1, 2, 3, 4] : [2, 3])
+      let stageCounts = stages.map { [$0] } ?? (rung.splitsKeys ? [2, 4] : [2, 3])
       for (warps, columns, rowTiles) in rung.splitsKeys
         ? [(4, 2, 1), (4, 4, 1), (8, 4, 1), (8, 4, 2), (8, 8, 1), (8, 8, 2)] : [(4, 1, 1), (4, 1, 2), (8, 1, 1)]
       {
-        for keys in rung.splitsKeys ? [16, 32, 64, 128] : [32, 48, 64, 80, 96, 128] {
+        for keys in rung.splitsKeys ? [32, 64, 128] : [32, 48, 64, 80, 96, 128] {
           for slices in rung.splitsKeys && rung.sharing != .none ? [1, 2, 4, 8] : [1] {
-            for keepsQueries in rung.sharing == .queriesKeysAndValues ? [true] : [true, false] {
+            for keepsQueries in rung.sharing == .queriesKeysAndValues
+              ? [true] : rung.splitsKeys ? [false] : [true, false]
+            {
               for stages in stageCounts {
                 list.append(
                   ForwardTiling(
@@ -81,5 +84,30 @@ public struct TilingChoice: Sendable {
     let blocks = Double((rows + tiling.rows - 1) / tiling.rows * problem.keyValueHeads * problem.batch)
     let perMultiprocessor = max(blocks / Double(gpu.multiprocessors), 1)
     return perMultiprocessor * Double(max(problem.keys, 1)) / Double(tiling.tileKeys)
+  }
+}
+
+extension TilingChoice: CustomStringConvertible {
+  /// A line for each candidate. Costs are in kilocycles of a multiprocessor for 128 rows x 1024 keys, so that tilings compare.
+  public var description: String {
+    func thousands(_ cycles: Double, _ tiling: ForwardTiling) -> String {
+      let tenths = Int((cycles * 128 * 1024 / Double(tiling.rows * tiling.tileKeys) / 100).rounded())
+      return "\(tenths / 10).\(tenths % 10)"
+    }
+    let best = ranked.first?.cycles ?? 1
+    var lines = [
+      "ranked by predicted time, as a multiple of the first's; kilocycles for 128 rows x 1024 keys of products, shared "
+        + "memory, exponentials and waits:"
+    ]
+    for candidate in ranked {
+      let (cost, tiling) = (candidate.cost, candidate.tiling)
+      let parts = [cost.products, cost.sharedMemory, cost.exponentials, cost.waits].map { thousands($0, tiling) }
+      let hundredths = Int((candidate.cycles / best * 100).rounded())
+      let ratio = "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100)"
+      lines.append("  \(ratio)  \(parts.joined(separator: " "))  \(tiling.changes)")
+    }
+    if !rejected.isEmpty { lines.append("refused:") }
+    for (tiling, reason) in rejected { lines.append("  \(tiling.changes): \(reason)") }
+    return lines.joined(separator: "\n")
   }
 }

@@ -62,11 +62,17 @@ import flash_attention
         problem(.bf16, batch: 2, heads: 2, queries: 67, keys: 99), layout: .bnhd, tail: 9, rowGap: 16)
     },
     Clause("D_v smaller than D") { try EmulatedAttention(problem(dimension: 96, valueDimension: 40)) },
-    Clause("D_v larger than D", fitsEveryRung: false) { try EmulatedAttention(problem(.bf16, dimension: 24, valueDimension: 136)) },
+    Clause("D_v larger than D", fitsEveryRung: false) {
+      try EmulatedAttention(problem(.bf16, dimension: 24, valueDimension: 136))
+    },
     Clause("D 8") { try EmulatedAttention(problem(dimension: 8)) },
     Clause("D 72: an odd chunk") { try EmulatedAttention(problem(dimension: 72)) },
-    Clause("D 104: three widths of panels") { try EmulatedAttention(problem(.bf16, dimension: 104)) },
-    Clause("D 128", fitsEveryRung: false) { try EmulatedAttention(problem(queries: 140, keys: 200, dimension: 128, mask: .causal)) },
+    Clause("D 104: three widths of panels", fitsEveryRung: false) {
+      try EmulatedAttention(problem(.bf16, dimension: 104))
+    },
+    Clause("D 128", fitsEveryRung: false) {
+      try EmulatedAttention(problem(queries: 140, keys: 200, dimension: 128, mask: .causal))
+    },
     Clause("D 256", fitsEveryRung: false) { try EmulatedAttention(problem(.bf16, queries: 130, dimension: 256)) },
     Clause("D 248, as on a GPU with little shared memory", fitsEveryRung: false) {
       try EmulatedAttention(problem(dimension: 248, mask: .causal), on: .sm89)
@@ -84,6 +90,11 @@ import flash_attention
     },
     Clause("D 512 with little shared memory", fitsEveryRung: false) {
       try EmulatedAttention(problem(.bf16, queries: 70, keys: 100, dimension: 512, scale: -0.05), on: .sm89)
+    },
+    Clause("D 264, D_v 32: more columns of warps than four chunks have", fitsEveryRung: false) {
+      try EmulatedAttention(
+        problem(queries: 70, keys: 90, dimension: 264, valueDimension: 32),
+        tiling: "rung=split-kv,warps=4,columns=4,keys=64,stages=1,store=shuffles")
     },
     Clause("scores of millions: the maximum is subtracted before the scale") {
       try EmulatedAttention(problem(.bf16, queries: 70, keys: 200, mask: .causal, scale: 1e6))
@@ -148,7 +159,8 @@ import flash_attention
 
   @Test func readsKeysAndValuesOncePerTileAndGroup() throws {
     // 4 heads of a group x 96 queries are 384 rows: 3 tiles of 128, each reading K and V once, in whole sectors.
-    let attention = try EmulatedAttention(problem(batch: 2, group: 4, queries: 96, keys: 192))
+    let attention = try EmulatedAttention(
+      problem(batch: 2, group: 4, queries: 96, keys: 192), tiling: "row-tiles=2,keys=96")
     let counters = try attention.run().counters
     let tensor = 2 * 192 * 64 * 2
     let (k, v) = (try #require(counters.traffic["k"]), try #require(counters.traffic["v"]))
@@ -169,7 +181,7 @@ import flash_attention
 
   @Test func skipsTilesThatNoRowSees() throws {
     func products(_ mask: AttentionMask, keys: Int = 1024) throws -> Int {
-      try EmulatedAttention(problem(queries: 128, keys: keys, mask: mask), tiling: "keys=64").run().counters
+      try EmulatedAttention(problem(queries: 128, keys: keys, mask: mask), tiling: "row-tiles=2,keys=64").run().counters
         .matrixInstructions
     }
     // One tile of 64 keys for 128 rows.
@@ -179,7 +191,8 @@ import flash_attention
     // 128 queries at the end of 1024 keys, with 64 keys to the left: keys 832 and on.
     #expect(try products(.window(left: 64, right: 0)) == 3 * tile)
     #expect(try products(.window(left: nil, right: 0), keys: 64) == tile)
-    let long = try EmulatedAttention(problem(queries: 512, keys: 512, mask: .causal), tiling: "keys=64").run()
+    let long = try EmulatedAttention(problem(queries: 512, keys: 512, mask: .causal), tiling: "row-tiles=2,keys=64")
+      .run()
     // Blocks of 128 rows see 2, 4, 6 and 8 tiles.
     #expect(long.counters.matrixInstructions == 20 * tile && long.passes)
     #expect(try #require(long.counters.traffic["k"]).bytesRead == 20 * 64 * 64 * 2)

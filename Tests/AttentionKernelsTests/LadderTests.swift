@@ -27,10 +27,11 @@ import Testing
         rowTilesPerWarp: rowTiles + 1, tileKeys: 32, stages: stages + 1, slices: slices + 1,
         layout: SharedTile.Layout.allCases[layout], keepsQueries: queries == 0,
         store: ForwardTiling.Store.allCases[store], sums: sums == 0 ? .f32 : .f16, blocksPerMultiprocessor: 1)
-      let keepsQueries = tiling.keepsQueries
+      // What the rung would set by itself is put back, so that refusals are seen.
+      let (keepsQueries, slices) = (tiling.keepsQueries, tiling.slices)
       if Rung.allCases[rung].splitsKeys { tiling.warpTiling = .queriesAndKeys(columns: 2) }
       tiling.rung = Rung.allCases[rung]
-      tiling.keepsQueries = keepsQueries
+      (tiling.keepsQueries, tiling.slices) = (keepsQueries, slices)
       return tiling
     }
 
@@ -146,7 +147,9 @@ import Testing
     #expect(Self.cases.count <= 1500)
     var counts: [Pair: Int] = [:]
     for test in Self.cases { for pair in Self.pairs(of: test) { counts[pair, default: 0] += 1 } }
-    print("\(Self.cases.count) cases; each pair of values in as many of them as the table says, - where there is no such kernel.")
+    print(
+      "\(Self.cases.count) cases; each pair of values in as many of them as the table says, - where there is no such kernel."
+    )
     for (second, axis) in Case.axes.enumerated() {
       for (b, value) in axis.values.enumerated() where second > 0 {
         let cells = Case.axes[..<second].enumerated().map { first, other in

@@ -34,8 +34,8 @@ struct AssemblerTests {
     }
   }
 
-  /// As it is shipped: PTX for sm_80, assembled for the GPU whose tiling it has, without a spilled register; every fifth
-  /// also for newer GPUs.
+  /// As it is shipped: PTX for sm_80, assembled for the GPU whose tiling it has, without more spilled registers than it may
+  /// have; every fifth also for newer GPUs.
   @Test(arguments: attention.indices)
   func attentionFitsTheRegisters(index: Int) throws {
     let configuration = Self.attention[index]
@@ -43,7 +43,7 @@ struct AssemblerTests {
     #expect(text.contains(".target sm_80"))
     let report = try assemble(text, for: configuration.target)
     #expect(report.isAccepted, "\(configuration): \(report.text)")
-    #expect(report.spilledBytes == 0, "\(configuration)")
+    #expect(report.spilledBytes <= configuration.spillAllowance, "\(configuration): \(report)")
     if index % 5 == 0 {
       for newer in ["sm_100", "sm_120"].compactMap({ Target($0) }) {
         #expect(try assemble(text, for: newer).isAccepted, "\(configuration.kernel.name) for \(newer)")

@@ -47,7 +47,7 @@ import Testing
       "emit --dtype f32", 64,
       "Error: The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU."),
     Mistake("emit --example gemm --dim 64", 64, "Error: An example has no shape; leave out --example or the shape."),
-    Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of warps="),
+    Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of rung=split-kv|"),
     Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
     Mistake(
       "verify --emulate --device cpu", 64, "Error: --emulate belongs to --device gpu; the CPU runs no PTX."),

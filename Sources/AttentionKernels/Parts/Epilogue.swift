@@ -31,12 +31,13 @@ struct Epilogue {
 
   /// Emits `body` for a chunk, or where the lane's chunk exists.
   private func ifReal(_ chunk: Register<U32>, firstChunk: Int, width: Int, _ body: () -> Void) {
-    if let chunkCount {
-      k.if((chunk + firstChunk).reinterpreted(as: S32.self) .< chunkCount, body)
-    } else if (firstChunk + width) * 8 > tile.columns {
-      k.if(chunk .< max(0, tile.columns / 8 - firstChunk), body)
-    } else {
-      body()
+    let isInTile =
+      (firstChunk + width) * 8 > tile.columns ? chunk .< max(0, tile.columns / 8 - firstChunk) : nil
+    let isInRow = chunkCount.map { (chunk + firstChunk).reinterpreted(as: S32.self) .< $0 }
+    switch (isInTile, isInRow) {
+    case (let inTile?, let inRow?): k.if(inTile & inRow, body)
+    case (let condition?, nil), (nil, let condition?): k.if(condition, body)
+    case (nil, nil): body()
     }
   }
 
@@ -75,7 +76,8 @@ struct Epilogue {
     let (group, pairOfLane) = (lane / 4, lane % 4)
     for width in tile.widths {
       let base =
-        place + (tile.place(row: firstRow + group, chunk: k.constant(0, U32.self), width: width, patternRow: group)
+        place
+        + (tile.place(row: firstRow + group, chunk: k.constant(0, U32.self), width: width, patternRow: group)
           + pairOfLane * 4)
       for panel in tile.panels where panel.width == width {
         for chunk in panel.firstChunk..<min(panel.firstChunk + width, output.columnTiles) {

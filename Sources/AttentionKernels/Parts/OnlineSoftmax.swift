@@ -167,13 +167,3 @@ struct OnlineSoftmax {
     return k.multiplyAdd(shift, -ln2.high, k.multiplyAdd(exponent, k.constant(ln2.plain), small))
   }
 }
-
-extension Matrix.Inputs {
-  /// Two floats rounded to this type, in one register.
-  func pack(_ k: KernelBuilder, _ low: Register<F32>, _ high: Register<F32>) -> Register<U32> {
-    switch self {
-    case .f16: k.pack(low, high, as: F16x2.self).reinterpreted(as: U32.self)
-    case .bf16: k.pack(low, high, as: BF16x2.self).reinterpreted(as: U32.self)
-    }
-  }
-}

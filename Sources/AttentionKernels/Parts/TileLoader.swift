@@ -67,7 +67,8 @@ struct TileLoader {
             let bytes = k.select(exists & isReal(panel, lane.chunk), 16, 0, U32.self)
             k.when(isOwn) {
               k.copyAsync(
-                to: destination, offset: panel.offset - slice.offset + pass * rowsPerPass * panel.rowBytes, from: source,
+                to: destination, offset: panel.offset - slice.offset + pass * rowsPerPass * panel.rowBytes,
+                from: source,
                 offset: panel.firstChunk * 16, sourceBytes: bytes)
             }
           }

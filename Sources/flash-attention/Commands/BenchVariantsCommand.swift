@@ -66,7 +66,8 @@ struct BenchVariantsCommand: ParsableCommand {
     }
     if let wrong = lines.first(where: { !(($0.errorRatio ?? 0) <= 1) }) {
       printError(
-        "Error: \(wrong.rung), \(wrong.stages) stages: the error is \(fixed(wrong.errorRatio!, 2)) times what is allowed.")
+        "Error: \(wrong.rung), \(wrong.stages) stages: the error is \(fixed(wrong.errorRatio!, 2)) times what is allowed."
+      )
       throw ExitCode.comparisonFailed
     }
   }
@@ -221,7 +222,8 @@ struct BenchVariantsCommand: ParsableCommand {
     progress.clear()
     print("\(problem), on the emulator of \(limits.name)")
     let header = [
-      "rung", "mma", "exp", "Q", "K", "V", "O", "barriers", "shared passes", "conflicts", "shared KB", "registers", "error",
+      "rung", "mma", "exp", "Q", "K", "V", "O", "barriers", "shared passes", "conflicts", "shared KB", "registers",
+      "error",
     ]
     let rows = lines.map { line in
       [title(line)]

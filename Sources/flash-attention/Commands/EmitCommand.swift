@@ -28,6 +28,9 @@ struct EmitCommand: ParsableCommand {
   @Option(help: "The GPU to write for, such as sm_80 or sm_90a. (default: the oldest that has all instructions)")
   var arch: String?
 
+  @Flag(help: "Print why the plan has this tiling instead: all candidates, ranked by the cost model or refused.")
+  var explain = false
+
   @Flag(help: "End each line with the Swift line that made it.")
   var lines = false
 
@@ -35,6 +38,7 @@ struct EmitCommand: ParsableCommand {
     if let arch, Target(arch) == nil {
       throw ValidationError("'\(arch)' is no GPU architecture; write sm_80, sm_90a and the like.")
     }
+    if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
       throw ValidationError("An example has no shape; leave out --example or the shape.")
     }
@@ -60,6 +64,10 @@ struct EmitCommand: ParsableCommand {
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
       return try ForwardPlan(
         problem, on: .typical(of: target ?? .sm80), changes: tiling.tiling)
+    }
+    if explain {
+      print("\(plan)\n\(plan.explanation)")
+      return
     }
     do throws(KernelError) {
       let text = try plan.kernel().text(target: target, locations: lines)

@@ -21,7 +21,8 @@ struct TuneCommand: ParsableCommand {
 
   @OptionGroup(title: "Attention") var options: MaskOptions
 
-  @Option(help: "Only tilings of this rung of the ladder, such as split-q-shared-kv. (default: those that win somewhere)")
+  @Option(
+    help: "Only tilings of this rung of the ladder, such as split-q-shared-kv. (default: those that win somewhere)")
   var rung: Rung?
 
   @Option(help: "How many tilings at most: those that the model ranks first.")
@@ -111,8 +112,7 @@ struct TuneCommand: ParsableCommand {
     let rank: Int
     let seconds: [Double]
     let predictedCycles: Double
-    let products, sharedMemory, exponentials, arithmetic, barriers, warpsPerScheduler: Double
-    let blocks: Int
+    let products, sharedMemory, exponentials, waits: Double
     let registers, spilledBytes: Int?
 
     init(_ candidate: TilingChoice.Candidate, _ plan: AttentionPlan, _ measurement: Measurement, rank: Int) {
@@ -123,9 +123,8 @@ struct TuneCommand: ParsableCommand {
       seconds = measurement.seconds
       predictedCycles = candidate.cycles
       let cost = candidate.cost
-      (products, sharedMemory, exponentials) = (cost.products, cost.sharedMemory, cost.exponentials)
-      (arithmetic, barriers, warpsPerScheduler) = (cost.arithmetic, cost.barriers, cost.warpsPerScheduler)
-      blocks = cost.blocks
+      (products, sharedMemory) = (cost.products, cost.sharedMemory)
+      (exponentials, waits) = (cost.exponentials, cost.waits)
       (registers, spilledBytes) = (plan.compiled?.registers, plan.compiled?.spilledBytes)
     }
 

@@ -41,7 +41,16 @@ struct VerifyCommand: ParsableCommand {
 
   @OptionGroup var tiling: TilingOptions
 
+  @Flag(help: "On a GPU, draw the tilings too: every rung of the ladder, every layout, store and accumulator.")
+  var variants = false
+
   func validate() throws {
+    if variants && device == .cpu {
+      throw ValidationError("--variants belongs to --device gpu; the CPU has no tilings.")
+    }
+    if variants && tiling.tiling != nil {
+      throw ValidationError("--variants draws tilings, and --tiling gives one; leave out one of them.")
+    }
     if emulate && device == .cpu { throw ValidationError("--emulate belongs to --device gpu; the CPU runs no PTX.") }
     if kernels < 1 { throw ValidationError("--kernels is \(kernels); it must be at least 1.") }
     if cases < 1 { throw ValidationError("--cases is \(cases); it must be at least 1.") }
@@ -83,7 +92,9 @@ struct VerifyCommand: ParsableCommand {
     let tests = numbers.map { VerificationCase(seed: seed, number: $0, kernels: kernels) }
     return try reportingFileErrors {
       let gpu = try GPU.device()
-      let plans = try tests.map { try AttentionPlan($0.problem, device: .gpu, tiling: tiling.tiling) }
+      let plans = try tests.map {
+        try AttentionPlan($0.problem, device: .gpu, tiling: changes(for: $0, on: gpu.limits))
+      }
       let progress = Mutex(Progress())
       defer { progress.withLock { $0.clear() } }
       let compiling = try elapsedSeconds {
@@ -95,7 +106,8 @@ struct VerifyCommand: ParsableCommand {
       let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
       try eachAtOnce(tests.count) { index throws(AttentionError) in
         progress.withLock { $0.show("verify: case \(index) of \(tests.count)") }
-        let outcome = tests[index].judge(try tests[index].computeOnGPU(plans[index], gpu))
+        let outcome = tests[index].judge(
+          try tests[index].computeOnGPU(plans[index], gpu), sums: plans[index].tiling?.sums == .f16 ? .half : .cut)
         outcomes.withLock { $0[index] = outcome }
       }
       progress.withLock { $0.clear() }
@@ -139,7 +151,9 @@ struct VerifyCommand: ParsableCommand {
   private func emulate(
     _ test: VerificationCase, _ limits: GPULimits, _ gpu: GPU?
   ) throws(AttentionError) -> CaseOutcome {
-    let plan = try ForwardPlan(test.problem, on: limits, changes: tiling.tiling)
+    let changes = try changes(for: test, on: limits)
+    let plan = try ForwardPlan(test.problem, on: limits, changes: changes)
+    let sums: PlainAttention.Sums = plan.specialization.tiling.sums == .f16 ? .half : .cut
     let emulation = test.emulation(of: plan)
     do {
       _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)
@@ -149,10 +163,15 @@ struct VerifyCommand: ParsableCommand {
     guard let emulated = emulation.result else {
       return CaseOutcome(ratio: .infinity, failure: "the emulated kernel left results unwritten")
     }
-    guard let gpu else { return test.judge(emulated) }
+    guard let gpu else { return test.judge(emulated, sums: sums) }
     let actual = try test.computeOnGPU(
-      try AttentionPlan(test.problem, device: .gpu, tiling: tiling.tiling), gpu)
-    return test.judge(actual, expected: emulated)
+      try AttentionPlan(test.problem, device: .gpu, tiling: changes), gpu)
+    return test.judge(actual, expected: emulated, sums: sums)
+  }
+
+  /// The tiling of a case, where it is not the plan's own.
+  private func changes(for test: VerificationCase, on gpu: GPULimits) throws(AttentionError) -> String? {
+    variants ? try test.drawTiling(on: gpu).changes : tiling.tiling
   }
 
   private func compareInstructions(with gpu: GPU) throws {
@@ -186,6 +205,7 @@ struct VerifyCommand: ParsableCommand {
   /// The command that runs a case alone.
   private func command(for test: VerificationCase) -> String {
     test.command + (emulate ? " --emulate" : "") + (tiling.tiling.map { " --tiling \($0)" } ?? "")
+      + (variants ? " --variants" : "")
   }
 
   private func describe(_ test: VerificationCase) {

@@ -1,3 +1,4 @@
+internal import AttentionKernels
 package import PTX
 package import PTXEmulator
 
@@ -66,8 +67,8 @@ package struct InstructionCheck: Sendable {
         ("min.f32", k.minimum(x, y)), ("max.f32", k.maximum(x, y)), ("abs.f32", k.absolute(x)),
         ("neg.f32", -x), ("selp.f32", k.select(x .> y, z, 1)), ("cvt.f32.u32", k.float(a)), ("cvt.f32.s32", k.float(s)),
       ] { put(name, .exact, value) }
-      put("cvt.f16x2", .exact, Matrix.Inputs.f16.packed(k, x, y))
-      put("cvt.bf16x2", .exact, Matrix.Inputs.bf16.packed(k, x, y))
+      put("cvt.f16x2", .exact, Matrix.Inputs.f16.pack(k, x, y))
+      put("cvt.bf16x2", .exact, Matrix.Inputs.bf16.pack(k, x, y))
       put("cvt.s32.f32", .exact, k.integer(x, .towardZero, as: S32.self).reinterpreted(as: U32.self))
       put("ex2", .ulps(4), k.exp2(x))
       put("rcp", .ulps(2), k.reciprocal(x))
@@ -122,15 +123,6 @@ package struct InstructionCheck: Sendable {
       let words = (0..<4).map { String(input[lane * 4 + $0], radix: 16) }.joined(separator: " ")
       return "\(names[number]): \(lanes.count) of \(Self.threads) lanes; of \(words), the emulator makes "
         + "\(String(emulated[place], radix: 16)), the GPU \(String(actual[place], radix: 16))"
-    }
-  }
-}
-
-extension Matrix.Inputs {
-  fileprivate func packed(_ k: KernelBuilder, _ low: Register<F32>, _ high: Register<F32>) -> Register<U32> {
-    switch self {
-    case .f16: k.pack(low, high, as: F16x2.self).reinterpreted(as: U32.self)
-    case .bf16: k.pack(low, high, as: BF16x2.self).reinterpreted(as: U32.self)
     }
   }
 }

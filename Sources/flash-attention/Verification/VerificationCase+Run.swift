@@ -48,13 +48,18 @@ extension VerificationCase {
   }
 
   /// Compares a result with the 64-bit reference, or with another result that it should agree with as well.
-  package func judge(_ result: CaseResult, expected: CaseResult? = nil) -> CaseOutcome {
+  ///
+  /// - Parameter sums: how tensor cores made the sums; the worse of plain computations with these and with rounded ones is
+  ///   the yardstick.
+  package func judge(
+    _ result: CaseResult, expected: CaseResult? = nil, sums: PlainAttention.Sums = .cut
+  ) -> CaseOutcome {
     let (tensors, output) = (result.tensors, result.tensors.output)
     let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
     let reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
     let plain = AttentionCheck.plain(problem, queries: q, keys: k, values: v)
     let other = kernels.map { _ in
-      AttentionCheck.plain(problem, queries: q, keys: k, values: v, sums: .cut)
+      AttentionCheck.plain(problem, queries: q, keys: k, values: v, sums: sums)
     }
     let outputs = Comparison(
       actual: output.values, expected: expected?.tensors.output.values, plain: plain.output,
