@@ -11,10 +11,32 @@ public enum PlainAttention {
   public enum Sums: Sendable {
     /// Product by product, each sum rounded to nearest.
     case rounded
-    /// As tensor cores make them: 16 products and the sum before them at once, then cut off toward zero.
+    /// As tensor cores make them (mma.sync on an H200, compared bit by bit): of 16 products and the sum before them, all that
+    /// is below 2^-25 of the largest's power of two is cut off; they are added, and cut off again to an f32.
     case cut
     /// As tensor cores with f16 accumulators make them: 16 products and the sum before them at once, then rounded to f16.
     case half
+
+    /// The power of two of a number other than 0; below all others of 0.
+    private static func power(_ x: Float) -> Int { x == 0 ? -1000 : Int(x.exponent) }
+
+    /// A sum and 16 products, as `.cut`.
+    static func cutSum(_ start: Float, _ products: [(Float, Float)]) -> Float {
+      // The power of a product is that of its factors: the product itself may be twice as large.
+      let largest = products.reduce(power(start)) { max($0, power($1.0) + power($1.1)) }
+      let isFinite = start.isFinite && products.allSatisfy { $0.0.isFinite && $0.1.isFinite }
+      guard isFinite && largest > -400 else {
+        return products.reduce(start) { $0 + $1.0 * $1.1 }
+      }
+      let unit = Double(sign: .plus, exponent: largest - 25, significand: 1)
+      let terms = products.reduce((Double(start) / unit).rounded(.towardZero)) {
+        $0 + (Double($1.0) * Double($1.1) / unit).rounded(.towardZero)
+      }
+      let exact = terms * unit
+      let sum = Float(exact)
+      if Double(sum).magnitude <= exact.magnitude { return sum }
+      return exact > 0 ? sum.nextDown : sum.nextUp
+    }
 
     /// `start` and the products of two vectors.
     func sum(_ start: Float, count: Int, _ product: (Int) -> (Float, Float)) -> Float {
@@ -27,13 +49,8 @@ public enum PlainAttention {
         }
       case .cut:
         for first in stride(from: 0, to: count, by: 16) {
-          var exact = Double(sum)
-          for i in first..<min(first + 16, count) {
-            let (a, b) = product(i)
-            exact += Double(a) * Double(b)
-          }
-          sum = Float(exact)
-          if Double(sum).magnitude > exact.magnitude { sum = exact > 0 ? sum.nextDown : sum.nextUp }
+          let pairs = (first..<min(first + 16, count)).map(product)
+          sum = Self.cutSum(sum, pairs)
         }
       case .half:
         for first in stride(from: 0, to: count, by: 16) {

@@ -57,8 +57,11 @@ extension ForwardSpecialization {
     let panels = 10 * (SharedTile(rows: 16, columns: dimension).widths.count - 1)
     let maskOrCap = mask.contains(.left) || hasSoftcap ? 24 : 0
     let (isGrouped, isOdd) = (groupSize > 1, dimension % 16 != 0)
-    let columns = min(max(dimension, valueDimension), 320) / 16 * (isGrouped ? 2 : 1) + (isGrouped && isOdd ? 12 : 0)
-    return output + scores + queries + fragments + panels + columns + maskOrCap + 55
+    let steps = min(max(dimension, valueDimension), 320) / 16
+    // Few threads copy more each.
+    let copies = tiling.warps <= 4 ? steps / 2 : 0
+    let columns = (isGrouped ? 2 * steps - 1 + (isOdd ? 12 : 0) : steps) + copies
+    return output + scores + queries + fragments + panels + columns + maskOrCap + 54
   }
 
   /// Where O takes most registers, it is better to let go of a few that are needed once a tile than to make tiles smaller:

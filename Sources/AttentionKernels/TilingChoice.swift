@@ -21,12 +21,15 @@ public struct TilingChoice: Sendable {
   /// - Parameters:
   ///   - rung: only tilings of a rung of the ladder; nil for those that may be the best.
   ///   - stages: only with so many stages.
+  ///   - sums: what the tensor cores sum in.
   public init(
-    _ problem: AttentionProblem, inputs: Matrix.Inputs, on gpu: GPULimits, rung: Rung? = nil, stages: Int? = nil
+    _ problem: AttentionProblem, inputs: Matrix.Inputs, on gpu: GPULimits, rung: Rung? = nil, stages: Int? = nil,
+    sums: Matrix.Accumulator = .f32
   ) {
     var ranked: [Candidate] = []
     var rejected: [(tiling: ForwardTiling, reason: String)] = []
     for var tiling in Self.candidates(problem, rung: rung, stages: stages) {
+      tiling.sums = sums
       var specialization = ForwardSpecialization(problem, inputs: inputs, tiling: tiling)
       if let obstacle = specialization.obstacle(on: gpu) {
         rejected.append((tiling, obstacle))
@@ -34,9 +37,15 @@ public struct TilingChoice: Sendable {
       }
       tiling.blocksPerMultiprocessor = specialization.blocksThatFit(gpu)
       specialization.tiling = tiling
-      let cost = TilingCost(specialization, on: gpu)
-      ranked.append(
-        Candidate(tiling: tiling, cost: cost, cycles: cost.cycles * Self.tiles(problem, tiling, cost, gpu)))
+      let perMultiprocessor =
+        Double(ForwardLaunch(problem, specialization).blocks) / Double(max(gpu.multiprocessors, 1))
+      let cost = TilingCost(
+        specialization, blocks: max(1, min(tiling.blocksPerMultiprocessor, Int(perMultiprocessor.rounded(.up)))))
+      // The tiles that the busiest multiprocessor works on, one after the other. Masks hide the same part from all
+      // candidates, and keys beyond the length cost as much as others; both are left out, so that the choice does not
+      // change with every length.
+      let tiles = max(perMultiprocessor, 1) * Double(max(problem.keys, 1)) / Double(tiling.tileKeys)
+      ranked.append(Candidate(tiling: tiling, cost: cost, cycles: cost.cycles * tiles))
     }
     self.ranked = ranked.sorted { $0.cycles < $1.cycles }
     self.rejected = rejected
@@ -72,18 +81,6 @@ public struct TilingChoice: Sendable {
       }
     }
     return list
-  }
-
-  /// Tiles of keys that the busiest multiprocessor works on, one after the other. Masks hide the same part from all
-  /// candidates, and keys beyond the length cost as much as others; both are left out, so that the choice does not change
-  /// with every length.
-  private static func tiles(
-    _ problem: AttentionProblem, _ tiling: ForwardTiling, _ cost: TilingCost, _ gpu: GPULimits
-  ) -> Double {
-    let rows = problem.queries * problem.groupSize
-    let blocks = Double((rows + tiling.rows - 1) / tiling.rows * problem.keyValueHeads * problem.batch)
-    let perMultiprocessor = max(blocks / Double(gpu.multiprocessors), 1)
-    return perMultiprocessor * Double(max(problem.keys, 1)) / Double(tiling.tileKeys)
   }
 }
 

@@ -32,7 +32,8 @@ public struct TilingCost: Hashable, Sendable {
   /// Barriers, and copies that nothing runs beside, for all blocks that share the multiprocessor.
   public let waits: Double
 
-  init(_ s: ForwardSpecialization, on gpu: GPULimits) {
+  /// - Parameter blocks: how many are at work on a multiprocessor at once.
+  init(_ s: ForwardSpecialization, blocks: Int) {
     let tiling = s.tiling
     let memory = SharedMemoryPlan(s)
     let (rows, keys, warps) = (Double(tiling.rows), Double(tiling.tileKeys), Double(tiling.warps))
@@ -50,7 +51,7 @@ public struct TilingCost: Hashable, Sendable {
     let items = tiling.sharing == .none ? 1 : memory.keySlices.count + tiling.slices
     let perItem = tiling.stages > 1 ? 1 : tiling.sharing == .none ? 3 : 2
     let exchanges = columns == 1 ? 0 : tiling.sharing == .none && tiling.stages > 1 ? 2 : 1
-    let blocks = Double(s.blocksThatFit(gpu))
+    let blocks = Double(blocks)
     let exposed = tiling.stages > 1 ? 0 : bytes / 64 * Self.cyclesOfExposedCopy
     waits = (Double(items * perItem + exchanges) * Self.cyclesOfBarrier + exposed) / (blocks * blocks)
   }

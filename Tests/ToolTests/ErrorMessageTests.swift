@@ -47,6 +47,16 @@ import Testing
       "emit --dtype f32", 64,
       "Error: The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU."),
     Mistake("emit --example gemm --dim 64", 64, "Error: An example has no shape; leave out --example or the shape."),
+    Mistake("tune --queries 512", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
+    Mistake("tune --queries 512 --candidates 0", 64, "Error: --candidates is 0; it must be at least 1."),
+    Mistake("tune --rung split-v", 64, "Error: The value 'split-v' is invalid for '--rung <rung>'."),
+    Mistake("bench variants --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
+    Mistake(
+      "verify --device cpu --variants", 64, "Error: --variants belongs to --device gpu; the CPU has no tilings."),
+    Mistake("emit --example gemm --explain", 64, "Error: --explain is for attention; an example has one tiling."),
+    Mistake(
+      "emit --dim 64 --tiling rung=split-q-shared-qkv,queries=shared", 64,
+      "Error: The tiling (split-q-shared-qkv, 2 stages:"),
     Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of rung=split-kv|"),
     Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
     Mistake(

@@ -29,6 +29,24 @@ import Testing
     #expect(result.code == 0 && result.output.contains("All passed."), "\(result.output)")
   }
 
+  @Test func comparesTheRungsOnTheEmulator() throws {
+    let result = try CommandLineTool.run("bench variants --emulate --dim 32 --queries 64 --query-heads 1 --kv-heads 1")
+    #expect(result.code == 0, "\(result.errors)")
+    let lines = result.output.split(separator: "\n").map(String.init)
+    #expect(lines[0].hasPrefix("batch 1, heads 1, 64 queries x 64 keys, dimension 32, f16, no mask, on the emulator"))
+    for rung in ["split-kv", "split-q", "split-q-shared-kv", "split-q-shared-qkv"] {
+      for stages in ["1 stage ", "2 stages ", "3 stages "] {
+        #expect(lines.contains { $0.hasPrefix("\(rung), \(stages)") })
+      }
+    }
+  }
+
+  @Test func explainsTheTiling() throws {
+    let result = try CommandLineTool.run("emit --dim 128 --queries 4096 --arch sm_90 --explain")
+    #expect(result.code == 0 && result.output.contains("ranked by predicted time"))
+    #expect(result.output.contains("  1.00 ") && result.output.contains("refused:"))
+  }
+
   @Test func writesPTXForOlderAndNewerGPUs() throws {
     for target in ["sm_86", "sm_90", "sm_90a", "sm_120", "sm_130"] {
       let result = try CommandLineTool.run("emit --dim 64 --arch \(target)")

@@ -99,7 +99,9 @@ struct BenchVariantsCommand: ParsableCommand {
   /// The tiling of a rung with so many stages that should be fastest, or why there is none.
   private func tiling(_ problem: AttentionProblem, _ line: Line, _ rung: Rung, on gpu: GPULimits) -> Result {
     let inputs: Matrix.Inputs = problem.scalarType == .bf16 ? .bf16 : .f16
-    let choice = TilingChoice(problem, inputs: inputs, on: gpu, rung: rung, stages: line.stages)
+    let choice = TilingChoice(
+      problem, inputs: inputs, on: gpu, rung: rung, stages: line.stages,
+      sums: tiling.tiling.flatMap { ForwardTiling().changed(by: $0) }?.sums ?? .f32)
     guard let best = choice.ranked.first?.tiling else {
       return .refused(choice.rejected.last?.reason ?? "has no tiling for this shape")
     }

@@ -7,11 +7,13 @@ extension TensorLayout: ExpressibleByArgument {}
 extension Device: ExpressibleByArgument {}
 
 extension Rung: ExpressibleByArgument {
+  /// The rung of a name such as `split-q-shared-kv`.
   public init?(argument: String) {
     guard let rung = Self.allCases.first(where: { $0.description == argument }) else { return nil }
     self = rung
   }
 
+  /// All names, for help and errors.
   public static var allValueStrings: [String] { allCases.map(\.description) }
 }
 
