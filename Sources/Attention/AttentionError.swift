@@ -14,6 +14,8 @@ public enum AttentionError: Error, Hashable, Sendable {
   case mixedTypes(first: String, firstType: ScalarType, second: String, secondType: ScalarType)
   /// A view handed to a plan is not of the shape that the plan is for.
   case notThePlan(tensor: String, given: TensorShape, planned: TensorShape)
+  /// A tensor that the plan needs is not there, or one that it knows nothing of is.
+  case notInThePlan(tensor: String, isMissing: Bool)
   /// The log-sum-exp buffer has another size.
   case logSumExpCount(given: Int, needed: Int)
   /// A side of the window is negative.
@@ -58,6 +60,10 @@ extension AttentionError: CustomStringConvertible {
       "\(first) is \(firstType), but \(second) is \(secondType); convert them to one type."
     case .notThePlan(let tensor, let given, let planned):
       "\(tensor) has \(given), but the plan was made for \(planned); make a plan for the new shape."
+    case .notInThePlan(let tensor, let isMissing):
+      isMissing
+        ? "There is no \(tensor), and the plan needs it; give its address."
+        : "There is a \(tensor), and the plan was made without; leave it out, or make a plan with it."
     case .logSumExpCount(let given, let needed):
       "The log-sum-exp buffer holds \(given) values; batch x query heads x queries needs \(needed)."
     case .window(let side, let value):

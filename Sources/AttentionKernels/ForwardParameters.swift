@@ -77,9 +77,7 @@ public struct ForwardLaunch: Hashable, Sendable {
   public let sharedByteCount: Int
   private let blocksPerHead: Int
   private let problem: AttentionProblem
-  private let scale, capScale: Float
-  /// What the scale should have been, over what it is as an f32, in natural units.
-  private let naturalUnit: Double
+  private let scales: SoftmaxScales
 
   /// What is known before the tensors are.
   public init(_ problem: AttentionProblem, _ specialization: ForwardSpecialization) {
@@ -88,17 +86,7 @@ public struct ForwardLaunch: Hashable, Sendable {
     blocksPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
     blocks = blocksPerHead * problem.keyValueHeads * problem.batch
     sharedByteCount = SharedMemoryPlan(specialization).byteCount
-    let log2e = 1.4426950408889634
-    if let cap = problem.softcap {
-      scale = Float(cap * log2e)
-      naturalUnit = cap / Double(scale)
-      capScale = Float(problem.scale / cap)
-    } else {
-      // Not 0, so that a hidden score, -inf, stays what it is; with this, all others become 1 as with 0.
-      scale = max(Float(problem.scale.magnitude * log2e), .leastNonzeroMagnitude)
-      capScale = 0
-      naturalUnit = problem.scale.magnitude / Double(scale)
-    }
+    scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
   }
 
   /// The kernel's arguments for tensors at these places; `logSumExp` 0 where nobody wants it.
@@ -116,8 +104,7 @@ public struct ForwardLaunch: Hashable, Sendable {
     list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
     let offsets = maskOffsets
     list += [problem.keys, offsets.left, offsets.right].map { .s32(Int32($0)) }
-    let high = Float(naturalUnit)
-    return list + [.f32(scale), .f32(capScale), .f32(high), .f32(Float(naturalUnit - Double(high)))]
+    return list + [.f32(scales.scale), .f32(scales.capScale), .f32(scales.ln2High), .f32(scales.ln2Low)]
   }
 
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.

@@ -13,7 +13,7 @@ public final class GPU: Sendable {
   let stream: Stream
   let pool: MemoryPool
   package let limits: GPULimits
-  private let kernels = Mutex<[ForwardSpecialization: LoadedKernel]>([:])
+  private let kernels = Mutex<[KernelKey: LoadedKernel]>([:])
 
   /// The GPUs in use, by their number.
   private static let opened = Mutex<[Int: GPU]>([:])
@@ -49,19 +49,19 @@ public final class GPU: Sendable {
   public var name: String { device.name }
 
   /// The kernel of a plan: loaded now, unless it has been before.
-  func load(_ plan: ForwardPlan) throws(CUDAError) -> LoadedKernel {
+  func load(_ plan: some KernelPlan) throws(CUDAError) -> LoadedKernel {
     if let kernel = loaded(plan) { return kernel }
     // Outside the lock, so that several threads compile at once; of two that compile the same, the first counts.
     let kernel = try LoadedKernel(plan, on: self)
     return kernels.withLock { kernels in
-      let first = kernels[plan.specialization] ?? kernel
-      kernels[plan.specialization] = first
+      let first = kernels[plan.key] ?? kernel
+      kernels[plan.key] = first
       return first
     }
   }
 
   /// The kernel of a plan, where it is loaded.
-  func loaded(_ plan: ForwardPlan) -> LoadedKernel? { kernels.withLock { $0[plan.specialization] } }
+  func loaded(_ plan: some KernelPlan) -> LoadedKernel? { kernels.withLock { $0[plan.key] } }
 
   /// How many kernels have been compiled in this process.
   public var compiledKernelCount: Int { kernels.withLock { $0.count } }
@@ -74,15 +74,51 @@ public final class GPU: Sendable {
   }
 }
 
+/// What a kernel is made from, and kept by.
+enum KernelKey: Hashable, Sendable {
+  case forward(ForwardSpecialization)
+  case decode(DecodeSpecialization)
+  case combine(DecodeSpecialization)
+}
+
+/// A plan that a kernel belongs to.
+protocol KernelPlan {
+  var key: KernelKey { get }
+  var kernelName: String { get }
+  var sharedByteCount: Int { get }
+  func kernel() throws(KernelError) -> Kernel
+}
+
+extension ForwardPlan: KernelPlan {
+  var key: KernelKey { .forward(specialization) }
+  var kernelName: String { specialization.name }
+  var sharedByteCount: Int { launch.sharedByteCount }
+}
+
+extension DecodePlan: KernelPlan {
+  var key: KernelKey { .decode(specialization) }
+  var kernelName: String { specialization.name }
+  var sharedByteCount: Int { launch.sharedByteCount }
+}
+
+/// The second launch of a decode plan.
+struct CombinePlan: KernelPlan {
+  let plan: DecodePlan
+  var key: KernelKey { .combine(plan.specialization) }
+  var kernelName: String { CombineKernel(plan.specialization).name }
+  var sharedByteCount: Int { 0 }
+  func kernel() throws(KernelError) -> Kernel { try CombineKernel(plan.specialization).kernel() }
+}
+
 /// A compiled kernel, and what the driver's compiler made of it.
 final class LoadedKernel: Sendable {
   let library: Library
   let resources: Library.Resources
 
-  init(_ plan: ForwardPlan, on gpu: GPU) throws(CUDAError) {
-    library = try gpu.compile(named: plan.specialization.name) { () throws(KernelError) in try plan.kernel() }
+  init(_ plan: some KernelPlan, on gpu: GPU) throws(CUDAError) {
+    library = try gpu.compile(named: plan.kernelName) { () throws(KernelError) in try plan.kernel() }
     resources = try library.resources(on: gpu.device)
-    try library.allow(dynamicSharedByteCount: plan.launch.sharedByteCount, on: gpu.device)
+    try library.allow(dynamicSharedByteCount: plan.sharedByteCount, on: gpu.device)
   }
 }
 

@@ -26,11 +26,11 @@ public final class GPUBuffer: Sendable {
     address = memory.address
   }
 
-  /// Copies host memory here, in the order of our stream. Ordinary memory may be changed as soon as this returns; memory
+  /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be changed as soon as this returns; memory
   /// that is pinned for the GPU must stay as it is until the stream is synchronized.
-  public func copy(from source: UnsafeRawBufferPointer) throws(AttentionError) {
+  public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(AttentionError) {
     try reportingDeviceErrors { () throws(CUDAError) in
-      try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source) }
+      try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source, at: offset) }
     }
   }
 

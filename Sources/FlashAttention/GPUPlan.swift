@@ -95,7 +95,7 @@ extension ForwardPlan {
 }
 
 extension DeviceTensorView {
-  fileprivate var place: ForwardLaunch.Place { ForwardLaunch.Place(address: address, strides: steps) }
+  var place: ForwardLaunch.Place { ForwardLaunch.Place(address: address, strides: steps) }
 }
 
 extension Library {

@@ -7,6 +7,7 @@ internal import PTX
 public final class GPUProbe: Sendable {
   private let gpu: GPU
   private let reader: Library
+  private let empty: Library
   private let buffer: GPUBuffer
   private let word: GPUBuffer
   private let readSteps: Int
@@ -20,6 +21,9 @@ public final class GPUProbe: Sendable {
     word = try GPUBuffer(byteCount: 4, on: gpu)
     do throws(CUDAError) {
       reader = try gpu.compile(named: "read_probe") { () throws(KernelError) in try ReadProbeKernel.kernel() }
+      empty = try gpu.compile(named: "empty") { () throws(KernelError) in
+        try Kernel.build("empty", threadsPerBlock: 32) { _ in }
+      }
     } catch {
       throw .deviceFailed(device: "GPU", reason: error.description)
     }
@@ -52,6 +56,17 @@ public final class GPUProbe: Sendable {
       }
     }
     return MatrixProbeKernel.flops(blocks: blocks, steps: steps) / seconds.sorted()[iterations / 2] / 1e12
+  }
+
+  /// Seconds of a kernel that does nothing, in a graph: what any call costs that is timed like this.
+  public func emptyKernelSeconds(iterations: Int = 21) throws(AttentionError) -> Double {
+    let graph = try GPUGraph(on: gpu) { () throws(AttentionError) in
+      try reportingDeviceErrors { () throws(CUDAError) in
+        try empty.launch(LaunchShape(blocks: 1, threads: 32), arguments: [], in: gpu.stream.handle)
+      }
+    }
+    return try seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
+      .sorted()[iterations / 2]
   }
 
   /// Seconds of runs of what `body` puts into our stream, each after the cache was evicted.

@@ -30,10 +30,10 @@ struct OnlineSoftmax {
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
     self.sums = (0..<rows).map { k.variable(k.constant(0)).named("sum\($0)") }
     // Finite, so that any score exceeds the -inf of a row without a maximum.
-    growth = k.variable(
+    let limit: Register<F32> =
       sums == .f16
-        ? k.constant(0) : k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
-    ).named("growth")
+      ? k.constant(0) : k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
+    growth = k.variable(limit).named("growth")
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
   }
 
@@ -84,24 +84,29 @@ struct OnlineSoftmax {
     let news = zip(maxima, largest).map { k.maximum($0, $1) }
     let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
     k.if(k.vote(.any, isBeyond.dropFirst().reduce(isBeyond[0]) { $0 | $1 })) {
-      for row in maxima.indices {
-        // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
-        let top = k.select(news[row] .!= -.infinity, news[row], 0)
-        let factor = k.exp2((maxima[row] - top) * scale)
-        let shift = top * scale
-        let isHuge = k.absolute(shift) .> Self.huge
-        k.set(shifts[row], to: k.select(isHuge, k.constant(0), -shift))
-        k.set(growth, to: k.select(isHuge, k.constant(-.infinity), growth))
-        k.set(maxima[row], to: news[row])
-        k.set(sums[row], to: sums[row] * factor)
-        for value in output.ofRow(row) { k.set(value, to: value * factor) }
-      }
+      adopt(news, rescaling: output)
     }
     k.if(k.vote(.any, growth .== -.infinity)) {
       for row in maxima.indices {
         let own = k.select(isHuge(row), maxima[row], 0)
         for score in scores.ofRow(row) { k.set(score, to: score - own) }
       }
+    }
+  }
+
+  /// Takes these for the maxima of the rows; sums and output then are what they had been with them.
+  func adopt(_ news: [Register<F32>], rescaling output: Accumulators) {
+    for row in maxima.indices {
+      // A row that has seen no key has no maximum; its output is zero, and so is what scales it.
+      let top = k.select(news[row] .!= -.infinity, news[row], 0)
+      let factor = k.exp2((maxima[row] - top) * scale)
+      let shift = top * scale
+      let isHuge = k.absolute(shift) .> Self.huge
+      k.set(shifts[row], to: k.select(isHuge, k.constant(0), -shift))
+      k.set(growth, to: k.select(isHuge, k.constant(-.infinity), growth))
+      k.set(maxima[row], to: news[row])
+      k.set(sums[row], to: sums[row] * factor)
+      for value in output.ofRow(row) { k.set(value, to: value * factor) }
     }
   }
 
@@ -137,7 +142,7 @@ struct OnlineSoftmax {
     overWarps: (([Register<F32>]) -> [Register<F32>])? = nil
   ) -> [Register<F32>] {
     k.comment("normalize: sums of the rows over their four lanes")
-    let ofWarp = sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
+    let ofWarp = sumsOverLanes()
     let totals = overWarps?(ofWarp) ?? ofWarp
     // A row with a key has a weight; one whose scores are NaN is none of the empty ones.
     let hasKeys = totals.map { $0 .!= 0 }
@@ -146,10 +151,23 @@ struct OnlineSoftmax {
       // Chosen, not multiplied: what a row without keys holds may be anything.
       for value in output.ofRow(row) { k.set(value, to: k.select(hasKeys[row], value * factors[row], 0)) }
     }
-    return maxima.indices.map { row in
-      k.select(hasKeys[row], naturalLogarithm(totals[row], ofRow: row, ln2), -.infinity)
+    return logSumExps(totals, ln2: ln2)
+  }
+
+  /// The rows' sums of weights.
+  func sumsOverLanes() -> [Register<F32>] {
+    sums.map { $0 + k.shuffle($0, xor: 1) }.map { $0 + k.shuffle($0, xor: 2) }
+  }
+
+  /// The log-sum-exps of rows with these sums of weights; -inf where there are none.
+  func logSumExps(_ totals: [Register<F32>], ln2: ForwardParameters.NaturalLogarithm) -> [Register<F32>] {
+    maxima.indices.map { row in
+      k.select(totals[row] .!= 0, naturalLogarithm(totals[row], ofRow: row, ln2), -.infinity)
     }
   }
+
+  /// The rows' maxima so far.
+  var ownMaxima: [Register<F32>] { maxima }
 
   /// The natural logarithm of a sum, plus the maximum that its terms were divided by: small terms first, so that it is
   /// rounded little. `lg2` is exact enough for the mantissa alone.

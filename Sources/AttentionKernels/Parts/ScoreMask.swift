@@ -2,9 +2,14 @@ internal import PTX
 
 /// Hides the scores of keys that a query does not see: those beyond the length, and those outside the mask's edges.
 struct ScoreMask {
+  /// How many keys there are, and query i sees those from `i + left` to `i + right`.
+  struct Bounds {
+    let keys, left, right: Register<S32>
+  }
+
   private let k: KernelBuilder
   private let edges: ForwardSpecialization.MaskEdges
-  private let parameters: ForwardParameters
+  private let bounds: Bounds
   private let rows: PackedQueries
   /// The lane's rows in the pack.
   private let ownRows: [Register<U32>]
@@ -15,35 +20,35 @@ struct ScoreMask {
   private let common: (first: Register<S32>, end: Register<S32>)
 
   init(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters, rows: PackedQueries,
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds, rows: PackedQueries,
     ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
   ) {
     self.k = k
     self.edges = edges
-    self.parameters = parameters
+    self.bounds = bounds
     self.rows = rows
     self.ownRows = ownRows
     self.lane = lane
     let first = rows.query(ofRow: rows.firstRow).reinterpreted(as: S32.self)
     let last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
-    visible = (Self.firstKey(k, edges, parameters, first), Self.endKey(k, edges, parameters, last))
-    common = (Self.firstKey(k, edges, parameters, last), Self.endKey(k, edges, parameters, first))
+    visible = (Self.firstKey(k, edges, bounds, first), Self.endKey(k, edges, bounds, last))
+    common = (Self.firstKey(k, edges, bounds, last), Self.endKey(k, edges, bounds, first))
   }
 
   /// The first key that a query sees, and the key behind the last.
   private static func firstKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters,
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds,
     _ query: Register<S32>
   ) -> Register<S32> {
     let zero = k.constant(0, S32.self)
-    return edges.contains(.left) ? k.maximum(query + parameters.leftOffset, zero) : zero
+    return edges.contains(.left) ? k.maximum(query + bounds.left, zero) : zero
   }
 
   private static func endKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ parameters: ForwardParameters,
+    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds,
     _ query: Register<S32>
   ) -> Register<S32> {
-    edges.contains(.right) ? k.minimum(query + parameters.rightOffset + 1, parameters.keys) : parameters.keys
+    edges.contains(.right) ? k.minimum(query + bounds.right + 1, bounds.keys) : bounds.keys
   }
 
   /// The tiles of keys that some row sees.
@@ -63,7 +68,7 @@ struct ScoreMask {
     let ranges = ownRows.map { row in
       let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
       let (begin, end) = (
-        Self.firstKey(k, edges, parameters, query), Self.endKey(k, edges, parameters, query)
+        Self.firstKey(k, edges, bounds, query), Self.endKey(k, edges, bounds, query)
       )
       return (first: begin - first, end: end - first)
     }

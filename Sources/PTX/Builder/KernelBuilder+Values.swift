@@ -132,6 +132,12 @@ extension KernelBuilder {
     return unary(.log2, x)
   }
 
+  /// How many bits are set.
+  public func population(_ bits: Register<U32>, file: String = #fileID, line: Int = #line) -> Register<U32> {
+    at(file, line)
+    return unary(.popc, bits)
+  }
+
   /// The magnitude.
   public func absolute<T: RegisterType>(
     _ x: Register<T>, file: String = #fileID, line: Int = #line

@@ -1,0 +1,161 @@
+internal import PTX
+
+/// The ring of K and V of one group of warps: it copies and reads keys of its own, step after step, and waits for nobody else.
+///
+/// A step's keys are rows of the cache, found by number or by the page table. Pages are looked up one step ahead.
+struct CacheRing {
+  private let k: KernelBuilder
+  private let s: DecodeSpecialization
+  private let memory: DecodeMemoryPlan
+  private let parameters: DecodeParameters
+  /// The thread within its group, and the group.
+  private let thread, group: Register<U32>
+  private let keyReader, valueReader: TileReader
+  /// The group's first stage, and the end of its last.
+  private let first, end: Register<U32>
+  private let readSlot, writeSlot: Register<U32>
+  /// Row 0 of the sequence in the cache, or of page 0, for the unit's head.
+  private let keyBase, valueBase: Register<U64>
+  /// The page table of the sequence.
+  private let pages: Register<U64>
+  /// N_k of the sequence, and the row of its first key.
+  private let length, padding: Register<S32>
+  /// The first key of the step that is copied next, and where the block's piece of work ends.
+  private let next, needed: Register<S32>
+  /// The page of the next step's keys, where one holds all of them.
+  private let page: Register<U32>
+
+  /// - Parameters:
+  ///   - tiles: the piece of work, in tiles of the sequence's keys.
+  ///   - head: the key/value head.
+  init(
+    _ body: DecodeBody, unit: WorkShare.Unit, head: Register<U32>, tiles: (first: Register<S32>, end: Register<S32>)
+  ) {
+    (k, s, memory, parameters) = (body.k, body.s, body.memory, body.parameters)
+    (thread, group) = (body.groupThread, body.keyGroup)
+    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: body.lane)
+    valueReader = TileReader(k, memory.values, .rowsFirst, lane: body.lane)
+    first = (body.shared + memory.ringOffset + group * memory.groupByteCount).named("first_stage")
+    end = first + memory.groupByteCount
+    readSlot = k.variable(first).named("read_slot")
+    writeSlot = k.variable(first + (s.tiling.stages - 1) * memory.stageByteCount).named("write_slot")
+    let sequence = unit.sequence.reinterpreted(as: U32.self)
+    let (p, k) = (parameters, k)
+    padding =
+      s.hasLeftPadding
+      ? k.load(S32.self, global: p.leftPadding + k.multiplyWide(sequence, 4)) : k.constant(0, S32.self)
+    let place = k.variable(sequence)
+    if s.paging == .none {
+      k.if(p.batchIndex .!= 0) {
+        k.set(place, to: k.load(U32.self, global: p.batchIndex + k.multiplyWide(sequence, 4)))
+      }
+    }
+    let paging = s.paging
+    func base(_ pointer: Register<U64>, _ strides: ForwardParameters.Strides) -> Register<U64> {
+      let ofHead = pointer + k.wide(head) * strides.head
+      return paging == .none ? ofHead + k.wide(place) * strides.batch : ofHead
+    }
+    (keyBase, valueBase) = (base(p.keyBase, p.keyStrides), base(p.valueBase, p.valueStrides))
+    pages = p.pageTable + k.wide(sequence) * p.pageTableStride
+    length = unit.length
+    let start = (unit.firstKeyTile + tiles.first) * s.tiling.tileKeys
+    next = k.variable(start + group.reinterpreted(as: S32.self) * s.tiling.keysPerStep).named("next_key")
+    needed = (unit.firstKeyTile + tiles.end) * s.tiling.tileKeys
+    page = k.variable(k.constant(0, U32.self)).named("page")
+    lookUp()
+  }
+
+  /// Starts the copies of the first steps, a group of copies each.
+  func start() {
+    for stage in 0..<s.tiling.stages - 1 { copy(to: first + stage * memory.stageByteCount) }
+  }
+
+  /// Waits for the step that is read next; all of the group have then read the one before, whose place is filled.
+  func advanceCopies() {
+    k.waitForCopies(pending: s.tiling.stages - 2)
+    synchronize()
+    copy(to: writeSlot)
+  }
+
+  /// K of the step that is read.
+  var keys: TileReader { keyReader.at(readSlot) }
+  /// V of the step that is read.
+  var values: TileReader { valueReader.at(readSlot + memory.keys.byteCount) }
+
+  /// Goes on to the next step.
+  func advance() {
+    for slot in [readSlot, writeSlot] {
+      let following = slot + memory.stageByteCount
+      k.set(slot, to: k.select(following .== end, first, following))
+    }
+  }
+
+  /// Waits for the other warps of the group.
+  private func synchronize() {
+    if s.tiling.rowWarps == 1 { k.warpBarrier() } else { k.barrier(id: group + 1, threads: s.tiling.groupThreads) }
+  }
+
+  /// Loads the page of the step at `next`, where one page holds it.
+  private func lookUp() {
+    guard s.paging == .wholeSteps else { return }
+    let row = (next + padding).reinterpreted(as: U32.self)
+    k.if(next .< k.minimum(length, needed)) {
+      k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(row / parameters.pageSize, 4)))
+    }
+  }
+
+  /// Starts the copies of the step at `next` and goes on to the one after it.
+  private func copy(to slot: Register<U32>) {
+    let isWanted = next .< needed
+    let rowsLeft = length - next
+    for (tile, offset, base, strides) in [
+      (memory.keys, 0, keyBase, parameters.keyStrides),
+      (memory.values, memory.keys.byteCount, valueBase, parameters.valueStrides),
+    ] {
+      for width in tile.widths {
+        let (line, chunk) = (thread / width, thread % width)
+        let rowsPerPass = s.tiling.groupThreads / width
+        let destination = slot + (tile.place(row: line, chunk: chunk, width: width) + offset)
+        for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
+          let row = line + pass * rowsPerPass
+          let exists = row.reinterpreted(as: S32.self) .< rowsLeft
+          let isOwn = (pass + 1) * rowsPerPass > tile.rows ? isWanted & (row .< tile.rows) : isWanted
+          let source = address(ofRow: row, base, strides, exists & isOwn) + k.wide(chunk * 16)
+          // Few threads take less rows at a time than the pattern has.
+          let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
+          for panel in tile.panels where panel.width == width {
+            let count = max(0, tile.columns / 8 - panel.firstChunk)
+            let isReal = count < width ? exists & (chunk .< count) : exists
+            let bytes = k.select(isReal, 16, 0, U32.self)
+            k.when(isOwn) {
+              k.copyAsync(
+                to: to, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: source,
+                offset: panel.firstChunk * 16, sourceBytes: bytes)
+            }
+          }
+        }
+      }
+    }
+    k.commitCopies()
+    k.set(next, to: next + s.tiling.tileKeys)
+    lookUp()
+  }
+
+  /// Where row `row` of the step at `next` is.
+  private func address(
+    ofRow row: Register<U32>, _ base: Register<U64>, _ strides: ForwardParameters.Strides, _ exists: Predicate
+  ) -> Register<U64> {
+    let place = (next + padding).reinterpreted(as: U32.self) + row
+    switch s.paging {
+    case .none: return base + k.wide(place) * strides.row
+    case .wholeSteps:
+      let within = place - (place / parameters.pageSize) * parameters.pageSize
+      return base + k.wide(page) * strides.batch + k.wide(within) * strides.row
+    case .anyPage:
+      let number = place / parameters.pageSize
+      let page = k.variable(k.constant(0, U32.self))
+      k.if(exists) { k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4))) }
+      return base + k.wide(page) * strides.batch + k.wide(place - number * parameters.pageSize) * strides.row
+    }
+  }
+}

@@ -1,0 +1,68 @@
+public import PTX
+
+/// The second launch of a decode call whose units have many parts: a block for each row.
+///
+///     the row's unit, and the blocks that have parts of it; nothing to do where one block had all
+///     each thread: 4 columns, over every n-th part
+///     O and log-sum-exp of the row, over the n through shared memory
+public struct CombineKernel: Hashable, Sendable {
+  /// Threads of a block.
+  public static let threads = 256
+  /// What the decode kernel was made for.
+  public let specialization: DecodeSpecialization
+
+  /// The kernel that follows a decode kernel.
+  public init(_ specialization: DecodeSpecialization) { self.specialization = specialization }
+
+  /// The entry point's name.
+  public var name: String { "combine_" + specialization.name }
+
+  /// The kernel, with the parameters of `DecodeParameters`.
+  public func kernel() throws(KernelError) -> Kernel {
+    let s = specialization
+    return try Kernel.build(name, threadsPerBlock: Self.threads) { k in
+      let p = DecodeParameters(k)
+      let (thread, lane) = (k.special(.threadX), k.special(.lane))
+      let combine = SplitCombine(k, s, p)
+      let chunks = combine.chunks
+      let parts = Self.threads / chunks
+      let buffer = k.shared("sums", byteCount: parts * chunks * 24)
+      // Rows of a key/value head, whatever blocks of rows they were computed in.
+      let count = s.groupSize == 1 ? p.queries : p.queries * s.groupSize
+      let block = k.special(.blockX)
+      let head = block / count
+      let own = block - head * count
+      let number = head * p.rowBlocks + own / s.tiling.rows
+      let share = WorkShare(k, s, p, lane: lane)
+      let unit = share.unit(number: number.reinterpreted(as: S32.self))
+      k.if(unit.blocks.first .< unit.blocks.last) {
+        let (part, chunk) = (thread / chunks, thread % chunks)
+        let place = buffer + thread * 16
+        let numbers = buffer + parts * chunks * 16 + thread * 8
+        k.if(part .< parts) {
+          let sum = combine.sum(
+            unit, row: own % s.tiling.rows, chunk: chunk, first: part.reinterpreted(as: S32.self), step: parts)
+          k.store(sum.values, shared: place)
+          k.store([sum.maximum, sum.sum], shared: numbers)
+        }
+        k.barrier()
+        k.if(thread .< chunks) {
+          let others = (0..<parts).map { i in
+            let pair = k.load(F32.self, count: 2, shared: numbers, offset: i * chunks * 8)
+            let values = k.load(F32.self, count: 4, shared: place, offset: i * chunks * 16)
+            return (maximum: pair[0], sum: pair[1], values: values)
+          }
+          let (maximum, sum) = (k.variable(k.constant(-.infinity)), k.variable(k.constant(0)))
+          let values = (0..<4).map { _ in k.variable(k.constant(0)) }
+          combine.add(others, to: maximum, sum, values)
+          let rows = PackedQueries(
+            k, groupSize: s.groupSize, firstRow: k.constant(0, U32.self), queries: p.queries)
+          let headOfSequence = unit.place.reinterpreted(as: U32.self) / p.rowBlocks
+          combine.store(
+            SplitCombine.Sum(maximum: maximum, sum: sum, values: values), unit, rows: rows, row: own, chunk: chunk,
+            firstHead: s.groupSize == 1 ? headOfSequence : headOfSequence * s.groupSize)
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,192 @@
+public import PTX
+
+/// Exact attention of a few queries over a long cache: parallel over the cache ("Flash-Decoding"), and over the query heads that
+/// share a key/value head.
+///
+///     this block's share of all tiles, from the lengths
+///     for each unit (sequence, key/value head, 16 rows or more) that it has tiles of:
+///       each group of warps, for its own keys of each tile:
+///         S = Q K^T;  mask;  softmax;  O += P V
+///       O of all groups, put together by their maxima
+///       all tiles of the unit?  write O:  write a part and its log-sum-exp
+///     the last to write a part of a unit puts its parts together
+///
+/// Each byte of K and V is read once from memory, by the one group that multiplies it, and groups wait for each other only at the
+/// end of a unit. So much is under way all the time: (stages - 1) steps of each group.
+///
+/// Budget of a step of 16 keys x 16 rows: (D + D_v) / 4 `mma`, 16 (D + D_v) * 2 bytes.
+public struct DecodeKernel: Hashable, Sendable {
+  /// What the kernel is made for.
+  public let specialization: DecodeSpecialization
+
+  /// The kernel of a specialization.
+  public init(_ specialization: DecodeSpecialization) { self.specialization = specialization }
+
+  /// The kernel, with the parameters of `DecodeParameters`.
+  public func kernel() throws(KernelError) -> Kernel {
+    let tiling = specialization.tiling
+    return try Kernel.build(
+      specialization.name, threadsPerBlock: tiling.threads, blocksPerMultiprocessor: tiling.blocksPerMultiprocessor
+    ) { k in DecodeBody(k, specialization).emit() }
+  }
+}
+
+/// The kernel while it is emitted.
+struct DecodeBody {
+  let k: KernelBuilder
+  let s: DecodeSpecialization
+  let tiling: DecodeTiling
+  let memory: DecodeMemoryPlan
+  let parameters: DecodeParameters
+  let shared, thread, lane: Register<U32>
+  /// Which keys of a tile the warp has, and its place among the threads that have the same.
+  let keyGroup, groupThread: Register<U32>
+  /// The warp's first row of the block.
+  let firstRow: Register<U32>
+
+  init(_ k: KernelBuilder, _ s: DecodeSpecialization) {
+    (self.k, self.s, tiling, memory) = (k, s, s.tiling, DecodeMemoryPlan(s))
+    parameters = DecodeParameters(k)
+    shared = k.dynamicShared()
+    thread = k.special(.threadX)
+    lane = k.special(.lane)
+    keyGroup = (thread / tiling.groupThreads).named("key_group")
+    groupThread = (thread % tiling.groupThreads).named("group_thread")
+    firstRow = ((groupThread / 32) * (tiling.rowTilesPerWarp * 16)).named("warp_row")
+  }
+
+  func emit() {
+    let share = WorkShare(k, s, parameters, lane: lane)
+    let tile = k.variable(share.first).named("tile")
+    k.if(share.first .< share.end) {
+      k.loop {
+        let unit = share.unit(ofTile: tile)
+        let behind = unit.firstTile + unit.tiles
+        let last = k.minimum(behind, share.end)
+        attend(unit, tiles: (tile - unit.firstTile, last - unit.firstTile))
+        k.set(tile, to: behind)
+        return tile .< share.end
+      }
+    }
+  }
+
+  /// A piece of work: some tiles of a unit, or all.
+  private func attend(_ unit: WorkShare.Unit, tiles: (first: Register<S32>, end: Register<S32>)) {
+    let place = unit.place.reinterpreted(as: U32.self)
+    let head = place / parameters.rowBlocks
+    let rows = PackedQueries(
+      k, groupSize: s.groupSize, firstRow: (place - head * parameters.rowBlocks) * tiling.rows,
+      queries: parameters.queries)
+    let firstOwn = rows.firstRow + firstRow + lane / 4
+    let ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
+    let diagonal = unit.length - parameters.queries.reinterpreted(as: S32.self)
+    let mask = ScoreMask(
+      k, s.mask,
+      ScoreMask.Bounds(
+        keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right), rows: rows,
+      ownRows: ownRows, tileRows: tiling.rows, lane: lane)
+    let softmax = OnlineSoftmax(
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: .f32)
+    let output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
+    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerStep, named: "s")
+
+    k.comment("Q and the first steps of K and V; all have read what was here before")
+    k.barrier()
+    let firstHead = s.groupSize == 1 ? head : head * s.groupSize
+    func tensor(_ base: Register<U64>, _ strides: ForwardParameters.Strides) -> Register<U64> {
+      base + k.wide(unit.sequence.reinterpreted(as: U32.self)) * strides.batch + k.wide(firstHead) * strides.head
+    }
+    rows.load(
+      memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides), parameters.queryStrides, to: shared,
+      thread: thread, threads: tiling.threads)
+    let ring = CacheRing(self, unit: unit, head: head, tiles: tiles)
+    ring.start()
+    k.waitForCopies(pending: tiling.stages - 2)
+    k.barrier()
+    let queries = QueryFragments(
+      k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: tiling.rowTilesPerWarp,
+      areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
+    let ownStart = (keyGroup * tiling.keysPerStep).reinterpreted(as: S32.self)
+    k.loop(from: tiles.first, to: tiles.end) { tile in
+      k.comment("a step: scores, weights, its share of O")
+      ring.advanceCopies()
+      multiply(queries, ring.keys, into: scores)
+      let start = (unit.firstKeyTile + tile) * tiling.tileKeys + ownStart
+      let columnTiles = 0..<scores.columnTiles
+      softmax.update(
+        softmax.largest(of: scores, columnTiles: columnTiles), of: scores, rescaling: output,
+        isMasked: mask.isNeeded(tileStart: start, size: tiling.keysPerStep)
+      ) {
+        mask.apply(to: scores, tileStart: start)
+        return softmax.largest(of: scores, columnTiles: columnTiles)
+      }
+      for chunk in 0..<tiling.keysPerStep / 16 {
+        accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), ring.values, chunk: chunk, into: output)
+      }
+      ring.advance()
+    }
+
+    let merge = KeyGroupMerge(self, rows: rows, ownRows: ownRows)
+    merge.merge(output, softmax)
+    let isWhole = unit.blocks.first .== unit.blocks.last
+    k.if(isWhole) {
+      let base = tensor(parameters.outputBase, parameters.outputStrides)
+      merge.storeOutput(to: base, parameters.outputStrides)
+      merge.storeLogSumExps(softmax, unit: unit, head: firstHead)
+    } else: {
+      let combine = SplitCombine(k, s, parameters)
+      let own = combine.ownPlace(unit)
+      merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
+      if s.combination == .secondLaunch { return }
+      combine.ifLast(unit, thread: thread, word: shared + memory.wordOffset) {
+        let chunks = combine.chunks
+        let count = k.minimum(rows.count - rows.firstRow, k.constant(tiling.rows, U32.self)) * chunks
+        k.loop(from: thread, to: count, by: tiling.threads) { item in
+          let (row, chunk) = (item / chunks, item % chunks)
+          let sum = combine.sum(unit, row: row, chunk: chunk, first: k.constant(0, S32.self), step: 1)
+          combine.store(sum, unit, rows: rows, row: rows.firstRow + row, chunk: chunk, firstHead: firstHead)
+        }
+      }
+    }
+  }
+
+  /// S = Q K^T of a step, softcapped.
+  private func multiply(_ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators) {
+    k.comment("S = Q K^T")
+    scores.clear(columnTiles: 0..<scores.columnTiles)
+    for step in 0..<memory.keys.steps {
+      let q = queries.atStep(step)
+      for key in stride(from: 0, to: tiling.keysPerStep, by: 16) {
+        let fragment = tile.load(row: key, step: step)
+        for rowTile in 0..<tiling.rowTilesPerWarp {
+          for block in 0..<2 {
+            k.multiplyAdd(
+              s.inputs, a: q[rowTile], b: Array(fragment[2 * block..<2 * block + 2]),
+              into: scores[rowTile, key / 8 + block])
+          }
+        }
+      }
+    }
+    if s.hasSoftcap {
+      ScoreCap(inner: parameters.capScale, outer: parameters.scale)
+        .apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
+    }
+  }
+
+  /// O += P V for 16 keys of a step.
+  private func accumulate(
+    _ weights: [[Register<U32>]], _ values: TileReader, chunk: Int, into output: Accumulators
+  ) {
+    for pair in 0..<memory.values.steps {
+      let count = min(2, output.columnTiles - 2 * pair)
+      let fragment = values.load(row: chunk * 16, step: pair, count: 2 * count, isTransposed: true)
+      for rowTile in 0..<tiling.rowTilesPerWarp {
+        for column in 0..<count {
+          k.multiplyAdd(
+            s.inputs, a: weights[rowTile], b: Array(fragment[2 * column..<2 * column + 2]),
+            into: output[rowTile, 2 * pair + column])
+        }
+      }
+    }
+  }
+}

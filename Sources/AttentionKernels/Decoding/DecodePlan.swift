@@ -1,0 +1,114 @@
+public import Attention
+public import PTX
+
+/// How decoding is computed on a GPU: a kernel and a launch, every choice made once, before any length is known.
+public struct DecodePlan: Hashable, Sendable {
+  /// The largest head dimension of these kernels.
+  public static let dimensionLimit = 256
+
+  /// What is computed.
+  public let problem: CachedAttentionProblem
+  /// What the kernel's text is made from.
+  public let specialization: DecodeSpecialization
+  /// Grid, workspace and arguments.
+  public let launch: DecodeLaunch
+  /// The GPU that the choices were made for.
+  public let gpu: GPULimits
+
+  /// - Parameters:
+  ///   - combination: who puts parts together; nil for what suits.
+  ///   - change: makes another tiling of the one that suits, for experiments.
+  /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length.
+  public init(
+    _ problem: CachedAttentionProblem, on gpu: GPULimits, combination: DecodeSpecialization.Combination? = nil,
+    tiling change: (DecodeTiling) -> DecodeTiling = { $0 }
+  ) throws(AttentionError) {
+    let inputs: Matrix.Inputs
+    switch problem.scalarType {
+    case .f16: inputs = .f16
+    case .bf16: inputs = .bf16
+    case .f32: throw .typeOnDevice(problem.scalarType, device: "GPU", possible: "f16 and bf16")
+    }
+    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
+      guard value % ForwardPlan.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
+        throw .dimension(
+          tensor: tensor, value: value, path: "GPU path of decoding", multiple: ForwardPlan.dimensionMultiple,
+          limit: Self.dimensionLimit)
+      }
+    }
+    let tiling = change(DecodeTiling(problem, on: gpu))
+    (self.problem, self.gpu) = (problem, gpu)
+    specialization = DecodeSpecialization(
+      problem, inputs: inputs, tiling: tiling, combination: combination ?? Self.combination(problem, tiling, gpu))
+    let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
+    let rows = problem.queries * problem.groupSize
+    for (what, count) in [
+      ("queries x group", rows), ("keys", problem.capacity),
+      ("batch x heads x tiles of keys", tiles * ((rows + tiling.rows - 1) / tiling.rows)),
+    ] {
+      guard count <= ForwardPlan.lengthLimit else {
+        throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: ForwardPlan.lengthLimit)
+      }
+    }
+    launch = DecodeLaunch(
+      problem, specialization, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor)
+    if launch.sharedByteCount > gpu.sharedBytesPerBlock {
+      throw .tiling(
+        "\(tiling)",
+        reason: "needs \(launch.sharedByteCount) bytes of shared memory; a block of this GPU has "
+          + "\(gpu.sharedBytesPerBlock)")
+    }
+  }
+
+  /// One block puts together what it can read in a microsecond or two; more is shared out.
+  private static func combination(
+    _ problem: CachedAttentionProblem, _ tiling: DecodeTiling, _ gpu: GPULimits
+  ) -> DecodeSpecialization.Combination {
+    let rows = problem.queries * problem.groupSize
+    let units = problem.batch * problem.keyValueHeads * ((rows + tiling.rows - 1) / tiling.rows)
+    let blocks = gpu.multiprocessors * tiling.blocksPerMultiprocessor
+    let tiles = (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys
+    let parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
+    let bytes = parts * min(rows, tiling.rows) * problem.valueDimension * 4
+    return bytes > 128 << 10 ? .secondLaunch : .lastBlock
+  }
+
+  /// The kernel of the second launch; nil where there is none.
+  public func combineKernel() throws(KernelError) -> Kernel? {
+    specialization.combination == .secondLaunch ? try CombineKernel(specialization).kernel() : nil
+  }
+
+  /// The kernel of the specialization.
+  public func kernel() throws(KernelError) -> Kernel { try DecodeKernel(specialization).kernel() }
+}
+
+extension DecodeTiling {
+  /// The tiling for a problem on a GPU: no more rows than there are, and as much of K and V under way as fits.
+  init(_ problem: CachedAttentionProblem, on gpu: GPULimits) {
+    let rows = problem.queries * problem.groupSize
+    let dimension = max(problem.dimension, problem.valueDimension)
+    let rowTiles = min((rows + 15) / 16, 8)
+    // O of two row tiles of D 128 takes half of the registers.
+    let perWarp = rowTiles > 1 && dimension <= 128 ? 2 : 1
+    let rowWarps = [1, 2, 4].first { $0 * perWarp >= rowTiles } ?? 4
+    self.init(
+      rowWarps: rowWarps, keyGroups: max(1, 4 / rowWarps), rowTilesPerWarp: perWarp,
+      keysPerStep: rowWarps == 1 ? 16 : 32, stages: 4, blocksPerMultiprocessor: 2,
+      keepsQueries: perWarp * dimension <= 128)
+    func byteCount() -> Int {
+      DecodeMemoryPlan(DecodeSpecialization(problem, inputs: .f16, tiling: self)).byteCount + 1024
+    }
+    if perWarp * dimension > 256 { blocksPerMultiprocessor = 1 }
+    while stages > 2 && byteCount() * blocksPerMultiprocessor > gpu.sharedBytesPerMultiprocessor { stages -= 1 }
+    if byteCount() * blocksPerMultiprocessor > gpu.sharedBytesPerMultiprocessor { blocksPerMultiprocessor = 1 }
+    while keysPerStep > 16 && byteCount() > gpu.sharedBytesPerBlock { keysPerStep -= 16 }
+  }
+}
+
+extension DecodePlan: CustomStringConvertible {
+  /// The choices in two lines.
+  public var description: String {
+    "GPU, \(gpu.name): \(specialization.name)\n\(specialization.tiling); \(launch.blocks) blocks, "
+      + "\(launch.sharedByteCount / 1024) KB of shared memory each, \(launch.workspaceByteCount) bytes of workspace"
+  }
+}

@@ -1,0 +1,175 @@
+public import Attention
+public import PTX
+
+/// What the text of a decode kernel is made from, and the key that it is cached by. Lengths, strides, pointers, pages and
+/// counts are launch values, or are read by the kernel from the GPU's memory.
+public struct DecodeSpecialization: Hashable, Sendable {
+  /// The type of Q, K, V and O.
+  public var inputs: Matrix.Inputs
+  /// D, a multiple of 8.
+  public var dimension: Int
+  /// D_v, a multiple of 8.
+  public var valueDimension: Int
+  /// Query heads that share a key/value head; they are packed into the rows of a tile.
+  public var groupSize: Int
+  /// Which edges of the mask there are.
+  public var mask: ForwardSpecialization.MaskEdges
+  /// Whether scores pass through a softcap.
+  public var hasSoftcap: Bool
+  /// Whether the scale is below zero.
+  public var isScaleNegative: Bool
+  /// How the cache is found.
+  public var paging: Paging
+  /// Whether sequences begin somewhere inside their caches.
+  public var hasLeftPadding: Bool
+  /// How the work is cut.
+  public var tiling: DecodeTiling
+  /// Who puts the parts of a unit together.
+  public var combination: Combination
+
+  /// Who puts together what several blocks made of one unit.
+  public enum Combination: Hashable, Sendable {
+    /// The last of them, in the same launch: for few parts.
+    case lastBlock
+    /// A launch behind, in which many blocks take a row each.
+    case secondLaunch
+  }
+
+  /// Where a key of a sequence is in the cache.
+  public enum Paging: Hashable, Sendable {
+    /// In the row of its number.
+    case none
+    /// On pages whose size is a multiple of the keys that a warp takes at a time: one look into the table for all of them.
+    case wholeSteps
+    /// On pages of any size: each row is looked up.
+    case anyPage
+  }
+
+  /// What a problem needs, computed with a tiling.
+  public init(
+    _ problem: CachedAttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling, combination: Combination = .lastBlock
+  ) {
+    self.combination = combination
+    self.inputs = inputs
+    (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
+    groupSize = problem.groupSize
+    let (left, right) = problem.mask.reach
+    // With one query, causal hides nothing.
+    let hidesRight = right.map { $0 < problem.queries - 1 } ?? false
+    mask = left == nil ? [] : .left
+    if hidesRight { mask.insert(.right) }
+    hasSoftcap = problem.softcap != nil
+    isScaleNegative = problem.scale < 0 && problem.softcap == nil
+    hasLeftPadding = problem.hasLeftPadding
+    self.tiling = tiling
+    paging =
+      switch problem.cache {
+      case .contiguous: .none
+      case .paged(_, let pageSize, _): pageSize % tiling.keysPerStep == 0 && !problem.hasLeftPadding ? .wholeSteps : .anyPage
+      }
+  }
+
+  /// The entry point's name.
+  public var name: String {
+    var name = "decode_\(inputs.rawValue)_d\(dimension)"
+    if valueDimension != dimension { name += "_v\(valueDimension)" }
+    if groupSize > 1 { name += "_group\(groupSize)" }
+    if mask.contains(.left) { name += "_left" }
+    if mask.contains(.right) { name += "_right" }
+    if hasSoftcap { name += "_softcap" }
+    if isScaleNegative { name += "_negative" }
+    if hasLeftPadding { name += "_padded" }
+    switch paging {
+    case .none: break
+    case .wholeSteps: name += "_pages"
+    case .anyPage: name += "_any_pages"
+    }
+    return name + "_" + tiling.name + (combination == .secondLaunch ? "_parts" : "")
+  }
+}
+
+/// How a decode kernel cuts its work: rows (queries x group) over some warps, the keys of a tile over others.
+public struct DecodeTiling: Hashable, Sendable {
+  /// Warps that have different rows and the same keys.
+  public var rowWarps: Int
+  /// Groups of warps that have different keys and the same rows.
+  public var keyGroups: Int
+  /// 16-row tiles of a warp.
+  public var rowTilesPerWarp: Int
+  /// Keys that a group takes at a time, a multiple of 16.
+  public var keysPerStep: Int
+  /// Steps of K and V that a group has in shared memory at once, 2 or more.
+  public var stages: Int
+  /// Blocks that should fit a multiprocessor.
+  public var blocksPerMultiprocessor: Int
+  /// Whether the fragments of Q stay in registers.
+  public var keepsQueries: Bool
+
+  /// A tiling of the given sizes.
+  public init(
+    rowWarps: Int = 1, keyGroups: Int = 4, rowTilesPerWarp: Int = 1, keysPerStep: Int = 16, stages: Int = 3,
+    blocksPerMultiprocessor: Int = 2, keepsQueries: Bool = true
+  ) {
+    (self.rowWarps, self.keyGroups, self.rowTilesPerWarp) = (rowWarps, keyGroups, rowTilesPerWarp)
+    (self.keysPerStep, self.stages, self.blocksPerMultiprocessor) = (keysPerStep, stages, blocksPerMultiprocessor)
+    self.keepsQueries = keepsQueries
+  }
+
+  /// Packed query rows of a block.
+  public var rows: Int { rowWarps * rowTilesPerWarp * 16 }
+  /// Warps of a block.
+  public var warps: Int { rowWarps * keyGroups }
+  /// Threads of a block.
+  public var threads: Int { warps * 32 }
+  /// Threads that copy and read the same keys.
+  var groupThreads: Int { rowWarps * 32 }
+  /// Keys of a tile, the unit of sharing out work.
+  public var tileKeys: Int { keyGroups * keysPerStep }
+
+  var name: String {
+    "\(rows)x\(tileKeys)_groups\(keyGroups)_stages\(stages)" + (keepsQueries ? "_q" : "")
+  }
+}
+
+extension DecodeTiling: CustomStringConvertible {
+  /// The cut in words.
+  public var description: String {
+    "tiles of \(rows) rows x \(tileKeys) keys, \(keyGroups) groups of \(rowWarps) "
+      + "\(rowWarps == 1 ? "warp" : "warps") with \(keysPerStep) keys each, \(stages) stages"
+  }
+}
+
+/// Where everything lies in the shared memory of a decode kernel.
+///
+///     Q | group 0: K V | K V | ... | group 1: K V | ... | numbers of rows and groups
+///     Q | O of group 0 | O of group 1 | ...                  at the end of a piece of work
+struct DecodeMemoryPlan: Hashable, Sendable {
+  let queries, keys, values: SharedTile
+  private let tiling: DecodeTiling
+  /// f32 words from a row of O to the next: so many that neighbouring rows begin 8 banks apart.
+  let rowWords: Int
+
+  init(_ s: DecodeSpecialization) {
+    tiling = s.tiling
+    queries = SharedTile(rows: tiling.rows, columns: s.dimension)
+    keys = SharedTile(rows: tiling.keysPerStep, columns: s.dimension)
+    values = SharedTile(rows: tiling.keysPerStep, columns: s.valueDimension)
+    rowWords = (s.valueDimension + 23) / 32 * 32 + 8
+  }
+
+  var ringOffset: Int { queries.byteCount }
+  /// From a stage of a group to the next.
+  var stageByteCount: Int { keys.byteCount + values.byteCount }
+  /// From a group's ring to the next group's.
+  var groupByteCount: Int { tiling.stages * stageByteCount }
+  /// From O of a group to that of the next.
+  var outputByteCount: Int { tiling.rows * rowWords * 4 }
+  /// `[2 (maxima, sums), group, row]`, f32; and a word behind.
+  var statisticsOffset: Int {
+    ringOffset + tiling.keyGroups * max(groupByteCount, outputByteCount)
+  }
+  var statisticsByteCount: Int { tiling.keyGroups * tiling.rows * 4 }
+  /// A word that one thread tells the others.
+  var wordOffset: Int { statisticsOffset + 2 * statisticsByteCount }
+  var byteCount: Int { wordOffset + 16 }
+}

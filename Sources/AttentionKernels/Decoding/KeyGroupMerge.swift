@@ -1,0 +1,130 @@
+internal import PTX
+
+/// Puts together what the groups of a block made of their keys: their maxima are agreed on, and O is summed through shared memory.
+struct KeyGroupMerge {
+  private let k: KernelBuilder
+  private let body: DecodeBody
+  private let memory: DecodeMemoryPlan
+  private let rows: PackedQueries
+  private let ownRows: [Register<U32>]
+  /// Where O of the groups and the rows' numbers are.
+  private let region, statistics: Register<U32>
+
+  private var tiling: DecodeTiling { body.tiling }
+  private var chunks: Int { body.s.valueDimension / 4 }
+
+  init(_ body: DecodeBody, rows: PackedQueries, ownRows: [Register<U32>]) {
+    (self.body, k, memory, self.rows, self.ownRows) = (body, body.k, body.memory, rows, ownRows)
+    region = body.shared + memory.ringOffset
+    statistics = body.shared + memory.statisticsOffset
+  }
+
+  /// A group's numbers for its rows, or all groups' for the lane's rows.
+  private func put(_ values: [Register<F32>], offset: Int) {
+    let own = statistics + (body.keyGroup * tiling.rows + body.firstRow + body.lane / 4) * 4
+    k.if((body.lane % 4) .== 0) {
+      for (i, value) in values.enumerated() { k.store(value, shared: own, offset: offset + i * 32) }
+    }
+  }
+
+  private func get(
+    offset: Int, _ operation: (Register<F32>, Register<F32>) -> Register<F32>
+  ) -> [Register<F32>] {
+    let first = statistics + (body.firstRow + body.lane / 4) * 4
+    return ownRows.indices.map { i in
+      let told = (0..<tiling.keyGroups).map {
+        k.load(F32.self, shared: first, offset: offset + $0 * tiling.rows * 4 + i * 32)
+      }
+      return told.dropFirst().reduce(told[0], operation)
+    }
+  }
+
+  /// Brings the groups' O and sums to common maxima, and into shared memory. The ring is free after it.
+  func merge(_ output: Accumulators, _ softmax: OnlineSoftmax) {
+    k.comment("the groups agree on maxima; their O and sums go through shared memory")
+    put(softmax.ownMaxima, offset: 0)
+    k.barrier()
+    softmax.adopt(get(offset: 0) { k.maximum($0, $1) }, rescaling: output)
+    put(softmax.sumsOverLanes(), offset: memory.statisticsByteCount)
+    let (group, pair) = (body.lane / 4, body.lane % 4)
+    let own =
+      region + body.keyGroup * memory.outputByteCount
+      + ((body.firstRow + group) * (memory.rowWords * 4) + pair * 8)
+    for rowTile in 0..<output.rowTiles {
+      for column in 0..<output.columnTiles {
+        for half in 0..<2 {
+          k.store(
+            Array(output[rowTile, column][2 * half..<2 * half + 2]), shared: own,
+            offset: (rowTile * 16 + half * 8) * memory.rowWords * 4 + column * 32)
+        }
+      }
+    }
+    k.barrier()
+  }
+
+  /// The log-sum-exps of the lane's rows; right after `merge`.
+  private func logSumExps(_ softmax: OnlineSoftmax) -> [Register<F32>] {
+    softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: body.parameters.ln2)
+  }
+
+  /// Calls `body` with each chunk of 4 columns of each row that exists, shared out over the threads, and O there.
+  private func forEachChunk(
+    _ body: (_ row: Register<U32>, _ chunk: Register<U32>, _ values: [Register<F32>]) -> Void
+  ) {
+    let count = k.minimum(rows.count - rows.firstRow, k.constant(tiling.rows, U32.self)) * chunks
+    k.loop(from: self.body.thread, to: count, by: tiling.threads) { item in
+      let (row, chunk) = (item / chunks, item % chunks)
+      let place = region + row * (memory.rowWords * 4) + chunk * 16
+      var sums: [Register<F32>] = []
+      for group in 0..<tiling.keyGroups {
+        let parts = k.load(F32.self, count: 4, shared: place, offset: group * memory.outputByteCount)
+        sums = sums.isEmpty ? parts : zip(sums, parts).map { $0 + $1 }
+      }
+      let weights = (0..<tiling.keyGroups).map {
+        k.load(
+          F32.self, shared: statistics + row * 4, offset: memory.statisticsByteCount + $0 * tiling.rows * 4)
+      }
+      let total = weights.dropFirst().reduce(weights[0]) { $0 + $1 }
+      // Chosen, not multiplied: what a row without keys holds may be anything.
+      let (hasKeys, factor) = (total .!= 0, k.reciprocal(total))
+      body(row, chunk, sums.map { k.select(hasKeys, $0 * factor, 0) })
+    }
+  }
+
+  /// Writes O; `base` is the address of the sequence's and group's first row.
+  func storeOutput(to base: Register<U64>, _ strides: ForwardParameters.Strides) {
+    k.comment("all tiles of the unit were here: O")
+    forEachChunk { row, chunk, values in
+      let words = [0, 2].map { body.s.inputs.pack(k, values[$0], values[$0 + 1]) }
+      k.store(words, global: base + rows.distance(ofRow: rows.firstRow + row, strides) + k.wide(chunk * 8))
+    }
+  }
+
+  /// Writes the log-sum-exps to `[B, H_q, s_q]`, where somebody wants them.
+  func storeLogSumExps(_ softmax: OnlineSoftmax, unit: WorkShare.Unit, head: Register<U32>) {
+    let p = body.parameters
+    k.if((p.logSumExpBase .!= 0) & (body.keyGroup .== 0) & ((body.lane % 4) .== 0)) {
+      let heads = p.keyValueHeads * body.s.groupSize
+      let first = unit.sequence.reinterpreted(as: U32.self) * heads + head
+      for (value, row) in zip(logSumExps(softmax), ownRows) {
+        k.if(row .< rows.count) {
+          let query = rows.query(ofRow: row)
+          let own = body.s.groupSize == 1 ? first : first + (row - query * body.s.groupSize)
+          k.store(value, global: p.logSumExpBase + (k.multiplyWide(own, p.queries) + k.wide(query)) * 4)
+        }
+      }
+    }
+  }
+
+  /// Writes a part of a unit: O divided by its own sums, f32, and its log-sum-exps.
+  func storePart(_ softmax: OnlineSoftmax, output: Register<U64>, logSumExps place: Register<U64>) {
+    k.comment("a part of the unit")
+    forEachChunk { row, chunk, values in
+      k.store(values, global: output + k.wide(row * (body.s.valueDimension * 4) + chunk * 16))
+    }
+    k.if((body.keyGroup .== 0) & ((body.lane % 4) .== 0)) {
+      let own = place + k.wide((body.firstRow + body.lane / 4) * 4)
+      for (i, value) in logSumExps(softmax).enumerated() { k.store(value, global: own, offset: i * 32) }
+    }
+  }
+}

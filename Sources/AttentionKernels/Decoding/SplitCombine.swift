@@ -1,0 +1,141 @@
+internal import PTX
+
+/// Puts together the parts that several blocks made of one unit ("split-KV"): O = sum of w_i O_i, w_i = exp(LSE_i - LSE).
+///
+/// Block i leaves a unit that it begins in place 2 i + 1, any other in place 2 i, so that the places of a unit are known from the
+/// blocks that have its first and last tile.
+struct SplitCombine {
+  private let k: KernelBuilder
+  private let s: DecodeSpecialization
+  private let p: DecodeParameters
+  private var columns: Int { s.valueDimension }
+  private var rowsOfPart: Int { s.tiling.rows }
+  /// Chunks of 4 columns of a row.
+  var chunks: Int { columns / 4 }
+
+  /// Parts whose loads are under way together.
+  private static let atOnce = 8
+  private static let log2e: Float = 1.4426950408889634
+
+  init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters) {
+    (self.k, self.s, p) = (k, s, parameters)
+  }
+
+  /// The place of a block's part of a unit.
+  private func place(of block: Register<S32>, first: Register<S32>) -> Register<U32> {
+    (block * 2 + k.select(block .== first, k.constant(1, S32.self), k.constant(0, S32.self)))
+      .reinterpreted(as: U32.self)
+  }
+
+  private func partOutput(_ place: Register<U32>) -> Register<U64> {
+    p.parts + k.multiplyWide(place, rowsOfPart * columns * 4)
+  }
+
+  private func partLogSumExps(_ place: Register<U32>) -> Register<U64> {
+    p.partLogSumExps + k.multiplyWide(place, rowsOfPart * 4)
+  }
+
+  /// Where this block leaves its part of a unit.
+  func ownPlace(_ unit: WorkShare.Unit) -> (output: Register<U64>, logSumExps: Register<U64>) {
+    let place = place(of: k.special(.blockX).reinterpreted(as: S32.self), first: unit.blocks.first)
+    return (partOutput(place), partLogSumExps(place))
+  }
+
+  /// Emits `combine` for the last block that has left its part of the unit; all threads see the parts of all.
+  ///
+  /// - Parameter word: shared memory for a word.
+  func ifLast(_ unit: WorkShare.Unit, thread: Register<U32>, word: Register<U32>, _ combine: () -> Void) {
+    k.comment("the last block to arrive has all parts")
+    k.barrier()
+    let arrivals = p.arrivals + k.multiplyWide(unit.number.reinterpreted(as: U32.self), 4)
+    let others = (unit.blocks.last - unit.blocks.first).reinterpreted(as: U32.self)
+    k.if(thread .== 0) {
+      k.fence(.device)
+      let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self))
+      k.fence(.device)
+      k.store(before, shared: word)
+    }
+    k.barrier()
+    k.if(k.load(U32.self, shared: word) .== others) {
+      // For the next call.
+      k.if(thread .== 0) { k.store(k.constant(0, U32.self), global: arrivals, ordering: .relaxed) }
+      combine()
+    }
+  }
+
+  /// What a thread knows of 4 columns of a row.
+  struct Sum {
+    let maximum, sum: Register<F32>
+    let values: [Register<F32>]
+  }
+
+  /// The sum over parts of 4 columns of a row of a unit.
+  ///
+  /// - Parameters:
+  ///   - row: the row of the unit's block of rows.
+  ///   - first: counted from the unit's first part on, the first part that counts; of the others every `step`-th does.
+  func sum(
+    _ unit: WorkShare.Unit, row: Register<U32>, chunk: Register<U32>, first: Register<S32>, step: Int
+  ) -> Sum {
+    let maximum = k.variable(k.constant(-.infinity))
+    let sum = k.variable(k.constant(0))
+    let values = (0..<4).map { _ in k.variable(k.constant(0)) }
+    k.loop(from: unit.blocks.first + first, to: unit.blocks.last + 1, by: Self.atOnce * step) { first in
+      // Beyond the last part, the last one is read again and weighs nothing.
+      let blocks = (0..<Self.atOnce).map { k.minimum(first + $0 * step, unit.blocks.last) }
+      let places = blocks.map { place(of: $0, first: unit.blocks.first) }
+      let logSumExps = places.enumerated().map { i, place in
+        let value = k.load(F32.self, global: partLogSumExps(place) + k.wide(row * 4))
+        return k.select((first + i * step) .<= unit.blocks.last, value, -.infinity)
+      }
+      let parts = places.map {
+        k.load(F32.self, count: 4, global: partOutput($0) + k.wide(row * (columns * 4) + chunk * 16))
+      }
+      add(zip(logSumExps, parts).map { (maximum: $0, sum: k.constant(1), values: $1) }, to: maximum, sum, values)
+    }
+    return Sum(maximum: maximum, sum: sum, values: values)
+  }
+
+  /// Adds sums with maxima of their own to a sum.
+  func add(
+    _ others: [(maximum: Register<F32>, sum: Register<F32>, values: [Register<F32>])], to maximum: Register<F32>,
+    _ sum: Register<F32>, _ values: [Register<F32>]
+  ) {
+    let largest = others.reduce(maximum) { k.maximum($0, $1.maximum) }
+    let top = k.select(largest .!= -.infinity, largest, 0)
+    let old = k.exp2((maximum - top) * Self.log2e)
+    k.set(maximum, to: largest)
+    k.set(sum, to: sum * old)
+    for value in values { k.set(value, to: value * old) }
+    for other in others {
+      let weight = k.exp2((other.maximum - top) * Self.log2e)
+      k.set(sum, to: k.multiplyAdd(weight, other.sum, sum))
+      for (value, element) in zip(values, other.values) {
+        k.set(value, to: k.multiplyAdd(weight, element, value))
+      }
+    }
+  }
+
+  /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.
+  func store(
+    _ result: Sum, _ unit: WorkShare.Unit, rows: PackedQueries, row own: Register<U32>, chunk: Register<U32>,
+    firstHead: Register<U32>
+  ) {
+    let sequence = k.wide(unit.sequence.reinterpreted(as: U32.self))
+    let base = p.outputBase + sequence * p.outputStrides.batch + k.wide(firstHead) * p.outputStrides.head
+    let (hasKeys, factor) = (result.sum .!= 0, k.reciprocal(result.sum))
+    let results = result.values.map { k.select(hasKeys, $0 * factor, 0) }
+    let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
+    k.store(packed, global: base + rows.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
+    k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
+      let logSumExp = k.multiplyAdd(k.log2(result.sum), k.constant(p.ln2.plain), result.maximum)
+      let query = rows.query(ofRow: own)
+      let heads = p.keyValueHeads * s.groupSize
+      let first = unit.sequence.reinterpreted(as: U32.self) * heads + firstHead
+      let head = s.groupSize == 1 ? first : first + (own - query * s.groupSize)
+      k.store(
+        k.select(hasKeys, logSumExp, -.infinity),
+        global: p.logSumExpBase + (k.multiplyWide(head, p.queries) + k.wide(query)) * 4)
+    }
+  }
+}

@@ -1,0 +1,152 @@
+internal import AttentionKernels
+internal import CPUAttention
+internal import CUDADriver
+internal import PTX
+
+/// How attention over a cache will be computed, decided once for all lengths: make it, print it, run it for every token.
+///
+///     let problem = try CachedAttentionProblem(
+///       batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+///       cache: .contiguous(sequences: 4, capacity: 16384), scalarType: .bf16)
+///     let plan = try CachedAttentionPlan(problem)
+///     try plan.run(queries: q, keys: cachedKeys, values: cachedValues, lengths: [7, 16384, 300, 0], output: o)
+///
+/// On a GPU the lengths stay there: a call never waits for them, and a captured call runs with whatever lengths it finds.
+public struct CachedAttentionPlan: Sendable {
+  /// What is computed.
+  public let problem: CachedAttentionProblem
+  /// Why this device was chosen, as a sentence.
+  public let reason: String
+  private let path: Path
+  private let threads: Int
+
+  private enum Path: Sendable {
+    case cpu
+    case gpu(GPUDecodePlan)
+  }
+
+  /// - Parameter threads: threads at most on the CPU; nil for one per processor.
+  /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
+  ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
+  public init(
+    _ problem: CachedAttentionProblem, device: Device = .auto, threads: Int? = nil
+  ) throws(AttentionError) {
+    self.problem = problem
+    self.threads = min(threads ?? .max, WorkerTeam.processors)
+    func onGPU() throws(AttentionError) -> Path { .gpu(try GPUDecodePlan(problem, on: try GPU.device())) }
+    func onCPU() throws(AttentionError) -> Path {
+      // Refused now if it would be later.
+      _ = try CPUPlan(try problem.sequence(length: 1), threads: 1)
+      return .cpu
+    }
+    switch device {
+    case .cpu: (path, reason) = (try onCPU(), "The CPU was asked for.")
+    case .gpu: (path, reason) = (try onGPU(), "The GPU was asked for.")
+    case .auto:
+      do throws(AttentionError) {
+        path = try onGPU()
+        reason = "The GPU was chosen, because there is one and it takes \(problem.scalarType)."
+      } catch {
+        let why =
+          if case .deviceUnavailable(_, let reason) = error { reason } else { "the GPU does not take this: \(error)" }
+        (path, self.reason) = (try onCPU(), "The CPU was chosen, because \(why)")
+      }
+    }
+  }
+
+  /// Does what the first call would otherwise do: on a GPU, compiles and loads the kernel.
+  /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
+  public func prepare() throws(AttentionError) {
+    if case .gpu(let plan) = path {
+      try reportingDeviceErrors { () throws(CUDAError) in try plan.prepare() }
+    }
+  }
+
+  /// Bytes of the GPU's memory that a call works in; 0 on the CPU.
+  public var workspaceByteCount: Int {
+    if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
+  }
+
+  /// The GPU of the plan; nil where it is for the CPU.
+  public var gpu: GPU? {
+    if case .gpu(let plan) = path { plan.gpu } else { nil }
+  }
+
+  /// What the driver made of the kernel, after `prepare`.
+  package var compiled: (registers: Int, spilledBytes: Int)? {
+    if case .gpu(let plan) = path, let made = plan.gpu.loaded(plan.plan)?.resources {
+      (made.registers, made.localBytes)
+    } else { nil }
+  }
+
+  /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each.
+  public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
+    guard case .gpu(let plan) = path else {
+      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+    }
+    let buffer = try GPUBuffer(byteCount: max(plan.plan.launch.workspaceByteCount, 16), on: plan.gpu)
+    try buffer.fill(0)
+    return buffer
+  }
+
+  /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that the call
+  /// can be captured.
+  ///
+  /// - Parameters:
+  ///   - tensors: where everything is.
+  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call.
+  ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
+  /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
+  ///   the driver refuses the launch.
+  public func launch(
+    _ tensors: DeviceCacheTensors, workspace: UInt64, stream: OpaquePointer? = nil
+  ) throws(AttentionError) {
+    guard case .gpu(let plan) = path else {
+      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+    }
+    try plan.launch(
+      tensors, workspace: workspace, stream: stream.map { StreamHandle($0) } ?? plan.gpu.stream.handle)
+  }
+}
+
+extension CachedAttentionPlan: CustomStringConvertible {
+  /// Which path runs and why, in a few lines.
+  public var description: String {
+    switch path {
+    case .cpu: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
+    case .gpu(let plan): "\(plan.plan)\n\(reason)"
+    }
+  }
+}
+
+/// Where the tensors of a call over a cache are, in the memory of a GPU.
+public struct DeviceCacheTensors: Hashable, Sendable {
+  /// `[B, H_q, s_q, D]`.
+  public var queries: DeviceTensorView
+  /// `[sequences, H_kv, capacity, D]`, or `[pages, H_kv, page size, D]`.
+  public var keys: DeviceTensorView
+  /// The same with D_v.
+  public var values: DeviceTensorView
+  /// `[B, H_q, s_q, D_v]`; overwritten.
+  public var output: DeviceTensorView
+  /// Address of `[B, H_q, s_q]` contiguous f32; 0 where it is not needed.
+  public var logSumExp: UInt64
+  /// Address of `[B]` int32: the rows of each sequence's cache that hold keys.
+  public var lengths: UInt64
+  /// Address of `[B]` int32: which sequence of the cache; 0 for the sequence's own number. Not with pages.
+  public var batchIndex: UInt64
+  /// Address of `[B]` int32: the row of each sequence's first key; 0 for 0.
+  public var leftPadding: UInt64
+  /// Address of `[B, pagesPerSequence]` int32; 0 without pages.
+  public var pageTable: UInt64
+
+  /// The tensors of a call.
+  public init(
+    queries: DeviceTensorView, keys: DeviceTensorView, values: DeviceTensorView, output: DeviceTensorView,
+    lengths: UInt64, logSumExp: UInt64 = 0, batchIndex: UInt64 = 0, leftPadding: UInt64 = 0, pageTable: UInt64 = 0
+  ) {
+    (self.queries, self.keys, self.values, self.output) = (queries, keys, values, output)
+    (self.lengths, self.logSumExp) = (lengths, logSumExp)
+    (self.batchIndex, self.leftPadding, self.pageTable) = (batchIndex, leftPadding, pageTable)
+  }
+}

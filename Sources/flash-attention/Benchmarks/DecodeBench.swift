@@ -1,0 +1,147 @@
+internal import FlashAttention
+
+/// Measures decoding on a GPU: one cache, large enough for all cases, of numbers that repeat every few megabytes.
+final class DecodeBench {
+  /// A case, with all samples.
+  struct Result: Encodable {
+    let problem: String
+    let batch, context, queries, queryHeads, kvHeads, dimension: Int
+    let bytes: Double
+    let seconds: [Double]
+    let floorSeconds: Double
+    let errorRatio: Double?
+    let registers: Int?
+  }
+
+  let readGigabytesPerSecond: Double
+  let emptySeconds: Double
+  private let gpu: GPU
+  private let probe: GPUProbe
+  private let keys, values: GPUBuffer
+  /// Numbers that the caches repeat.
+  private let block: Tensor
+
+  init(_ plans: [CachedAttentionPlan]) throws {
+    gpu = plans[0].gpu!
+    probe = try GPUProbe(gpu)
+    readGigabytesPerSecond = try probe.readGigabytesPerSecond()
+    emptySeconds = try probe.emptyKernelSeconds()
+    let byteCount = plans.map { $0.problem.keyShape.elementCount * 2 }.max()!
+    var random = RandomSource(seed: 2)
+    // Not a power of two, so that sequences differ.
+    block = Tensor.normal(
+      TensorShape(batch: 1, heads: 1, length: 40009, dimension: 128), plans[0].problem.scalarType, from: &random)
+    (keys, values) = (try GPUBuffer(byteCount: byteCount, on: gpu), try GPUBuffer(byteCount: byteCount, on: gpu))
+    try block.withBytes { bytes in
+      for offset in stride(from: 0, to: byteCount, by: bytes.count) {
+        let part = UnsafeRawBufferPointer(rebasing: bytes[..<min(bytes.count, byteCount - offset)])
+        try keys.copy(from: part, at: offset)
+        // V is another part of the same numbers.
+        let shift = bytes.count / 2 / 256 * 256
+        let first = UnsafeRawBufferPointer(rebasing: bytes[shift..<min(bytes.count, shift + byteCount - offset)])
+        try values.copy(from: first, at: offset)
+        let left = min(shift, byteCount - offset - first.count)
+        if left > 0 { try values.copy(from: UnsafeRawBufferPointer(rebasing: bytes[..<left]), at: offset + first.count) }
+      }
+    }
+    try gpu.synchronize()
+  }
+
+  func measure(_ plan: CachedAttentionPlan, context: Int, iterations: Int) throws -> Result {
+    let problem = plan.problem
+    try plan.prepare()
+    var random = RandomSource(seed: 1)
+    let queries = Tensor.normal(problem.queryShape, problem.scalarType, layout: .bnhd, from: &random)
+    func upload<T: BitwiseCopyable>(_ elements: [T]) throws -> GPUBuffer {
+      try elements.withUnsafeBytes { bytes in
+        let buffer = try GPUBuffer(byteCount: max(bytes.count, 16), on: gpu)
+        try buffer.copy(from: bytes)
+        return buffer
+      }
+    }
+    let q = try queries.withBytes { bytes in
+      let buffer = try GPUBuffer(byteCount: bytes.count, on: gpu)
+      try buffer.copy(from: bytes)
+      return buffer
+    }
+    let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * 2, on: gpu)
+    let statistics = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
+    let lengths = try upload([Int32](repeating: Int32(context), count: problem.batch))
+    var pageTable: GPUBuffer?
+    if case .paged(_, _, let perSequence) = problem.cache {
+      // Pages in a mixed order.
+      var pages = (0..<Int32(problem.batch * perSequence)).map { $0 }
+      for i in stride(from: pages.count - 1, to: 0, by: -1) { pages.swapAt(i, random.int(0...i)) }
+      pageTable = try upload(pages)
+    }
+    let workspace = try plan.makeWorkspace()
+    func view(_ buffer: GPUBuffer, _ shape: TensorShape) -> DeviceTensorView {
+      DeviceTensorView(address: buffer.address, scalarType: problem.scalarType, shape: shape, layout: .bnhd)
+    }
+    let tensors = DeviceCacheTensors(
+      queries: view(q, problem.queryShape), keys: view(keys, problem.keyShape),
+      values: view(values, problem.valueShape), output: view(o, problem.outputShape), lengths: lengths.address,
+      logSumExp: statistics.address, pageTable: pageTable?.address ?? 0)
+    let graph = try GPUGraph(on: gpu) { () throws(AttentionError) in
+      try plan.launch(tensors, workspace: workspace.address)
+    }
+    let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
+    let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * 2)
+    let ratio = pageTable == nil && context <= 32768 ? try error(of: o, statistics, problem, queries, context) : nil
+    return Result(
+      problem: "\(problem)", batch: problem.batch, context: context, queries: problem.queries,
+      queryHeads: problem.queryHeads, kvHeads: problem.keyValueHeads, dimension: problem.dimension, bytes: bytes,
+      seconds: seconds, floorSeconds: bytes / readGigabytesPerSecond / 1e9 + emptySeconds, errorRatio: ratio,
+      registers: plan.compiled?.registers)
+  }
+
+  /// The error of the last head of the first sequence.
+  private func error(
+    of output: GPUBuffer, _ statistics: GPUBuffer, _ problem: CachedAttentionProblem, _ queries: Tensor, _ context: Int
+  ) throws -> Double {
+    let (heads, d, type) = (problem.keyValueHeads, problem.dimension, problem.scalarType)
+    let numbers = block.floats
+    let shift = block.shape.elementCount * 2 / 2 / 256 * 256 / 2
+    func cached(_ start: Int) -> Tensor {
+      Tensor(
+        shape: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type
+      ) { _, _, n, c in numbers[(start + (n * heads + heads - 1) * d + c) % numbers.count] }
+    }
+    let last = problem.queryHeads - 1
+    let one = try AttentionProblem(
+      queries: TensorShape(batch: 1, heads: 1, length: problem.queries, dimension: d),
+      keys: TensorShape(batch: 1, heads: 1, length: context, dimension: d),
+      values: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type, mask: problem.mask)
+    let q = Tensor(shape: one.queryShape, scalarType: type) { _, _, n, c in queries[0, last, n, c] }
+    let (k, v) = (cached(0), cached(shift))
+    var words = [UInt8](repeating: 0, count: output.byteCount)
+    try words.withUnsafeMutableBytes { try output.copy(to: $0) }
+    var logSumExps = [Float](repeating: 0, count: problem.logSumExpCount)
+    try logSumExps.withUnsafeMutableBytes { try statistics.copy(to: $0) }
+    let values = words.withUnsafeBytes { bytes in
+      (0..<problem.queries).flatMap { n in
+        (0..<d).map {
+          Double(type.load(from: bytes.baseAddress!, at: (n * problem.queryHeads + last) * d + $0))
+        }
+      }
+    }
+    let ownLogSumExps = (0..<problem.queries).map { Double(logSumExps[last * problem.queries + $0]) }
+    return q.withView { q in
+      k.withView { k in
+        v.withView { v in
+          let reference = AttentionCheck.reference(one, queries: q, keys: k, values: v)
+          let plain = AttentionCheck.plain(one, queries: q, keys: k, values: v)
+          let other = AttentionCheck.plain(one, queries: q, keys: k, values: v, sums: .cut)
+          return max(
+            Comparison(
+              actual: values, plain: plain.output, other: other.output, reference: reference.output, type: type
+            ).ratio,
+            Comparison(
+              actual: ownLogSumExps, plain: plain.logSumExp, other: other.logSumExp, reference: reference.logSumExp,
+              type: .f32
+            ).ratio)
+        }
+      }
+    }
+  }
+}
