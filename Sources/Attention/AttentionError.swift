@@ -14,6 +14,10 @@ public enum AttentionError: Error, Hashable, Sendable {
   case mixedTypes(first: String, firstType: ScalarType, second: String, secondType: ScalarType)
   /// A view handed to a plan is not of the shape that the plan is for.
   case notThePlan(tensor: String, given: TensorShape, planned: TensorShape)
+  /// A number of a sequence that says where its keys are is none that there can be.
+  case cacheEntry(String, sequence: Int, value: Int, limit: Int)
+  /// There are not as many numbers as sequences.
+  case cacheEntries(String, count: Int, batch: Int)
   /// A tensor that the plan needs is not there, or one that it knows nothing of is.
   case notInThePlan(tensor: String, isMissing: Bool)
   /// The log-sum-exp buffer has another size.
@@ -60,6 +64,10 @@ extension AttentionError: CustomStringConvertible {
       "\(first) is \(firstType), but \(second) is \(secondType); convert them to one type."
     case .notThePlan(let tensor, let given, let planned):
       "\(tensor) has \(given), but the plan was made for \(planned); make a plan for the new shape."
+    case .cacheEntry(let what, let sequence, let value, let limit):
+      "The \(what) of sequence \(sequence) is \(value); it must be from 0 to \(limit)."
+    case .cacheEntries(let what, let count, let batch):
+      "There are \(count) \(what) for \(batch) sequences; give one for each."
     case .notInThePlan(let tensor, let isMissing):
       isMissing
         ? "There is no \(tensor), and the plan needs it; give its address."

@@ -9,7 +9,8 @@ internal import PTX
 ///       batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
 ///       cache: .contiguous(sequences: 4, capacity: 16384), scalarType: .bf16)
 ///     let plan = try CachedAttentionPlan(problem)
-///     try plan.run(queries: q, keys: cachedKeys, values: cachedValues, lengths: [7, 16384, 300, 0], output: o)
+///     try plan.run(
+///       queries: q, keys: cachedKeys, values: cachedValues, entries: CacheEntries(lengths: [7, 16384, 300, 0]), output: o)
 ///
 /// On a GPU the lengths stay there: a call never waits for them, and a captured call runs with whatever lengths it finds.
 public struct CachedAttentionPlan: Sendable {
@@ -18,23 +19,26 @@ public struct CachedAttentionPlan: Sendable {
   /// Why this device was chosen, as a sentence.
   public let reason: String
   private let path: Path
-  private let threads: Int
+  let threads: Int
 
   private enum Path: Sendable {
     case cpu
     case gpu(GPUDecodePlan)
   }
 
-  /// - Parameter threads: threads at most on the CPU; nil for one per processor.
+  /// - Parameters:
+  ///   - threads: threads at most on the CPU; nil for one per processor.
+  ///   - tiling: changes to the GPU's tiling, for experiments: `groups=8,stages=4`; see `bench decode --tiling` of the tool.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
   public init(
-    _ problem: CachedAttentionProblem, device: Device = .auto, threads: Int? = nil
+    _ problem: CachedAttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
-    func onGPU() throws(AttentionError) -> Path { .gpu(try GPUDecodePlan(problem, on: try GPU.device())) }
+    func onGPU() throws(AttentionError) -> Path { .gpu(try GPUDecodePlan(problem, on: try GPU.device(), changes: tiling)) }
     func onCPU() throws(AttentionError) -> Path {
+      if let tiling { throw .tiling(tiling, reason: "is for the kernels of GPUs; leave it out on the CPU") }
       // Refused now if it would be later.
       _ = try CPUPlan(try problem.sequence(length: 1), threads: 1)
       return .cpu

@@ -7,9 +7,9 @@ struct GPUDecodePlan: Sendable {
   let plan: DecodePlan
   let gpu: GPU
 
-  init(_ problem: CachedAttentionProblem, on gpu: GPU) throws(AttentionError) {
+  init(_ problem: CachedAttentionProblem, on gpu: GPU, changes: String?) throws(AttentionError) {
     self.gpu = gpu
-    plan = try DecodePlan(problem, on: gpu.limits)
+    plan = try DecodePlan(problem, on: gpu.limits, changes: changes)
   }
 
   /// Compiles and loads the kernels.

@@ -100,10 +100,10 @@ import Testing
       switch kind {
       // Blocks have parts of long units, and then several short ones.
       case "pages":
-        try EmulatedDecoding(lengths: [400, 60, 20, 30, 25], pageSize: 16, capacity: 400, multiprocessors: 1)
+        try EmulatedDecoding(lengths: [700, 60, 20, 30, 25], pageSize: 16, capacity: 700, multiprocessors: 2)
       case "warps divide rows":
-        try EmulatedDecoding(lengths: [400, 20, 30, 25], group: 16, queries: 4, capacity: 400, multiprocessors: 1)
-      default: try EmulatedDecoding(lengths: [700, 60, 20, 30, 10, 50], capacity: 700, multiprocessors: 1)
+        try EmulatedDecoding(lengths: [400, 20, 30, 25], group: 16, queries: 4, capacity: 400, multiprocessors: 2)
+      default: try EmulatedDecoding(lengths: [800, 60, 20, 30, 10, 50], capacity: 800, multiprocessors: 2)
       }
     let kernel = try decoding.plan.kernel()
     let survivors = Mutation.survivors(of: kernel) { (program, schedule) throws(Hazard) in

@@ -20,7 +20,7 @@ struct EmulatedDecoding {
     _ type: ScalarType = .bf16, lengths: [Int], heads: Int = 1, group: Int = 4, queries: Int = 1, dimension: Int = 64,
     valueDimension: Int? = nil, pageSize: Int? = nil, capacity: Int = 256, mask: AttentionMask = .causal,
     scale: Double? = nil, softcap: Double? = nil, batchIndex: [Int]? = nil, leftPadding: [Int]? = nil,
-    multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, tiling: (DecodeTiling) -> DecodeTiling = { $0 }
+    multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil
   ) throws {
     (self.lengths, self.batchIndex, self.leftPadding) = (lengths, batchIndex, leftPadding)
     self.multiprocessors = multiprocessors
@@ -36,7 +36,7 @@ struct EmulatedDecoding {
       scale: scale, softcap: softcap)
     var gpu = GPULimits.typical(of: .sm90)
     gpu.multiprocessors = multiprocessors
-    plan = try DecodePlan(problem, on: gpu, combination: combination, tiling: tiling)
+    plan = try DecodePlan(problem, on: gpu, combination: combination, changes: changes)
   }
 
   /// A number from -2 to 2 that looks random, exact in both types.

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionKernels
 internal import FlashAttention
 internal import FoundationEssentials
 internal import TensorFiles
@@ -37,6 +38,11 @@ struct BenchDecodeCommand: ParsableCommand {
 
   @Option(help: "Keys on a page; the cache is contiguous without.")
   var pageSize: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "Change the tiling, for experiments: any of \(DecodeTiling.changeSyntax), with commas.", valueName: "CHANGES"))
+  var tiling: String?
 
   @Option(help: "Runs of each case; the median counts.")
   var iterations = 21
@@ -78,7 +84,7 @@ struct BenchDecodeCommand: ParsableCommand {
       } ?? Self.grid
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let plans = try reportingOptionErrors {
-      try cases.map { try CachedAttentionPlan(problem($0), device: .gpu) }
+      try cases.map { try CachedAttentionPlan(problem($0), device: .gpu, tiling: tiling) }
     }
     try reportingFileErrors {
       let bench = try DecodeBench(plans)
