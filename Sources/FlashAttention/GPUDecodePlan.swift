@@ -61,8 +61,10 @@ struct GPUDecodePlan: Sendable {
             sharedByteCount: plan.launch.sharedByteCount), arguments: arguments, in: stream)
         if plan.launch.combineBlocks > 0 {
           try gpu.load(CombinePlan(plan: plan)).library.launch(
-            LaunchShape(blocks: plan.launch.combineBlocks, threads: CombineKernel.threads), arguments: arguments,
-            in: stream)
+            LaunchShape(
+              blocks: plan.launch.combineBlocks, threads: CombineKernel.threads,
+              attributes: plan.specialization.combination == .dependentLaunch ? [.programmaticStreamSerialization] : []),
+            arguments: arguments, in: stream)
         }
       }
     }

@@ -98,6 +98,8 @@ extension Instruction {
       Requirement(version: PTXVersion(7, 8), target: .sm90)
     case .arithmetic(.unary(.exp2, .bf16x2, _, _)):
       Requirement(version: PTXVersion(7, 8), target: .sm90)
+    case .synchronization(.launchDependents), .synchronization(.waitForPrerequisites):
+      Requirement(version: PTXVersion(7, 8), target: .sm90)
     case .conversion(.packE4M3), .conversion(.f16x2FromE4M3x2):
       // 7.8 has them for sm_90; sm_89 came with 8.1.
       Requirement(version: PTXVersion(8, 1), target: .sm89)

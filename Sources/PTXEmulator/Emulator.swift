@@ -11,12 +11,18 @@ public struct Launch: Sendable {
   public var dynamicSharedByteCount: Int
   /// One for each parameter, in order.
   public var arguments: [Argument]
+  /// Whether it may begin before the launch in front of it has ended: memory that kernels write is then nobody's until the
+  /// warp has waited for that.
+  public var isDependent: Bool
 
   /// Everything but the kernel.
-  public init(blocks: (x: Int, y: Int, z: Int), dynamicSharedByteCount: Int = 0, arguments: [Argument]) {
+  public init(
+    blocks: (x: Int, y: Int, z: Int), dynamicSharedByteCount: Int = 0, arguments: [Argument], isDependent: Bool = false
+  ) {
     self.blocks = blocks
     self.dynamicSharedByteCount = dynamicSharedByteCount
     self.arguments = arguments
+    self.isDependent = isDependent
   }
 }
 

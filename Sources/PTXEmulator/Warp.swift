@@ -53,6 +53,9 @@ final class Warp {
   var pendingFromBlock: [Int: Knowledge] = [:]
   var pendingFromDevice: [Int: Knowledge] = [:]
 
+  /// Whether the launch before this one has ended for it.
+  var hasPrerequisites = false
+
   var copies: [Copy] = []
   /// Groups that each lane has committed.
   var groups = [Int32](repeating: 0, count: 32)

@@ -60,6 +60,9 @@ import Testing
     Clause("parts put together by a second launch") {
       try EmulatedDecoding(lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .secondLaunch)
     },
+    Clause("parts put together by a launch that begins early") {
+      try EmulatedDecoding(lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .dependentLaunch)
+    },
     Clause("the same, two blocks of rows, D_v 40") {
       try EmulatedDecoding(
         .f16, lengths: [300, 90], group: 5, queries: 30, dimension: 64, valueDimension: 40, capacity: 300,
@@ -112,8 +115,9 @@ import Testing
     #expect(survivors.isEmpty, "\(survivors)")
   }
 
-  @Test func everyMutationOfTheSecondLaunchIsCaught() throws {
-    let decoding = try EmulatedDecoding(lengths: [700, 60], capacity: 700, combination: .secondLaunch)
+  @Test(arguments: [DecodeSpecialization.Combination.secondLaunch, .dependentLaunch])
+  func everyMutationOfTheSecondLaunchIsCaught(combination: DecodeSpecialization.Combination) throws {
+    let decoding = try EmulatedDecoding(lengths: [700, 60], capacity: 700, combination: combination)
     let kernel = try #require(try decoding.plan.combineKernel())
     #expect(Mutation.all(of: kernel).count >= 1)
     let survivors = Mutation.survivors(of: kernel) { (program, schedule) throws(Hazard) in

@@ -151,7 +151,9 @@ struct EmulatedDecoding {
         program ?? Program(try! plan.kernel()), launch, memory: memory, schedule: schedule,
         residentBlocks: plan.launch.blocks)
       if plan.launch.combineBlocks > 0 {
-        let second = Launch(blocks: (plan.launch.combineBlocks, 1, 1), arguments: launch.arguments)
+        let second = Launch(
+          blocks: (plan.launch.combineBlocks, 1, 1), arguments: launch.arguments,
+          isDependent: plan.specialization.combination == .dependentLaunch)
         let also = try Emulator.run(
           combine ?? Program(try! plan.combineKernel()!), second, memory: memory, schedule: schedule)
         counters.bankConflicts += also.bankConflicts

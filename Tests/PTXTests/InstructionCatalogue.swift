@@ -112,7 +112,9 @@ enum InstructionCatalogue {
     try Kernel.build("hopper", threadsPerBlock: 32) { k in
       let f = k.parameter("f", F32.self)
       let pair = k.pack(f, f, as: BF16x2.self)
+      k.waitForPrerequisites()
       k.store(k.exp2(pair * pair + pair - pair), global: k.pointer("place"))
+      k.launchDependents()
     }
   }
 }

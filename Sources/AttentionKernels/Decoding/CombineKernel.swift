@@ -3,6 +3,7 @@ public import PTX
 /// The second launch of a decode call whose units have many parts: a block for each row.
 ///
 ///     the row's unit, and the blocks that have parts of it; nothing to do where one block had all
+///     where it may begin early: wait for the first launch
 ///     each thread: 4 columns, over every n-th part
 ///     O and log-sum-exp of the row, over the n through shared memory
 public struct CombineKernel: Hashable, Sendable {
@@ -39,6 +40,7 @@ public struct CombineKernel: Hashable, Sendable {
         let (part, chunk) = (thread / chunks, thread % chunks)
         let place = buffer + thread * 16
         let numbers = buffer + parts * chunks * 16 + thread * 8
+        if s.combination == .dependentLaunch { k.waitForPrerequisites() }
         k.if(part .< parts) {
           let sum = combine.sum(
             unit, row: own % s.tiling.rows, chunk: chunk, first: part.reinterpreted(as: S32.self), step: parts)

@@ -56,6 +56,7 @@ struct DecodeBody {
   }
 
   func emit() {
+    if s.combination == .dependentLaunch { k.launchDependents() }
     let share = WorkShare(k, s, parameters, lane: lane)
     let tile = k.variable(share.first).named("tile")
     k.if(share.first .< share.end) {
@@ -137,7 +138,7 @@ struct DecodeBody {
       let combine = SplitCombine(k, s, parameters)
       let own = combine.ownPlace(unit)
       merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
-      if s.combination == .secondLaunch { return }
+      if s.combination != .lastBlock { return }
       combine.ifLast(unit, thread: thread, word: shared + memory.wordOffset) {
         let chunks = combine.chunks
         let count = k.minimum(rows.count - rows.firstRow, k.constant(tiling.rows, U32.self)) * chunks

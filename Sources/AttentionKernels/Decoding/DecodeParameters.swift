@@ -114,7 +114,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
     let units = problem.batch * problem.keyValueHeads * rowBlocks
     combineBlocks =
-      specialization.combination == .secondLaunch
+      specialization.combination != .lastBlock
       ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
     // No more than there can be tiles.
     let tiles = units * max(1, (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys)

@@ -73,12 +73,12 @@ public struct DecodePlan: Hashable, Sendable {
     let tiles = (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys
     let parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
     let bytes = parts * min(rows, tiling.rows) * problem.valueDimension * 4
-    return bytes > 128 << 10 ? .secondLaunch : .lastBlock
+    return bytes <= 128 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
   }
 
   /// The kernel of the second launch; nil where there is none.
   public func combineKernel() throws(KernelError) -> Kernel? {
-    specialization.combination == .secondLaunch ? try CombineKernel(specialization).kernel() : nil
+    specialization.combination != .lastBlock ? try CombineKernel(specialization).kernel() : nil
   }
 
   /// The kernel of the specialization.

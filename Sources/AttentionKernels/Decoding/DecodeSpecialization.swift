@@ -33,6 +33,8 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case lastBlock
     /// A launch behind, in which many blocks take a row each.
     case secondLaunch
+    /// The same, begun while the first still runs; from sm_90 on.
+    case dependentLaunch
   }
 
   /// Where a key of a sequence is in the cache.
@@ -84,7 +86,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case .wholeSteps: name += "_pages"
     case .anyPage: name += "_any_pages"
     }
-    return name + "_" + tiling.name + (combination == .secondLaunch ? "_parts" : "")
+    return name + "_" + tiling.name + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
   }
 }
 

@@ -173,6 +173,19 @@ extension KernelBuilder {
     emit(.synchronization(.fence(scope)))
   }
 
+  /// Lets the launch behind this one begin, where it was made to; its blocks wait by `waitForPrerequisites` before they use
+  /// what this one writes.
+  public func launchDependents(file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.synchronization(.launchDependents))
+  }
+
+  /// Waits until the launch before this one has ended, and its memory can be seen.
+  public func waitForPrerequisites(file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    emit(.synchronization(.waitForPrerequisites))
+  }
+
   /// This thread is done.
   public func exit(file: String = #fileID, line: Int = #line) {
     at(file, line)

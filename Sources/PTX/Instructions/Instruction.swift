@@ -70,6 +70,7 @@ extension Instruction {
   /// Whether the instruction exists for its ordering alone: what a mutation test removes.
   public var isOrdering: Bool {
     switch self {
+    case .synchronization(.launchDependents): false
     case .synchronization: true
     case .asynchronousCopy(.waitGroup), .asynchronousCopy(.commit): true
     default: false

@@ -1,4 +1,4 @@
-/// Barriers and fences (sections 9.7.13.1 to 9.7.13.4).
+/// Barriers, fences and the order of launches (sections 9.7.13.1 to 9.7.13.4 and 9.7.13.13).
 public enum Synchronization: Hashable, Sendable {
   /// Waits for the threads of the block, or for `threads` of them, at barrier `id`.
   case barrier(id: Operand, threads: UInt16?)
@@ -8,6 +8,10 @@ public enum Synchronization: Hashable, Sendable {
   case warpBarrier
   /// Orders this thread's accesses before and after, for the threads of a scope.
   case fence(Scope)
+  /// The launch behind this one may begin (section 9.7.13.13, griddepcontrol).
+  case launchDependents
+  /// Waits until the launch before this one has ended and its memory can be seen; the same section.
+  case waitForPrerequisites
 
   /// The threads that a fence speaks to.
   public enum Scope: String, Hashable, Sendable, CaseIterable {
@@ -21,6 +25,8 @@ public enum Synchronization: Hashable, Sendable {
     case .arrive(let id, let threads): "bar.arrive \(name(id, .u32)), \(threads)"
     case .warpBarrier: "bar.warp.sync 0xffffffff"
     case .fence(let scope): "fence.acq_rel.\(scope.rawValue)"
+    case .launchDependents: "griddepcontrol.launch_dependents"
+    case .waitForPrerequisites: "griddepcontrol.wait"
     }
   }
 }

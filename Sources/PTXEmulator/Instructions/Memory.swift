@@ -158,6 +158,11 @@ extension Machine {
     if kind != .read && allocation.isReadOnly {
       throw hazard(.readOnly, "byte \(offset) of '\(allocation.name)'", warp, block, lane: lane)
     }
+    if launch.isDependent && !warp.hasPrerequisites && !allocation.isReadOnly {
+      throw hazard(
+        .race, "'\(allocation.name)' may still be written by the launch before, for which nobody waited", warp, block,
+        lane: lane)
+    }
     let page = allocation.page(offset)
     let within = offset & (Allocation.pageSize - 1)
     do throws(Conflict) {

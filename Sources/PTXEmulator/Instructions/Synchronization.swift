@@ -12,6 +12,8 @@ extension Machine {
     case .arrive(let id, let threads):
       try requireWholeWarp(mask, warp, block)
       try arrive(try barrierNumber(id, warp, block), Int(threads), waits: false, warp, block)
+    case .launchDependents: break
+    case .waitForPrerequisites: warp.hasPrerequisites = true
     case .warpBarrier:
       try requireWholeWarp(mask, warp, block)
       warp.synchronizeLanes()
