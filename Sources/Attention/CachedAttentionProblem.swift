@@ -125,6 +125,7 @@ extension CachedAttentionProblem: CustomStringConvertible {
       case .paged(_, let pageSize, let count): "a cache of \(count) pages of \(pageSize)"
       }
     let values = valueDimension == dimension ? "" : " (values \(valueDimension))"
-    return "batch \(batch), heads \(heads), \(queries) queries over \(where_), dimension \(dimension)\(values), \(scalarType), \(mask)"
+    return
+      "batch \(batch), heads \(heads), \(queries) queries over \(where_), dimension \(dimension)\(values), \(scalarType), \(mask)"
   }
 }

@@ -43,7 +43,8 @@ struct ForwardBody {
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      ScoreMask.Bounds(keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset), rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
+      ScoreMask.Bounds(keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset), rows: rows,
+      ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: tiling.sums)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.columnsPerWarp, named: "o")

@@ -36,7 +36,9 @@ public struct CachedAttentionPlan: Sendable {
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
-    func onGPU() throws(AttentionError) -> Path { .gpu(try GPUDecodePlan(problem, on: try GPU.device(), changes: tiling)) }
+    func onGPU() throws(AttentionError) -> Path {
+      .gpu(try GPUDecodePlan(problem, on: try GPU.device(), changes: tiling))
+    }
     func onCPU() throws(AttentionError) -> Path {
       if let tiling { throw .tiling(tiling, reason: "is for the kernels of GPUs; leave it out on the CPU") }
       // Refused now if it would be later.
@@ -80,7 +82,9 @@ public struct CachedAttentionPlan: Sendable {
   package var compiled: (registers: Int, spilledBytes: Int)? {
     if case .gpu(let plan) = path, let made = plan.gpu.loaded(plan.plan)?.resources {
       (made.registers, made.localBytes)
-    } else { nil }
+    } else {
+      nil
+    }
   }
 
   /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each.

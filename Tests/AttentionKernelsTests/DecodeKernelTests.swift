@@ -18,7 +18,9 @@ import Testing
 
   static let clauses: [Clause] = [
     Clause("one sequence over all blocks") { try EmulatedDecoding(lengths: [500], capacity: 512) },
-    Clause("lengths that differ by 100 times") { try EmulatedDecoding(lengths: [3, 300, 1, 17], heads: 2, capacity: 300) },
+    Clause("lengths that differ by 100 times") {
+      try EmulatedDecoding(lengths: [3, 300, 1, 17], heads: 2, capacity: 300)
+    },
     Clause("more sequences than lanes") { try EmulatedDecoding(lengths: (0..<37).map { $0 * 5 % 71 }, capacity: 80) },
     Clause("more sequences than are looked at together") {
       try EmulatedDecoding(lengths: (0..<140).map { $0 * 11 % 29 }, group: 1, dimension: 16, capacity: 32)
@@ -61,7 +63,8 @@ import Testing
       try EmulatedDecoding(lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .secondLaunch)
     },
     Clause("parts put together by a launch that begins early") {
-      try EmulatedDecoding(lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .dependentLaunch)
+      try EmulatedDecoding(
+        lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .dependentLaunch)
     },
     Clause("the same, two blocks of rows, D_v 40") {
       try EmulatedDecoding(
@@ -128,7 +131,8 @@ import Testing
 
   /// Each byte of the cache once, for all heads of a group and all queries.
   @Test func readsTheCacheOnce() throws {
-    let decoding = try EmulatedDecoding(lengths: [300, 77], heads: 2, group: 4, queries: 3, dimension: 128, capacity: 300)
+    let decoding = try EmulatedDecoding(
+      lengths: [300, 77], heads: 2, group: 4, queries: 3, dimension: 128, capacity: 300)
     let outcome = try decoding.run()
     let bytes = (300 + 77) * 2 * 128 * 2
     let (k, v) = (try #require(outcome.counters.traffic["k"]), try #require(outcome.counters.traffic["v"]))

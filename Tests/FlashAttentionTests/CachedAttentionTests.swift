@@ -70,7 +70,8 @@ import Testing
       let logSumExps = Comparison(
         actual: statistics[b * perSequence..<(b + 1) * perSequence].map(Double.init), plain: plain.logSumExp,
         reference: reference.logSumExp, type: .f32)
-      #expect(outputs.passes && logSumExps.passes, "sequence \(b): \(outputs), \(logSumExps)", sourceLocation: sourceLocation)
+      #expect(
+        outputs.passes && logSumExps.passes, "sequence \(b): \(outputs), \(logSumExps)", sourceLocation: sourceLocation)
     }
   }
 
@@ -89,7 +90,8 @@ import Testing
   }
 
   @Test func placesInTheCache() throws {
-    try check(problem(.contiguous(sequences: 9, capacity: 30)), CacheEntries(lengths: [30, 1, 7], batchIndex: [8, 0, 3]))
+    try check(
+      problem(.contiguous(sequences: 9, capacity: 30)), CacheEntries(lengths: [30, 1, 7], batchIndex: [8, 0, 3]))
   }
 
   @Test func leftPadding() throws {

@@ -50,6 +50,9 @@ import Testing
     Mistake("tune --queries 512", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
     Mistake("tune --queries 512 --candidates 0", 64, "Error: --candidates is 0; it must be at least 1."),
     Mistake("tune --rung split-v", 64, "Error: The value 'split-v' is invalid for '--rung <rung>'."),
+    Mistake("bench decode", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
+    Mistake(
+      "bench decode --batch 2", 64, "Error: A shape has both --batch and --context; give both, or none for the grid."),
     Mistake("bench variants --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
     Mistake(
       "verify --device cpu --variants", 64, "Error: --variants belongs to --device gpu; the CPU has no tilings."),

@@ -116,11 +116,15 @@ struct CacheRing {
         let (line, chunk) = (thread / width, thread % width)
         let rowsPerPass = s.tiling.groupThreads / width
         let destination = slot + (tile.place(row: line, chunk: chunk, width: width) + offset)
+        // Rows of a step lie one after the other but where pages are of any size.
+        let own = s.paging == .anyPage ? nil : address(ofRow: line, base, strides, isWanted) + k.wide(chunk * 16)
         for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
           let row = line + pass * rowsPerPass
           let exists = row.reinterpreted(as: S32.self) .< rowsLeft
           let isOwn = (pass + 1) * rowsPerPass > tile.rows ? isWanted & (row .< tile.rows) : isWanted
-          let source = address(ofRow: row, base, strides, exists & isOwn) + k.wide(chunk * 16)
+          let source =
+            own.map { pass == 0 ? $0 : $0 + strides.row * (pass * rowsPerPass) }
+            ?? (address(ofRow: row, base, strides, exists & isOwn) + k.wide(chunk * 16))
           // Few threads take less rows at a time than the pattern has.
           let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
           for panel in tile.panels where panel.width == width {

@@ -95,11 +95,13 @@ extension DecodeTiling {
     let dimension = max(problem.dimension, problem.valueDimension)
     let rowTiles = min((rows + 15) / 16, 8)
     // O of two row tiles of D 128 takes half of the registers.
-    let perWarp = [2, 5, 6, 7, 8].contains(rowTiles) && dimension <= 128 ? 2 : 1
+    let perWarp = rowTiles > 4 && dimension <= 128 ? 2 : 1
     let rowWarps = [1, 2, 4].first { $0 * perWarp >= rowTiles } ?? 4
     self.init(
-      rowWarps: rowWarps, keyGroups: 8 / rowWarps, rowTilesPerWarp: perWarp, keysPerStep: rowWarps == 1 ? 16 : 32,
-      stages: 4, blocksPerMultiprocessor: 1, keepsQueries: perWarp * dimension <= 128)
+      rowWarps: rowWarps, keyGroups: 8 / rowWarps, rowTilesPerWarp: perWarp,
+      keysPerStep: rowWarps == 1 ? 16 : rowWarps == 4 && perWarp == 1 && dimension <= 128 ? 64 : 32,
+      stages: rowWarps == 4 && perWarp == 1 ? 2 : 3, blocksPerMultiprocessor: 1,
+      keepsQueries: perWarp * dimension <= 128)
     func byteCount() -> Int {
       DecodeMemoryPlan(DecodeSpecialization(problem, inputs: .f16, tiling: self)).byteCount
     }

@@ -49,7 +49,8 @@ public struct DecodeSpecialization: Hashable, Sendable {
 
   /// What a problem needs, computed with a tiling.
   public init(
-    _ problem: CachedAttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling, combination: Combination = .lastBlock
+    _ problem: CachedAttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling,
+    combination: Combination = .lastBlock
   ) {
     self.combination = combination
     self.inputs = inputs
@@ -67,7 +68,8 @@ public struct DecodeSpecialization: Hashable, Sendable {
     paging =
       switch problem.cache {
       case .contiguous: .none
-      case .paged(_, let pageSize, _): pageSize % tiling.keysPerStep == 0 && !problem.hasLeftPadding ? .wholeSteps : .anyPage
+      case .paged(_, let pageSize, _):
+        pageSize % tiling.keysPerStep == 0 && !problem.hasLeftPadding ? .wholeSteps : .anyPage
       }
   }
 
@@ -86,7 +88,8 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case .wholeSteps: name += "_pages"
     case .anyPage: name += "_any_pages"
     }
-    return name + "_" + tiling.name + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
+    return name + "_" + tiling.name
+      + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
   }
 }
 

@@ -98,7 +98,8 @@ struct WorkShare {
     k.loop(from: zero, to: parameters.batch, by: 32) { start in
       let candidate = start + lane.reinterpreted(as: S32.self)
       let length = Self.length(k, s, parameters, of: candidate)
-      let tiles = k.select(candidate .< parameters.batch, Self.tiles(k, rule, length), k.constant(0, S32.self)) * unitsOfSequence
+      let tiles =
+        k.select(candidate .< parameters.batch, Self.tiles(k, rule, length), k.constant(0, S32.self)) * unitsOfSequence
       // The tiles up to and with each lane's sequence.
       var ends = tiles
       for distance in [1, 2, 4, 8, 16] {

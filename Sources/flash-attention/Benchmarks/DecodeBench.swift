@@ -18,8 +18,9 @@ final class DecodeBench {
   private let gpu: GPU
   private let probe: GPUProbe
   private let keys, values: GPUBuffer
-  /// Numbers that the caches repeat.
+  /// Numbers that the caches repeat, and how many bytes later V begins in them than K.
   private let block: Tensor
+  private let valueShift: Int
 
   init(_ plans: [CachedAttentionPlan]) throws {
     gpu = plans[0].gpu!
@@ -31,17 +32,20 @@ final class DecodeBench {
     // Not a power of two, so that sequences differ.
     block = Tensor.normal(
       TensorShape(batch: 1, heads: 1, length: 40009, dimension: 128), plans[0].problem.scalarType, from: &random)
+    valueShift = block.shape.elementCount / 256 * 256
     (keys, values) = (try GPUBuffer(byteCount: byteCount, on: gpu), try GPUBuffer(byteCount: byteCount, on: gpu))
     try block.withBytes { bytes in
       for offset in stride(from: 0, to: byteCount, by: bytes.count) {
         let part = UnsafeRawBufferPointer(rebasing: bytes[..<min(bytes.count, byteCount - offset)])
         try keys.copy(from: part, at: offset)
         // V is another part of the same numbers.
-        let shift = bytes.count / 2 / 256 * 256
+        let shift = valueShift
         let first = UnsafeRawBufferPointer(rebasing: bytes[shift..<min(bytes.count, shift + byteCount - offset)])
         try values.copy(from: first, at: offset)
         let left = min(shift, byteCount - offset - first.count)
-        if left > 0 { try values.copy(from: UnsafeRawBufferPointer(rebasing: bytes[..<left]), at: offset + first.count) }
+        if left > 0 {
+          try values.copy(from: UnsafeRawBufferPointer(rebasing: bytes[..<left]), at: offset + first.count)
+        }
       }
     }
     try gpu.synchronize()
@@ -87,7 +91,7 @@ final class DecodeBench {
     }
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
     let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * 2)
-    let ratio = pageTable == nil && context <= 32768 ? try error(of: o, statistics, problem, queries, context) : nil
+    let ratio = pageTable == nil && context <= 16384 ? try error(of: o, statistics, problem, queries, context) : nil
     return Result(
       problem: "\(problem)", batch: problem.batch, context: context, queries: problem.queries,
       queryHeads: problem.queryHeads, kvHeads: problem.keyValueHeads, dimension: problem.dimension, bytes: bytes,
@@ -95,37 +99,39 @@ final class DecodeBench {
       registers: plan.compiled?.registers)
   }
 
-  /// The error of the last head of the first sequence.
+  /// The error of the first sequence's last group of heads.
   private func error(
     of output: GPUBuffer, _ statistics: GPUBuffer, _ problem: CachedAttentionProblem, _ queries: Tensor, _ context: Int
   ) throws -> Double {
     let (heads, d, type) = (problem.keyValueHeads, problem.dimension, problem.scalarType)
+    let (group, rows) = (problem.groupSize, problem.queries)
     let numbers = block.floats
-    let shift = block.shape.elementCount * 2 / 2 / 256 * 256 / 2
     func cached(_ start: Int) -> Tensor {
       Tensor(
         shape: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type
       ) { _, _, n, c in numbers[(start + (n * heads + heads - 1) * d + c) % numbers.count] }
     }
-    let last = problem.queryHeads - 1
+    let first = problem.queryHeads - group
     let one = try AttentionProblem(
-      queries: TensorShape(batch: 1, heads: 1, length: problem.queries, dimension: d),
+      queries: TensorShape(batch: 1, heads: group, length: rows, dimension: d),
       keys: TensorShape(batch: 1, heads: 1, length: context, dimension: d),
       values: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type, mask: problem.mask)
-    let q = Tensor(shape: one.queryShape, scalarType: type) { _, _, n, c in queries[0, last, n, c] }
-    let (k, v) = (cached(0), cached(shift))
+    let q = Tensor(shape: one.queryShape, scalarType: type) { _, h, n, c in queries[0, first + h, n, c] }
+    let (k, v) = (cached(0), cached(valueShift / 2))
     var words = [UInt8](repeating: 0, count: output.byteCount)
     try words.withUnsafeMutableBytes { try output.copy(to: $0) }
     var logSumExps = [Float](repeating: 0, count: problem.logSumExpCount)
     try logSumExps.withUnsafeMutableBytes { try statistics.copy(to: $0) }
-    let values = words.withUnsafeBytes { bytes in
-      (0..<problem.queries).flatMap { n in
-        (0..<d).map {
-          Double(type.load(from: bytes.baseAddress!, at: (n * problem.queryHeads + last) * d + $0))
+    var (values, ownLogSumExps) = ([Double](), [Double]())
+    words.withUnsafeBytes { bytes in
+      for h in first..<first + group {
+        for n in 0..<rows {
+          let row = (n * problem.queryHeads + h) * d
+          values += (0..<d).map { Double(type.load(from: bytes.baseAddress!, at: row + $0)) }
+          ownLogSumExps.append(Double(logSumExps[h * rows + n]))
         }
       }
     }
-    let ownLogSumExps = (0..<problem.queries).map { Double(logSumExps[last * problem.queries + $0]) }
     return q.withView { q in
       k.withView { k in
         v.withView { v in

@@ -12,7 +12,8 @@ struct BenchDecodeCommand: ParsableCommand {
       Without a shape, measures a grid of batches, contexts, query rows and heads at D 128. Each call runs through a CUDA \
       graph, after the L2 cache was filled with something else by reading; times are medians of events. GB/s count K and V \
       once; the floor is what a probe needs in this run to read as many bytes, and a kernel that does nothing. The error \
-      is that of the first sequence's last head beside the 64-bit reference, as a part of what is allowed.
+      is that of the first sequence's last group of heads beside the 64-bit reference, as a part of what is allowed, for \
+      contiguous caches of up to 16384 keys.
       """)
 
   @Option(help: "Element type: f16 or bf16.")
@@ -98,7 +99,8 @@ struct BenchDecodeCommand: ParsableCommand {
       print(Self.table(results))
       if plans.count == 1 { print("\n\(plans[0])") }
       print(
-        "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel")
+        "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel"
+      )
       if let json {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
