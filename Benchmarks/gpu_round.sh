@@ -12,11 +12,14 @@ step() { printf '\n== %s\n' "$1"; shift; "$@" || { failed=1; echo "FAILED ($?)";
 step "machine" "$tool" info
 step "2000 random problems against the 64-bit reference" "$tool" verify --device gpu --cases 2000
 step "1000 random problems over all rungs of the ladder" "$tool" verify --device gpu --variants --cases 1000 --kernels 216
+step "1000 random problems over caches" "$tool" verify --device gpu --cache --cases 1000 --kernels 96
 step "the emulator against the GPU" "$tool" verify --device gpu --emulate --cases 128
 if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
   for check in memcheck racecheck initcheck synccheck; do
     step "compute-sanitizer $check" compute-sanitizer --tool $check --error-exitcode 9 \
       "$tool" verify --device gpu --cases 64 --kernels 64
+    step "compute-sanitizer $check, caches" compute-sanitizer --tool $check --error-exitcode 9 \
+      "$tool" verify --device gpu --cache --cases 48 --kernels 48
     step "compute-sanitizer $check, every rung" compute-sanitizer --tool $check --error-exitcode 9 \
       "$tool" verify --device gpu --variants --cases 54 --kernels 54
   done
@@ -30,4 +33,5 @@ step "20 repeats, 48 heads, causal" "$tool" bench --device gpu --dtype f16 --que
 step "20 repeats, D 512" "$tool" bench --device gpu --dtype bf16 --query-heads 48 --queries 4096 --dim 512 --repeats 20 --iterations 5
 step "cold start: no kernel in the driver's cache" env CUDA_CACHE_DISABLE=1 "$tool" bench --device gpu --dtype bf16 --json "$out/cold.json"
 step "warm start" "$tool" bench --device gpu --dtype bf16 --json "$out/warm.json"
+step "decoding" "$tool" bench decode --json "$out/decode.json"
 exit $failed

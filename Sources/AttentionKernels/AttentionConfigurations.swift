@@ -43,6 +43,30 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
         }
       }
     }
+    return list + (try decoding())
+  }
+
+  /// Decoding: from one query of one head to 128 rows, contiguous and on pages; and the second launch.
+  private static func decoding() throws -> [AttentionConfiguration] {
+    var list: [AttentionConfiguration] = []
+    for target in [Target.sm80, .sm90] {
+      for (dimension, group, queries, pageSize) in [
+        (64, 1, 1, nil), (128, 4, 1, nil), (128, 8, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
+        (256, 4, 1, nil), (256, 8, 4, 1), (72, 5, 3, nil),
+      ] as [(Int, Int, Int, Int?)] {
+        let problem = try CachedAttentionProblem(
+          batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
+          cache: pageSize.map { .paged(pages: 1000, pageSize: $0, pagesPerSequence: 65536 / $0) }
+            ?? .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16,
+          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
+        let plan = try DecodePlan(problem, on: .typical(of: target))
+        for kernel in [try plan.kernel(), try plan.combineKernel()].compactMap({ $0 }) {
+          // 128 rows x D 128 take all registers there are for O.
+          let allowance = group * queries > 64 ? 16 : 0
+          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: allowance))
+        }
+      }
+    }
     return list
   }
 }

@@ -93,6 +93,64 @@ import Testing
     }
   }
 
+  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own.
+  @Test func fitsEveryGPU() throws {
+    for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"].compactMap({ Target($0) }) {
+      for dimension in stride(from: 8, through: 256, by: 24) {
+        for valueDimension in [8, dimension, 256] {
+          for (group, queries) in [(1, 1), (4, 1), (8, 4), (7, 9), (16, 8), (16, 40)] {
+            let kernels = try Set(
+              [1, 100, 1 << 20].map { capacity in
+                let problem = try CachedAttentionProblem(
+                  batch: 3, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
+                  valueDimension: valueDimension, cache: .contiguous(sequences: 3, capacity: capacity), scalarType: .f16
+                )
+                var specialization = try DecodePlan(problem, on: .typical(of: target)).specialization
+                // Who puts parts together depends on how many there can be.
+                specialization.combination = .lastBlock
+                return specialization
+              })
+            #expect(kernels.count == 1, "\(target), D \(dimension), D_v \(valueDimension), \(group) x \(queries)")
+          }
+        }
+      }
+    }
+  }
+
+  @Test func refusesInSentences() throws {
+    func sentence(_ body: () throws -> Void) -> String {
+      do {
+        try body()
+        return "nothing was thrown"
+      } catch { return "\(error)" }
+    }
+    func plan(_ type: ScalarType = .bf16, dimension: Int = 128, changes: String? = nil) throws {
+      let problem = try CachedAttentionProblem(
+        batch: 1, queries: 1, queryHeads: 8, keyValueHeads: 2, dimension: dimension,
+        cache: .contiguous(sequences: 1, capacity: 4096), scalarType: type)
+      _ = try DecodePlan(problem, on: .typical(of: .sm90), changes: changes)
+    }
+    #expect(
+      sentence { try plan(.f32) }
+        == "The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU.")
+    #expect(
+      sentence { try plan(dimension: 264) }
+        == "The head dimension of queries and keys is 264; the GPU path of decoding takes multiples of 8 from 8 to 256. "
+        + "Pad the dimension with zeros up to the next multiple (and keep the scale).")
+    #expect(
+      sentence { try plan(changes: "groups=9") }.hasPrefix(
+        "The tiling (groups=9) cannot be read; write any of row-warps="))
+    #expect(
+      sentence { try plan(changes: "keys=64,stages=8") }.contains(
+        "bytes of shared memory; a block of this GPU has 232448"))
+    #expect(
+      sentence {
+        _ = try CachedAttentionProblem(
+          batch: 1, queries: 1, queryHeads: 8, keyValueHeads: 3, dimension: 64,
+          cache: .paged(pages: 4, pageSize: 0, pagesPerSequence: 2), scalarType: .f16)
+      } == "The page size of the cache is 0; it must be at least 1.")
+  }
+
   /// The workspace is as it was: a second call gives the same bits.
   @Test func leavesTheWorkspaceReady() throws {
     let decoding = try EmulatedDecoding(lengths: [300, 40], heads: 2, capacity: 300)
@@ -108,7 +166,7 @@ import Testing
       case "pages":
         try EmulatedDecoding(lengths: [700, 60, 20, 30, 25], pageSize: 16, capacity: 700, multiprocessors: 2)
       case "warps divide rows":
-        try EmulatedDecoding(lengths: [400, 20, 30, 25], group: 16, queries: 4, capacity: 400, multiprocessors: 2)
+        try EmulatedDecoding(lengths: [600, 20, 30, 25], group: 16, queries: 4, capacity: 600, multiprocessors: 2)
       default: try EmulatedDecoding(lengths: [800, 60, 20, 30, 10, 50], capacity: 800, multiprocessors: 2)
       }
     let kernel = try decoding.plan.kernel()

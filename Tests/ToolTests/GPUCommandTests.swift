@@ -29,6 +29,11 @@ import Testing
     #expect(result.code == 0 && result.output.contains("All passed."), "\(result.output)")
   }
 
+  @Test func verifiesCachesOnTheCPU() throws {
+    let result = try CommandLineTool.run("verify --cache --cases 40 --device cpu")
+    #expect(result.code == 0 && result.output.contains("40 problems over caches"), "\(result.output)")
+  }
+
   @Test func comparesTheRungsOnTheEmulator() throws {
     let result = try CommandLineTool.run("bench variants --emulate --dim 32 --queries 64 --query-heads 1 --kv-heads 1")
     #expect(result.code == 0, "\(result.errors)")

@@ -108,6 +108,10 @@ extension DecodeTiling {
     while stages > 2 && byteCount() > gpu.sharedBytesPerBlock { stages -= 1 }
     while keysPerStep > 16 && byteCount() > gpu.sharedBytesPerBlock { keysPerStep -= 16 }
     while keyGroups > 1 && byteCount() > gpu.sharedBytesPerBlock { keyGroups /= 2 }
+    // Then more blocks of fewer rows, which read K and V again.
+    while rowTilesPerWarp * self.rowWarps > 1 && byteCount() > gpu.sharedBytesPerBlock {
+      if rowTilesPerWarp > 1 { rowTilesPerWarp = 1 } else { self.rowWarps /= 2 }
+    }
   }
 }
 

@@ -169,8 +169,12 @@ struct OnlineSoftmax {
   /// The rows' maxima so far.
   var ownMaxima: [Register<F32>] { maxima }
 
-  /// The natural logarithm of a sum, plus the maximum that its terms were divided by: small terms first, so that it is
-  /// rounded little. `lg2` is exact enough for the mantissa alone.
+  /// ln 2 in two parts, the first so short that its product with an exponent is exact.
+  private static let ln2Parts: (high: Float, low: Float) = (0x1.63p-1, -2.121_944_4e-4)
+
+  /// The natural logarithm of a sum, plus the maximum that its terms were divided by, rounded once but for terms below 1: what
+  /// the two large terms lose when they are added is kept and added to the small ones. `lg2` is exact enough for the mantissa
+  /// alone.
   private func naturalLogarithm(
     _ total: Register<F32>, ofRow row: Int, _ ln2: ForwardParameters.NaturalLogarithm
   ) -> Register<F32> {
@@ -179,9 +183,17 @@ struct OnlineSoftmax {
     let exponent = k.float((bits >> 23).reinterpreted(as: S32.self) - 127)
     // 0, or NaN where the sum is: its bits would otherwise pass for a number's.
     let poison = total - total
-    let ofMantissa = k.multiplyAdd(k.log2(mantissa), k.constant(ln2.plain), poison)
     let shift = k.select(isHuge(row), -(maxima[row] * scale), shifts[row])
-    let small = k.multiplyAdd(shift, -ln2.low, ofMantissa)
-    return k.multiplyAdd(shift, -ln2.high, k.multiplyAdd(exponent, k.constant(ln2.plain), small))
+    let (ofExponent, ofShift) = (exponent * Self.ln2Parts.high, -(shift * ln2.high))
+    let sum = ofExponent + ofShift
+    // What the product and the sum were rounded by.
+    let ofProduct = k.multiplyAdd(shift, -ln2.high, -ofShift)
+    let part = sum - ofExponent
+    let ofSum = (ofExponent - (sum - part)) + (ofShift - part)
+    let ofMantissa = k.multiplyAdd(k.log2(mantissa), k.constant(ln2.plain), poison)
+    let small = k.multiplyAdd(exponent, k.constant(Self.ln2Parts.low), k.multiplyAdd(shift, -ln2.low, ofMantissa))
+    let result = sum + (small + (ofProduct + ofSum))
+    // Infinite maxima have no remainders.
+    return k.select(k.absolute(sum) .< .infinity, result, sum + small)
   }
 }

@@ -44,7 +44,14 @@ struct VerifyCommand: ParsableCommand {
   @Flag(help: "On a GPU, draw the tilings too: every rung of the ladder, every layout, store and accumulator.")
   var variants = false
 
+  @Flag(
+    help: "Draw problems over caches instead: lengths, pages, places and paddings; everything around the keys is NaN.")
+  var cache = false
+
   func validate() throws {
+    if cache && (emulate || variants || tiling.tiling != nil) {
+      throw ValidationError("--cache goes with --cases, --seed, --only, --device and --kernels alone.")
+    }
     if variants && device == .cpu {
       throw ValidationError("--variants belongs to --device gpu; the CPU has no tilings.")
     }
@@ -59,6 +66,7 @@ struct VerifyCommand: ParsableCommand {
 
   func run() throws {
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
+    if cache { return try runOnCaches(numbers) }
     let outcomes =
       emulate ? try runOnEmulator(numbers) : usesGPU ? try runOnGPU(numbers) : try runOnCPU(numbers)
     var tallies = CaseFamily.allCases.map { Tally(family: $0) }
@@ -114,6 +122,44 @@ struct VerifyCommand: ParsableCommand {
       print("\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling))")
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
     }
+  }
+
+  private func runOnCaches(_ numbers: ClosedRange<Int>) throws {
+    let isForGPU = usesGPU
+    let tests = numbers.map { CacheCase(seed: seed, number: $0, kernels: kernels, isForGPU: isForGPU) }
+    let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
+    try reportingFileErrors {
+      let plans = try tests.map { try CachedAttentionPlan($0.problem, device: isForGPU ? .gpu : .cpu) }
+      try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
+      let progress = Mutex(Progress())
+      // On the CPU each case has all processors already.
+      func one(_ index: Int) throws(AttentionError) {
+        progress.withLock { $0.show("verify: case \(index) of \(tests.count), over a cache") }
+        let outcome = try tests[index].run(plans[index])
+        outcomes.withLock { $0[index] = outcome }
+      }
+      if isForGPU {
+        try eachAtOnce(tests.count) { index throws(AttentionError) in
+          let outcome = try tests[index].run(plans[index])
+          outcomes.withLock { $0[index] = outcome }
+        }
+      } else {
+        for index in tests.indices { try one(index) }
+      }
+      progress.withLock { $0.clear() }
+    }
+    let results = outcomes.withLock { $0 }.map { $0! }
+    for (test, outcome) in zip(tests, results) {
+      if only != nil { print("\(test.problem)\n\(test.entries)") }
+      if let failure = outcome.failure {
+        print("FAILED  \(test.problem): \(failure)")
+        print("        \(test.command(device: isForGPU ? .gpu : .cpu, kernels: kernels))")
+      }
+    }
+    let failures = results.filter { $0.failure != nil }.count
+    print("\(tests.count) problems over caches, worst ratio \(fixed(results.map(\.ratio).max() ?? 0, 2))")
+    print(failures == 0 ? "All passed." : "\(failures) failed.")
+    if failures > 0 { throw ExitCode.comparisonFailed }
   }
 
   /// Runs the cases on the emulator and, where there is a GPU, there too. Large ones are left out: the emulator needs
