@@ -29,7 +29,9 @@ package struct CacheCase: Sendable {
 
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 43)
     let batch = random.pick([1, 1, 2, 3, 5, 40])
-    let heads = random.int(1...3)
+    // 16 log-sum-exps or more: the yardstick of fewer is luck.
+    let rows = batch * group * queries
+    let heads = max(random.int(1...3), (15 + rows) / rows)
     let capacity = max(1, (batch > 5 ? 60 : random.pick([5, 70, 300, 1500])) + random.int(0...20))
     let cache: CachedAttentionProblem.Cache
     var batchIndex: [Int]?
