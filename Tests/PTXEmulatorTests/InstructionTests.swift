@@ -264,4 +264,26 @@ import Testing
     }
     #expect(memory.read(UInt32.self, count: 1, from: x + 100) == nil)
   }
+
+  /// A launch that may begin early has no memory that kernels write until it has waited for the one before.
+  @Test func aDependentLaunchWaits() throws {
+    func run(waits: Bool, isDependent: Bool) throws -> [UInt32]? {
+      let kernel = try Kernel.build("dependent", threadsPerBlock: 32) { k in
+        let place = k.pointer("place")
+        k.launchDependents()
+        if waits { k.waitForPrerequisites() }
+        k.if(k.special(.lane) .== 0) { k.store(k.load(U32.self, global: place) + 1, global: place, offset: 4) }
+      }
+      let memory = GlobalMemory()
+      let place = memory.allocate("result", byteCount: 8, access: .readWrite)
+      memory.write([UInt32(7)], to: place)
+      let launch = Launch(blocks: (1, 1, 1), arguments: [.pointer(place)], isDependent: isDependent)
+      _ = try Emulator.run(Program(kernel), launch, memory: memory)
+      return memory.read(UInt32.self, count: 2, from: place)
+    }
+    #expect(try run(waits: true, isDependent: true) == [7, 8])
+    #expect(try run(waits: false, isDependent: false) == [7, 8])
+    let hazard = #expect(throws: Hazard.self) { try run(waits: false, isDependent: true) }
+    #expect("\(hazard!)".contains("'result' may still be written by the launch before, for which nobody waited"))
+  }
 }
