@@ -46,7 +46,7 @@ struct ForwardBody {
       ScoreMask.Bounds(keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
-      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: tiling.sums)
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.columnsPerWarp, named: "o")
   }
 
@@ -55,7 +55,7 @@ struct ForwardBody {
     let exchange = tiling.columnWarps == 1 ? nil : WarpExchangeBuffer(self)
     k.if(tiles.first .< tiles.end) { attend(TilePipeline(self, tiles), tiles, exchange) }
 
-    let logSumExps = softmax.normalize(output, ln2: parameters.ln2, overWarps: exchange.map { $0.sum })
+    let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2, overWarps: exchange.map { $0.sum })
     var epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: memory.output, place: shared, firstRow: firstRow, lane: lane, rows: rows)
     var firstColumn: Register<U64>?
@@ -80,7 +80,7 @@ struct ForwardBody {
 
   /// A tensor from this block's batch and a head on: its first row, and the distance to the next.
   func tensor(
-    _ base: Register<U64>, _ strides: ForwardParameters.Strides, head: Register<U32>
+    _ base: Register<U64>, _ strides: StrideParameters, head: Register<U32>
   ) -> (base: Register<U64>, rowStride: Register<U64>) {
     (base + k.wide(batch) * strides.batch + k.wide(head) * strides.head, strides.row)
   }
@@ -207,7 +207,8 @@ struct ForwardBody {
       if steps.upperBound < memory.keys.steps { continue }
       half?.move(columnTiles: columnTiles, to: scores, first: columnTiles.lowerBound, adding: false)
       if s.hasSoftcap {
-        ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(to: scores, columnTiles: columnTiles, k)
+        ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale).apply(
+          to: scores, columnTiles: columnTiles, k)
       }
       largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }

@@ -4,54 +4,30 @@ public import PTX
 /// What a launch passes to a forward kernel, in the order of the kernel's parameters. `ForwardLaunch` fills them in; the
 /// two stand in one file because they must agree.
 struct ForwardParameters {
-  /// Bytes from one batch, head and row to the next.
-  struct Strides {
-    let batch, head, row: Register<U64>
-
-    init(_ k: KernelBuilder, _ tensor: String) {
-      batch = k.parameter("\(tensor)_batch_stride", U64.self)
-      head = k.parameter("\(tensor)_head_stride", U64.self)
-      row = k.parameter("\(tensor)_row_stride", U64.self)
-    }
-  }
-
   let queryBase, keyBase, valueBase, outputBase: Register<U64>
   /// 0 where nobody wants it.
   let logSumExpBase: Register<U64>
-  let queryStrides, keyStrides, valueStrides, outputStrides: Strides
+  let queryStrides, keyStrides, valueStrides, outputStrides: StrideParameters
   /// N_q, H_kv, and the blocks of one batch and key/value head.
   let queries, keyValueHeads, blocksPerHead: Register<U32>
   /// N_k.
   let keys: Register<S32>
   /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`.
   let leftOffset, rightOffset: Register<S32>
-  /// What a product of Q and K is multiplied by to be a power of two; with a softcap, what its tanh is.
-  let scale: Register<F32>
-  /// What a product is multiplied by to be the argument of the softcap's tanh.
-  let capScale: Register<F32>
-  let ln2: NaturalLogarithm
-
-  /// ln 2, and the factor from a scaled maximum to natural units: ln 2 but for the rounding of `scale`, high + low.
-  struct NaturalLogarithm {
-    let plain: Float
-    let high, low: Register<F32>
-  }
+  let softmax: SoftmaxParameters
 
   init(_ k: KernelBuilder) {
     (queryBase, keyBase, valueBase) = (k.pointer("queries"), k.pointer("keys"), k.pointer("values"))
     (outputBase, logSumExpBase) = (k.pointer("output"), k.pointer("log_sum_exp"))
-    (queryStrides, keyStrides) = (Strides(k, "query"), Strides(k, "key"))
-    (valueStrides, outputStrides) = (Strides(k, "value"), Strides(k, "output"))
+    (queryStrides, keyStrides) = (StrideParameters(k, "query"), StrideParameters(k, "key"))
+    (valueStrides, outputStrides) = (StrideParameters(k, "value"), StrideParameters(k, "output"))
     queries = k.parameter("query_count", U32.self)
     keyValueHeads = k.parameter("key_value_heads", U32.self)
     blocksPerHead = k.parameter("blocks_per_head", U32.self)
     keys = k.parameter("key_count", S32.self)
     leftOffset = k.parameter("left_offset", S32.self)
     rightOffset = k.parameter("right_offset", S32.self)
-    scale = k.parameter("scale", F32.self)
-    capScale = k.parameter("cap_scale", F32.self)
-    ln2 = NaturalLogarithm(
-      plain: Float(0.6931471805599453), high: k.parameter("ln2_high", F32.self), low: k.parameter("ln2_low", F32.self))
+    softmax = SoftmaxParameters(k)
   }
 }
 
@@ -104,7 +80,7 @@ public struct ForwardLaunch: Hashable, Sendable {
     list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
     let offsets = maskOffsets
     list += [problem.keys, offsets.left, offsets.right].map { .s32(Int32($0)) }
-    return list + [.f32(scales.scale), .f32(scales.capScale), .f32(scales.ln2High), .f32(scales.ln2Low)]
+    return list + scales.arguments
   }
 
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.

@@ -21,26 +21,13 @@ public struct ForwardSpecialization: Hashable, Sendable {
   /// How the work is cut.
   public var tiling: ForwardTiling
 
-  /// The sides on which a mask may hide keys that exist.
-  public struct MaskEdges: OptionSet, Hashable, Sendable {
-    /// One bit a side.
-    public let rawValue: UInt8
-    /// The sides by their bits.
-    public init(rawValue: UInt8) { self.rawValue = rawValue }
-    /// Keys too far before the diagonal.
-    public static let left = MaskEdges(rawValue: 1)
-    /// Keys too far behind the diagonal.
-    public static let right = MaskEdges(rawValue: 2)
-  }
-
   /// What a problem needs, computed with a tiling.
   public init(_ problem: AttentionProblem, inputs: Matrix.Inputs, tiling: ForwardTiling) {
     self.inputs = inputs
     dimension = problem.dimension
     valueDimension = problem.valueDimension
     groupSize = problem.groupSize
-    let (left, right) = problem.mask.reach
-    mask = (left == nil ? [] : MaskEdges.left).union(right == nil ? [] : .right)
+    mask = MaskEdges(problem.mask)
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scale < 0 && problem.softcap == nil
     self.tiling = tiling

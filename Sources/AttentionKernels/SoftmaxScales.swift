@@ -1,3 +1,27 @@
+internal import PTX
+
+/// `SoftmaxScales` as parameters of a kernel.
+struct SoftmaxParameters {
+  /// What a product of Q and K is multiplied by to be a power of two; with a softcap, what its tanh is.
+  let scale: Register<F32>
+  /// What a product is multiplied by to be the argument of the softcap's tanh.
+  let capScale: Register<F32>
+  let ln2: NaturalLogarithm
+
+  /// ln 2, and the factor from a scaled maximum to natural units: ln 2 but for the rounding of `scale`, high + low.
+  struct NaturalLogarithm {
+    let plain: Float
+    let high, low: Register<F32>
+  }
+
+  init(_ k: KernelBuilder) {
+    scale = k.parameter("scale", F32.self)
+    capScale = k.parameter("cap_scale", F32.self)
+    ln2 = NaturalLogarithm(
+      plain: Float(0.6931471805599453), high: k.parameter("ln2_high", F32.self), low: k.parameter("ln2_low", F32.self))
+  }
+}
+
 /// What a softmax in base 2 multiplies by, as f32.
 struct SoftmaxScales: Hashable, Sendable {
   /// What makes a product of Q and K a power of two; with a softcap, what does so with its tanh.
@@ -23,4 +47,7 @@ struct SoftmaxScales: Hashable, Sendable {
     ln2High = Float(naturalUnit)
     ln2Low = Float(naturalUnit - Double(ln2High))
   }
+
+  /// In the order of `SoftmaxParameters`.
+  var arguments: [Kernel.Argument] { [scale, capScale, ln2High, ln2Low].map { .f32($0) } }
 }

@@ -51,7 +51,7 @@ struct CacheRing {
       }
     }
     let paging = s.paging
-    func base(_ pointer: Register<U64>, _ strides: ForwardParameters.Strides) -> Register<U64> {
+    func base(_ pointer: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
       let ofHead = pointer + k.wide(head) * strides.head
       return paging == .none ? ofHead + k.wide(place) * strides.batch : ofHead
     }
@@ -147,7 +147,7 @@ struct CacheRing {
 
   /// Where row `row` of the step at `next` is.
   private func address(
-    ofRow row: Register<U32>, _ base: Register<U64>, _ strides: ForwardParameters.Strides, _ exists: Predicate
+    ofRow row: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters, _ exists: Predicate
   ) -> Register<U64> {
     let place = (next + padding).reinterpreted(as: U32.self) + row
     switch s.paging {

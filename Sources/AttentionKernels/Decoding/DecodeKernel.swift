@@ -87,14 +87,14 @@ struct DecodeBody {
         keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     let softmax = OnlineSoftmax(
-      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.scale, sums: .f32)
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32)
     let output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerStep, named: "s")
 
     k.comment("Q and the first steps of K and V; all have read what was here before")
     k.barrier()
     let firstHead = s.groupSize == 1 ? head : head * s.groupSize
-    func tensor(_ base: Register<U64>, _ strides: ForwardParameters.Strides) -> Register<U64> {
+    func tensor(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
       base + k.wide(unit.sequence.reinterpreted(as: U32.self)) * strides.batch + k.wide(firstHead) * strides.head
     }
     rows.load(
@@ -169,7 +169,7 @@ struct DecodeBody {
       }
     }
     if s.hasSoftcap {
-      ScoreCap(inner: parameters.capScale, outer: parameters.scale)
+      ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale)
         .apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
     }
   }

@@ -7,9 +7,9 @@ struct DecodeParameters {
   let queryBase, keyBase, valueBase, outputBase: Register<U64>
   /// 0 where nobody wants it.
   let logSumExpBase: Register<U64>
-  let queryStrides, outputStrides: ForwardParameters.Strides
+  let queryStrides, outputStrides: StrideParameters
   /// Bytes from one sequence or page to the next, from head to head, from row to row.
-  let keyStrides, valueStrides: ForwardParameters.Strides
+  let keyStrides, valueStrides: StrideParameters
   /// `[B]`, s32: the keys of each sequence.
   let lengths: Register<U64>
   /// `[B]`, s32: the place of each sequence in the cache, and the row of its first key; 0 for the sequence's own number, and 0.
@@ -27,16 +27,15 @@ struct DecodeParameters {
   let pageSize: Register<U32>
   /// How far a query sees to both sides of its own key.
   let left, right: Register<S32>
-  let scale, capScale: Register<F32>
-  let ln2: ForwardParameters.NaturalLogarithm
+  let softmax: SoftmaxParameters
 
   init(_ k: KernelBuilder) {
     (queryBase, keyBase, valueBase) = (k.pointer("queries"), k.pointer("keys"), k.pointer("values"))
     (outputBase, logSumExpBase) = (k.pointer("output"), k.pointer("log_sum_exp"))
-    queryStrides = ForwardParameters.Strides(k, "query")
-    keyStrides = ForwardParameters.Strides(k, "key")
-    valueStrides = ForwardParameters.Strides(k, "value")
-    outputStrides = ForwardParameters.Strides(k, "output")
+    queryStrides = StrideParameters(k, "query")
+    keyStrides = StrideParameters(k, "key")
+    valueStrides = StrideParameters(k, "value")
+    outputStrides = StrideParameters(k, "output")
     (lengths, batchIndex, leftPadding) = (k.pointer("lengths"), k.pointer("batch_index"), k.pointer("left_padding"))
     (pageTable, pageTableStride) = (k.pointer("page_table"), k.parameter("page_table_stride", U64.self))
     (parts, partLogSumExps) = (k.pointer("parts"), k.pointer("part_log_sum_exps"))
@@ -49,10 +48,7 @@ struct DecodeParameters {
     pageSize = k.parameter("page_size", U32.self)
     left = k.parameter("left", S32.self)
     right = k.parameter("right", S32.self)
-    scale = k.parameter("scale", F32.self)
-    capScale = k.parameter("cap_scale", F32.self)
-    ln2 = ForwardParameters.NaturalLogarithm(
-      plain: Float(0.6931471805599453), high: k.parameter("ln2_high", F32.self), low: k.parameter("ln2_low", F32.self))
+    softmax = SoftmaxParameters(k)
   }
 }
 
@@ -146,6 +142,6 @@ public struct DecodeLaunch: Hashable, Sendable {
     list += [problem.queries, problem.keyValueHeads, rowBlocks, pageSize].map { .u32(UInt32($0)) }
     let (left, right) = problem.mask.reach
     list += [left ?? 0, right ?? 0].map { .s32(Int32(min($0, ForwardPlan.lengthLimit))) }
-    return list + [.f32(scales.scale), .f32(scales.capScale), .f32(scales.ln2High), .f32(scales.ln2Low)]
+    return list + scales.arguments
   }
 }

@@ -13,7 +13,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
   /// Query heads that share a key/value head; they are packed into the rows of a tile.
   public var groupSize: Int
   /// Which edges of the mask there are.
-  public var mask: ForwardSpecialization.MaskEdges
+  public var mask: MaskEdges
   /// Whether scores pass through a softcap.
   public var hasSoftcap: Bool
   /// Whether the scale is below zero.
@@ -56,11 +56,9 @@ public struct DecodeSpecialization: Hashable, Sendable {
     self.inputs = inputs
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
     groupSize = problem.groupSize
-    let (left, right) = problem.mask.reach
+    mask = MaskEdges(problem.mask)
     // With one query, causal hides nothing.
-    let hidesRight = right.map { $0 < problem.queries - 1 } ?? false
-    mask = left == nil ? [] : .left
-    if hidesRight { mask.insert(.right) }
+    if let right = problem.mask.reach.right, right >= problem.queries - 1 { mask.remove(.right) }
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scale < 0 && problem.softcap == nil
     hasLeftPadding = problem.hasLeftPadding

@@ -64,7 +64,7 @@ struct KeyGroupMerge {
 
   /// The log-sum-exps of the lane's rows; right after `merge`.
   private func logSumExps(_ softmax: OnlineSoftmax) -> [Register<F32>] {
-    softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: body.parameters.ln2)
+    softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: body.parameters.softmax.ln2)
   }
 
   /// Calls `body` with each chunk of 4 columns of each row that exists, shared out over the threads, and O there.
@@ -92,7 +92,7 @@ struct KeyGroupMerge {
   }
 
   /// Writes O; `base` is the address of the sequence's and group's first row.
-  func storeOutput(to base: Register<U64>, _ strides: ForwardParameters.Strides) {
+  func storeOutput(to base: Register<U64>, _ strides: StrideParameters) {
     k.comment("all tiles of the unit were here: O")
     forEachChunk { row, chunk, values in
       let words = [0, 2].map { body.s.inputs.pack(k, values[$0], values[$0 + 1]) }

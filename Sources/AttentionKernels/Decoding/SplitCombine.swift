@@ -128,7 +128,7 @@ struct SplitCombine {
     let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
     k.store(packed, global: base + rows.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
     k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
-      let logSumExp = k.multiplyAdd(k.log2(result.sum), k.constant(p.ln2.plain), result.maximum)
+      let logSumExp = k.multiplyAdd(k.log2(result.sum), k.constant(p.softmax.ln2.plain), result.maximum)
       let query = rows.query(ofRow: own)
       let heads = p.keyValueHeads * s.groupSize
       let first = unit.sequence.reinterpreted(as: U32.self) * heads + firstHead

@@ -15,7 +15,7 @@ struct Epilogue {
 
   /// Stores the output; `base` is the address of the batch's and group's first row.
   func store(
-    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides, _ store: ForwardTiling.Store
+    _ output: Accumulators, to base: Register<U64>, _ strides: StrideParameters, _ store: ForwardTiling.Store
   ) {
     switch store {
     case .throughSharedMemory: storeThroughSharedMemory(output, to: base, strides)
@@ -44,7 +44,7 @@ struct Epilogue {
   // MARK: - Through shared memory
 
   private func storeThroughSharedMemory(
-    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides
+    _ output: Accumulators, to base: Register<U64>, _ strides: StrideParameters
   ) {
     k.comment("epilogue: O through shared memory, 16 bytes a lane")
     stage(output)
@@ -99,7 +99,7 @@ struct Epilogue {
   /// The four lanes of a row hold two columns each of four chunks; they exchange them so that lane t gets all of chunk t, and
   /// the four store 64 bytes side by side.
   private func storeByShuffles(
-    _ output: Accumulators, to base: Register<U64>, _ strides: ForwardParameters.Strides
+    _ output: Accumulators, to base: Register<U64>, _ strides: StrideParameters
   ) {
     k.comment("epilogue: O by shuffles, 16 bytes a lane")
     let (group, chunk) = (lane / 4, lane % 4)

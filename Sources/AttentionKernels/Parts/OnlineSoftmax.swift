@@ -138,7 +138,7 @@ struct OnlineSoftmax {
   ///   the scale's own rounding is made good, in two parts because one f32 is not exact enough.
   /// - Parameter overWarps: what the sums of the warps that share rows amount to; nil where none do.
   func normalize(
-    _ output: Accumulators, ln2: ForwardParameters.NaturalLogarithm,
+    _ output: Accumulators, ln2: SoftmaxParameters.NaturalLogarithm,
     overWarps: (([Register<F32>]) -> [Register<F32>])? = nil
   ) -> [Register<F32>] {
     k.comment("normalize: sums of the rows over their four lanes")
@@ -160,7 +160,7 @@ struct OnlineSoftmax {
   }
 
   /// The log-sum-exps of rows with these sums of weights; -inf where there are none.
-  func logSumExps(_ totals: [Register<F32>], ln2: ForwardParameters.NaturalLogarithm) -> [Register<F32>] {
+  func logSumExps(_ totals: [Register<F32>], ln2: SoftmaxParameters.NaturalLogarithm) -> [Register<F32>] {
     maxima.indices.map { row in
       k.select(totals[row] .!= 0, naturalLogarithm(totals[row], ofRow: row, ln2), -.infinity)
     }
@@ -176,7 +176,7 @@ struct OnlineSoftmax {
   /// the two large terms lose when they are added is kept and added to the small ones. `lg2` is exact enough for the mantissa
   /// alone.
   private func naturalLogarithm(
-    _ total: Register<F32>, ofRow row: Int, _ ln2: ForwardParameters.NaturalLogarithm
+    _ total: Register<F32>, ofRow row: Int, _ ln2: SoftmaxParameters.NaturalLogarithm
   ) -> Register<F32> {
     let bits = total.reinterpreted(as: U32.self)
     let mantissa = ((bits & 0x007f_ffff) | 0x3f80_0000).reinterpreted(as: F32.self)

@@ -19,7 +19,7 @@ struct PackedQueries {
   func query(ofRow row: Register<U32>) -> Register<U32> { groupSize == 1 ? row : row / groupSize }
 
   /// The bytes from the group's first head to a row of the pack.
-  func distance(ofRow row: Register<U32>, _ strides: ForwardParameters.Strides) -> Register<U64> {
+  func distance(ofRow row: Register<U32>, _ strides: StrideParameters) -> Register<U64> {
     let query = query(ofRow: row)
     let distance = k.wide(query) * strides.row
     return groupSize == 1 ? distance : distance + k.wide(row - query * groupSize) * strides.head
@@ -27,7 +27,7 @@ struct PackedQueries {
 
   /// Starts the copies of the block's rows of Q; rows beyond the end become zeros.
   func load(
-    _ tile: SharedTile, from source: Register<U64>, _ strides: ForwardParameters.Strides, to slot: Register<U32>,
+    _ tile: SharedTile, from source: Register<U64>, _ strides: StrideParameters, to slot: Register<U32>,
     thread: Register<U32>, threads: Int
   ) {
     for width in tile.widths {

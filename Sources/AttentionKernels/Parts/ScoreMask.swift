@@ -8,7 +8,7 @@ struct ScoreMask {
   }
 
   private let k: KernelBuilder
-  private let edges: ForwardSpecialization.MaskEdges
+  private let edges: MaskEdges
   private let bounds: Bounds
   private let rows: PackedQueries
   /// The lane's rows in the pack.
@@ -20,7 +20,7 @@ struct ScoreMask {
   private let common: (first: Register<S32>, end: Register<S32>)
 
   init(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds, rows: PackedQueries,
+    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds, rows: PackedQueries,
     ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
   ) {
     self.k = k
@@ -37,7 +37,7 @@ struct ScoreMask {
 
   /// The first key that a query sees, and the key behind the last.
   private static func firstKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds,
+    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds,
     _ query: Register<S32>
   ) -> Register<S32> {
     let zero = k.constant(0, S32.self)
@@ -45,7 +45,7 @@ struct ScoreMask {
   }
 
   private static func endKey(
-    _ k: KernelBuilder, _ edges: ForwardSpecialization.MaskEdges, _ bounds: Bounds,
+    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds,
     _ query: Register<S32>
   ) -> Register<S32> {
     edges.contains(.right) ? k.minimum(query + bounds.right + 1, bounds.keys) : bounds.keys

@@ -1,0 +1,20 @@
+public import Attention
+
+/// The sides on which a mask may hide keys that exist: what a kernel's text has of a mask.
+public struct MaskEdges: OptionSet, Hashable, Sendable {
+  /// One bit a side.
+  public let rawValue: UInt8
+  /// The sides by their bits.
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+  /// Keys too far before the diagonal.
+  public static let left = MaskEdges(rawValue: 1)
+  /// Keys too far behind the diagonal.
+  public static let right = MaskEdges(rawValue: 2)
+
+  /// The sides that a mask limits.
+  public init(_ mask: AttentionMask) {
+    let (left, right) = mask.reach
+    self = left == nil ? [] : .left
+    if right != nil { insert(.right) }
+  }
+}
