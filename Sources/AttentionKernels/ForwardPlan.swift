@@ -5,11 +5,6 @@ public import PTX
 public struct ForwardPlan: Hashable, Sendable {
   /// The largest head dimension of these kernels: eight warps can hold no more of O for 32 rows in registers.
   public static let dimensionLimit = 1024
-  /// Head dimensions are multiples of this: 16 bytes.
-  public static let dimensionMultiple = 8
-  /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two
-  /// must be too.
-  public static let lengthLimit = 1 << 30
 
   /// What is computed.
   public let problem: AttentionProblem
@@ -41,24 +36,11 @@ public struct ForwardPlan: Hashable, Sendable {
     _ problem: AttentionProblem, on gpu: GPULimits,
     tiling change: (ForwardTiling) throws(AttentionError) -> ForwardTiling
   ) throws(AttentionError) {
-    let inputs: Matrix.Inputs
-    switch problem.scalarType {
-    case .f16: inputs = .f16
-    case .bf16: inputs = .bf16
-    case .f32: throw .typeOnDevice(problem.scalarType, device: "GPU", possible: "f16 and bf16")
-    }
-    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
-      guard value % Self.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
-        throw .dimension(
-          tensor: tensor, value: value, path: "GPU path", multiple: Self.dimensionMultiple,
-          limit: Self.dimensionLimit)
-      }
-    }
-    for (tensor, length) in [("queries x group", problem.queries * problem.groupSize), ("keys", problem.keys)] {
-      guard length <= Self.lengthLimit else {
-        throw .lengthOnDevice(tensor: tensor, length: length, device: "GPU", limit: Self.lengthLimit)
-      }
-    }
+    let inputs = try Matrix.Inputs(of: problem.scalarType)
+    try GPULimits.check(
+      dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path", limit: Self.dimensionLimit
+    )
+    try GPULimits.check(counts: [("queries x group", problem.queries * problem.groupSize), ("keys", problem.keys)])
     guard let best = TilingChoice(problem, inputs: inputs, on: gpu).ranked.first else {
       throw .tiling("any", reason: "needs more shared memory or registers than \(gpu.name) has")
     }

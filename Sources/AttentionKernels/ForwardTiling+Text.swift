@@ -1,6 +1,6 @@
 internal import PTX
 
-extension ForwardTiling {
+extension ForwardTiling: TilingText {
   /// What `changed(by:)` reads, for help and errors.
   public static let changeSyntax =
     "rung=split-kv|split-q|split-q-shared-kv|split-q-shared-qkv|split-kv-shared-kv|split-kv-shared-qkv, warps=2...16 in 2s, "
@@ -22,15 +22,10 @@ extension ForwardTiling {
   /// Changes this tiling as a text says, from left to right: `rung=split-q-shared-kv,stages=1,keys=64`. Returns nil for a
   /// text that says anything else than `changeSyntax` allows. Whether there is such a kernel for a problem, the plan says.
   public func changed(by text: String) -> ForwardTiling? {
-    var tiling = self
-    for part in text.split(separator: ",", omittingEmptySubsequences: false) {
-      let sides = part.split(separator: "=", maxSplits: 1).map(String.init)
-      guard sides.count == 2, tiling.change(sides[0], to: sides[1]) else { return nil }
-    }
-    return tiling
+    changed(byText: text)
   }
 
-  private mutating func change(_ name: String, to value: String) -> Bool {
+  mutating func change(_ name: String, to value: String) -> Bool {
     func set<T>(_ path: WritableKeyPath<ForwardTiling, T>, _ value: T?) -> Bool {
       if let value { self[keyPath: path] = value }
       return value != nil

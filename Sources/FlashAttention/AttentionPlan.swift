@@ -2,16 +2,6 @@ package import AttentionKernels
 internal import CPUAttention
 internal import CUDADriver
 
-/// Where attention is computed.
-public enum Device: String, Hashable, Sendable, CaseIterable {
-  /// The best there is for the problem; the plan says which, and why.
-  case auto
-  /// This machine's processors.
-  case cpu
-  /// An NVIDIA GPU.
-  case gpu
-}
-
 /// How a problem will be computed, decided once: make it, print it, run it as often as the shape occurs.
 ///
 ///     let plan = try AttentionPlan(problem)
@@ -41,29 +31,11 @@ public struct AttentionPlan: Sendable {
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
-    func onGPU() throws(AttentionError) -> Path {
+    (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
       .gpu(try GPUPlan(problem, on: try GPU.device(), changes: tiling))
-    }
-    func onCPU() throws(AttentionError) -> Path {
-      if let tiling { throw .tiling(tiling, reason: "is for the kernels of GPUs; leave it out on the CPU") }
+    } cpu: { () throws(AttentionError) in
+      try Device.refuse(tilingOnCPU: tiling)
       return .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))
-    }
-    switch device {
-    case .cpu: (path, reason) = (try onCPU(), "The CPU was asked for.")
-    case .gpu: (path, reason) = (try onGPU(), "The GPU was asked for.")
-    case .auto:
-      do throws(AttentionError) {
-        path = try onGPU()
-        reason = "The GPU was chosen, because there is one and it takes \(problem.scalarType)."
-      } catch {
-        let why =
-          switch error {
-          case .deviceUnavailable(_, let reason): reason
-          case .typeOnDevice: "the GPU takes f16 and bf16, and this is \(problem.scalarType)."
-          default: "the GPU does not take this: \(error)"
-          }
-        (path, self.reason) = (try onCPU(), "The CPU was chosen, because \(why)")
-      }
     }
   }
 

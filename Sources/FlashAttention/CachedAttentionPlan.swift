@@ -36,27 +36,13 @@ public struct CachedAttentionPlan: Sendable {
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
-    func onGPU() throws(AttentionError) -> Path {
+    (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
       .gpu(try GPUDecodePlan(problem, on: try GPU.device(), changes: tiling))
-    }
-    func onCPU() throws(AttentionError) -> Path {
-      if let tiling { throw .tiling(tiling, reason: "is for the kernels of GPUs; leave it out on the CPU") }
+    } cpu: { () throws(AttentionError) in
+      try Device.refuse(tilingOnCPU: tiling)
       // Refused now if it would be later.
       _ = try CPUPlan(try problem.sequence(length: 1), threads: 1)
       return .cpu
-    }
-    switch device {
-    case .cpu: (path, reason) = (try onCPU(), "The CPU was asked for.")
-    case .gpu: (path, reason) = (try onGPU(), "The GPU was asked for.")
-    case .auto:
-      do throws(AttentionError) {
-        path = try onGPU()
-        reason = "The GPU was chosen, because there is one and it takes \(problem.scalarType)."
-      } catch {
-        let why =
-          if case .deviceUnavailable(_, let reason) = error { reason } else { "the GPU does not take this: \(error)" }
-        (path, self.reason) = (try onCPU(), "The CPU was chosen, because \(why)")
-      }
     }
   }
 

@@ -141,7 +141,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     list += [.s32(Int32(problem.batch)), .s32(Int32(blocks))]
     list += [problem.queries, problem.keyValueHeads, rowBlocks, pageSize].map { .u32(UInt32($0)) }
     let (left, right) = problem.mask.reach
-    list += [left ?? 0, right ?? 0].map { .s32(Int32(min($0, ForwardPlan.lengthLimit))) }
+    list += [left ?? 0, right ?? 0].map { .s32(Int32(min($0, GPULimits.lengthLimit))) }
     return list + scales.arguments
   }
 }

@@ -23,19 +23,10 @@ public struct DecodePlan: Hashable, Sendable {
     _ problem: CachedAttentionProblem, on gpu: GPULimits, combination: DecodeSpecialization.Combination? = nil,
     changes: String? = nil
   ) throws(AttentionError) {
-    let inputs: Matrix.Inputs
-    switch problem.scalarType {
-    case .f16: inputs = .f16
-    case .bf16: inputs = .bf16
-    case .f32: throw .typeOnDevice(problem.scalarType, device: "GPU", possible: "f16 and bf16")
-    }
-    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
-      guard value % ForwardPlan.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
-        throw .dimension(
-          tensor: tensor, value: value, path: "GPU path of decoding", multiple: ForwardPlan.dimensionMultiple,
-          limit: Self.dimensionLimit)
-      }
-    }
+    let inputs = try Matrix.Inputs(of: problem.scalarType)
+    try GPULimits.check(
+      dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path of decoding",
+      limit: Self.dimensionLimit)
     let suiting = DecodeTiling(problem, on: gpu)
     guard let tiling = changes == nil ? suiting : suiting.changed(by: changes!) else {
       throw .tiling(changes!, reason: "cannot be read; write any of \(DecodeTiling.changeSyntax), with commas")
@@ -45,14 +36,10 @@ public struct DecodePlan: Hashable, Sendable {
       problem, inputs: inputs, tiling: tiling, combination: combination ?? Self.combination(problem, tiling, gpu))
     let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
     let rows = problem.queries * problem.groupSize
-    for (what, count) in [
+    try GPULimits.check(counts: [
       ("queries x group", rows), ("keys", problem.capacity),
       ("batch x heads x tiles of keys", tiles * ((rows + tiling.rows - 1) / tiling.rows)),
-    ] {
-      guard count <= ForwardPlan.lengthLimit else {
-        throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: ForwardPlan.lengthLimit)
-      }
-    }
+    ])
     launch = DecodeLaunch(
       problem, specialization, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor)
     if launch.sharedByteCount > gpu.sharedBytesPerBlock {

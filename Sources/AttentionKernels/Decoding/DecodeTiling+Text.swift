@@ -1,4 +1,4 @@
-extension DecodeTiling {
+extension DecodeTiling: TilingText {
   /// What `changed(by:)` reads, for help and errors.
   public static let changeSyntax =
     "row-warps=1|2|4, groups=1...8 (of warps with keys of their own), row-tiles=1|2, keys=16...64 in 16s (of a group's step), "
@@ -7,15 +7,10 @@ extension DecodeTiling {
   /// Changes this tiling as a text says, from left to right: `groups=8,stages=4,blocks=1`. Returns nil for a text that says
   /// anything else than `changeSyntax` allows.
   public func changed(by text: String) -> DecodeTiling? {
-    var tiling = self
-    for part in text.split(separator: ",", omittingEmptySubsequences: false) {
-      let sides = part.split(separator: "=", maxSplits: 1).map(String.init)
-      guard sides.count == 2, tiling.change(sides[0], to: sides[1]) else { return nil }
-    }
-    return tiling
+    changed(byText: text)
   }
 
-  private mutating func change(_ name: String, to value: String) -> Bool {
+  mutating func change(_ name: String, to value: String) -> Bool {
     func set(_ path: WritableKeyPath<DecodeTiling, Int>, _ allowed: some Sequence<Int>) -> Bool {
       guard let number = Int(value), allowed.contains(number) else { return false }
       self[keyPath: path] = number

@@ -1,0 +1,38 @@
+internal import Attention
+internal import PTX
+
+extension Matrix.Inputs {
+  /// - Throws: `AttentionError.typeOnDevice` for f32.
+  init(of type: ScalarType) throws(AttentionError) {
+    switch type {
+    case .f16: self = .f16
+    case .bf16: self = .bf16
+    case .f32: throw .typeOnDevice(type, device: "GPU", possible: "f16 and bf16")
+    }
+  }
+}
+
+/// What every kernel here asks of a problem.
+extension GPULimits {
+  /// Head dimensions are multiples of this: 16 bytes.
+  static let dimensionMultiple = 8
+  /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two must
+  /// be too.
+  static let lengthLimit = 1 << 30
+
+  /// - Throws: `AttentionError.dimension` for head dimensions that are no multiples of 16 bytes, or beyond the limit.
+  static func check(dimension: Int, valueDimension: Int, path: String, limit: Int) throws(AttentionError) {
+    for (tensor, value) in [("queries and keys", dimension), ("values", valueDimension)] {
+      guard value % dimensionMultiple == 0 && value <= limit else {
+        throw .dimension(tensor: tensor, value: value, path: path, multiple: dimensionMultiple, limit: limit)
+      }
+    }
+  }
+
+  /// - Throws: `AttentionError.lengthOnDevice` for counts that 32-bit positions have no room for.
+  static func check(counts: [(what: String, count: Int)]) throws(AttentionError) {
+    for (what, count) in counts where count > lengthLimit {
+      throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: lengthLimit)
+    }
+  }
+}
