@@ -20,10 +20,12 @@ struct ForwardBody {
   let mask: ScoreMask
   let softmax: OnlineSoftmax
   let output: Accumulators
+  private let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
     let (tiling, parameters) = (s.tiling, ForwardParameters(k))
     (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
+    products = WarpProducts(k: k, inputs: s.inputs)
     shared = k.dynamicShared()
     thread = k.special(.threadX)
     lane = k.special(.lane)
@@ -191,16 +193,7 @@ struct ForwardBody {
       }
       for step in steps {
         let q = queries.atStep(step)
-        for key in stride(from: keys.lowerBound, to: keys.upperBound, by: 16) {
-          let fragment = tile.load(row: key, step: step)
-          for rowTile in 0..<tiling.rowTilesPerWarp {
-            for block in 0..<2 {
-              multiplyAdd(
-                q[rowTile], Array(fragment[2 * block..<2 * block + 2]), into: scores, half,
-                rowTile, key / 8 + block, halfColumn: key / 8 + block)
-            }
-          }
-        }
+        products.addScores(q, tile, step: step, keys: keys, to: scores, half)
         for emit in waiting.prefix(share) { emit() }
         waiting = waiting.dropFirst(share)
       }
@@ -213,18 +206,6 @@ struct ForwardBody {
       largest.append(softmax.largest(of: scores, columnTiles: columnTiles))
     }
     return largest.dropFirst().reduce(largest.first ?? []) { zip($0, $1).map { k.maximum($0, $1) } }
-  }
-
-  /// One product on the tensor cores, into sums of either type.
-  private func multiplyAdd(
-    _ a: [Register<U32>], _ b: [Register<U32>], into sums: Accumulators, _ half: HalfAccumulators?, _ rowTile: Int,
-    _ columnTile: Int, halfColumn: Int
-  ) {
-    if let half {
-      k.multiplyAdd(s.inputs, a: a, b: b, into: half[rowTile, halfColumn])
-    } else {
-      k.multiplyAdd(s.inputs, a: a, b: b, into: sums[rowTile, columnTile])
-    }
   }
 
   /// The mask, where there is one, and the maxima: `largest` knows no mask, and is found again under one.
@@ -268,7 +249,7 @@ struct ForwardBody {
       for chunk in chunks {
         let weights = weights(chunk)
         for pair in 0..<memory.output.steps {
-          accumulate(weights, values, row: (chunk - chunks.lowerBound) * 16, pair: pair, nil)
+          products.addOutput(weights, values, row: (chunk - chunks.lowerBound) * 16, pair: pair, to: output)
         }
       }
       return
@@ -277,23 +258,10 @@ struct ForwardBody {
     for pair in 0..<memory.output.steps {
       let columnTiles = 0..<min(2, output.columnTiles - 2 * pair)
       half.clear(columnTiles: columnTiles)
-      for (i, weights) in all.enumerated() { accumulate(weights, values, row: i * 16, pair: pair, half) }
-      half.move(columnTiles: columnTiles, to: output, first: 2 * pair, adding: true)
-    }
-  }
-
-  /// The same for one chunk and two tiles of 8 columns of O, or the last one.
-  private func accumulate(
-    _ weights: [[Register<U32>]], _ values: TileReader, row: Int, pair: Int, _ half: HalfAccumulators?
-  ) {
-    let count = min(2, output.columnTiles - 2 * pair)
-    let fragment = values.load(row: row, step: pair, count: 2 * count, isTransposed: true)
-    for rowTile in 0..<tiling.rowTilesPerWarp {
-      for column in 0..<count {
-        multiplyAdd(
-          weights[rowTile], Array(fragment[2 * column..<2 * column + 2]), into: output, half, rowTile,
-          2 * pair + column, halfColumn: column)
+      for (i, weights) in all.enumerated() {
+        products.addOutput(weights, values, row: i * 16, pair: pair, to: output, half)
       }
+      half.move(columnTiles: columnTiles, to: output, first: 2 * pair, adding: true)
     }
   }
 

@@ -43,8 +43,10 @@ struct DecodeBody {
   let keyGroup, groupThread: Register<U32>
   /// The warp's first row of the block.
   let firstRow: Register<U32>
+  private let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: DecodeSpecialization) {
+    products = WarpProducts(k: k, inputs: s.inputs)
     (self.k, self.s, tiling, memory) = (k, s, s.tiling, DecodeMemoryPlan(s))
     parameters = DecodeParameters(k)
     shared = k.dynamicShared()
@@ -122,7 +124,11 @@ struct DecodeBody {
         return softmax.largest(of: scores, columnTiles: columnTiles)
       }
       for chunk in 0..<tiling.keysPerStep / 16 {
-        accumulate(softmax.weights(scores, chunk: chunk, as: s.inputs), ring.values, chunk: chunk, into: output)
+        let weights = softmax.weights(scores, chunk: chunk, as: s.inputs)
+        let values = ring.values
+        for pair in 0..<memory.values.steps {
+          products.addOutput(weights, values, row: chunk * 16, pair: pair, to: output)
+        }
       }
       ring.advance()
     }
@@ -156,38 +162,12 @@ struct DecodeBody {
     k.comment("S = Q K^T")
     scores.clear(columnTiles: 0..<scores.columnTiles)
     for step in 0..<memory.keys.steps {
-      let q = queries.atStep(step)
-      for key in stride(from: 0, to: tiling.keysPerStep, by: 16) {
-        let fragment = tile.load(row: key, step: step)
-        for rowTile in 0..<tiling.rowTilesPerWarp {
-          for block in 0..<2 {
-            k.multiplyAdd(
-              s.inputs, a: q[rowTile], b: Array(fragment[2 * block..<2 * block + 2]),
-              into: scores[rowTile, key / 8 + block])
-          }
-        }
-      }
+      products.addScores(
+        queries.atStep(step), tile, step: step, keys: 0..<tiling.keysPerStep, to: scores)
     }
     if s.hasSoftcap {
       ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale)
         .apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
-    }
-  }
-
-  /// O += P V for 16 keys of a step.
-  private func accumulate(
-    _ weights: [[Register<U32>]], _ values: TileReader, chunk: Int, into output: Accumulators
-  ) {
-    for pair in 0..<memory.values.steps {
-      let count = min(2, output.columnTiles - 2 * pair)
-      let fragment = values.load(row: chunk * 16, step: pair, count: 2 * count, isTransposed: true)
-      for rowTile in 0..<tiling.rowTilesPerWarp {
-        for column in 0..<count {
-          k.multiplyAdd(
-            s.inputs, a: weights[rowTile], b: Array(fragment[2 * column..<2 * column + 2]),
-            into: output[rowTile, 2 * pair + column])
-        }
-      }
     }
   }
 }

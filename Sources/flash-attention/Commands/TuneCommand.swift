@@ -1,10 +1,8 @@
 internal import ArgumentParser
 internal import AttentionKernels
-internal import Dispatch
 internal import FlashAttention
 internal import FoundationEssentials
 internal import PTX
-internal import Synchronization
 internal import TensorFiles
 
 struct TuneCommand: ParsableCommand {
@@ -52,7 +50,9 @@ struct TuneCommand: ParsableCommand {
     let plans = try reportingOptionErrors {
       try ranked.map { try AttentionPlan(problem, device: .gpu, tiling: $0.tiling.changes) }
     }
-    try reportingFileErrors { try prepareAll(plans) }
+    try reportingFileErrors {
+      try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
+    }
     let inputs = BenchInputs(problem)
     var progress = Progress()
     let bench = try reportingFileErrors { try GPUBench(gpu) }
@@ -89,19 +89,6 @@ struct TuneCommand: ParsableCommand {
         try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json)
       }
     }
-  }
-
-  /// Compiles all kernels, on all processors.
-  private func prepareAll(_ plans: [AttentionPlan]) throws(AttentionError) {
-    let failure = Mutex<AttentionError?>(nil)
-    DispatchQueue.concurrentPerform(iterations: plans.count) { index in
-      do throws(AttentionError) {
-        try plans[index].prepare()
-      } catch {
-        failure.withLock { $0 = $0 ?? error }
-      }
-    }
-    if let error = failure.withLock({ $0 }) { throw error }
   }
 
   /// A tiling, measured.

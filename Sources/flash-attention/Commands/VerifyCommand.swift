@@ -1,6 +1,5 @@
 internal import ArgumentParser
 internal import AttentionKernels
-internal import Dispatch
 internal import FlashAttention
 internal import PTX
 internal import PTXEmulator
@@ -230,22 +229,6 @@ struct VerifyCommand: ParsableCommand {
         + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
     for difference in differences { print("        \(difference)") }
     if !differences.isEmpty { throw ExitCode.comparisonFailed }
-  }
-
-  /// Runs `body` for 0..<count on all processors; throws the first error, after which no more are begun.
-  private func eachAtOnce(
-    _ count: Int, _ body: @Sendable (Int) throws(AttentionError) -> Void
-  ) throws(AttentionError) {
-    let failure = Mutex<AttentionError?>(nil)
-    DispatchQueue.concurrentPerform(iterations: count) { index in
-      if failure.withLock({ $0 != nil }) { return }
-      do throws(AttentionError) {
-        try body(index)
-      } catch {
-        failure.withLock { $0 = $0 ?? error }
-      }
-    }
-    if let error = failure.withLock({ $0 }) { throw error }
   }
 
   /// The command that runs a case alone.
