@@ -59,6 +59,11 @@ public struct CachedAttentionPlan: Sendable {
     if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
   }
 
+  /// How many blocks of a GPU divide the keys of each sequence, for lengths such as these; nil on the CPU.
+  public func splits(lengths: [Int]) -> [Int]? {
+    if case .gpu(let plan) = path { plan.plan.splits(lengths: lengths) } else { nil }
+  }
+
   /// The GPU of the plan; nil where it is for the CPU.
   public var gpu: GPU? {
     if case .gpu(let plan) = path { plan.gpu } else { nil }
@@ -125,7 +130,8 @@ public struct DeviceCacheTensors: Hashable, Sendable {
   public var output: DeviceTensorView
   /// Address of `[B, H_q, s_q]` contiguous f32; 0 where it is not needed.
   public var logSumExp: UInt64
-  /// Address of `[B]` int32: the rows of each sequence's cache that hold keys.
+  /// Address of `[B]` int32: the rows of each sequence's cache that hold keys, from 0 to the capacity. Nobody checks them: what
+  /// lies beyond the cache would be read.
   public var lengths: UInt64
   /// Address of `[B]` int32: which sequence of the cache; 0 for the sequence's own number. Not with pages.
   public var batchIndex: UInt64

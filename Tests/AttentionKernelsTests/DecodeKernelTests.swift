@@ -151,6 +151,23 @@ import Testing
       } == "The page size of the cache is 0; it must be at least 1.")
   }
 
+  /// The rule on the CPU says how many parts the kernel writes: O and log-sum-exps of each, f32.
+  @Test(arguments: [[700, 60], [1000], [5, 5, 900, 0, 300], [128, 128, 128, 128]], [nil, 90] as [Int?])
+  func sharesAsTheRuleSays(lengths: [Int], left: Int?) throws {
+    let decoding = try EmulatedDecoding(
+      lengths: lengths, heads: 2, capacity: 1000, mask: .window(left: left, right: 0), combination: .secondLaunch)
+    let splits = decoding.plan.splits(lengths: lengths)
+    let outcome = try decoding.run()
+    let rows = decoding.problem.groupSize
+    let part = rows * decoding.problem.valueDimension * 4 + decoding.plan.specialization.tiling.rows * 4
+    let written = try #require(outcome.counters.traffic["workspace"]).bytesWritten
+    // Of a sequence's two units, one may have a part less than the other, or be whole.
+    let most = splits.reduce(0) { $0 + ($1 > 1 ? 2 * $1 : 0) }
+    let least = splits.reduce(0) { $0 + ($1 > 2 ? 2 * $1 - 1 : $1 == 2 ? 2 : 0) }
+    #expect(written % part == 0 && (least...most).contains(written / part), "\(splits), \(written / part) parts")
+    #expect(outcome.passes)
+  }
+
   /// The workspace is as it was: a second call gives the same bits.
   @Test func leavesTheWorkspaceReady() throws {
     let decoding = try EmulatedDecoding(lengths: [300, 40], heads: 2, capacity: 300)

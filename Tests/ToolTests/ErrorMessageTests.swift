@@ -53,6 +53,16 @@ import Testing
     Mistake("bench decode", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
     Mistake(
       "bench decode --batch 2", 64, "Error: A shape has both --batch and --context; give both, or none for the grid."),
+    Mistake(
+      "bench decode --queries 4", 64,
+      "Error: --queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too."),
+    Mistake("bench decode --batch 0 --context 8", 64, "Error: --batch is 0; it must be at least 1."),
+    Mistake(
+      "bench --queries 64 --tiling keys=64", 64,
+      "Error: The tiling (keys=64) is for the kernels of GPUs; leave it out on the CPU."),
+    Mistake(
+      "verify --cache --emulate", 64,
+      "Error: --cache goes with --cases, --seed, --only, --device and --kernels alone."),
     Mistake("bench variants --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
     Mistake(
       "verify --device cpu --variants", 64, "Error: --variants belongs to --device gpu; the CPU has no tilings."),

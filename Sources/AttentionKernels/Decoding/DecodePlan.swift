@@ -63,6 +63,27 @@ public struct DecodePlan: Hashable, Sendable {
     return bytes <= 128 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
   }
 
+  /// The blocks that have a part of each unit (key/value head, block of rows) of a sequence: for each sequence, the most of its
+  /// units. The kernel decides the same from the lengths that it finds.
+  ///
+  /// - Parameter lengths: the keys of each sequence, without those before its beginning.
+  public func splits(lengths: [Int]) -> [Int] {
+    let rule = WorkRule(
+      tileKeys: specialization.tiling.tileKeys, queries: problem.queries,
+      left: specialization.mask.contains(.left) ? problem.mask.reach.left : nil)
+    let units = problem.keyValueHeads * launch.rowBlocks
+    let tiles = lengths.map { rule.tiles(length: $0) }
+    let share = WorkRule.share(total: tiles.reduce(0, +) * units, blocks: launch.blocks, atLeast: 1)
+    var before = 0
+    return tiles.map { count in
+      defer { before += count * units }
+      return (0..<units).map { unit in
+        let blocks = WorkRule.blocks(firstTile: before + unit * count, tiles: count, share: share)
+        return blocks.last - blocks.first + 1
+      }.max() ?? 0
+    }
+  }
+
   /// The kernel of the second launch; nil where there is none.
   public func combineKernel() throws(KernelError) -> Kernel? {
     specialization.combination != .lastBlock ? try CombineKernel(specialization).kernel() : nil

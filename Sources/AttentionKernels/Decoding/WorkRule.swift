@@ -19,7 +19,7 @@ protocol RuleNumber {
 /// each unit the tiles of its visible keys. Every block takes as many neighbours as every other. A unit that several blocks
 /// have parts of is put together at the end.
 ///
-/// Written once: a kernel emits it, `--explain` runs it.
+/// Written once: a kernel emits it, and `DecodePlan.splits` runs it on the CPU.
 struct WorkRule<Number: RuleNumber> {
   let tileKeys: Int
   /// Queries of a sequence, and how far before its own key a query sees; nil for all the way.

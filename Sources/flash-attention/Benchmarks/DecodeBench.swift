@@ -11,6 +11,8 @@ final class DecodeBench {
     let floorSeconds: Double
     let errorRatio: Double?
     let registers: Int?
+    /// The blocks that divide the keys of a sequence.
+    let splits: Int
   }
 
   let readGigabytesPerSecond: Double
@@ -70,7 +72,8 @@ final class DecodeBench {
     }
     let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * 2, on: gpu)
     let statistics = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
-    let lengths = try upload([Int32](repeating: Int32(context), count: problem.batch))
+    // Captured with other lengths than those that it is measured with.
+    let lengths = try upload([Int32](repeating: 1, count: problem.batch))
     var pageTable: GPUBuffer?
     if case .paged(_, _, let perSequence) = problem.cache {
       // Pages in a mixed order.
@@ -89,6 +92,10 @@ final class DecodeBench {
     let graph = try GPUGraph(on: gpu) { () throws(AttentionError) in
       try plan.launch(tensors, workspace: workspace.address)
     }
+    try graph.launch()
+    try [Int32](repeating: Int32(context), count: problem.batch).withUnsafeBufferPointer {
+      try lengths.copy(from: UnsafeRawBufferPointer($0))
+    }
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
     let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * 2)
     let ratio = pageTable == nil && context <= 16384 ? try error(of: o, statistics, problem, queries, context) : nil
@@ -96,7 +103,8 @@ final class DecodeBench {
       problem: "\(problem)", batch: problem.batch, context: context, queries: problem.queries,
       queryHeads: problem.queryHeads, kvHeads: problem.keyValueHeads, dimension: problem.dimension, bytes: bytes,
       seconds: seconds, floorSeconds: bytes / readGigabytesPerSecond / 1e9 + emptySeconds, errorRatio: ratio,
-      registers: plan.compiled?.registers)
+      registers: plan.compiled?.registers,
+      splits: plan.splits(lengths: [Int](repeating: context, count: problem.batch))?.max() ?? 1)
   }
 
   /// The error of the first sequence's last group of heads.

@@ -11,7 +11,7 @@ struct BenchDecodeCommand: ParsableCommand {
     discussion: """
       Without a shape, measures a grid of batches, contexts, query rows and heads at D 128. Each call runs through a CUDA \
       graph, after the L2 cache was filled with something else by reading; times are medians of events. GB/s count K and V \
-      once; the floor is what a probe needs in this run to read as many bytes, and a kernel that does nothing. The error \
+      once; splits are the blocks that divide a sequence's keys; the floor is what a probe needs in this run to read as many bytes, and a kernel that does nothing. The error \
       is that of the first sequence's last group of heads beside the 64-bit reference, as a part of what is allowed, for \
       contiguous caches of up to 16384 keys.
       """)
@@ -25,14 +25,14 @@ struct BenchDecodeCommand: ParsableCommand {
   @Option(help: "Keys of each sequence. (default: the grid)")
   var context: Int?
 
-  @Option(help: "Queries of each sequence.")
-  var queries = 1
+  @Option(help: "Queries of each sequence. (default: 1)")
+  var queries: Int?
 
-  @Option(help: "Query heads.")
-  var queryHeads = 32
+  @Option(help: "Query heads. (default: 32)")
+  var queryHeads: Int?
 
-  @Option(help: "Key/value heads.")
-  var kvHeads = 8
+  @Option(help: "Key/value heads. (default: 8)")
+  var kvHeads: Int?
 
   @Option(help: "Head dimension.")
   var dim = 128
@@ -55,6 +55,12 @@ struct BenchDecodeCommand: ParsableCommand {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
     if (batch == nil) != (context == nil) {
       throw ValidationError("A shape has both --batch and --context; give both, or none for the grid.")
+    }
+    if batch == nil && (queries != nil || queryHeads != nil || kvHeads != nil) {
+      throw ValidationError("--queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too.")
+    }
+    for (name, value) in [("--batch", batch), ("--context", context), ("--page-size", pageSize)] {
+      if let value, value < 1 { throw ValidationError("\(name) is \(value); it must be at least 1.") }
     }
   }
 
@@ -81,7 +87,10 @@ struct BenchDecodeCommand: ParsableCommand {
   func run() throws {
     let cases =
       batch.map {
-        [Case(batch: $0, context: context!, queries: queries, queryHeads: queryHeads, kvHeads: kvHeads)]
+        [
+          Case(
+            batch: $0, context: context!, queries: queries ?? 1, queryHeads: queryHeads ?? 32, kvHeads: kvHeads ?? 8)
+        ]
       } ?? Self.grid
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let plans = try reportingOptionErrors {
@@ -123,12 +132,12 @@ struct BenchDecodeCommand: ParsableCommand {
 
   private static func table(_ results: [DecodeBench.Result]) -> String {
     flash_attention.table(
-      [["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "error"]]
+      [["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"]]
         + results.map { r in
           let seconds = median(r.seconds)
           return [
             "\(r.batch)", "\(r.context)", "\(r.queries)", "\(r.queryHeads)/\(r.kvHeads)", duration(seconds),
-            fixed(r.bytes / seconds / 1e9, 0), duration(r.floorSeconds), percent(r.floorSeconds / seconds),
+            fixed(r.bytes / seconds / 1e9, 0), duration(r.floorSeconds), percent(r.floorSeconds / seconds), "\(r.splits)",
             r.errorRatio.map { fixed($0, 2) } ?? "",
           ]
         })
