@@ -30,6 +30,10 @@ public enum AttentionError: Error, Hashable, Sendable {
   case softcap(Double)
   /// The device has no kernel for the type.
   case typeOnDevice(ScalarType, device: String, possible: String)
+  /// Attention is not computed in a type that caches may have.
+  case typeOfCaches(ScalarType)
+  /// What a cache of another type, or new keys in one, ask for and the device lacks; the reason is a sentence.
+  case unsupported(String)
   /// The device's kernels cannot count that far.
   case lengthOnDevice(tensor: String, length: Int, device: String, limit: Int)
   /// A pointer or a stride is no multiple of what the device's copies need, mostly 16 bytes.
@@ -82,6 +86,10 @@ extension AttentionError: CustomStringConvertible {
       "The softcap is \(value); it must be a number above 0 that f32 can hold. Leave it out for no cap."
     case .typeOnDevice(let type, let device, let possible):
       "The \(device) has no kernel for \(type); it takes \(possible). Convert the tensors, or use the CPU."
+    case .typeOfCaches(let type):
+      "\(type) is a type for the keys and values of a cache; attention itself is computed in f32, f16 or bf16."
+    case .unsupported(let sentence):
+      sentence
     case .lengthOnDevice(let tensor, let length, let device, let limit):
       "\(tensor) is \(length); the \(device)'s kernels count to \(limit). Split the batch, or use the CPU."
     case .alignment(let tensor, let what, let bytes, let multiple):

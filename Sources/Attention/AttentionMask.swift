@@ -10,15 +10,24 @@ public enum AttentionMask: Hashable, Sendable {
   /// A query sees `left` keys before its diagonal, the diagonal, and `right` keys after it: `left + 1 + right` keys in
   /// all. nil is unlimited. `.window(left: nil, right: 0)` is `.causal`.
   case window(left: Int?, right: Int?)
+  /// The keys are cut into chunks of `size`, from the first on, and a query sees of the chunk of its diagonal what
+  /// `.window(left: left, right: right)` lets it see ("chunked local attention").
+  case chunks(of: Int, left: Int? = nil, right: Int? = 0)
+
+  /// The size of the chunks; nil where there are none.
+  public var chunk: Int? { if case .chunks(let size, _, _) = self { size } else { nil } }
 
   /// How many keys before and after its diagonal a query sees; nil is unlimited.
   public var reach: (left: Int?, right: Int?) {
     switch self {
     case .none: (nil, nil)
     case .causal: (nil, 0)
-    case .window(let left, let right): (left, right)
+    case .window(let left, let right), .chunks(_, let left, let right): (left, right)
     }
   }
+
+  /// Whether there are keys that some query may not see.
+  public var isLimited: Bool { reach.left != nil || reach.right != nil || chunk != nil }
 
   /// The keys that query `query` of `queries` sees, of `keys`; empty where it sees none.
   public func visibleKeys(ofQuery query: Int, queries: Int, keys: Int) -> Range<Int> {
@@ -26,8 +35,14 @@ public enum AttentionMask: Hashable, Sendable {
     let (left, right) = reach
     // A reach of queries + keys spans everything, so larger ones cannot overflow.
     let most = queries + keys
-    let first = left.map { max(0, diagonal - min($0, most)) } ?? 0
-    let end = right.map { min(keys, diagonal + min($0, most) + 1) } ?? keys
+    var first = left.map { max(0, diagonal - min($0, most)) } ?? 0
+    var end = right.map { min(keys, diagonal + min($0, most) + 1) } ?? keys
+    if let chunk {
+      // A query before the first key stands in no chunk.
+      if diagonal < 0 { return 0..<0 }
+      first = max(first, diagonal / chunk * chunk)
+      end = min(end, chunk < keys ? (diagonal / chunk + 1) * chunk : keys)
+    }
     return first < end ? first..<end : 0..<0
   }
 
@@ -36,6 +51,7 @@ public enum AttentionMask: Hashable, Sendable {
     switch self {
     case .none, .causal: .causal
     case .window(let left, let right): .window(left: left, right: min(right ?? 0, 0))
+    case .chunks(let size, let left, let right): .chunks(of: size, left: left, right: min(right ?? 0, 0))
     }
   }
 }
@@ -48,6 +64,8 @@ extension AttentionMask: CustomStringConvertible {
     case .causal: "causal"
     case .window(let left, let right):
       "window of \(left.map(String.init) ?? "all") left, \(right.map(String.init) ?? "all") right"
+    case .chunks(let size, let left, let right):
+      "chunks of \(size), \(left.map(String.init) ?? "all") left, \(right.map(String.init) ?? "all") right"
     }
   }
 }

@@ -47,10 +47,11 @@ public struct AttentionProblem: Hashable, Sendable {
     guard queries.heads % keys.heads == 0 else {
       throw .headsNotDivisible(queryHeads: queries.heads, keyValueHeads: keys.heads)
     }
-    if case .window(let left, let right) = mask {
-      if let left, left < 0 { throw .window(side: "left", value: left) }
-      if let right, right < 0 { throw .window(side: "right", value: right) }
-    }
+    let (left, right) = mask.reach
+    if let left, left < 0 { throw .window(side: "left", value: left) }
+    if let right, right < 0 { throw .window(side: "right", value: right) }
+    if let chunk = mask.chunk, chunk < 1 { throw .extent(tensor: "the mask", axis: "chunk size", value: chunk) }
+    guard ScalarType.computed.contains(scalarType) else { throw .typeOfCaches(scalarType) }
     let scale = scale ?? 1 / Double(queries.dimension).squareRoot()
     guard Self.isScale(scale) else { throw .scale(scale) }
     if let softcap, !Self.isSoftcap(softcap, of: scale) { throw .softcap(softcap) }
@@ -134,8 +135,9 @@ extension AttentionProblem {
     2 * Double(dimension + valueDimension) * visiblePairs * Double(batch) * Double(queryHeads)
   }
 
-  /// Pairs of a query and a key that it sees, of one head: without a loop over the queries, who may be many.
+  /// Pairs of a query and a key that it sees, of one head: but for chunks, without a loop over the queries, who may be many.
   var visiblePairs: Double {
+    if mask.chunk != nil { return (0..<queries).reduce(0) { $0 + Double(visibleKeys(ofQuery: $1).count) } }
     let (left, right) = mask.reach
     let reach = Double(queries) + Double(keys)
     // Query i sees the keys from clamp(i + offset - left) up to clamp(i + offset + right + 1); clamp is to 0...keys.

@@ -1,20 +1,42 @@
-/// Attention of a few queries over a cache of keys and values, of which each sequence has a length of its own: decoding.
+/// Attention of sequences with lengths of their own: over a cache of keys and values ("decoding"), or over keys that are packed
+/// one sequence behind the other ("variable lengths").
 ///
-/// Query i of a sequence with `queries` queries and a cache of length n stands at key `i + n - queries`, as in `AttentionMask`: the
-/// last query stands on the last key.
+/// Query i of a sequence with q queries and n keys stands at key `i + n - q`, as in `AttentionMask`: the last query stands on
+/// the last key. New keys, where a call brings some, are appended to the cache first and count as keys.
 public struct CachedAttentionProblem: Hashable, Sendable {
-  /// How the cache lies in memory.
+  /// How the keys lie in memory.
   public enum Cache: Hashable, Sendable {
     /// `[sequences, capacity, H_kv, D]` (or any other strides).
     case contiguous(sequences: Int, capacity: Int)
     /// `[pages, pageSize, H_kv, D]` and a table `[batch, pagesPerSequence]` of the pages of each sequence.
     case paged(pages: Int, pageSize: Int, pagesPerSequence: Int)
+    /// `[total, H_kv, D]`, a sequence behind the other, and where each begins (`cu_seqlens_k`, `[batch + 1]`); none has more than
+    /// `longest` keys.
+    case packed(total: Int, longest: Int)
+  }
+
+  /// Keys and values that a call appends to the cache before it attends.
+  public struct NewKeys: Hashable, Sendable {
+    /// Of each sequence; where they are packed, of the longest.
+    public var count: Int
+    /// Of all sequences, where they are packed `[total, H_kv, D]` (`cu_seqlens_k_new`); nil for `[B, count, H_kv, D]`.
+    public var packedTotal: Int?
+    /// How new keys and the queries are turned; nil for not at all.
+    public var rotary: RotaryEmbedding?
+
+    /// New keys of each sequence.
+    public init(_ count: Int, packedTotal: Int? = nil, rotary: RotaryEmbedding? = nil) {
+      (self.count, self.packedTotal, self.rotary) = (count, packedTotal, rotary)
+    }
   }
 
   /// Sequences in the call.
   public let batch: Int
-  /// Queries of each sequence.
+  /// Queries of each sequence; where they are packed, of the longest.
   public let queries: Int
+  /// Queries of all sequences, where they are packed `[total, H_q, D]`, a sequence behind the other (`cu_seqlens_q`,
+  /// `[batch + 1]`); nil for `[B, s_q, H_q, D]`.
+  public let packedQueries: Int?
   /// Query heads; query head h reads key/value head `h / groupSize`.
   public let queryHeads: Int
   /// Key/value heads.
@@ -27,33 +49,41 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   public let cache: Cache
   /// Whether sequences begin somewhere inside their caches; their lengths then count from the cache's start.
   public let hasLeftPadding: Bool
-  /// The type of all tensors.
+  /// What is appended; nil where nothing is.
+  public let newKeys: NewKeys?
+  /// The type of output and new keys, and that the attention is computed in.
   public let scalarType: ScalarType
+  /// The type of the queries: `scalarType` or e4m3.
+  public let queryType: ScalarType
+  /// The type of keys and values: `scalarType` or e4m3, whose numbers are multiplied by a scale for each sequence and head.
+  public let cacheType: ScalarType
   /// Which keys a query sees.
   public let mask: AttentionMask
   /// What scores are multiplied by.
   public let scale: Double
   /// Scores become `softcap * tanh(score / softcap)`; nil for none.
   public let softcap: Double?
+  /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others of its
+  /// batch, not in a bit; nil leaves it to what is fast.
+  public let keysPerSplit: Int?
 
   /// - Parameters:
+  ///   - queries: of each sequence, or of the longest.
+  ///   - packedQueries: of all sequences, where they are packed.
+  ///   - queryType: nil for `scalarType`.
+  ///   - cacheType: nil for `scalarType`.
   ///   - scale: 1/sqrt(D) where nil.
-  /// - Throws: `AttentionError` for extents, heads, masks, scales or softcaps that cannot be.
+  /// - Throws: `AttentionError` for extents, heads, types, masks, scales or softcaps that cannot be.
   public init(
-    batch: Int, queries: Int, queryHeads: Int, keyValueHeads: Int, dimension: Int, valueDimension: Int? = nil,
-    cache: Cache, hasLeftPadding: Bool = false, scalarType: ScalarType, mask: AttentionMask = .causal,
-    scale: Double? = nil, softcap: Double? = nil
+    batch: Int, queries: Int, packedQueries: Int? = nil, queryHeads: Int, keyValueHeads: Int, dimension: Int,
+    valueDimension: Int? = nil, cache: Cache, hasLeftPadding: Bool = false, newKeys: NewKeys? = nil,
+    scalarType: ScalarType, queryType: ScalarType? = nil, cacheType: ScalarType? = nil, mask: AttentionMask = .causal,
+    scale: Double? = nil, softcap: Double? = nil, keysPerSplit: Int? = nil
   ) throws(AttentionError) {
-    let capacity: Int
-    switch cache {
-    case .contiguous(let sequences, let perSequence):
-      if sequences < 1 && batch > 0 { throw .extent(tensor: "the cache", axis: "sequences", value: sequences) }
-      capacity = perSequence
-    case .paged(let pages, let pageSize, let pagesPerSequence):
-      if pageSize < 1 { throw .extent(tensor: "the cache", axis: "page size", value: pageSize) }
-      if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
-      if pagesPerSequence < 0 { throw .extent(tensor: "the page table", axis: "length", value: pagesPerSequence) }
-      capacity = pageSize * pagesPerSequence
+    let capacity = try Self.capacity(of: cache, batch: batch)
+    if let packedQueries, packedQueries < 0 { throw .extent(tensor: "the queries", axis: "length", value: packedQueries) }
+    if let keysPerSplit, keysPerSplit < 1 {
+      throw .extent(tensor: "a split", axis: "number of keys", value: keysPerSplit)
     }
     // The rest is what attention over whole caches would have to be.
     let keys = TensorShape(batch: batch, heads: keyValueHeads, length: capacity, dimension: dimension)
@@ -62,10 +92,34 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     let whole = try AttentionProblem(
       queries: TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: dimension), keys: keys,
       values: values, scalarType: scalarType, mask: mask, scale: scale, softcap: softcap)
+    if let newKeys { try newKeys.check(cache, dimension: dimension) }
+    for (what, type) in [("queries", queryType), ("the cache", cacheType)] {
+      if let type, type != scalarType && type != .e4m3 {
+        throw .mixedTypes(first: what, firstType: type, second: "the output", secondType: scalarType)
+      }
+    }
     (self.batch, self.queries, self.queryHeads, self.keyValueHeads) = (batch, queries, queryHeads, keyValueHeads)
     (self.dimension, self.valueDimension, self.cache) = (dimension, values.dimension, cache)
-    self.hasLeftPadding = hasLeftPadding
+    (self.packedQueries, self.hasLeftPadding, self.newKeys) = (packedQueries, hasLeftPadding, newKeys)
+    (self.queryType, self.cacheType) = (queryType ?? scalarType, cacheType ?? scalarType)
     (self.scalarType, self.mask, self.scale, self.softcap) = (scalarType, mask, whole.scale, softcap)
+    self.keysPerSplit = keysPerSplit
+  }
+
+  private static func capacity(of cache: Cache, batch: Int) throws(AttentionError) -> Int {
+    switch cache {
+    case .contiguous(let sequences, let capacity):
+      if sequences < 1 && batch > 0 { throw .extent(tensor: "the cache", axis: "sequences", value: sequences) }
+      return capacity
+    case .paged(let pages, let pageSize, let pagesPerSequence):
+      if pageSize < 1 { throw .extent(tensor: "the cache", axis: "page size", value: pageSize) }
+      if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
+      if pagesPerSequence < 0 { throw .extent(tensor: "the page table", axis: "length", value: pagesPerSequence) }
+      return pageSize * pagesPerSequence
+    case .packed(let total, let longest):
+      if total < 0 { throw .extent(tensor: "the keys", axis: "length", value: total) }
+      return longest
+    }
   }
 
   /// Query heads that share a key/value head.
@@ -75,24 +129,32 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     switch cache {
     case .contiguous(_, let capacity): capacity
     case .paged(_, let pageSize, let pagesPerSequence): pageSize * pagesPerSequence
+    case .packed(_, let longest): longest
     }
   }
+  /// Whether the keys are packed, a sequence behind the other.
+  public var hasPackedKeys: Bool { if case .packed = cache { true } else { false } }
 
-  /// `[B, H_q, s_q, D]`.
+  /// `[B, H_q, s_q, D]`; packed, `[1, H_q, total, D]`.
   public var queryShape: TensorShape {
-    TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: dimension)
+    TensorShape(
+      batch: packedQueries == nil ? batch : 1, heads: queryHeads, length: packedQueries ?? queries, dimension: dimension)
   }
-  /// `[B, H_q, s_q, D_v]`.
+  /// `[B, H_q, s_q, D_v]`; packed, `[1, H_q, total, D_v]`.
   public var outputShape: TensorShape {
-    TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: valueDimension)
+    var shape = queryShape
+    shape.dimension = valueDimension
+    return shape
   }
-  /// `[sequences, H_kv, capacity, D]`, or `[pages, H_kv, page size, D]`.
+  /// `[sequences, H_kv, capacity, D]`, `[pages, H_kv, page size, D]`, or packed `[1, H_kv, total, D]`.
   public var keyShape: TensorShape {
     switch cache {
     case .contiguous(let sequences, let capacity):
       TensorShape(batch: sequences, heads: keyValueHeads, length: capacity, dimension: dimension)
     case .paged(let pages, let pageSize, _):
       TensorShape(batch: pages, heads: keyValueHeads, length: pageSize, dimension: dimension)
+    case .packed(let total, _):
+      TensorShape(batch: 1, heads: keyValueHeads, length: total, dimension: dimension)
     }
   }
   /// The same of V, with D_v.
@@ -101,17 +163,52 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     shape.dimension = valueDimension
     return shape
   }
-  /// Elements of the log-sum-exp.
-  public var logSumExpCount: Int { batch * queryHeads * queries }
+  /// `[B, H_kv, s_new, D]`, packed `[1, H_kv, total, D]`; without new keys, no tokens.
+  public var newKeyShape: TensorShape {
+    TensorShape(
+      batch: newKeys?.packedTotal == nil ? batch : 1, heads: keyValueHeads,
+      length: newKeys.map { $0.packedTotal ?? $0.count } ?? 0, dimension: dimension)
+  }
+  /// The same of V, with D_v.
+  public var newValueShape: TensorShape {
+    var shape = newKeyShape
+    shape.dimension = valueDimension
+    return shape
+  }
+  /// Elements of the log-sum-exp: `[B, H_q, s_q]`; packed, `[H_q, total]`.
+  public var logSumExpCount: Int { queryShape.batch * queryHeads * queryShape.length }
 
-  /// The same problem for one sequence of `length` keys, without a cache.
-  public func sequence(length: Int) throws(AttentionError) -> AttentionProblem {
+  /// The same problem for one sequence, without a cache.
+  ///
+  /// - Parameter type: what it is computed in; nil for the problem's own.
+  public func sequence(
+    queries count: Int? = nil, length: Int, type: ScalarType? = nil
+  ) throws(AttentionError) -> AttentionProblem {
     let keys = TensorShape(batch: 1, heads: keyValueHeads, length: length, dimension: dimension)
     var values = keys
     values.dimension = valueDimension
     return try AttentionProblem(
-      queries: TensorShape(batch: 1, heads: queryHeads, length: queries, dimension: dimension), keys: keys,
-      values: values, scalarType: scalarType, mask: mask, scale: scale, softcap: softcap)
+      queries: TensorShape(batch: 1, heads: queryHeads, length: count ?? queries, dimension: dimension), keys: keys,
+      values: values, scalarType: type ?? scalarType, mask: mask, scale: scale, softcap: softcap)
+  }
+}
+
+extension CachedAttentionProblem.NewKeys {
+  fileprivate func check(_ cache: CachedAttentionProblem.Cache, dimension: Int) throws(AttentionError) {
+    if count < 0 { throw .extent(tensor: "the new keys", axis: "length", value: count) }
+    if let packedTotal, packedTotal < 0 { throw .extent(tensor: "the new keys", axis: "length", value: packedTotal) }
+    if case .packed = cache {
+      throw .unsupported("Keys that are packed leave no room for new ones; append to a contiguous or paged cache.")
+    }
+    if let rotary {
+      guard rotary.dimension % 16 == 0, (1...dimension).contains(rotary.dimension) else {
+        throw .dimension(
+          tensor: "the rotary embedding", value: rotary.dimension, path: "embedding", multiple: 16, limit: dimension)
+      }
+      if rotary.positions < 1 {
+        throw .extent(tensor: "the rotary embedding", axis: "number of positions", value: rotary.positions)
+      }
+    }
   }
 }
 
@@ -123,9 +220,13 @@ extension CachedAttentionProblem: CustomStringConvertible {
       switch cache {
       case .contiguous(_, let capacity): "a cache of \(capacity) keys"
       case .paged(_, let pageSize, let count): "a cache of \(count) pages of \(pageSize)"
+      case .packed(let total, let longest): "\(total) packed keys, \(longest) at most"
       }
     let values = valueDimension == dimension ? "" : " (values \(valueDimension))"
+    let count = packedQueries.map { "\($0) packed queries, \(queries) at most," } ?? "\(queries) queries"
+    let new = newKeys.map { " and \($0.count) new" } ?? ""
+    let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
     return
-      "batch \(batch), heads \(heads), \(queries) queries over \(where_), dimension \(dimension)\(values), \(scalarType), \(mask)"
+      "batch \(batch), heads \(heads), \(count) over \(where_)\(new), dimension \(dimension)\(values), \(types), \(mask)"
   }
 }

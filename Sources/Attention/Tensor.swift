@@ -72,6 +72,7 @@ public struct Tensor: Sendable {
       case .f32: read(Float.self)
       case .f16: read(Float16.self)
       case .bf16: read(BFloat16.self)
+      case .e4m3: read(Float8E4M3.self)
       }
     }
   }
@@ -121,6 +122,7 @@ extension ScalarType {
     case .f32: base.loadUnaligned(fromByteOffset: index * 4, as: Float.self)
     case .f16: Float(base.loadUnaligned(fromByteOffset: index * 2, as: Float16.self))
     case .bf16: Float(base.loadUnaligned(fromByteOffset: index * 2, as: BFloat16.self))
+    case .e4m3: Float(base.loadUnaligned(fromByteOffset: index, as: Float8E4M3.self))
     }
   }
 
@@ -131,6 +133,7 @@ extension ScalarType {
     case .f32: base.storeBytes(of: value, toByteOffset: index * 4, as: Float.self)
     case .f16: base.storeBytes(of: Float16(value), toByteOffset: index * 2, as: Float16.self)
     case .bf16: base.storeBytes(of: BFloat16(value), toByteOffset: index * 2, as: BFloat16.self)
+    case .e4m3: base.storeBytes(of: Float8E4M3(value), toByteOffset: index, as: Float8E4M3.self)
     }
   }
 }

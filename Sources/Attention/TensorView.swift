@@ -42,6 +42,7 @@ public struct TensorView: @unchecked Sendable {
     case .f32: read(Float.self)
     case .f16: read(Float16.self)
     case .bf16: read(BFloat16.self)
+    case .e4m3: read(Float8E4M3.self)
     }
   }
 }

@@ -36,7 +36,7 @@ struct ForwardBody {
     let block = k.special(.blockX)
     let head = block / parameters.blocksPerHead
     let place = block - head * parameters.blocksPerHead
-    let inHead = s.mask.contains(.right) ? parameters.blocksPerHead - 1 - place : place
+    let inHead = s.mask.limitsEnd ? parameters.blocksPerHead - 1 - place : place
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
     rows = PackedQueries(
@@ -45,7 +45,9 @@ struct ForwardBody {
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      ScoreMask.Bounds(keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset), rows: rows,
+      ScoreMask.Bounds(
+        keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset, diagonal: parameters.diagonal,
+        chunk: parameters.chunk), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)

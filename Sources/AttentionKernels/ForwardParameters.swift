@@ -14,6 +14,8 @@ struct ForwardParameters {
   let keys: Register<S32>
   /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`.
   let leftOffset, rightOffset: Register<S32>
+  /// Query i stands on key `i + diagonal`; keys of a chunk.
+  let diagonal, chunk: Register<S32>
   let softmax: SoftmaxParameters
 
   init(_ k: KernelBuilder) {
@@ -27,6 +29,8 @@ struct ForwardParameters {
     keys = k.parameter("key_count", S32.self)
     leftOffset = k.parameter("left_offset", S32.self)
     rightOffset = k.parameter("right_offset", S32.self)
+    diagonal = k.parameter("diagonal", S32.self)
+    chunk = k.parameter("chunk", S32.self)
     softmax = SoftmaxParameters(k)
   }
 }
@@ -79,7 +83,8 @@ public struct ForwardLaunch: Hashable, Sendable {
     }
     list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
     let offsets = maskOffsets
-    list += [problem.keys, offsets.left, offsets.right].map { .s32(Int32($0)) }
+    let chunk = min(problem.mask.chunk ?? 1, GPULimits.lengthLimit)
+    list += [problem.keys, offsets.left, offsets.right, problem.keys - problem.queries, chunk].map { .s32(Int32($0)) }
     return list + scales.arguments
   }
 

@@ -55,7 +55,7 @@ extension ForwardSpecialization {
     let (output, scores, queries) = matrixRegisters
     let fragments = tiling.keepsQueries ? 0 : (gpu.target < .sm90 ? 10 : 4) * tiling.rowTilesPerWarp
     let panels = 10 * (SharedTile(rows: 16, columns: dimension).widths.count - 1)
-    let maskOrCap = mask.contains(.left) || hasSoftcap ? 24 : 0
+    let maskOrCap = mask.limitsFirst || hasSoftcap ? 24 : 0
     let (isGrouped, isOdd) = (groupSize > 1, dimension % 16 != 0)
     let steps = min(max(dimension, valueDimension), 320) / 16
     // Few threads copy more each.

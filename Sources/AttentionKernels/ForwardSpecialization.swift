@@ -50,8 +50,7 @@ public struct ForwardSpecialization: Hashable, Sendable {
     var name = "attention_\(inputs.rawValue)_d\(dimension)"
     if valueDimension != dimension { name += "_v\(valueDimension)" }
     if groupSize > 1 { name += "_group\(groupSize)" }
-    if mask.contains(.left) { name += "_left" }
-    if mask.contains(.right) { name += "_right" }
+    name += mask.name
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
     return name + "_" + tiling.name

@@ -7,7 +7,7 @@ extension Matrix.Inputs {
     switch type {
     case .f16: self = .f16
     case .bf16: self = .bf16
-    case .f32: throw .typeOnDevice(type, device: "GPU", possible: "f16 and bf16")
+    case .f32, .e4m3: throw .typeOnDevice(type, device: "GPU", possible: "f16 and bf16")
     }
   }
 }

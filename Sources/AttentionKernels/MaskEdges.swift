@@ -11,10 +11,24 @@ public struct MaskEdges: OptionSet, Hashable, Sendable {
   /// Keys too far behind the diagonal.
   public static let right = MaskEdges(rawValue: 2)
 
+  /// Keys of other chunks than the diagonal's.
+  public static let chunks = MaskEdges(rawValue: 4)
+
   /// The sides that a mask limits.
   public init(_ mask: AttentionMask) {
     let (left, right) = mask.reach
     self = left == nil ? [] : .left
     if right != nil { insert(.right) }
+    if mask.chunk != nil { insert(.chunks) }
   }
+}
+
+extension MaskEdges {
+  /// Marks of the sides in a kernel's name.
+  var name: String {
+    (contains(.left) ? "_left" : "") + (contains(.right) ? "_right" : "") + (contains(.chunks) ? "_chunks" : "")
+  }
+  /// Whether a query may see less than all keys up to some key, and less than all from some key on.
+  var limitsFirst: Bool { contains(.left) || contains(.chunks) }
+  var limitsEnd: Bool { contains(.right) || contains(.chunks) }
 }

@@ -40,6 +40,7 @@ extension ScalarType {
     case .f32: FA_F32
     case .f16: FA_F16
     case .bf16: FA_BF16
+    case .e4m3: preconditionFailure("No problem is computed in e4m3.")
     }
   }
 }

@@ -41,7 +41,7 @@ public struct CachedAttentionPlan: Sendable {
     } cpu: { () throws(AttentionError) in
       try Device.refuse(tilingOnCPU: tiling)
       // Refused now if it would be later.
-      _ = try CPUPlan(try problem.sequence(length: 1), threads: 1)
+      _ = try CPUPlan(try problem.sequence(queries: 1, length: 1), threads: 1)
       return .cpu
     }
   }
@@ -118,27 +118,41 @@ extension CachedAttentionPlan: CustomStringConvertible {
   }
 }
 
-/// Where the tensors of a call over a cache are, in the memory of a GPU.
+/// Where the tensors of a call over a cache are, in the memory of a GPU. Of an address that is 0, the tensor is not there.
 public struct DeviceCacheTensors: Hashable, Sendable {
-  /// `[B, H_q, s_q, D]`.
+  /// `[B, H_q, s_q, D]`; packed `[1, H_q, total, D]`.
   public var queries: DeviceTensorView
-  /// `[sequences, H_kv, capacity, D]`, or `[pages, H_kv, page size, D]`.
+  /// `[sequences, H_kv, capacity, D]`, `[pages, H_kv, page size, D]` or packed `[1, H_kv, total, D]`.
   public var keys: DeviceTensorView
   /// The same with D_v.
   public var values: DeviceTensorView
-  /// `[B, H_q, s_q, D_v]`; overwritten.
+  /// `[B, H_q, s_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten.
   public var output: DeviceTensorView
-  /// Address of `[B, H_q, s_q]` contiguous f32; 0 where it is not needed.
+  /// `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32.
   public var logSumExp: UInt64
-  /// Address of `[B]` int32: the rows of each sequence's cache that hold keys, from 0 to the capacity. Nobody checks them: what
-  /// lies beyond the cache would be read.
+  /// `[B]` int32: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the
+  /// capacity, and read as the capacity where they are more. May be missing where keys are packed.
   public var lengths: UInt64
-  /// Address of `[B]` int32: which sequence of the cache; 0 for the sequence's own number. Not with pages.
+  /// `[B]` int32: which sequence of the cache; without, the sequence's own number. Not with pages. Nobody checks them, nor the pages.
   public var batchIndex: UInt64
-  /// Address of `[B]` int32: the row of each sequence's first key; 0 for 0.
+  /// `[B]` int32: the row of each sequence's first key.
   public var leftPadding: UInt64
-  /// Address of `[B, pagesPerSequence]` int32; 0 without pages.
+  /// `[B, pagesPerSequence]` int32.
   public var pageTable: UInt64
+  /// `[B + 1]` int32: the first query of each sequence and the end of the last, where queries are packed.
+  public var queryStarts: UInt64 = 0
+  /// `[B]` int32: the queries of each sequence that count, where they are packed; without, all.
+  public var queryCounts: UInt64 = 0
+  /// `[B + 1]` int32: the first key of each sequence and the end of the last, where keys are packed.
+  public var keyStarts: UInt64 = 0
+  /// `[B, H_kv]` f32, above 0: what e4m3 queries are multiplied by; without, 1.
+  public var queryScales: UInt64 = 0
+  /// `[B, H_kv]` f32, above 0: what e4m3 keys are multiplied by.
+  public var keyScales: UInt64 = 0
+  /// `[B, H_kv]` f32, above 0: what e4m3 values are multiplied by.
+  public var valueScales: UInt64 = 0
+  /// What is appended to the cache first.
+  public var newKeys: DeviceNewKeys?
 
   /// The tensors of a call.
   public init(
@@ -149,4 +163,23 @@ public struct DeviceCacheTensors: Hashable, Sendable {
     (self.lengths, self.logSumExp) = (lengths, logSumExp)
     (self.batchIndex, self.leftPadding, self.pageTable) = (batchIndex, leftPadding, pageTable)
   }
+}
+
+/// Keys and values that a call appends to the cache before it attends, in the memory of a GPU.
+public struct DeviceNewKeys: Hashable, Sendable {
+  /// `[B, H_kv, s_new, D]`; packed `[1, H_kv, total, D]`.
+  public var keys: DeviceTensorView
+  /// The same with D_v.
+  public var values: DeviceTensorView
+  /// `[B + 1]` int32: the first new key of each sequence and the end of the last, where they are packed.
+  public var starts: UInt64 = 0
+  /// Tables of the rotary embedding, `[positions, dimension / 2]`, contiguous, in the problem's type.
+  public var cosines: UInt64 = 0
+  /// The same of the sines.
+  public var sines: UInt64 = 0
+  /// `[B]` int32: the position of each sequence's first new key; without, its length.
+  public var positions: UInt64 = 0
+
+  /// Keys and values alone.
+  public init(keys: DeviceTensorView, values: DeviceTensorView) { (self.keys, self.values) = (keys, values) }
 }

@@ -79,6 +79,7 @@ enum KernelKey: Hashable, Sendable {
   case forward(ForwardSpecialization)
   case decode(DecodeSpecialization)
   case combine(DecodeSpecialization)
+  case preparation(PreparationKernel.Specialization)
 }
 
 /// A plan that a kernel belongs to.
@@ -108,6 +109,16 @@ struct CombinePlan: KernelPlan {
   var kernelName: String { CombineKernel(plan.specialization).name }
   var sharedByteCount: Int { 0 }
   func kernel() throws(KernelError) -> Kernel { try CombineKernel(plan.specialization).kernel() }
+}
+
+/// The launch before a decode plan's.
+struct PreparationPlan: KernelPlan {
+  let preparation: PreparationKernel
+  init(kernel: PreparationKernel) { preparation = kernel }
+  var key: KernelKey { .preparation(preparation.specialization) }
+  var kernelName: String { preparation.name }
+  var sharedByteCount: Int { 0 }
+  func kernel() throws(KernelError) -> Kernel { try preparation.kernel() }
 }
 
 /// A compiled kernel, and what the driver's compiler made of it.

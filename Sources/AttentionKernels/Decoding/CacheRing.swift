@@ -27,9 +27,8 @@ struct CacheRing {
 
   /// - Parameters:
   ///   - tiles: the piece of work, in tiles of the sequence's keys.
-  ///   - head: the key/value head.
   init(
-    _ body: DecodeBody, unit: WorkShare.Unit, head: Register<U32>, tiles: (first: Register<S32>, end: Register<S32>)
+    _ body: DecodeBody, unit: WorkShare.Unit, tiles: (first: Register<S32>, end: Register<S32>)
   ) {
     (k, s, memory, parameters) = (body.k, body.s, body.memory, body.parameters)
     (thread, group) = (body.groupThread, body.keyGroup)
@@ -39,24 +38,18 @@ struct CacheRing {
     end = first + memory.groupByteCount
     readSlot = k.variable(first).named("read_slot")
     writeSlot = k.variable(first + (s.tiling.stages - 1) * memory.stageByteCount).named("write_slot")
-    let sequence = unit.sequence.reinterpreted(as: U32.self)
     let (p, k) = (parameters, k)
-    padding =
-      s.hasLeftPadding
-      ? k.load(S32.self, global: p.leftPadding + k.multiplyWide(sequence, 4)) : k.constant(0, S32.self)
-    let place = k.variable(sequence)
-    if s.paging == .none {
-      k.if(p.batchIndex .!= 0) {
-        k.set(place, to: k.load(U32.self, global: p.batchIndex + k.multiplyWide(sequence, 4)))
-      }
-    }
-    let paging = s.paging
+    let table = SequenceTable(k, s, p)
+    padding = table.leftPadding(of: unit.sequence)
+    let place = s.paging == .none ? table.cachePlace(of: unit.sequence) : nil
+    let firstKey = table.firstKey(of: unit.sequence)
     func base(_ pointer: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
-      let ofHead = pointer + k.wide(head) * strides.head
-      return paging == .none ? ofHead + k.wide(place) * strides.batch : ofHead
+      let ofHead = pointer + k.wide(unit.head) * strides.head
+      let ofSequence = place.map { ofHead + k.wide($0) * strides.batch } ?? ofHead
+      return firstKey.map { ofSequence + k.wide($0) * strides.row } ?? ofSequence
     }
     (keyBase, valueBase) = (base(p.keyBase, p.keyStrides), base(p.valueBase, p.valueStrides))
-    pages = p.pageTable + k.wide(sequence) * p.pageTableStride
+    pages = table.pages(of: unit.sequence)
     length = unit.length
     let start = (unit.firstKeyTile + tiles.first) * s.tiling.tileKeys
     next = k.variable(start + group.reinterpreted(as: S32.self) * s.tiling.keysPerStep).named("next_key")
@@ -151,7 +144,7 @@ struct CacheRing {
   ) -> Register<U64> {
     let place = (next + padding).reinterpreted(as: U32.self) + row
     switch s.paging {
-    case .none: return base + k.wide(place) * strides.row
+    case .none, .packed: return base + k.wide(place) * strides.row
     case .wholeSteps:
       let within = place - (place / parameters.pageSize) * parameters.pageSize
       return base + k.wide(page) * strides.batch + k.wide(within) * strides.row

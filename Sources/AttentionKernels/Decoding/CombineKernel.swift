@@ -2,7 +2,7 @@ public import PTX
 
 /// The second launch of a decode call whose units have many parts: a block for each row.
 ///
-///     the row's unit, and the blocks that have parts of it; nothing to do where one block had all
+///     the row's unit, and its parts; nothing to do where there is one
 ///     where it may begin early: wait for the first launch
 ///     each thread: 4 columns, over every n-th part
 ///     O and log-sum-exp of the row, over the n through shared memory
@@ -31,12 +31,16 @@ public struct CombineKernel: Hashable, Sendable {
       // Rows of a key/value head, whatever blocks of rows they were computed in.
       let count = s.groupSize == 1 ? p.queries : p.queries * s.groupSize
       let block = k.special(.blockX)
-      let head = block / count
-      let own = block - head * count
-      let number = head * p.rowBlocks + own / s.tiling.rows
+      let place = block / count
+      let own = block - place * count
+      let sequence = place / p.keyValueHeads
       let share = WorkShare(k, s, p, lane: lane)
-      let unit = share.unit(number: number.reinterpreted(as: S32.self))
-      k.if(unit.blocks.first .< unit.blocks.last) {
+      let unit = share.unit(
+        sequence: sequence.reinterpreted(as: S32.self), head: place - sequence * p.keyValueHeads,
+        rowBlock: own / s.tiling.rows)
+      let rows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
+      let hasParts = unit.parts.first .< unit.parts.last
+      k.if(s.hasPackedQueries ? hasParts & (own .< rows.packed.count) : hasParts) {
         let (part, chunk) = (thread / chunks, thread % chunks)
         let place = buffer + thread * 16
         let numbers = buffer + parts * chunks * 16 + thread * 8
@@ -57,12 +61,8 @@ public struct CombineKernel: Hashable, Sendable {
           let (maximum, sum) = (k.variable(k.constant(-.infinity)), k.variable(k.constant(0)))
           let values = (0..<4).map { _ in k.variable(k.constant(0)) }
           combine.add(others, to: maximum, sum, values)
-          let rows = PackedQueries(
-            k, groupSize: s.groupSize, firstRow: k.constant(0, U32.self), queries: p.queries)
-          let headOfSequence = unit.place.reinterpreted(as: U32.self) / p.rowBlocks
           combine.store(
-            SplitCombine.Sum(maximum: maximum, sum: sum, values: values), unit, rows: rows, row: own, chunk: chunk,
-            firstHead: s.groupSize == 1 ? headOfSequence : headOfSequence * s.groupSize)
+            SplitCombine.Sum(maximum: maximum, sum: sum, values: values), rows, row: own, chunk: chunk)
         }
       }
     }

@@ -43,10 +43,14 @@ struct DecodeBody {
   let keyGroup, groupThread: Register<U32>
   /// The warp's first row of the block.
   let firstRow: Register<U32>
-  private let products: WarpProducts
+  let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: DecodeSpecialization) {
-    products = WarpProducts(k: k, inputs: s.inputs)
+    var products = WarpProducts(k: k, inputs: s.inputs)
+    if case .e4m3(let hasConversion) = s.cache {
+      products.bytes = E4M3Operands(inputs: s.inputs, hasConversion: hasConversion)
+    }
+    self.products = products
     (self.k, self.s, tiling, memory) = (k, s, s.tiling, DecodeMemoryPlan(s))
     parameters = DecodeParameters(k)
     shared = k.dynamicShared()
@@ -61,12 +65,19 @@ struct DecodeBody {
     if s.combination == .dependentLaunch { k.launchDependents() }
     let share = WorkShare(k, s, parameters, lane: lane)
     let tile = k.variable(share.first).named("tile")
+    if s.waitsForPreparation { k.waitForPrerequisites() }
     k.if(share.first .< share.end) {
       k.loop {
-        let unit = share.unit(ofTile: tile)
-        let behind = unit.firstTile + unit.tiles
-        let last = k.minimum(behind, share.end)
-        attend(unit, tiles: (tile - unit.firstTile, last - unit.firstTile))
+        let unit = share.unit(ofPlace: tile)
+        // A piece of work is the rest of a unit, or a split of it.
+        var behind = unit.firstTile + unit.places
+        var part = k.special(.blockX).reinterpreted(as: S32.self)
+        if s.hasFixedSplits {
+          part = tile / parameters.splitTiles
+          behind = (part + 1) * parameters.splitTiles
+        }
+        let last = k.minimum(k.minimum(unit.firstTile + unit.tiles, behind), share.end)
+        attend(unit, part: part, tiles: (tile - unit.firstTile, last - unit.firstTile))
         k.set(tile, to: behind)
         return tile .< share.end
       }
@@ -74,46 +85,44 @@ struct DecodeBody {
   }
 
   /// A piece of work: some tiles of a unit, or all.
-  private func attend(_ unit: WorkShare.Unit, tiles: (first: Register<S32>, end: Register<S32>)) {
-    let place = unit.place.reinterpreted(as: U32.self)
-    let head = place / parameters.rowBlocks
-    let rows = PackedQueries(
-      k, groupSize: s.groupSize, firstRow: (place - head * parameters.rowBlocks) * tiling.rows,
-      queries: parameters.queries)
+  private func attend(
+    _ unit: WorkShare.Unit, part: Register<S32>, tiles piece: (first: Register<S32>, end: Register<S32>)
+  ) {
+    let unitRows = UnitRows(k, s, parameters, unit, firstRow: unit.rowBlock * tiling.rows)
+    let rows = unitRows.packed
     let firstOwn = rows.firstRow + firstRow + lane / 4
     let ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
-    let diagonal = unit.length - parameters.queries.reinterpreted(as: S32.self)
+    let diagonal = unit.length - unit.queries
     let mask = ScoreMask(
       k, s.mask,
       ScoreMask.Bounds(
-        keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right), rows: rows,
-      ownRows: ownRows, tileRows: tiling.rows, lane: lane)
+        keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right, diagonal: diagonal,
+        chunk: parameters.chunk), rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
+    let tiles = mask.limit(
+      piece, from: unit.firstKeyTile, of: tiling.tileKeys)
+    let scales = UnitScales(k, s, parameters, unit)
     let softmax = OnlineSoftmax(
-      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32)
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.scores, sums: .f32)
     let output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerStep, named: "s")
 
     k.comment("Q and the first steps of K and V; all have read what was here before")
     k.barrier()
-    let firstHead = s.groupSize == 1 ? head : head * s.groupSize
-    func tensor(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
-      base + k.wide(unit.sequence.reinterpreted(as: U32.self)) * strides.batch + k.wide(firstHead) * strides.head
-    }
     rows.load(
-      memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides), parameters.queryStrides, to: shared,
-      thread: thread, threads: tiling.threads)
-    let ring = CacheRing(self, unit: unit, head: head, tiles: tiles)
+      memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
+      parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
+    let ring = CacheRing(self, unit: unit, tiles: tiles)
     ring.start()
     k.waitForCopies(pending: tiling.stages - 2)
     k.barrier()
     let queries = QueryFragments(
       k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: tiling.rowTilesPerWarp,
-      areKept: tiling.keepsQueries, isNegated: s.isScaleNegative)
+      areKept: tiling.keepsQueries, isNegated: s.isScaleNegative, matchesBytes: products.bytes != nil)
     let ownStart = (keyGroup * tiling.keysPerStep).reinterpreted(as: S32.self)
     k.loop(from: tiles.first, to: tiles.end) { tile in
       k.comment("a step: scores, weights, its share of O")
       ring.advanceCopies()
-      multiply(queries, ring.keys, into: scores)
+      multiply(queries, ring.keys, into: scores, scales)
       let start = (unit.firstKeyTile + tile) * tiling.tileKeys + ownStart
       let columnTiles = 0..<scores.columnTiles
       softmax.update(
@@ -127,22 +136,24 @@ struct DecodeBody {
         let weights = softmax.weights(scores, chunk: chunk, as: s.inputs)
         let values = ring.values
         for pair in 0..<memory.values.steps {
-          products.addOutput(weights, values, row: chunk * 16, pair: pair, to: output)
+          if let bytes = products.bytes {
+            products.addOutput(weights, bytes: bytes, values, row: chunk * 16, pair: pair, to: output)
+          } else {
+            products.addOutput(weights, values, row: chunk * 16, pair: pair, to: output)
+          }
         }
       }
       ring.advance()
     }
 
-    let merge = KeyGroupMerge(self, rows: rows, ownRows: ownRows)
+    let merge = KeyGroupMerge(self, rows: unitRows, ownRows: ownRows, scales: scales)
     merge.merge(output, softmax)
-    let isWhole = unit.blocks.first .== unit.blocks.last
+    let isWhole = unit.parts.first .== unit.parts.last
     k.if(isWhole) {
-      let base = tensor(parameters.outputBase, parameters.outputStrides)
-      merge.storeOutput(to: base, parameters.outputStrides)
-      merge.storeLogSumExps(softmax, unit: unit, head: firstHead)
+      merge.storeOutput(softmax)
     } else: {
       let combine = SplitCombine(k, s, parameters)
-      let own = combine.ownPlace(unit)
+      let own = combine.place(of: part, unit)
       merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
       if s.combination != .lastBlock { return }
       combine.ifLast(unit, thread: thread, word: shared + memory.wordOffset) {
@@ -151,22 +162,29 @@ struct DecodeBody {
         k.loop(from: thread, to: count, by: tiling.threads) { item in
           let (row, chunk) = (item / chunks, item % chunks)
           let sum = combine.sum(unit, row: row, chunk: chunk, first: k.constant(0, S32.self), step: 1)
-          combine.store(sum, unit, rows: rows, row: rows.firstRow + row, chunk: chunk, firstHead: firstHead)
+          combine.store(sum, unitRows, row: rows.firstRow + row, chunk: chunk)
         }
       }
     }
   }
 
   /// S = Q K^T of a step, softcapped.
-  private func multiply(_ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators) {
+  private func multiply(
+    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, _ scales: UnitScales
+  ) {
     k.comment("S = Q K^T")
     scores.clear(columnTiles: 0..<scores.columnTiles)
     for step in 0..<memory.keys.steps {
-      products.addScores(
-        queries.atStep(step), tile, step: step, keys: 0..<tiling.keysPerStep, to: scores)
+      if let bytes = products.bytes {
+        let sixteens = 2 * step..<min(2 * step + 2, s.dimension / 16)
+        products.addScores(
+          sixteens.map { queries.atStep($0) }, bytes: bytes, tile, step: step, keys: 0..<tiling.keysPerStep, to: scores)
+      } else {
+        products.addScores(queries.atStep(step), tile, step: step, keys: 0..<tiling.keysPerStep, to: scores)
+      }
     }
     if s.hasSoftcap {
-      ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale)
+      ScoreCap(inner: scales.cap, outer: parameters.softmax.scale)
         .apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
     }
   }

@@ -31,9 +31,20 @@ public struct DecodePlan: Hashable, Sendable {
     guard let tiling = changes == nil ? suiting : suiting.changed(by: changes!) else {
       throw .tiling(changes!, reason: "cannot be read; write any of \(DecodeTiling.changeSyntax), with commas")
     }
+    if problem.cacheType == .e4m3 {
+      for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] where value % 16 != 0 {
+        throw .dimension(
+          tensor: tensor, value: value, path: "GPU path over e4m3 caches", multiple: 16, limit: Self.dimensionLimit)
+      }
+      if problem.newKeys != nil && gpu.target < .sm89 {
+        throw .unsupported(
+          "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new keys.")
+      }
+    }
     (self.problem, self.gpu) = (problem, gpu)
     specialization = DecodeSpecialization(
-      problem, inputs: inputs, tiling: tiling, combination: combination ?? Self.combination(problem, tiling, gpu))
+      problem, inputs: inputs, tiling: tiling, target: gpu.target,
+      combination: combination ?? Self.combination(problem, tiling, gpu))
     let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
     let rows = problem.queries * problem.groupSize
     try GPULimits.check(counts: [
@@ -58,30 +69,42 @@ public struct DecodePlan: Hashable, Sendable {
     let units = problem.batch * problem.keyValueHeads * ((rows + tiling.rows - 1) / tiling.rows)
     let blocks = gpu.multiprocessors * tiling.blocksPerMultiprocessor
     let tiles = (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys
-    let parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
+    var parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
+    // Not by what else is in the batch.
+    if let keys = problem.keysPerSplit { parts = (problem.capacity + keys - 1) / keys }
     let bytes = parts * min(rows, tiling.rows) * problem.valueDimension * 4
     return bytes <= 128 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
   }
 
-  /// The blocks that have a part of each unit (key/value head, block of rows) of a sequence: for each sequence, the most of its
-  /// units. The kernel decides the same from the lengths that it finds.
+  /// The parts of each unit (key/value head, block of rows) of a sequence: for each sequence, the most of its units. The kernel
+  /// decides the same from the lengths that it finds.
   ///
-  /// - Parameter lengths: the keys of each sequence, without those before its beginning.
+  /// - Parameter lengths: the keys of each sequence, new ones included, without those before its beginning; each has the
+  ///   plan's number of queries.
   public func splits(lengths: [Int]) -> [Int] {
+    let (tiling, mask) = (specialization.tiling, specialization.mask)
     let rule = WorkRule(
-      tileKeys: specialization.tiling.tileKeys, queries: problem.queries,
-      left: specialization.mask.contains(.left) ? problem.mask.reach.left : nil)
-    let units = problem.keyValueHeads * launch.rowBlocks
-    let tiles = lengths.map { rule.tiles(length: $0) }
-    let share = WorkRule.share(total: tiles.reduce(0, +) * units, blocks: launch.blocks, atLeast: 1)
+      tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
+      left: mask.contains(.left) ? problem.mask.reach.left : nil, chunk: mask.contains(.chunks) ? problem.mask.chunk : nil,
+      splitTiles: launch.splitTiles == 0 ? nil : launch.splitTiles)
+    let units = rule.units(queries: problem.queries)
+    let tiles = lengths.map { rule.tiles(length: $0, queries: problem.queries) }
+    let places = tiles.map { rule.places(tiles: $0) }
+    let share = rule.share(total: places.reduce(0, +) * units, blocks: launch.blocks)
     var before = 0
-    return tiles.map { count in
-      defer { before += count * units }
+    return zip(tiles, places).map { tiles, places in
+      defer { before += places * units }
       return (0..<units).map { unit in
-        let blocks = WorkRule.blocks(firstTile: before + unit * count, tiles: count, share: share)
-        return blocks.last - blocks.first + 1
+        let parts = rule.parts(firstTile: before + unit * places, tiles: tiles, share: share)
+        return parts.last - parts.first + 1
       }.max() ?? 0
     }
+  }
+
+  /// The kernel of the launch before; nil where there is none.
+  public func preparationKernel() -> PreparationKernel? {
+    PreparationKernel.Specialization(problem, inputs: specialization.inputs, isOvertaken: gpu.target >= .sm90)
+      .map { PreparationKernel($0) }
   }
 
   /// The kernel of the second launch; nil where there is none.

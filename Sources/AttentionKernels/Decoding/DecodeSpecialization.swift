@@ -4,8 +4,10 @@ public import PTX
 /// What the text of a decode kernel is made from, and the key that it is cached by. Lengths, strides, pointers, pages and
 /// counts are launch values, or are read by the kernel from the GPU's memory.
 public struct DecodeSpecialization: Hashable, Sendable {
-  /// The type of Q, K, V and O.
+  /// The type of Q, P and O, and of K and V as they are multiplied.
   public var inputs: Matrix.Inputs
+  /// The type of K and V in memory.
+  public var cache: Cache
   /// D, a multiple of 8.
   public var dimension: Int
   /// D_v, a multiple of 8.
@@ -22,6 +24,16 @@ public struct DecodeSpecialization: Hashable, Sendable {
   public var paging: Paging
   /// Whether sequences begin somewhere inside their caches.
   public var hasLeftPadding: Bool
+  /// Whether queries are packed, a sequence behind the other.
+  public var hasPackedQueries: Bool
+  /// Whether the call brings keys.
+  public var hasNewKeys: Bool
+  /// Whether numbers are multiplied by scales for each sequence and head.
+  public var hasScales: Bool
+  /// Whether units are cut into splits of a fixed length.
+  public var hasFixedSplits: Bool
+  /// Whether another launch must be waited for, which brings keys or turns queries.
+  public var waitsForPreparation: Bool
   /// How the work is cut.
   public var tiling: DecodeTiling
   /// Who puts the parts of a unit together.
@@ -45,20 +57,39 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case wholeSteps
     /// On pages of any size: each row is looked up.
     case anyPage
+    /// In the row of its number behind its sequence's first row: packed.
+    case packed
+  }
+
+  /// What K and V are in memory.
+  public enum Cache: Hashable, Sendable {
+    /// What they are multiplied as.
+    case sameType
+    /// e4m3, converted by the GPU (from sm_89 on) or by arithmetic.
+    case e4m3(hasConversion: Bool)
   }
 
   /// What a problem needs, computed with a tiling.
   public init(
-    _ problem: CachedAttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling,
+    _ problem: CachedAttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling, target: Target = .sm90,
     combination: Combination = .lastBlock
   ) {
     self.combination = combination
     self.inputs = inputs
+    cache = problem.cacheType == .e4m3 ? .e4m3(hasConversion: target >= .sm89) : .sameType
+    hasPackedQueries = problem.packedQueries != nil
+    hasNewKeys = problem.newKeys != nil
+    hasScales = problem.cacheType == .e4m3 || problem.queryType == .e4m3
+    hasFixedSplits = problem.keysPerSplit != nil
+    let preparation = PreparationKernel.Specialization(problem, inputs: inputs, isOvertaken: target >= .sm90)
+    waitsForPreparation = preparation?.isOvertaken ?? false
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
     groupSize = problem.groupSize
     mask = MaskEdges(problem.mask)
     // With one query, causal hides nothing.
-    if let right = problem.mask.reach.right, right >= problem.queries - 1 { mask.remove(.right) }
+    if let right = problem.mask.reach.right, right >= problem.queries - 1, problem.mask.chunk == nil {
+      mask.remove(.right)
+    }
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scale < 0 && problem.softcap == nil
     hasLeftPadding = problem.hasLeftPadding
@@ -66,6 +97,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
     paging =
       switch problem.cache {
       case .contiguous: .none
+      case .packed: .packed
       case .paged(_, let pageSize, _):
         pageSize % tiling.keysPerStep == 0 && !problem.hasLeftPadding ? .wholeSteps : .anyPage
       }
@@ -73,11 +105,12 @@ public struct DecodeSpecialization: Hashable, Sendable {
 
   /// The entry point's name.
   public var name: String {
-    var name = "decode_\(inputs.rawValue)_d\(dimension)"
+    var name = "decode_\(inputs.rawValue)"
+    if case .e4m3(let hasConversion) = cache { name += hasConversion ? "_e4m3" : "_e4m3computed" }
+    name += "_d\(dimension)"
     if valueDimension != dimension { name += "_v\(valueDimension)" }
     if groupSize > 1 { name += "_group\(groupSize)" }
-    if mask.contains(.left) { name += "_left" }
-    if mask.contains(.right) { name += "_right" }
+    name += mask.name
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
     if hasLeftPadding { name += "_padded" }
@@ -85,7 +118,13 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case .none: break
     case .wholeSteps: name += "_pages"
     case .anyPage: name += "_any_pages"
+    case .packed: name += "_packed"
     }
+    if hasPackedQueries { name += "_queries" }
+    if hasNewKeys { name += "_new" }
+    if hasScales { name += "_scaled" }
+    if hasFixedSplits { name += "_fixed" }
+    if waitsForPreparation { name += "_waits" }
     return name + "_" + tiling.name
       + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
   }
@@ -147,17 +186,21 @@ extension DecodeTiling: CustomStringConvertible {
 ///     Q | group 0: K V | K V | ... | group 1: K V | ... | numbers of rows and groups
 ///     Q | O of group 0 | O of group 1 | ...                  at the end of a piece of work
 struct DecodeMemoryPlan: Hashable, Sendable {
+  /// Those of K and V count pairs of bytes as elements where the cache is e4m3.
   let queries, keys, values: SharedTile
   private let tiling: DecodeTiling
-  /// f32 words from a row of O to the next: so many that neighbouring rows begin 8 banks apart.
+  /// f32 words from a row of O to the next: so many that neighbouring rows begin 8 banks apart, or 16.
   let rowWords: Int
 
   init(_ s: DecodeSpecialization) {
     tiling = s.tiling
     queries = SharedTile(rows: tiling.rows, columns: s.dimension)
-    keys = SharedTile(rows: tiling.keysPerStep, columns: s.dimension)
-    values = SharedTile(rows: tiling.keysPerStep, columns: s.valueDimension)
-    rowWords = (s.valueDimension + 23) / 32 * 32 + 8
+    let perElement = s.cache == .sameType ? 1 : 2
+    keys = SharedTile(rows: tiling.keysPerStep, columns: s.dimension / perElement)
+    values = SharedTile(rows: tiling.keysPerStep, columns: s.valueDimension / perElement)
+    // Lanes store two neighbouring columns of O, or four.
+    rowWords =
+      s.cache == .sameType ? (s.valueDimension + 23) / 32 * 32 + 8 : (s.valueDimension + 15) / 32 * 32 + 16
   }
 
   var ringOffset: Int { queries.byteCount }

@@ -5,7 +5,10 @@ struct KeyGroupMerge {
   private let k: KernelBuilder
   private let body: DecodeBody
   private let memory: DecodeMemoryPlan
-  private let rows: PackedQueries
+  private let rows: UnitRows
+  /// What O is multiplied by, beside 1 over the sums; nil for nothing.
+  private let scale: Register<F32>?
+  private let ln2: SoftmaxParameters.NaturalLogarithm
   private let ownRows: [Register<U32>]
   /// Where O of the groups and the rows' numbers are.
   private let region, statistics: Register<U32>
@@ -13,8 +16,9 @@ struct KeyGroupMerge {
   private var tiling: DecodeTiling { body.tiling }
   private var chunks: Int { body.s.valueDimension / 4 }
 
-  init(_ body: DecodeBody, rows: PackedQueries, ownRows: [Register<U32>]) {
+  init(_ body: DecodeBody, rows: UnitRows, ownRows: [Register<U32>], scales: UnitScales) {
     (self.body, k, memory, self.rows, self.ownRows) = (body, body.k, body.memory, rows, ownRows)
+    (scale, ln2) = (scales.values, scales.ln2)
     region = body.shared + memory.ringOffset
     statistics = body.shared + memory.statisticsOffset
   }
@@ -46,16 +50,15 @@ struct KeyGroupMerge {
     k.barrier()
     softmax.adopt(get(offset: 0) { k.maximum($0, $1) }, rescaling: output)
     put(softmax.sumsOverLanes(), offset: memory.statisticsByteCount)
-    let (group, pair) = (body.lane / 4, body.lane % 4)
+    let (group, place) = (body.lane / 4, body.lane % 4)
+    let columns = body.products.columnsOfLane(output)
     let own =
       region + body.keyGroup * memory.outputByteCount
-      + ((body.firstRow + group) * (memory.rowWords * 4) + pair * 8)
+      + ((body.firstRow + group) * (memory.rowWords * 4) + place * (columns.width * 4))
     for rowTile in 0..<output.rowTiles {
-      for column in 0..<output.columnTiles {
-        for half in 0..<2 {
-          k.store(
-            Array(output[rowTile, column][2 * half..<2 * half + 2]), shared: own,
-            offset: (rowTile * 16 + half * 8) * memory.rowWords * 4 + column * 32)
+      for half in 0..<2 {
+        for (column, values) in columns.values(rowTile, half) {
+          k.store(values, shared: own, offset: (rowTile * 16 + half * 8) * memory.rowWords * 4 + column * 4)
         }
       }
     }
@@ -64,14 +67,15 @@ struct KeyGroupMerge {
 
   /// The log-sum-exps of the lane's rows; right after `merge`.
   private func logSumExps(_ softmax: OnlineSoftmax) -> [Register<F32>] {
-    softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: body.parameters.softmax.ln2)
+    softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: ln2)
   }
 
   /// Calls `body` with each chunk of 4 columns of each row that exists, shared out over the threads, and O there.
   private func forEachChunk(
     _ body: (_ row: Register<U32>, _ chunk: Register<U32>, _ values: [Register<F32>]) -> Void
   ) {
-    let count = k.minimum(rows.count - rows.firstRow, k.constant(tiling.rows, U32.self)) * chunks
+    let packed = rows.packed
+    let count = k.minimum(packed.count - packed.firstRow, k.constant(tiling.rows, U32.self)) * chunks
     k.loop(from: self.body.thread, to: count, by: tiling.threads) { item in
       let (row, chunk) = (item / chunks, item % chunks)
       let place = region + row * (memory.rowWords * 4) + chunk * 16
@@ -86,32 +90,24 @@ struct KeyGroupMerge {
       }
       let total = weights.dropFirst().reduce(weights[0]) { $0 + $1 }
       // Chosen, not multiplied: what a row without keys holds may be anything.
-      let (hasKeys, factor) = (total .!= 0, k.reciprocal(total))
+      let (hasKeys, inverse) = (total .!= 0, k.reciprocal(total))
+      let factor = scale.map { inverse * $0 } ?? inverse
       body(row, chunk, sums.map { k.select(hasKeys, $0 * factor, 0) })
     }
   }
 
-  /// Writes O; `base` is the address of the sequence's and group's first row.
-  func storeOutput(to base: Register<U64>, _ strides: StrideParameters) {
+  /// Writes O, and the log-sum-exps where somebody wants them.
+  func storeOutput(_ softmax: OnlineSoftmax) {
     k.comment("all tiles of the unit were here: O")
+    let (p, packed) = (body.parameters, rows.packed)
+    let base = rows.address(in: p.outputBase, p.outputStrides)
     forEachChunk { row, chunk, values in
       let words = [0, 2].map { body.s.inputs.pack(k, values[$0], values[$0 + 1]) }
-      k.store(words, global: base + rows.distance(ofRow: rows.firstRow + row, strides) + k.wide(chunk * 8))
+      k.store(words, global: base + packed.distance(ofRow: packed.firstRow + row, p.outputStrides) + k.wide(chunk * 8))
     }
-  }
-
-  /// Writes the log-sum-exps to `[B, H_q, s_q]`, where somebody wants them.
-  func storeLogSumExps(_ softmax: OnlineSoftmax, unit: WorkShare.Unit, head: Register<U32>) {
-    let p = body.parameters
     k.if((p.logSumExpBase .!= 0) & (body.keyGroup .== 0) & ((body.lane % 4) .== 0)) {
-      let heads = p.keyValueHeads * body.s.groupSize
-      let first = unit.sequence.reinterpreted(as: U32.self) * heads + head
       for (value, row) in zip(logSumExps(softmax), ownRows) {
-        k.if(row .< rows.count) {
-          let query = rows.query(ofRow: row)
-          let own = body.s.groupSize == 1 ? first : first + (row - query * body.s.groupSize)
-          k.store(value, global: p.logSumExpBase + (k.multiplyWide(own, p.queries) + k.wide(query)) * 4)
-        }
+        k.if(row .< packed.count) { rows.store(logSumExp: value, ofRow: row) }
       }
     }
   }

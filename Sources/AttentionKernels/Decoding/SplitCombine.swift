@@ -3,7 +3,7 @@ internal import PTX
 /// Puts together the parts that several blocks made of one unit ("split-KV"): O = sum of w_i O_i, w_i = exp(LSE_i - LSE).
 ///
 /// Block i leaves a unit that it begins in place 2 i + 1, any other in place 2 i, so that the places of a unit are known from the
-/// blocks that have its first and last tile.
+/// blocks that have its first and last tile. Splits of a fixed length have a place each.
 struct SplitCombine {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
@@ -21,9 +21,10 @@ struct SplitCombine {
     (self.k, self.s, p) = (k, s, parameters)
   }
 
-  /// The place of a block's part of a unit.
-  private func place(of block: Register<S32>, first: Register<S32>) -> Register<U32> {
-    (block * 2 + k.select(block .== first, k.constant(1, S32.self), k.constant(0, S32.self)))
+  /// The place of a part of a unit: a block's, or that of a split.
+  private func place(of part: Register<S32>, first: Register<S32>) -> Register<U32> {
+    if s.hasFixedSplits { return part.reinterpreted(as: U32.self) }
+    return (part * 2 + k.select(part .== first, k.constant(1, S32.self), k.constant(0, S32.self)))
       .reinterpreted(as: U32.self)
   }
 
@@ -35,9 +36,9 @@ struct SplitCombine {
     p.partLogSumExps + k.multiplyWide(place, rowsOfPart * 4)
   }
 
-  /// Where this block leaves its part of a unit.
-  func ownPlace(_ unit: WorkShare.Unit) -> (output: Register<U64>, logSumExps: Register<U64>) {
-    let place = place(of: k.special(.blockX).reinterpreted(as: S32.self), first: unit.blocks.first)
+  /// Where a part of a unit is left.
+  func place(of part: Register<S32>, _ unit: WorkShare.Unit) -> (output: Register<U64>, logSumExps: Register<U64>) {
+    let place = place(of: part, first: unit.parts.first)
     return (partOutput(place), partLogSumExps(place))
   }
 
@@ -48,7 +49,7 @@ struct SplitCombine {
     k.comment("the last block to arrive has all parts")
     k.barrier()
     let arrivals = p.arrivals + k.multiplyWide(unit.number.reinterpreted(as: U32.self), 4)
-    let others = (unit.blocks.last - unit.blocks.first).reinterpreted(as: U32.self)
+    let others = (unit.parts.last - unit.parts.first).reinterpreted(as: U32.self)
     k.if(thread .== 0) {
       k.fence(.device)
       let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self))
@@ -80,13 +81,13 @@ struct SplitCombine {
     let maximum = k.variable(k.constant(-.infinity))
     let sum = k.variable(k.constant(0))
     let values = (0..<4).map { _ in k.variable(k.constant(0)) }
-    k.loop(from: unit.blocks.first + first, to: unit.blocks.last + 1, by: Self.atOnce * step) { first in
+    k.loop(from: unit.parts.first + first, to: unit.parts.last + 1, by: Self.atOnce * step) { first in
       // Beyond the last part, the last one is read again and weighs nothing.
-      let blocks = (0..<Self.atOnce).map { k.minimum(first + $0 * step, unit.blocks.last) }
-      let places = blocks.map { place(of: $0, first: unit.blocks.first) }
+      let blocks = (0..<Self.atOnce).map { k.minimum(first + $0 * step, unit.parts.last) }
+      let places = blocks.map { place(of: $0, first: unit.parts.first) }
       let logSumExps = places.enumerated().map { i, place in
         let value = k.load(F32.self, global: partLogSumExps(place) + k.wide(row * 4))
-        return k.select((first + i * step) .<= unit.blocks.last, value, -.infinity)
+        return k.select((first + i * step) .<= unit.parts.last, value, -.infinity)
       }
       let parts = places.map {
         k.load(F32.self, count: 4, global: partOutput($0) + k.wide(row * (columns * 4) + chunk * 16))
@@ -117,25 +118,15 @@ struct SplitCombine {
   }
 
   /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.
-  func store(
-    _ result: Sum, _ unit: WorkShare.Unit, rows: PackedQueries, row own: Register<U32>, chunk: Register<U32>,
-    firstHead: Register<U32>
-  ) {
-    let sequence = k.wide(unit.sequence.reinterpreted(as: U32.self))
-    let base = p.outputBase + sequence * p.outputStrides.batch + k.wide(firstHead) * p.outputStrides.head
+  func store(_ result: Sum, _ rows: UnitRows, row own: Register<U32>, chunk: Register<U32>) {
     let (hasKeys, factor) = (result.sum .!= 0, k.reciprocal(result.sum))
     let results = result.values.map { k.select(hasKeys, $0 * factor, 0) }
     let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
-    k.store(packed, global: base + rows.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
+    let base = rows.address(in: p.outputBase, p.outputStrides)
+    k.store(packed, global: base + rows.packed.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
     k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
       let logSumExp = k.multiplyAdd(k.log2(result.sum), k.constant(p.softmax.ln2.plain), result.maximum)
-      let query = rows.query(ofRow: own)
-      let heads = p.keyValueHeads * s.groupSize
-      let first = unit.sequence.reinterpreted(as: U32.self) * heads + firstHead
-      let head = s.groupSize == 1 ? first : first + (own - query * s.groupSize)
-      k.store(
-        k.select(hasKeys, logSumExp, -.infinity),
-        global: p.logSumExpBase + (k.multiplyWide(head, p.queries) + k.wide(query)) * 4)
+      rows.store(logSumExp: k.select(hasKeys, logSumExp, -.infinity), ofRow: own)
     }
   }
 }

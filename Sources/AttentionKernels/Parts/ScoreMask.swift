@@ -2,9 +2,10 @@ internal import PTX
 
 /// Hides the scores of keys that a query does not see: those beyond the length, and those outside the mask's edges.
 struct ScoreMask {
-  /// How many keys there are, and query i sees those from `i + left` to `i + right`.
+  /// How many keys there are; query i sees those from `i + left` to `i + right`, and of chunks of `chunk` keys only the one that
+  /// has key `i + diagonal`.
   struct Bounds {
-    let keys, left, right: Register<S32>
+    let keys, left, right, diagonal, chunk: Register<S32>
   }
 
   private let k: KernelBuilder
@@ -41,14 +42,27 @@ struct ScoreMask {
     _ query: Register<S32>
   ) -> Register<S32> {
     let zero = k.constant(0, S32.self)
-    return edges.contains(.left) ? k.maximum(query + bounds.left, zero) : zero
+    var first = edges.contains(.left) ? k.maximum(query + bounds.left, zero) : zero
+    if edges.contains(.chunks) {
+      let place = k.maximum(query + bounds.diagonal, zero)
+      first = k.maximum(first, (place / bounds.chunk) * bounds.chunk)
+    }
+    return first
   }
 
   private static func endKey(
     _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds,
     _ query: Register<S32>
   ) -> Register<S32> {
-    edges.contains(.right) ? k.minimum(query + bounds.right + 1, bounds.keys) : bounds.keys
+    var end = edges.contains(.right) ? k.minimum(query + bounds.right + 1, bounds.keys) : bounds.keys
+    if edges.contains(.chunks) {
+      let place = query + bounds.diagonal
+      // As far as to the chunk's end, so that a chunk of any size overflows nothing.
+      let left = bounds.chunk - (place - (place / bounds.chunk) * bounds.chunk)
+      end = k.minimum(end, place + k.minimum(left, k.maximum(bounds.keys - place, k.constant(0, S32.self))))
+      end = k.select(place .>= 0, end, k.constant(0, S32.self))
+    }
+    return end
   }
 
   /// The tiles of keys that some row sees.
@@ -56,10 +70,21 @@ struct ScoreMask {
     (visible.first / size, (visible.end + (size - 1)) / size)
   }
 
+  /// Those of some tiles, counted from tile `start` on, that some row sees.
+  func limit(
+    _ tiles: (first: Register<S32>, end: Register<S32>), from start: Register<S32>, of size: Int
+  ) -> (first: Register<S32>, end: Register<S32>) {
+    let visible = self.tiles(of: size)
+    return (
+      edges.limitsFirst ? k.maximum(tiles.first, visible.first - start) : tiles.first,
+      edges.limitsEnd ? k.minimum(tiles.end, visible.end - start) : tiles.end
+    )
+  }
+
   /// Whether a tile of `size` keys from `start` on has keys that some row does not see.
   func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate {
     let isBeyond = (start + size) .> common.end
-    return edges.contains(.left) ? isBeyond | (start .< common.first) : isBeyond
+    return edges.limitsFirst ? isBeyond | (start .< common.first) : isBeyond
   }
 
   /// Hides the scores of the tile that begins at key `start`, where its row does not see the key.
@@ -74,7 +99,7 @@ struct ScoreMask {
     }
     scores.forEach { score, row, column in
       var isVisible = ranges[row].end .> column
-      if edges.contains(.left) { isVisible = isVisible & (ranges[row].first .<= column) }
+      if edges.limitsFirst { isVisible = isVisible & (ranges[row].first .<= column) }
       k.set(score, to: k.select(isVisible, score, -.infinity))
     }
   }

@@ -149,7 +149,7 @@ struct VerifyCommand: ParsableCommand {
     }
     let results = outcomes.withLock { $0 }.map { $0! }
     for (test, outcome) in zip(tests, results) {
-      if only != nil { print("\(test.problem)\n\(test.entries)") }
+      if only != nil { print("\(test.problem)\n\(test.scenario.entries)") }
       if let failure = outcome.failure {
         print("FAILED  \(test.problem): \(failure)")
         print("        \(test.command(device: isForGPU ? .gpu : .cpu, kernels: kernels))")

@@ -1,38 +1,61 @@
 package import FlashAttention
 
-/// A random problem over a cache with its inputs, wholly determined by a seed and its number. Every row of the cache that holds no
-/// key is NaN.
+/// A random call over a cache, wholly determined by a seed and its number.
 package struct CacheCase: Sendable {
   package let seed: UInt64
   package let number: Int
-  package let problem: CachedAttentionProblem
-  package let entries: CacheEntries
+  package let scenario: CacheScenario
+  package var problem: CachedAttentionProblem { scenario.problem }
 
   /// - Parameters:
   ///   - kernels: what a kernel is made for is drawn by `number % kernels`, everything else by `number`.
-  ///   - isForGPU: leaves out what only the CPU takes: f32.
+  ///   - isForGPU: leaves out what only the CPU takes: f32, and over e4m3 caches head dimensions that are no multiple of 16.
   package init(seed: UInt64, number: Int, kernels: Int, isForGPU: Bool) {
     (self.seed, self.number) = (seed, number)
     // What a kernel is made for.
     var kernel = RandomSource(seed: seed, stream: UInt64(number % kernels) | 1 << 42)
     let type: ScalarType = kernel.pick(isForGPU ? [.bf16, .f16] : [.bf16, .f16, .f32])
+    let cacheType: ScalarType = kernel.pick([type, type, .e4m3])
+    let queryType: ScalarType = cacheType == .e4m3 ? kernel.pick([type, type, .e4m3]) : type
     let group = kernel.pick([1, 1, 2, 3, 4, 5, 7, 8, 16])
     let queries = kernel.pick([1, 1, 1, 2, 3, 4, 8, 13])
-    let dimension = kernel.pick([8, 24, 64, 64, 72, 96, 128, 128, 160, 256])
-    let valueDimension = kernel.int(0...3) == 0 ? 8 * kernel.int(1...32) : dimension
+    let hasPackedQueries = kernel.int(0...3) == 0
+    var dimension = kernel.pick([8, 24, 64, 64, 72, 96, 128, 128, 160, 256])
+    var valueDimension = kernel.int(0...3) == 0 ? 8 * kernel.int(1...32) : dimension
+    if cacheType == .e4m3 { (dimension, valueDimension) = ((dimension + 15) / 16 * 16, (valueDimension + 15) / 16 * 16) }
     let pageSize = kernel.pick([nil, nil, 1, 3, 16, 16, 48, 64, 100])
+    let hasPackedKeys = pageSize == nil && kernel.int(0...2) == 0
     let hasLeftPadding = kernel.int(0...3) == 0
+    let appends = !hasPackedKeys && kernel.int(0...2) == 0
+    let hasRotary = appends && dimension >= 16 && kernel.int(0...1) == 0
+    let (rotaryDimension, isInterleaved) = (16 * kernel.int(1...max(dimension / 16, 1)), kernel.int(0...1) == 0)
     let mask = kernel.pick([
-      AttentionMask.causal, .causal, .none, .window(left: 50, right: 0), .window(left: nil, right: 2),
+      AttentionMask.causal, .causal, .none, .window(left: 50, right: 0), .window(left: nil, right: 2), .chunks(of: 37),
+      .chunks(of: 64, left: 20, right: nil),
     ])
     let (scale, softcap) = (kernel.pick([nil, nil, 0.3, -0.2]), kernel.pick([nil, nil, nil, 4.0]))
+    let keysPerSplit = kernel.int(0...3) == 0 ? kernel.pick([1, 100, 256]) : nil
 
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 43)
     let batch = random.pick([1, 1, 2, 3, 5, 40])
     // 16 log-sum-exps or more: the yardstick of fewer is luck.
-    let rows = batch * group * queries
+    let rows = batch * group * (hasPackedQueries ? 1 : queries)
     let heads = max(random.int(1...3), (15 + rows) / rows)
     let capacity = max(1, (batch > 5 ? 60 : random.pick([5, 70, 300, 1500])) + random.int(0...20))
+    /// The starts of so many rows for each sequence.
+    func starts(_ counts: [Int]) -> [Int] { counts.reduce(into: [0]) { $0.append($0.last! + $1) } }
+    let longestNew = appends ? min(capacity, random.pick([1, 1, 3, 20])) : 0
+    let hasPackedNew = appends && random.int(0...2) == 0
+    let new = (0..<batch).map { _ in hasPackedNew ? random.int(0...longestNew) : longestNew }
+    let lengths = new.map { new in
+      let room = capacity - new
+      return switch random.int(0...5) {
+      case 0: 0
+      case 1: room
+      case 2: min(room, random.int(1...4))
+      default: random.int(0...room)
+      }
+    }
     let cache: CachedAttentionProblem.Cache
     var batchIndex: [Int]?
     var pageTable: [[Int]]?
@@ -43,27 +66,36 @@ package struct CacheCase: Sendable {
       var order = Array(0..<pages)
       for i in stride(from: pages - 1, to: 0, by: -1) { order.swapAt(i, random.int(0...i)) }
       pageTable = (0..<batch).map { Array(order[$0 * perSequence..<($0 + 1) * perSequence]) }
+    } else if hasPackedKeys {
+      cache = .packed(total: lengths.reduce(0, +), longest: lengths.max()!)
     } else {
       let sequences = batch + random.int(0...2)
       cache = .contiguous(sequences: sequences, capacity: capacity)
       if random.int(0...2) == 0 { batchIndex = (0..<batch).map { sequences - 1 - $0 } }
     }
+    let queryCounts = (0..<batch).map { _ in hasPackedQueries ? random.int(0...queries) : queries }
+    let rotary =
+      hasRotary ? RotaryEmbedding(dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + 8) : nil
     // Every draw is valid; one that is not is a mistake here.
-    problem = try! CachedAttentionProblem(
-      batch: batch, queries: queries, queryHeads: heads * group, keyValueHeads: heads, dimension: dimension,
-      valueDimension: valueDimension, cache: cache, hasLeftPadding: hasLeftPadding, scalarType: type, mask: mask,
-      scale: scale, softcap: softcap)
-    let lengths = (0..<batch).map { _ in
-      switch random.int(0...5) {
-      case 0: 0
-      case 1: capacity
-      case 2: min(capacity, random.int(1...4))
-      default: random.int(0...capacity)
-      }
+    let problem = try! CachedAttentionProblem(
+      batch: batch, queries: queries, packedQueries: hasPackedQueries ? queryCounts.reduce(0, +) : nil,
+      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension, cache: cache,
+      hasLeftPadding: hasLeftPadding,
+      newKeys: appends ? .init(longestNew, packedTotal: hasPackedNew ? new.reduce(0, +) : nil, rotary: rotary) : nil,
+      scalarType: type, queryType: queryType, cacheType: cacheType, mask: mask, scale: scale, softcap: softcap,
+      keysPerSplit: keysPerSplit)
+    func scales(_ isThere: Bool) -> [Float]? {
+      isThere ? (0..<batch * heads).map { _ in Float(random.int(1...400)) / 100 } : nil
     }
-    entries = CacheEntries(
-      lengths: lengths, batchIndex: batchIndex,
-      leftPadding: hasLeftPadding ? lengths.map { random.int(0...$0) } : nil, pageTable: pageTable)
+    let hasScales = cacheType == .e4m3 && random.int(0...3) > 0
+    let entries = CacheEntries(
+      lengths: hasPackedKeys && random.int(0...1) == 0 ? nil : lengths, batchIndex: batchIndex,
+      leftPadding: hasLeftPadding ? lengths.map { random.int(0...$0) } : nil, pageTable: pageTable,
+      queryStarts: hasPackedQueries ? starts(queryCounts) : nil, keyStarts: hasPackedKeys ? starts(lengths) : nil,
+      queryScales: scales(queryType == .e4m3), keyScales: scales(hasScales), valueScales: scales(hasScales))
+    scenario = CacheScenario(
+      problem, entries, newStarts: hasPackedNew ? starts(new) : nil,
+      positions: hasRotary && random.int(0...2) == 0 ? lengths.map { $0 / 2 } : nil, seed: seed &+ UInt64(number) << 20)
   }
 
   /// The command that runs this case alone.
@@ -71,96 +103,15 @@ package struct CacheCase: Sendable {
     "flash-attention verify --cache --seed \(seed) --only \(number) --device \(device) --kernels \(kernels)"
   }
 
-  /// A number from -2 to 2 that looks random.
-  private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
-    var x = seed &+ UInt64(number) << 8 &+ UInt64(tensor) &+ UInt64(b) << 16 &+ UInt64(h) << 28 &+ UInt64(n) << 36
-    x = (x &+ UInt64(d) << 54) &* 0x9e37_79b9_7f4a_7c15
-    x = (x ^ x >> 31) &* 0x7fb5_d329_728e_a185
-    x = (x ^ x >> 27) &* 0x81da_def4_bc2d_d44d
-    return Float(Int((x ^ x >> 33) & 0xffff) - 0x8000) / 0x4000
-  }
-
-  private func keyCount(_ b: Int) -> Int { max(0, entries.lengths[b] - (entries.leftPadding?[b] ?? 0)) }
-
-  /// The cache, by where its rows are.
-  private func cache(_ tensor: Int, _ shape: TensorShape) -> Tensor {
-    var owners: [Int: (sequence: Int, key: Int)] = [:]
-    for b in 0..<problem.batch {
-      for n in 0..<keyCount(b) {
-        var (place, row) = (entries.batchIndex?[b] ?? b, n + (entries.leftPadding?[b] ?? 0))
-        if case .paged(_, let pageSize, _) = problem.cache {
-          (place, row) = (entries.pageTable![b][row / pageSize], row % pageSize)
-        }
-        owners[place * shape.length + row] = (b, n)
-      }
-    }
-    return Tensor(shape: shape, scalarType: problem.scalarType, layout: .bnhd) { place, h, row, d in
-      owners[place * shape.length + row].map { element(tensor, $0.sequence, h, $0.key, d) } ?? .nan
-    }
-  }
-
   /// Computes the case with a plan and compares with the 64-bit reference.
   package func run(_ plan: CachedAttentionPlan) throws(AttentionError) -> CaseOutcome {
-    let type = problem.scalarType
-    let queries = Tensor(shape: problem.queryShape, scalarType: type, layout: .bnhd) { element(1, $0, $1, $2, $3) }
-    let (keys, values) = (cache(2, problem.keyShape), cache(3, problem.valueShape))
-    var statistics = [Float](repeating: .nan, count: problem.logSumExpCount)
-    let output = try queries.withView { (q) throws(AttentionError) in
-      try keys.withView { (k) throws(AttentionError) in
-        try values.withView { (v) throws(AttentionError) in
-          try Tensor(shape: problem.outputShape, scalarType: type, layout: .bnhd) {
-            (destination) throws(AttentionError) in
-            try statistics.withUnsafeMutableBufferPointer { (buffer) throws(AttentionError) in
-              try plan.run(queries: q, keys: k, values: v, entries: entries, output: destination, logSumExp: buffer)
-            }
-          }
-        }
-      }
-    }
-    // All sequences together, as `VerificationCase` has them: one alone may have a single log-sum-exp, whose yardstick is luck.
-    var (own, reference, plain, other) = ([Double](), Values(), Values(), Values())
-    for b in 0..<problem.batch {
-      let one = try problem.sequence(length: keyCount(b))
-      func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
-        Tensor(shape: shape, scalarType: type) { _, h, n, d in element(number, b, h, n, d) }
-      }
-      let (q, k, v) = (tensor(1, one.queryShape), tensor(2, one.keyShape), tensor(3, one.valueShape))
-      q.withView { q in
-        k.withView { k in
-          v.withView { v in
-            reference.add(AttentionCheck.reference(one, queries: q, keys: k, values: v))
-            plain.add(AttentionCheck.plain(one, queries: q, keys: k, values: v))
-            if plan.gpu != nil { other.add(AttentionCheck.plain(one, queries: q, keys: k, values: v, sums: .cut)) }
-          }
-        }
-      }
-      for h in 0..<problem.queryHeads {
-        for n in 0..<problem.queries {
-          for d in 0..<problem.valueDimension { own.append(Double(output[b, h, n, d])) }
-        }
-      }
-    }
-    let isOnGPU = plan.gpu != nil
-    let outputs = Comparison(
-      actual: own, plain: plain.output, other: isOnGPU ? other.output : nil, reference: reference.output, type: type)
-    let logSumExps = Comparison(
-      actual: statistics.map(Double.init), plain: plain.logSumExp, other: isOnGPU ? other.logSumExp : nil,
-      reference: reference.logSumExp, type: .f32)
+    let result = try scenario.run(plan)
     var failures: [String] = []
-    if !outputs.passes { failures.append("output: \(outputs)") }
-    if !logSumExps.passes { failures.append("log-sum-exp: \(logSumExps)") }
+    if !result.output.passes { failures.append("output: \(result.output)") }
+    if !result.logSumExp.passes { failures.append("log-sum-exp: \(result.logSumExp)") }
+    if let fault = result.cacheFault { failures.append(fault) }
     return CaseOutcome(
-      ratio: max(outputs.ratio, logSumExps.ratio), failure: failures.isEmpty ? nil : failures.joined(separator: "; "))
-  }
-
-  /// Results of sequence after sequence.
-  private struct Values {
-    var output: [Double] = []
-    var logSumExp: [Double] = []
-
-    mutating func add(_ values: AttentionValues) {
-      output += values.output
-      logSumExp += values.logSumExp
-    }
+      ratio: max(result.output.ratio, result.logSumExp.ratio),
+      failure: failures.isEmpty ? nil : failures.joined(separator: "; "))
   }
 }

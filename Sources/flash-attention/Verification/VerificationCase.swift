@@ -102,7 +102,7 @@ private struct ProblemDraw {
   var softcap: Double?
 
   init(family: CaseFamily, from random: inout RandomSource) {
-    type = random.pick(ScalarType.allCases)
+    type = random.pick(ScalarType.computed)
     batch = random.int(1...3)
     keyValueHeads = random.int(1...3)
     group = random.pick([1, 1, 2, 3, 4, 5, 8, 12, 16])

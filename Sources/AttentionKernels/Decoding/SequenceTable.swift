@@ -1,0 +1,84 @@
+internal import PTX
+
+/// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows none of it.
+struct SequenceTable {
+  private let k: KernelBuilder
+  private let s: DecodeSpecialization
+  private let p: DecodeParameters
+
+  init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters) {
+    (self.k, self.s, p) = (k, s, parameters)
+  }
+
+  /// The bytes to a sequence's word of a list. Beyond the last sequence, the last one's is read, and not used.
+  private func place(of sequence: Register<S32>) -> Register<U64> {
+    k.multiplyWide(k.minimum(sequence, p.batch - 1).reinterpreted(as: U32.self), 4)
+  }
+
+  /// The difference of two neighbours of a list of starts.
+  private func extent(_ starts: Register<U64>, _ place: Register<U64>) -> Register<S32> {
+    let own = starts + place
+    return k.load(S32.self, global: own, offset: 4) - k.load(S32.self, global: own)
+  }
+
+  /// The rows of the cache that hold a sequence's keys, from the cache's start and without those that the call brings; where keys
+  /// are packed, its keys.
+  func rows(of sequence: Register<S32>) -> Register<S32> {
+    let place = place(of: sequence)
+    guard s.paging == .packed else { return k.load(S32.self, global: p.lengths + place) }
+    let rows = k.variable(extent(p.keyStarts, place))
+    k.if(p.lengths .!= 0) { k.set(rows, to: k.load(S32.self, global: p.lengths + place)) }
+    return rows
+  }
+
+  /// The keys that the call brings.
+  func newKeys(of sequence: Register<S32>) -> Register<S32> {
+    let count = k.variable(p.newKeys)
+    k.if(p.newKeyStarts .!= 0) { k.set(count, to: extent(p.newKeyStarts, place(of: sequence))) }
+    return count
+  }
+
+  /// The keys of a sequence, new ones included, without those before its beginning.
+  func keys(of sequence: Register<S32>) -> Register<S32> {
+    var rows = rows(of: sequence)
+    if s.hasNewKeys { rows = rows + newKeys(of: sequence) }
+    // What a caller says too much would lead out of the cache.
+    rows = k.minimum(rows, p.capacity)
+    if s.hasLeftPadding { rows = rows - k.load(S32.self, global: p.leftPadding + place(of: sequence)) }
+    return k.maximum(rows, k.constant(0, S32.self))
+  }
+
+  /// The queries of a sequence.
+  func queries(of sequence: Register<S32>) -> Register<S32> {
+    guard s.hasPackedQueries else { return p.queries.reinterpreted(as: S32.self) }
+    let place = place(of: sequence)
+    let count = k.variable(extent(p.queryStarts, place))
+    k.if(p.queryCounts .!= 0) { k.set(count, to: k.load(S32.self, global: p.queryCounts + place)) }
+    return k.maximum(k.minimum(count, p.queries.reinterpreted(as: S32.self)), k.constant(0, S32.self))
+  }
+
+  /// The row of a sequence's first query, and of its first key, where they are packed.
+  func firstQuery(of sequence: Register<S32>) -> Register<U32>? {
+    s.hasPackedQueries ? k.load(U32.self, global: p.queryStarts + place(of: sequence)) : nil
+  }
+  func firstKey(of sequence: Register<S32>) -> Register<U32>? {
+    s.paging == .packed ? k.load(U32.self, global: p.keyStarts + place(of: sequence)) : nil
+  }
+
+  /// The row of a sequence's first key in its cache.
+  func leftPadding(of sequence: Register<S32>) -> Register<S32> {
+    s.hasLeftPadding ? k.load(S32.self, global: p.leftPadding + place(of: sequence)) : k.constant(0, S32.self)
+  }
+
+  /// The sequence of the cache.
+  func cachePlace(of sequence: Register<S32>) -> Register<U32> {
+    let result = k.variable(sequence.reinterpreted(as: U32.self))
+    k.if(p.batchIndex .!= 0) { k.set(result, to: k.load(U32.self, global: p.batchIndex + place(of: sequence))) }
+    return result
+  }
+
+  /// The page table of a sequence.
+  func pages(of sequence: Register<S32>) -> Register<U64> {
+    p.pageTable + k.wide(sequence.reinterpreted(as: U32.self)) * p.pageTableStride
+  }
+}

@@ -1,0 +1,138 @@
+/// What a call says of each of its sequences, in the host's memory.
+public struct CacheEntries: Hashable, Sendable {
+  /// The rows of each sequence's cache that hold keys, those that the call brings not counted. nil where packed keys are as many as
+  /// their starts say.
+  public var lengths: [Int]?
+  /// Which sequence of the cache; nil for each its own number. Not with pages.
+  public var batchIndex: [Int]?
+  /// The row of each sequence's first key; nil for 0.
+  public var leftPadding: [Int]?
+  /// The pages of each sequence, as many as its length needs or more; nil without pages.
+  public var pageTable: [[Int]]?
+  /// The first query of each sequence and the end of the last, where queries are packed: `batch + 1` numbers.
+  public var queryStarts: [Int]?
+  /// The first key of each sequence and the end of the last, where keys are packed.
+  public var keyStarts: [Int]?
+  /// What e4m3 queries stand for, a factor for each sequence and key/value head `[B, H_kv]`, above 0; nil for 1.
+  public var queryScales: [Float]?
+  /// What e4m3 keys stand for.
+  public var keyScales: [Float]?
+  /// What e4m3 values stand for.
+  public var valueScales: [Float]?
+
+  /// One number, or one list of pages, for each sequence.
+  public init(
+    lengths: [Int]? = nil, batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, pageTable: [[Int]]? = nil,
+    queryStarts: [Int]? = nil, keyStarts: [Int]? = nil, queryScales: [Float]? = nil, keyScales: [Float]? = nil,
+    valueScales: [Float]? = nil
+  ) {
+    (self.lengths, self.batchIndex, self.leftPadding, self.pageTable) = (lengths, batchIndex, leftPadding, pageTable)
+    (self.queryStarts, self.keyStarts) = (queryStarts, keyStarts)
+    (self.queryScales, self.keyScales, self.valueScales) = (queryScales, keyScales, valueScales)
+  }
+
+  /// The queries of a sequence.
+  func queries(of sequence: Int, _ problem: CachedAttentionProblem) -> Range<Int> {
+    queryStarts.map { $0[sequence]..<$0[sequence + 1] } ?? 0..<problem.queries
+  }
+
+  /// The rows of a sequence's cache that hold keys, without those that the call brings; of packed keys, their number.
+  func rows(of sequence: Int) -> Int { lengths?[sequence] ?? keyStarts![sequence + 1] - keyStarts![sequence] }
+
+  /// - Parameter newStarts: of new keys, where they are packed.
+  /// - Throws: `AttentionError` where the numbers are not what a problem needs, or lead out of the cache.
+  func check(_ problem: CachedAttentionProblem, newStarts: [Int]?) throws(AttentionError) {
+    func each(_ what: String, _ values: [Int]?, limit: Int) throws(AttentionError) {
+      guard let values else { return }
+      if values.count != problem.batch { throw .cacheEntries("\(what)s", count: values.count, batch: problem.batch) }
+      for (sequence, value) in values.enumerated() where !(0...max(limit, 0)).contains(value) || limit < 0 {
+        throw .cacheEntry(what, sequence: sequence, value: value, limit: limit)
+      }
+    }
+    func starts(_ what: String, _ values: [Int]?, total: Int?, longest: Int) throws(AttentionError) {
+      if (values != nil) != (total != nil) { throw .notInThePlan(tensor: "list of \(what) starts", isMissing: total != nil) }
+      guard let values, let total else { return }
+      if values.count != problem.batch + 1 {
+        throw .cacheEntries("\(what) starts (with the end of the last)", count: values.count, batch: problem.batch)
+      }
+      for (sequence, pair) in zip(values, values.dropFirst()).enumerated() {
+        if !(0...total).contains(pair.0) { throw .cacheEntry("\(what) start", sequence: sequence, value: pair.0, limit: total) }
+        let count = pair.1 - pair.0
+        if !(0...longest).contains(count) || pair.1 > total {
+          throw .cacheEntry("number of \(what)s", sequence: sequence, value: count, limit: min(longest, total - pair.0))
+        }
+      }
+    }
+    try starts("query", queryStarts, total: problem.packedQueries, longest: problem.queries)
+    try starts("new key", newStarts, total: problem.newKeys?.packedTotal, longest: problem.newKeys?.count ?? 0)
+    if lengths == nil && !problem.hasPackedKeys { throw .notInThePlan(tensor: "list of lengths", isMissing: true) }
+    if (leftPadding != nil) != problem.hasLeftPadding {
+      throw .notInThePlan(tensor: "left padding", isMissing: problem.hasLeftPadding)
+    }
+    for (what, scales) in [("query scale", queryScales), ("key scale", keyScales), ("value scale", valueScales)] {
+      if let scales, scales.count != problem.batch * problem.keyValueHeads {
+        throw .cacheEntries("\(what)s", count: scales.count, batch: problem.batch * problem.keyValueHeads)
+      }
+    }
+    var packedTotal: Int?
+    if case .packed(let total, _) = problem.cache { packedTotal = total }
+    try starts("key", keyStarts, total: packedTotal, longest: problem.capacity)
+    try each("length", lengths, limit: problem.capacity)
+    for sequence in 0..<problem.batch {
+      let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
+      let rows = rows(of: sequence)
+      if new > 0 && rows + new > problem.capacity {
+        throw .cacheEntry("length with \(new) new keys", sequence: sequence, value: rows + new, limit: problem.capacity)
+      }
+    }
+    try each("left padding", leftPadding, limit: problem.capacity)
+    switch problem.cache {
+    case .packed:
+      if pageTable != nil { throw .notInThePlan(tensor: "page table", isMissing: false) }
+      if batchIndex != nil { throw .notInThePlan(tensor: "batch index", isMissing: false) }
+    case .contiguous(let sequences, _):
+      if pageTable != nil { throw .notInThePlan(tensor: "page table", isMissing: false) }
+      if batchIndex == nil && problem.batch > sequences {
+        throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
+      }
+      try each("place in the cache", batchIndex, limit: sequences - 1)
+    case .paged(let pages, let pageSize, _):
+      if batchIndex != nil { throw .notInThePlan(tensor: "batch index", isMissing: false) }
+      guard let pageTable else { throw .notInThePlan(tensor: "page table", isMissing: true) }
+      if pageTable.count != problem.batch {
+        throw .cacheEntries("lists of pages", count: pageTable.count, batch: problem.batch)
+      }
+      for (sequence, list) in pageTable.enumerated() {
+        let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
+        let rows = rows(of: sequence) + new
+        let needed = (rows + pageSize - 1) / pageSize
+        if list.count < needed { throw .cacheEntry("length", sequence: sequence, value: rows, limit: list.count * pageSize) }
+        for page in list.prefix(needed) where !(0..<pages).contains(page) {
+          throw .cacheEntry("page", sequence: sequence, value: page, limit: pages - 1)
+        }
+      }
+    }
+  }
+}
+
+/// Keys and values that a call appends to the cache before it attends, in the host's memory.
+public struct NewKeyViews: Sendable {
+  /// `[B, H_kv, s_new, D]`; packed, `[1, H_kv, total, D]`.
+  public var keys: TensorView
+  /// The same with D_v.
+  public var values: TensorView
+  /// The first new key of each sequence and the end of the last, where they are packed.
+  public var starts: [Int]?
+  /// Tables of the rotary embedding, `[1, 1, positions, dimension / 2]`; nil without one.
+  public var rotary: (cosines: TensorView, sines: TensorView)?
+  /// The position of each sequence's first new key; nil for its length.
+  public var positions: [Int]?
+
+  /// New keys of a call.
+  public init(
+    keys: TensorView, values: TensorView, starts: [Int]? = nil, rotary: (cosines: TensorView, sines: TensorView)? = nil,
+    positions: [Int]? = nil
+  ) {
+    (self.keys, self.values, self.starts, self.rotary, self.positions) = (keys, values, starts, rotary, positions)
+  }
+}

@@ -1,0 +1,251 @@
+internal import CPUAttention
+
+/// Attention of sequence after sequence on the CPU, each a problem without a cache.
+struct HostSequences {
+  private let problem: CachedAttentionProblem
+  private let threads: Int
+  private let queries, keys, values: TensorView
+  private let entries: CacheEntries
+  /// Whether some numbers are bytes, which are made f32 first: the CPU's kernels know no scales.
+  private let hasBytes: Bool
+
+  init(
+    _ plan: CachedAttentionPlan, queries: TensorView, keys: TensorView, values: TensorView, entries: CacheEntries
+  ) {
+    (problem, threads) = (plan.problem, plan.threads)
+    (self.queries, self.keys, self.values, self.entries) = (queries, keys, values, entries)
+    hasBytes = problem.cacheType == .e4m3 || queries.scalarType == .e4m3
+  }
+
+  func run(output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>?) throws(AttentionError) {
+    for sequence in 0..<problem.batch {
+      let queries = entries.queries(of: sequence, problem)
+      if queries.isEmpty { continue }
+      let count = max(0, entries.rows(of: sequence) - (entries.leftPadding?[sequence] ?? 0))
+      let one = try problem.sequence(queries: queries.count, length: count, type: hasBytes ? .f32 : nil)
+      let q = rows(self.queries, of: sequence, queries, one.queryShape)
+      let own = MutableTensorView(
+        base: UnsafeMutableRawPointer(mutating: rows(output.readOnly, of: sequence, queries, one.outputShape).base),
+        scalarType: output.scalarType, shape: one.outputShape, strides: output.strides)
+      var statistics = [Float](repeating: 0, count: one.logSumExpCount)
+      try statistics.withUnsafeMutableBufferPointer { (statistics) throws(AttentionError) in
+        try run(one, sequence, q, own, statistics)
+      }
+      guard let logSumExp else { continue }
+      for head in 0..<problem.queryHeads {
+        for (i, query) in queries.enumerated() {
+          let row = problem.packedQueries.map { head * $0 + query } ?? (sequence * problem.queryHeads + head) * problem.queries + query
+          logSumExp[row] = statistics[head * queries.count + i]
+        }
+      }
+    }
+  }
+
+  /// The rows of a sequence in queries or output.
+  private func rows(_ view: TensorView, of sequence: Int, _ rows: Range<Int>, _ shape: TensorShape) -> TensorView {
+    let isPacked = problem.packedQueries != nil
+    return TensorView(
+      base: view.row(batch: isPacked ? 0 : sequence, head: 0, token: rows.lowerBound), scalarType: view.scalarType,
+      shape: shape, strides: view.strides)
+  }
+
+  private func run(
+    _ one: AttentionProblem, _ sequence: Int, _ q: TensorView, _ output: MutableTensorView,
+    _ statistics: UnsafeMutableBufferPointer<Float>
+  ) throws(AttentionError) {
+    if hasBytes {
+      for head in 0..<problem.keyValueHeads { try runOfBytes(one, sequence, head: head, q, output, statistics) }
+      return
+    }
+    let plan = try CPUPlan(one, threads: threads)
+    if let k = contiguous(keys, of: sequence, one.keyShape), let v = contiguous(values, of: sequence, one.valueShape) {
+      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics)
+    }
+    let heads = 0..<problem.keyValueHeads
+    let (k, v) = (
+      gathered(keys, of: sequence, heads, one.keyShape, one.scalarType),
+      gathered(values, of: sequence, heads, one.valueShape, one.scalarType)
+    )
+    try k.withView { (k) throws(AttentionError) in
+      try v.withView { (v) throws(AttentionError) in
+        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics)
+      }
+    }
+  }
+
+  /// A key/value head in f32, where bytes are exact: the scales of scores go into the problem's, that of values onto the result.
+  private func runOfBytes(
+    _ all: AttentionProblem, _ sequence: Int, head: Int, _ q: TensorView, _ output: MutableTensorView,
+    _ statistics: UnsafeMutableBufferPointer<Float>
+  ) throws(AttentionError) {
+    let group = problem.groupSize
+    let factor = Double(scale(entries.queryScales, sequence, head)) * Double(scale(entries.keyScales, sequence, head))
+    func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
+      TensorShape(batch: 1, heads: heads, length: length, dimension: dimension)
+    }
+    let one = try AttentionProblem(
+      queries: shape(group, all.queries, all.dimension), keys: shape(1, all.keys, all.dimension),
+      values: shape(1, all.keys, all.valueDimension), scalarType: .f32, mask: all.mask, scale: all.scale * factor,
+      softcap: all.softcap)
+    let (k, v) = (
+      gathered(keys, of: sequence, head..<head + 1, one.keyShape, .f32),
+      gathered(values, of: sequence, head..<head + 1, one.valueShape, .f32)
+    )
+    let widened = Tensor(shape: one.queryShape, scalarType: .f32) { _, h, n, d in
+      q.scalarType.load(from: q.row(batch: 0, head: head * group + h, token: n), at: d)
+    }
+    let plan = try CPUPlan(one, threads: threads)
+    let rows = group * all.queries
+    let own = UnsafeMutableBufferPointer(rebasing: statistics[head * rows..<(head + 1) * rows])
+    let result = try Tensor(shape: one.outputShape, scalarType: .f32) { (wide) throws(AttentionError) in
+      try widened.withView { (q) throws(AttentionError) in
+        try k.withView { (k) throws(AttentionError) in
+          try v.withView { (v) throws(AttentionError) in
+            try plan.run(queries: q, keys: k, values: v, output: wide, logSumExp: own)
+          }
+        }
+      }
+    }
+    let ofValues = scale(entries.valueScales, sequence, head)
+    result.withView { wide in
+      for h in 0..<group {
+        for n in 0..<one.queries {
+          let (from, to) = (wide.row(batch: 0, head: h, token: n), output.row(batch: 0, head: head * group + h, token: n))
+          for d in 0..<one.valueDimension {
+            output.scalarType.store(wide.scalarType.load(from: from, at: d) * ofValues, to: to, at: d)
+          }
+        }
+      }
+    }
+  }
+
+  private func scale(_ scales: [Float]?, _ sequence: Int, _ head: Int) -> Float {
+    scales?[sequence * problem.keyValueHeads + head] ?? 1
+  }
+
+  /// The keys or values of a sequence where they lie one after the other; nil on pages.
+  private func contiguous(_ cache: TensorView, of sequence: Int, _ shape: TensorShape) -> TensorView? {
+    if case .paged = problem.cache { return nil }
+    // Without a key there is no row to begin at.
+    let base = shape.length == 0 ? cache.base : place(of: 0, head: 0, sequence, in: cache)
+    return TensorView(base: base, scalarType: cache.scalarType, shape: shape, strides: cache.strides)
+  }
+
+  /// Where key `n` of a sequence is.
+  private func place(of n: Int, head: Int, _ sequence: Int, in cache: TensorView) -> UnsafeRawPointer {
+    let row = n + (entries.leftPadding?[sequence] ?? 0)
+    let place = problem.place(ofRow: row, sequence, entries)
+    return cache.row(batch: place.batch, head: head, token: place.token)
+  }
+
+  /// A copy of a sequence's keys or values of some heads, in another type where they are bytes.
+  private func gathered(
+    _ cache: TensorView, of sequence: Int, _ heads: Range<Int>, _ shape: TensorShape, _ type: ScalarType
+  ) -> Tensor {
+    Tensor(shape: shape, scalarType: type) { destination in
+      for (i, h) in heads.enumerated() {
+        for n in 0..<shape.length {
+          let (from, to) = (place(of: n, head: h, sequence, in: cache), destination.row(batch: 0, head: i, token: n))
+          if cache.scalarType == type {
+            to.copyMemory(from: from, byteCount: shape.dimension * type.byteCount)
+          } else {
+            for d in 0..<shape.dimension { type.store(cache.scalarType.load(from: from, at: d), to: to, at: d) }
+          }
+        }
+      }
+    }
+  }
+}
+
+extension CachedAttentionProblem {
+  /// Where a row of a sequence's cache is, in the views of keys and values.
+  func place(ofRow row: Int, _ sequence: Int, _ entries: CacheEntries) -> (batch: Int, token: Int) {
+    switch cache {
+    case .contiguous: (entries.batchIndex?[sequence] ?? sequence, row)
+    case .packed: (0, entries.keyStarts![sequence] + row)
+    case .paged(_, let pageSize, _): (entries.pageTable![sequence][row / pageSize], row % pageSize)
+    }
+  }
+}
+
+/// What a call does before it attends, where it brings keys: writes them to the cache, and turns the queries.
+struct HostAppend {
+  private let problem: CachedAttentionProblem
+  private let rotary: RotaryEmbedding?
+  private let new: NewKeyViews
+  private let entries: CacheEntries
+
+  init(
+    _ problem: CachedAttentionProblem, _ newKeys: CachedAttentionProblem.NewKeys, _ new: NewKeyViews,
+    _ entries: CacheEntries
+  ) {
+    (self.problem, rotary, self.new, self.entries) = (problem, newKeys.rotary, new, entries)
+  }
+
+  private func newKeys(of sequence: Int) -> Range<Int> {
+    new.starts.map { $0[sequence]..<$0[sequence + 1] } ?? 0..<problem.newKeys!.count
+  }
+
+  /// The entries with the new keys counted.
+  var entriesAfterwards: CacheEntries {
+    var after = entries
+    after.lengths = (0..<problem.batch).map { entries.rows(of: $0) + newKeys(of: $0).count }
+    return after
+  }
+
+  /// A row of floats, turned by the angles of a position.
+  private func turned(_ row: [Float], position: Int) -> [Float] {
+    guard let rotary, let tables = new.rotary else { return row }
+    let angles = [tables.cosines, tables.sines].map { table in
+      (0..<rotary.dimension / 2).map { table.scalarType.load(from: table.row(batch: 0, head: 0, token: position), at: $0) }
+    }
+    return rotary.turn(row, cosines: angles[0], sines: angles[1])
+  }
+
+  private func position(_ number: Int, _ sequence: Int, isKey: Bool) -> Int {
+    rotary?.position(
+      number, base: new.positions?[sequence] ?? entries.rows(of: sequence), isKey: isKey, mask: problem.mask) ?? 0
+  }
+
+  func append(to keys: MutableTensorView, _ values: MutableTensorView) {
+    for (source, target, scales, isKey) in [
+      (new.keys, keys, entries.keyScales, true), (new.values, values, entries.valueScales, false),
+    ] {
+      for sequence in 0..<problem.batch {
+        for (i, token) in newKeys(of: sequence).enumerated() {
+          let place = problem.place(ofRow: entries.rows(of: sequence) + i, sequence, entries)
+          for h in 0..<problem.keyValueHeads {
+            let from = source.row(batch: problem.newKeys!.packedTotal == nil ? sequence : 0, head: h, token: token)
+            let to = target.row(batch: place.batch, head: h, token: place.token)
+            let row = (0..<source.shape.dimension).map { source.scalarType.load(from: from, at: $0) }
+            let own = isKey ? turned(row, position: position(i, sequence, isKey: true)) : row
+            let factor = 1 / (scales?[sequence * problem.keyValueHeads + h] ?? 1)
+            for (d, value) in own.enumerated() {
+              target.scalarType.store(target.scalarType == .e4m3 ? value * factor : value, to: to, at: d)
+            }
+          }
+        }
+      }
+    }
+  }
+
+  /// The queries, turned and in the problem's type; nil where nothing turns them.
+  func turned(_ queries: TensorView) -> Tensor? {
+    if rotary == nil { return nil }
+    let isPacked = problem.packedQueries != nil
+    return Tensor(shape: queries.shape, scalarType: problem.scalarType) { destination in
+      for sequence in 0..<problem.batch {
+        for (i, token) in entries.queries(of: sequence, problem).enumerated() {
+          for h in 0..<problem.queryHeads {
+            let from = queries.row(batch: isPacked ? 0 : sequence, head: h, token: token)
+            let to = destination.row(batch: isPacked ? 0 : sequence, head: h, token: token)
+            let row = (0..<queries.shape.dimension).map { queries.scalarType.load(from: from, at: $0) }
+            for (d, value) in turned(row, position: position(i, sequence, isKey: false)).enumerated() {
+              problem.scalarType.store(value, to: to, at: d)
+            }
+          }
+        }
+      }
+    }
+  }
+}
