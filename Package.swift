@@ -48,7 +48,9 @@ let package = Package(
       swiftSettings: settings),
 
     tests("AttentionTests", of: ["Attention"]),
-    tests("AttentionKernelsTests", of: ["Attention", "AttentionKernels", "PTX", "PTXEmulator", "flash-attention"]),
+    tests(
+      "AttentionKernelsTests",
+      of: ["Attention", "AttentionKernels", "FlashAttention", "PTX", "PTXEmulator", "flash-attention"]),
     tests("PTXTests", of: ["AttentionKernels", "ExampleKernels", "PTX", "flash-attention"]),
     tests("PTXEmulatorTests", of: ["ExampleKernels", "PTX", "PTXEmulator"]),
     tests("CUDADriverTests", of: ["CUDADriver"]),

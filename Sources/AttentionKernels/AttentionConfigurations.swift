@@ -67,6 +67,33 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
         }
       }
     }
+    return list + (try sequences())
+  }
+
+  /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits.
+  private static func sequences() throws -> [AttentionConfiguration] {
+    var list: [AttentionConfiguration] = []
+    for target in [Target.sm80, .sm90] {
+      for (type, dimension, group, queries) in [
+        (ScalarType.bf16, 128, 4, 1), (.f16, 128, 8, 4), (.bf16, 64, 1, 1),
+      ] {
+        let problem = try CachedAttentionProblem(
+          batch: 1, queries: queries, packedQueries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
+          cache: .contiguous(sequences: 1, capacity: 65536),
+          newKeys: target >= .sm89
+            ? .init(queries, rotary: RotaryEmbedding(dimension: dimension, isInterleaved: group == 4, positions: 65536))
+            : nil, scalarType: type, queryType: dimension == 64 ? .e4m3 : nil, cacheType: .e4m3,
+          mask: group == 8 ? .chunks(of: 8192) : .causal, keysPerSplit: dimension == 64 ? 4096 : nil)
+        let plan = try DecodePlan(problem, on: .typical(of: target))
+        for kernel in [try plan.preparationKernel()?.kernel(), try plan.kernel()] {
+          if let kernel { list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 0)) }
+        }
+        if let kernel = try plan.combineKernel() {
+          // A word before its loop.
+          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 4))
+        }
+      }
+    }
     return list
   }
 }

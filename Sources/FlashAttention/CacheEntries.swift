@@ -59,7 +59,7 @@ public struct CacheEntries: Hashable, Sendable {
         if !(0...total).contains(pair.0) { throw .cacheEntry("\(what) start", sequence: sequence, value: pair.0, limit: total) }
         let count = pair.1 - pair.0
         if !(0...longest).contains(count) || pair.1 > total {
-          throw .cacheEntry("number of \(what)s", sequence: sequence, value: count, limit: min(longest, total - pair.0))
+          throw .cacheEntry("\(what) count", sequence: sequence, value: count, limit: min(longest, total - pair.0))
         }
       }
     }

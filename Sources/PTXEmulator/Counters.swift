@@ -10,6 +10,9 @@ public struct Counters: Hashable, Sendable {
     public var sectorsRead = 0
     /// 32-byte sectors that the stores touched.
     public var sectorsWritten = 0
+
+    /// No traffic yet.
+    public init() {}
   }
 
   /// Instructions that warps ran.

@@ -1,210 +1,223 @@
-import Attention
 import AttentionKernels
+import FlashAttention
 import PTX
 import PTXEmulator
 
-/// A decoding problem on an emulated GPU: every row of the cache that holds no key is NaN, and the result stands beside the
+/// A call over a cache on an emulated GPU: every row of the cache that holds no key is NaN, and the result stands beside the
 /// reference.
 struct EmulatedDecoding {
-  var problem: CachedAttentionProblem
-  /// The keys of each sequence, from the cache's start.
-  var lengths: [Int]
-  /// Where a sequence is in the cache; nil for its own number.
-  var batchIndex: [Int]?
-  /// The row of each sequence's first key; nil for 0.
-  var leftPadding: [Int]?
+  let scenario: CacheScenario
   var plan: DecodePlan
-  var multiprocessors: Int
+  var problem: CachedAttentionProblem { scenario.problem }
 
+  /// Keys that a call brings: of each sequence, or packed; and how they are turned.
+  struct New {
+    var counts: [Int]
+    var isPacked = false
+    var rotary: RotaryEmbedding?
+    var positions: [Int]?
+  }
+
+  /// - Parameters:
+  ///   - queryCounts: of packed queries.
+  ///   - hasPackedKeys: whether the keys are packed, as many as the lengths say.
   init(
-    _ type: ScalarType = .bf16, lengths: [Int], heads: Int = 1, group: Int = 4, queries: Int = 1, dimension: Int = 64,
-    valueDimension: Int? = nil, pageSize: Int? = nil, capacity: Int = 256, mask: AttentionMask = .causal,
-    scale: Double? = nil, softcap: Double? = nil, batchIndex: [Int]? = nil, leftPadding: [Int]? = nil,
-    multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil
+    _ type: ScalarType = .bf16, lengths: [Int], heads: Int = 1, group: Int = 4, queries: Int = 1,
+    queryCounts: [Int]? = nil, dimension: Int = 64, valueDimension: Int? = nil, pageSize: Int? = nil, capacity: Int = 256,
+    hasPackedKeys: Bool = false, mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
+    batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
+    queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, target: Target = .sm90,
+    multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil,
+    seed: UInt64 = 1
   ) throws {
-    (self.lengths, self.batchIndex, self.leftPadding) = (lengths, batchIndex, leftPadding)
-    self.multiprocessors = multiprocessors
-    let sequences = (batchIndex.map { $0.max()! + 1 } ?? lengths.count) + 1
-    let cache: CachedAttentionProblem.Cache =
-      pageSize.map {
-        let perSequence = (capacity + $0 - 1) / $0
-        return .paged(pages: perSequence * lengths.count + 3, pageSize: $0, pagesPerSequence: perSequence)
-      } ?? .contiguous(sequences: sequences, capacity: capacity)
-    problem = try CachedAttentionProblem(
-      batch: lengths.count, queries: queries, queryHeads: heads * group, keyValueHeads: heads, dimension: dimension,
-      valueDimension: valueDimension, cache: cache, hasLeftPadding: leftPadding != nil, scalarType: type, mask: mask,
-      scale: scale, softcap: softcap)
-    var gpu = GPULimits.typical(of: .sm90)
+    let batch = lengths.count
+    func starts(_ counts: [Int]) -> [Int] { counts.reduce(into: [0]) { $0.append($0.last! + $1) } }
+    var cache = CachedAttentionProblem.Cache.contiguous(
+      sequences: (batchIndex.map { $0.max()! + 1 } ?? batch) + 1, capacity: capacity)
+    var pageTable: [[Int]]?
+    if let pageSize {
+      let perSequence = (capacity + pageSize - 1) / pageSize
+      let pages = perSequence * batch + 3
+      cache = .paged(pages: pages, pageSize: pageSize, pagesPerSequence: perSequence)
+      // Scattered, each once; only the pages that hold keys are named.
+      let step = [7, 11, 13, 17, 19].first { pages % $0 != 0 }!
+      pageTable = (0..<batch).map { b in
+        let rows = lengths[b] + (new?.counts[b] ?? 0)
+        return (0..<(rows + pageSize - 1) / pageSize).map { pages - 1 - (b * perSequence + $0) * step % pages }
+      }
+    } else if hasPackedKeys {
+      cache = .packed(total: lengths.reduce(0, +), longest: lengths.max()!)
+    }
+    let newKeys = new.map {
+      CachedAttentionProblem.NewKeys(
+        $0.counts.max()!, packedTotal: $0.isPacked ? $0.counts.reduce(0, +) : nil, rotary: $0.rotary)
+    }
+    let problem = try CachedAttentionProblem(
+      batch: batch, queries: queryCounts?.max() ?? queries, packedQueries: queryCounts?.reduce(0, +),
+      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension, cache: cache,
+      hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType, cacheType: cacheType,
+      mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit)
+    func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
+    scenario = CacheScenario(
+      problem,
+      CacheEntries(
+        lengths: lengths, batchIndex: batchIndex, leftPadding: leftPadding, pageTable: pageTable,
+        queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths) : nil,
+        queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7)),
+      newStarts: new?.isPacked == true ? starts(new!.counts) : nil, positions: new?.positions, seed: seed)
+    var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
     plan = try DecodePlan(problem, on: gpu, combination: combination, changes: changes)
   }
 
-  /// A number from -2 to 2 that looks random, exact in both types.
-  private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
-    var x = UInt64(tensor) &+ UInt64(b) << 12 &+ UInt64(h) << 24 &+ UInt64(n) << 36 &+ UInt64(d) << 52
-    x = (x ^ x >> 31) &* 0x7fb5_d329_728e_a185
-    x = (x ^ x >> 27) &* 0x81da_def4_bc2d_d44d
-    return Float(Int((x ^ x >> 33) & 0xff) - 128) / 64
-  }
-
-  /// The keys that a sequence has.
-  private func keys(of b: Int) -> Int { max(0, lengths[b] - (leftPadding?[b] ?? 0)) }
-
   struct Outcome {
     let counters: Counters
     let output, logSumExp: Comparison
+    let cacheFault: String?
     let bits: [UInt16]
-    var passes: Bool { output.passes && logSumExp.passes }
+    var passes: Bool { output.passes && logSumExp.passes && cacheFault == nil }
+    var description: String { "output \(output), log-sum-exp \(logSumExp), \(cacheFault ?? "cache right")" }
   }
 
-  /// The page of a sequence's number `i`: scattered over the cache.
-  private func page(_ b: Int, _ i: Int, perSequence: Int, pages: Int) -> Int {
-    let count = perSequence * lengths.count
-    return pages - 1 - (b * perSequence + i) * 7 % (count % 7 == 0 ? count + 1 : count)
+  /// Programs to run in place of the plan's own.
+  struct Programs {
+    var preparation, decode, combine: Program?
   }
 
-  /// - Parameter calls: how often the kernel runs on the same workspace.
+  /// - Parameter calls: how often the kernels run on the same workspace.
   /// - Throws: `Hazard`.
   func run(
-    _ program: Program? = nil, _ schedule: Schedule = .roundRobin, calls: Int = 1, combine: Program? = nil
+    _ programs: Programs = Programs(), _ schedule: Schedule = .roundRobin, calls: Int = 1
   ) throws(Hazard) -> Outcome {
     let memory = GlobalMemory()
-    let type = problem.scalarType
-    func bits(_ value: Float) -> UInt16 { type == .f16 ? Float16(value).bitPattern : BFloat16(value).bitPattern }
+    let entries = scenario.entries
+    func put(_ name: String, _ tensor: Tensor, isWritten: Bool = false) -> ForwardLaunch.Place {
+      let address = tensor.withBytes {
+        memory.allocate(name, $0.isEmpty ? [0] : Array($0), access: isWritten ? .readWrite : .readOnly)
+      }
+      return ForwardLaunch.Place(address: address, strides: tensor.layout.strides(of: tensor.shape))
+    }
     func words(_ name: String, _ values: [Int]?) -> UInt64 {
       values.map { memory.allocate(name, $0.map { UInt32(bitPattern: Int32($0)) }, access: .readOnly) } ?? 0
     }
-    let (heads, queries) = (problem.queryHeads, problem.queries)
-
-    // Queries and output: [B, s_q, H, D].
-    func rowsPlace(_ name: String, _ dimension: Int, isOutput: Bool) -> ForwardLaunch.Place {
-      let strides = TensorStrides(batch: queries * heads * dimension, heads: dimension, length: heads * dimension)
-      let count = max(problem.batch * queries * heads * dimension, 1)
-      let base = memory.allocate(name, byteCount: count * 2, access: isOutput ? .readWrite : .readOnly)
-      if !isOutput {
-        for b in 0..<problem.batch {
-          for n in 0..<queries {
-            for h in 0..<heads {
-              memory.write(
-                (0..<dimension).map { bits(element(1, b, h, n, $0)) },
-                to: base + UInt64(2 * strides.offset(batch: b, head: h, token: n)))
-            }
-          }
-        }
-      }
-      return ForwardLaunch.Place(address: base, strides: strides)
+    func floats(_ name: String, _ values: [Float]?) -> UInt64 {
+      values.map { memory.allocate(name, $0, access: .readOnly) } ?? 0
     }
-    // The cache: [sequences or pages, rows, H_kv, D]; NaN where no key is.
-    func cachePlace(_ name: String, _ tensor: Int, _ dimension: Int) -> ForwardLaunch.Place {
-      let (first, rows): (Int, Int)
-      switch problem.cache {
-      case .contiguous(let sequences, let capacity): (first, rows) = (sequences, capacity)
-      case .paged(let pages, let pageSize, _): (first, rows) = (pages, pageSize)
-      }
-      let heads = problem.keyValueHeads
-      let strides = TensorStrides(batch: rows * heads * dimension, heads: dimension, length: heads * dimension)
-      let base = memory.allocate(
-        name, [UInt16](repeating: 0x7fff, count: first * strides.batch), access: .readOnly)
-      for b in 0..<problem.batch {
-        for n in 0..<keys(of: b) {
-          for h in 0..<heads {
-            var (place, row) = (batchIndex?[b] ?? b, n + (leftPadding?[b] ?? 0))
-            if case .paged(let pages, let pageSize, let perSequence) = problem.cache {
-              (place, row) = (page(b, row / pageSize, perSequence: perSequence, pages: pages), row % pageSize)
-            }
-            memory.write(
-              (0..<dimension).map { bits(element(tensor, b, h, n, $0)) },
-              to: base + UInt64(2 * strides.offset(batch: place, head: h, token: row)))
-          }
-        }
-      }
-      return ForwardLaunch.Place(address: base, strides: strides)
-    }
-    let output = rowsPlace("o", problem.valueDimension, isOutput: true)
-    let workspace = memory.allocate(
-      "workspace", byteCount: plan.launch.workspaceByteCount, access: .readWrite)
+    let appends = problem.newKeys != nil
+    let (keys, values) = (scenario.keys, scenario.values)
+    let outputBytes = problem.outputShape.elementCount * 2
+    let workspace = memory.allocate("workspace", byteCount: max(plan.launch.workspaceByteCount, 16), access: .readWrite)
     memory.write([UInt8](repeating: 0, count: plan.launch.arrivalByteCount), to: workspace)
     var places = DecodeLaunch.Places(
-      queries: rowsPlace("q", problem.dimension, isOutput: false), keys: cachePlace("k", 2, problem.dimension),
-      values: cachePlace("v", 3, problem.valueDimension), output: output, lengths: words("lengths", lengths),
+      queries: put("q", scenario.queries), keys: put("k", keys, isWritten: appends),
+      values: put("v", values, isWritten: appends),
+      output: ForwardLaunch.Place(
+        address: memory.allocate("o", byteCount: max(outputBytes, 2), access: .readWrite),
+        strides: TensorLayout.bnhd.strides(of: problem.outputShape)), lengths: words("lengths", entries.lengths),
       workspace: workspace)
-    let statisticsCount = problem.batch * heads * queries
-    places.logSumExp = memory.allocate("lse", byteCount: max(statisticsCount, 1) * 4, access: .readWrite)
-    places.batchIndex = words("batch_index", batchIndex)
-    places.leftPadding = words("left_padding", leftPadding)
-    if case .paged(let pages, let pageSize, let perSequence) = problem.cache {
-      // Only the pages that hold keys are named; the others' entries would lead anywhere.
+    places.logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
+    places.batchIndex = words("batch_index", entries.batchIndex)
+    places.leftPadding = words("left_padding", entries.leftPadding)
+    places.queryStarts = words("query_starts", entries.queryStarts)
+    places.keyStarts = words("key_starts", entries.keyStarts)
+    places.queryScales = floats("query_scales", entries.queryScales)
+    places.keyScales = floats("key_scales", entries.keyScales)
+    places.valueScales = floats("value_scales", entries.valueScales)
+    if case .paged(_, _, let perSequence) = problem.cache {
+      // The others' entries would lead anywhere.
       places.pageTable = words(
         "page_table",
-        (0..<problem.batch).flatMap { b in
-          (0..<perSequence).map {
-            $0 * pageSize < lengths[b] ? page(b, $0, perSequence: perSequence, pages: pages) : 1 << 30
-          }
-        })
+        entries.pageTable!.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 1 << 30 } })
     }
-    let launch = Launch(
-      blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount,
-      arguments: plan.launch.arguments(places))
+    if appends {
+      var new = DecodeLaunch.NewKeyPlaces(keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues))
+      new.starts = words("new_starts", scenario.newStarts)
+      new.positions = words("positions", scenario.positions)
+      if let tables = scenario.rotaryTables {
+        (new.cosines, new.sines) = (put("cosines", tables.cosines).address, put("sines", tables.sines).address)
+      }
+      places.newKeys = new
+    }
     var counters = Counters()
-    for _ in 0..<calls {
-      counters = try Emulator.run(
-        program ?? Program(try! plan.kernel()), launch, memory: memory, schedule: schedule,
-        residentBlocks: plan.launch.blocks)
-      if plan.launch.combineBlocks > 0 {
-        let second = Launch(
-          blocks: (plan.launch.combineBlocks, 1, 1), arguments: launch.arguments,
-          isDependent: plan.specialization.combination == .dependentLaunch)
-        let also = try Emulator.run(
-          combine ?? Program(try! plan.combineKernel()!), second, memory: memory, schedule: schedule)
-        counters.bankConflicts += also.bankConflicts
-        counters.traffic["o"]!.bytesWritten += also.traffic["o"]!.bytesWritten
-      }
-    }
+    for _ in 0..<calls { counters = try call(places, programs, memory, schedule) }
+    return outcome(counters, places, memory)
+  }
 
-    var (reference, plain) = ((output: [Double](), lse: [Double]()), (output: [Double](), lse: [Double]()))
-    for b in 0..<problem.batch {
-      let one = try! problem.sequence(length: keys(of: b))
-      func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
-        Tensor(shape: shape, scalarType: type) { _, h, n, d in element(number, b, h, n, d) }
+  /// The launches of a call; their counters together.
+  private func call(
+    _ places: DecodeLaunch.Places, _ programs: Programs, _ memory: GlobalMemory, _ schedule: Schedule
+  ) throws(Hazard) -> Counters {
+    var all: [Counters] = []
+    // Kernels of valid plans can be built.
+    if let preparation = plan.preparationKernel() {
+      all.append(
+        try Emulator.run(
+          programs.preparation ?? Program(try! preparation.kernel()),
+          Launch(
+            blocks: (plan.launch.preparationBlocks, 1, 1), arguments: plan.launch.preparationArguments(problem, places)),
+          memory: memory, schedule: schedule))
+    }
+    let arguments = plan.launch.arguments(places)
+    if plan.launch.blocks > 0 {
+      all.append(
+        try Emulator.run(
+          programs.decode ?? Program(try! plan.kernel()),
+          Launch(
+            blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount, arguments: arguments,
+            isDependent: plan.specialization.waitsForPreparation), memory: memory, schedule: schedule,
+          residentBlocks: plan.launch.blocks))
+    }
+    if plan.launch.combineBlocks > 0 {
+      all.append(
+        try Emulator.run(
+          programs.combine ?? Program(try! plan.combineKernel()!),
+          Launch(
+            blocks: (plan.launch.combineBlocks, 1, 1), arguments: arguments,
+            isDependent: plan.specialization.combination == .dependentLaunch), memory: memory, schedule: schedule))
+    }
+    var sum = all.first ?? Counters()
+    for counters in all.dropFirst() {
+      sum.bankConflicts += counters.bankConflicts
+      for (name, traffic) in counters.traffic {
+        sum.traffic[name, default: .init()].bytesRead += traffic.bytesRead
+        sum.traffic[name, default: .init()].sectorsRead += traffic.sectorsRead
+        sum.traffic[name, default: .init()].bytesWritten += traffic.bytesWritten
       }
-      let (q, k, v) = (tensor(1, one.queryShape), tensor(2, one.keyShape), tensor(3, one.valueShape))
-      q.withView { q in
-        k.withView { k in
-          v.withView { v in
-            for h in 0..<heads {
-              let exact = ReferenceAttention.head(h, batch: 0, of: one, queries: q, keys: k, values: v)
-              reference.output += exact.output
-              reference.lse += exact.logSumExp
-              let rounded = PlainAttention.head(h, batch: 0, of: one, queries: q, keys: k, values: v)
-              plain.output += rounded.output
-              plain.lse += rounded.logSumExp
-            }
-          }
+    }
+    return sum
+  }
+
+  private func outcome(_ counters: Counters, _ places: DecodeLaunch.Places, _ memory: GlobalMemory) -> Outcome {
+    let type = problem.scalarType
+    func read(_ address: UInt64, _ shape: TensorShape, _ type: ScalarType) -> Tensor {
+      let bytes = shape.elementCount * type.byteCount
+      let all = memory.read(UInt8.self, count: bytes, from: address)
+      return Tensor(shape: shape, scalarType: type, layout: .bnhd) { view in
+        // NaN where somebody left something out.
+        (all ?? [UInt8](repeating: 0x7f, count: bytes)).withUnsafeBytes {
+          view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: bytes)
         }
       }
     }
-    var (values, words16) = ([Double](), [UInt16]())
-    for b in 0..<problem.batch {
-      for h in 0..<heads {
-        for n in 0..<queries {
-          let row = output.address + UInt64(2 * output.strides.offset(batch: b, head: h, token: n))
-          let read =
-            memory.read(UInt16.self, count: problem.valueDimension, from: row)
-            ?? [UInt16](repeating: 0x7fff, count: problem.valueDimension)
-          words16 += read
-          values += read.map {
-            Double(type == .f16 ? Float(Float16(bitPattern: $0)) : Float(BFloat16(bitPattern: $0)))
-          }
-        }
-      }
-    }
+    let output = read(places.output.address, problem.outputShape, type)
     let statistics =
-      memory.read(Float.self, count: statisticsCount, from: places.logSumExp)
-      ?? [Float](repeating: .nan, count: statisticsCount)
-    return Outcome(
-      counters: counters,
-      output: Comparison(actual: values, plain: plain.output, reference: reference.output, type: type),
-      logSumExp: Comparison(
-        actual: statistics.map(Double.init), plain: plain.lse, reference: reference.lse, type: .f32), bits: words16)
+      memory.read(Float.self, count: problem.logSumExpCount, from: places.logSumExp)
+      ?? [Float](repeating: .nan, count: problem.logSumExpCount)
+    let (keys, values) = (
+      read(places.keys.address, problem.keyShape, problem.cacheType),
+      read(places.values.address, problem.valueShape, problem.cacheType)
+    )
+    return keys.withView { k in
+      values.withView { v in
+        // Valid, as the problem is.
+        let result = try! scenario.compare(
+          output: { output[$0, $1, $2, $3] }, logSumExp: statistics, cache: problem.newKeys == nil ? nil : (k, v),
+          hasCutSums: false)
+        return Outcome(
+          counters: counters, output: result.output, logSumExp: result.logSumExp,
+          cacheFault: scenario.fault(ofCache: k, isKey: true) ?? scenario.fault(ofCache: v, isKey: false),
+          bits: output.withBytes { Array($0.bindMemory(to: UInt16.self)) })
+      }
+    }
   }
 }

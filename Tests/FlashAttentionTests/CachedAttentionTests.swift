@@ -1,78 +1,17 @@
-import FlashAttention
+@testable import FlashAttention
 import Testing
 
 /// Attention over a cache on the CPU: every kind of cache beside the reference, and what is refused.
 @Suite struct CachedAttentionTests {
-  private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
-    Float((tensor * 31 + b * 17 + h * 13 + n * 7 + d * 3) * 2_654_435_761 % 97) / 48 - 1
-  }
-
-  /// Lays the sequences' keys into a cache full of NaN, computes, and compares with the reference.
   private func check(
-    _ problem: CachedAttentionProblem, _ entries: CacheEntries, sourceLocation: SourceLocation = #_sourceLocation
+    _ problem: CachedAttentionProblem, _ entries: CacheEntries, newStarts: [Int]? = nil, positions: [Int]? = nil,
+    sourceLocation: SourceLocation = #_sourceLocation
   ) throws {
-    func keyCount(_ b: Int) -> Int { max(0, entries.lengths[b] - (entries.leftPadding?[b] ?? 0)) }
-    func cache(_ number: Int, _ shape: TensorShape) -> Tensor {
-      var places: [[Int]: Float] = [:]
-      for b in 0..<problem.batch {
-        for n in 0..<keyCount(b) {
-          var (place, row) = (entries.batchIndex?[b] ?? b, n + (entries.leftPadding?[b] ?? 0))
-          if case .paged(_, let pageSize, _) = problem.cache {
-            (place, row) = (entries.pageTable![b][row / pageSize], row % pageSize)
-          }
-          for h in 0..<shape.heads {
-            for d in 0..<shape.dimension { places[[place, h, row, d]] = element(number, b, h, n, d) }
-          }
-        }
-      }
-      return Tensor(shape: shape, scalarType: problem.scalarType) { places[[$0, $1, $2, $3]] ?? .nan }
-    }
-    let queries = Tensor(shape: problem.queryShape, scalarType: problem.scalarType) { element(1, $0, $1, $2, $3) }
-    let (keys, values) = (cache(2, problem.keyShape), cache(3, problem.valueShape))
-    let plan = try CachedAttentionPlan(problem, device: .cpu)
-    var statistics = [Float](repeating: .nan, count: problem.logSumExpCount)
-    let output = try Tensor(shape: problem.outputShape, scalarType: problem.scalarType) { destination in
-      try queries.withView { q in
-        try keys.withView { k in
-          try values.withView { v in
-            try statistics.withUnsafeMutableBufferPointer {
-              try plan.run(queries: q, keys: k, values: v, entries: entries, output: destination, logSumExp: $0)
-            }
-          }
-        }
-      }
-    }
-    for b in 0..<problem.batch {
-      let one = try problem.sequence(length: keyCount(b))
-      func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
-        Tensor(shape: shape, scalarType: problem.scalarType) { _, h, n, d in element(number, b, h, n, d) }
-      }
-      let (q, k, v) = (tensor(1, one.queryShape), tensor(2, one.keyShape), tensor(3, one.valueShape))
-      let (reference, plain) = q.withView { q in
-        k.withView { k in
-          v.withView { v in
-            (
-              AttentionCheck.reference(one, queries: q, keys: k, values: v),
-              AttentionCheck.plain(one, queries: q, keys: k, values: v)
-            )
-          }
-        }
-      }
-      var own: [Double] = []
-      for h in 0..<problem.queryHeads {
-        for n in 0..<problem.queries {
-          for d in 0..<problem.valueDimension { own.append(Double(output[b, h, n, d])) }
-        }
-      }
-      let perSequence = problem.queryHeads * problem.queries
-      let outputs = Comparison(
-        actual: own, plain: plain.output, reference: reference.output, type: problem.scalarType)
-      let logSumExps = Comparison(
-        actual: statistics[b * perSequence..<(b + 1) * perSequence].map(Double.init), plain: plain.logSumExp,
-        reference: reference.logSumExp, type: .f32)
-      #expect(
-        outputs.passes && logSumExps.passes, "sequence \(b): \(outputs), \(logSumExps)", sourceLocation: sourceLocation)
-    }
+    let scenario = CacheScenario(problem, entries, newStarts: newStarts, positions: positions, seed: 3)
+    let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
+    #expect(
+      result.output.passes && result.logSumExp.passes && result.cacheFault == nil,
+      "\(result.output), \(result.logSumExp), \(result.cacheFault ?? "")", sourceLocation: sourceLocation)
   }
 
   private func problem(
@@ -110,6 +49,94 @@ import Testing
     try check(
       problem(.paged(pages: count, pageSize: size, pagesPerSequence: perSequence), hasLeftPadding: true, type: .bf16),
       CacheEntries(lengths: [33, 16, 2], leftPadding: [5, 0, 2], pageTable: table))
+  }
+
+  private func wide(
+    _ cache: CachedAttentionProblem.Cache, batch: Int = 2, packedQueries: Int? = nil,
+    newKeys: CachedAttentionProblem.NewKeys? = nil, type: ScalarType = .bf16, queryType: ScalarType? = nil,
+    cacheType: ScalarType? = nil, mask: AttentionMask = .causal
+  ) throws -> CachedAttentionProblem {
+    try CachedAttentionProblem(
+      batch: batch, queries: 5, packedQueries: packedQueries, queryHeads: 6, keyValueHeads: 2, dimension: 32,
+      valueDimension: 16, cache: cache, newKeys: newKeys, scalarType: type, queryType: queryType, cacheType: cacheType,
+      mask: mask)
+  }
+
+  @Test(arguments: ScalarType.computed, [AttentionMask.none, .causal, .chunks(of: 7)])
+  func variableLengths(type: ScalarType, mask: AttentionMask) throws {
+    try check(
+      wide(.packed(total: 43, longest: 30), batch: 4, packedQueries: 11, type: type, mask: mask),
+      CacheEntries(queryStarts: [0, 5, 5, 6, 11], keyStarts: [0, 30, 31, 31, 43]))
+    // Less keys than the starts say.
+    try check(
+      wide(.packed(total: 43, longest: 30), batch: 4, packedQueries: 11, type: type, mask: mask),
+      CacheEntries(lengths: [3, 1, 0, 9], queryStarts: [0, 5, 5, 6, 11], keyStarts: [0, 30, 31, 31, 43]))
+  }
+
+  @Test(arguments: [true, false]) func newKeys(isInterleaved: Bool) throws {
+    let rotary = RotaryEmbedding(dimension: 16, isInterleaved: isInterleaved, positions: 30)
+    for mask in [AttentionMask.none, .causal] {
+      try check(
+        wide(.contiguous(sequences: 2, capacity: 20), newKeys: .init(3, rotary: rotary), mask: mask),
+        CacheEntries(lengths: [17, 0]), positions: [2, 29])
+    }
+    try check(
+      wide(.paged(pages: 9, pageSize: 4, pagesPerSequence: 4), newKeys: .init(3, packedTotal: 4, rotary: rotary)),
+      CacheEntries(lengths: [11, 0], pageTable: [[8, 0, 3, 2], [1]]), newStarts: [0, 3, 4])
+  }
+
+  @Test func e4m3() throws {
+    let scales: [Float] = [0.5, 2.25, 0.03, 11]
+    for (type, queryType) in [(ScalarType.bf16, nil), (.f32, nil), (.f16, ScalarType.e4m3)] {
+      try check(
+        wide(.contiguous(sequences: 2, capacity: 20), newKeys: .init(1), type: type, queryType: queryType, cacheType: .e4m3),
+        CacheEntries(
+          lengths: [17, 0], queryScales: queryType == nil ? nil : scales, keyScales: scales,
+          valueScales: scales.reversed()))
+    }
+  }
+
+  @Test func refusesWhatCannotBe() throws {
+    func sentence(_ body: () throws -> Void) -> String {
+      do {
+        try body()
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    #expect(
+      sentence { _ = try wide(.packed(total: 9, longest: 9), newKeys: .init(1)) }
+        == "Keys that are packed leave no room for new ones; append to a contiguous or paged cache.")
+    #expect(
+      sentence { _ = try wide(.contiguous(sequences: 2, capacity: 9), type: .e4m3) }
+        == "e4m3 is a type for the keys and values of a cache; attention itself is computed in f32, f16 or bf16.")
+    #expect(
+      sentence { _ = try wide(.contiguous(sequences: 2, capacity: 9), cacheType: .f32) }
+        == "the cache is f32, but the output is bf16; convert them to one type.")
+    #expect(
+      sentence { _ = try wide(.contiguous(sequences: 2, capacity: 9), mask: .chunks(of: 0)) }
+        == "The chunk size of the mask is 0; it must be at least 1.")
+    let rotary = RotaryEmbedding(dimension: 24, isInterleaved: true, positions: 4)
+    #expect(
+      sentence { _ = try wide(.contiguous(sequences: 2, capacity: 9), newKeys: .init(1, rotary: rotary)) }
+        == "The head dimension of the rotary embedding is 24; the embedding takes multiples of 16 from 16 to 32. "
+        + "Pad the dimension with zeros up to the next multiple (and keep the scale).")
+    let appending = try wide(.contiguous(sequences: 2, capacity: 9), newKeys: .init(4))
+    #expect(
+      sentence { _ = try check(appending, CacheEntries(lengths: [6, 0])) }
+        == "The length with 4 new keys of sequence 0 is 10; it must be from 0 to 9.")
+    let packed = try wide(.packed(total: 9, longest: 6), packedQueries: 6)
+    #expect(
+      sentence { _ = try check(packed, CacheEntries(queryStarts: [0, 6, 6], keyStarts: [0, 3, 9])) }
+        == "The query count of sequence 0 is 6; it must be from 0 to 5.")
+    func starts(_ entries: CacheEntries) -> String {
+      sentence { try entries.check(packed, newStarts: nil) }
+    }
+    #expect(
+      starts(CacheEntries(queryStarts: [0, 3, 6]))
+        == "There is no list of key starts, and the plan needs it; give its address.")
+    #expect(
+      starts(CacheEntries(queryStarts: [0, 3], keyStarts: [0, 3, 9]))
+        == "There are 2 query starts (with the end of the last) for 2 sequences; give one for each.")
   }
 
   @Test func refusesInSentences() throws {
