@@ -73,6 +73,13 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
   /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits.
   private static func sequences() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
+    for (dimension, mask) in [(128, AttentionMask.causal)] {
+      let problem = try CachedAttentionProblem(
+        batch: 8, queries: 4096, packedQueries: 8192, queryHeads: 32, keyValueHeads: 8, dimension: dimension,
+        cache: .packed(total: 8192, longest: 4096), scalarType: .bf16, mask: mask)
+      let plan = try ForwardPlan(problem, on: .typical(of: .sm90))
+      list.append(AttentionConfiguration(kernel: try plan.kernel(), target: .sm90, spillAllowance: 0))
+    }
     for target in [Target.sm80, .sm90] {
       for (type, dimension, group, queries) in [
         (ScalarType.bf16, 128, 4, 1), (.f16, 128, 8, 4), (.bf16, 64, 1, 1),

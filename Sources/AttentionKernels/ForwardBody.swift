@@ -14,6 +14,10 @@ struct ForwardBody {
   /// Which of the warps that share rows this is; 0 where none do.
   let columnWarp: Register<U32>
   let batch, keyValueHead: Register<U32>
+  /// N_k.
+  let keyCount: Register<S32>
+  /// Where the block's sequence begins, and which one of the keys it is, where sequences have lengths of their own.
+  private let sequence: ForwardSequence?
   let rows: PackedQueries
   /// The rows of the pack that the lane holds parts of.
   let ownRows: [Register<U32>]
@@ -39,15 +43,18 @@ struct ForwardBody {
     let inHead = s.mask.limitsEnd ? parameters.blocksPerHead - 1 - place : place
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
+    sequence = s.hasSequences ? ForwardSequence(k, parameters, batch: batch) : nil
+    keyCount = sequence?.keys ?? parameters.keys
     rows = PackedQueries(
-      k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: parameters.queries)
+      k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: sequence?.queries ?? parameters.queries)
     let firstOwn = rows.firstRow + firstRow + lane / 4
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      ScoreMask.Bounds(
-        keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset, diagonal: parameters.diagonal,
-        chunk: parameters.chunk), rows: rows,
+      sequence?.bounds
+        ?? ScoreMask.Bounds(
+          keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset,
+          diagonal: parameters.diagonal, chunk: parameters.chunk), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)
@@ -55,6 +62,12 @@ struct ForwardBody {
   }
 
   func emit() {
+    guard s.hasSequences else { return emitRows() }
+    k.comment("shorter sequences have less blocks of rows")
+    k.if(rows.firstRow .< rows.count) { emitRows() }
+  }
+
+  private func emitRows() {
     let tiles = mask.tiles(of: tiling.tileKeys)
     let exchange = tiling.columnWarps == 1 ? nil : WarpExchangeBuffer(self)
     k.if(tiles.first .< tiles.end) { attend(TilePipeline(self, tiles), tiles, exchange) }
@@ -63,30 +76,40 @@ struct ForwardBody {
     var epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: memory.output, place: shared, firstRow: firstRow, lane: lane, rows: rows)
     var firstColumn: Register<U64>?
-    var logSumExpBase = parameters.logSumExpBase
+    var wantsLogSumExp = parameters.logSumExpBase .!= 0
     if tiling.columnWarps > 1 {
       let chunks = columnWarp * (s.columnsPerWarp / 8)
       epilogue.place = shared + columnWarp * memory.output.byteCount
       epilogue.chunkCount = k.constant(s.valueDimension / 8, S32.self) - chunks.reinterpreted(as: S32.self)
       firstColumn = k.wide(chunks * 16)
-      logSumExpBase = k.select(columnWarp .== 0, logSumExpBase, k.constant(0, U64.self))
+      wantsLogSumExp = wantsLogSumExp & (columnWarp .== 0)
     }
+    var logSumExpBase =
+      parameters.logSumExpBase + k.wide(batch) * parameters.logSumExpBatchStride
+      + k.wide(firstHead) * parameters.logSumExpHeadStride
+    if let sequence { logSumExpBase = logSumExpBase + k.wide(sequence.firstQuery) * 4 }
     epilogue.store(
-      logSumExps: logSumExps, ownRows: ownRows, to: logSumExpBase,
-      firstHead: (batch * parameters.keyValueHeads + keyValueHead) * s.groupSize, queries: parameters.queries,
-      groupSize: s.groupSize)
-    let base = tensor(parameters.outputBase, parameters.outputStrides, head: firstHead).base
+      logSumExps: logSumExps, ownRows: ownRows, to: logSumExpBase, headStride: parameters.logSumExpHeadStride,
+      if: wantsLogSumExp, groupSize: s.groupSize)
+    let base = tensor(parameters.outputBase, parameters.outputStrides, head: firstHead)
     epilogue.store(output, to: firstColumn.map { base + $0 } ?? base, parameters.outputStrides, tiling.store)
   }
 
   /// The first query head of the group.
   private var firstHead: Register<U32> { s.groupSize == 1 ? keyValueHead : keyValueHead * s.groupSize }
 
-  /// A tensor from this block's batch and a head on: its first row, and the distance to the next.
-  func tensor(
-    _ base: Register<U64>, _ strides: StrideParameters, head: Register<U32>
+  /// The first row of this block's batch and a head in queries or output.
+  private func tensor(_ base: Register<U64>, _ strides: StrideParameters, head: Register<U32>) -> Register<U64> {
+    let own = base + k.wide(batch) * strides.batch + k.wide(head) * strides.head
+    return sequence.map { own + k.wide($0.firstQuery) * strides.row } ?? own
+  }
+
+  /// The first row of the keys or values of this block's batch and head, and the distance to the next.
+  func keys(
+    _ base: Register<U64>, _ strides: StrideParameters
   ) -> (base: Register<U64>, rowStride: Register<U64>) {
-    (base + k.wide(batch) * strides.batch + k.wide(head) * strides.head, strides.row)
+    let own = base + k.wide(sequence?.keyBatch ?? batch) * strides.batch + k.wide(keyValueHead) * strides.head
+    return (sequence.map { own + k.wide($0.firstKey) * strides.row } ?? own, strides.row)
   }
 
   /// Scores, weights, output; scores, weights, output.
@@ -144,7 +167,7 @@ struct ForwardBody {
   private func start(_ pipeline: TilePipeline) -> QueryFragments? {
     k.comment("prologue: Q and the first of K and V")
     rows.load(
-      memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead).base,
+      memory.queries, from: tensor(parameters.queryBase, parameters.queryStrides, head: firstHead),
       parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
     if tiling.sharing == .queriesKeysAndValues {
       k.commitCopies()

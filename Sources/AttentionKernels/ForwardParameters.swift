@@ -7,20 +7,27 @@ struct ForwardParameters {
   let queryBase, keyBase, valueBase, outputBase: Register<U64>
   /// 0 where nobody wants it.
   let logSumExpBase: Register<U64>
+  /// Bytes from a batch, and from a head, to the next.
+  let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
   let queryStrides, keyStrides, valueStrides, outputStrides: StrideParameters
   /// N_q, H_kv, and the blocks of one batch and key/value head.
   let queries, keyValueHeads, blocksPerHead: Register<U32>
-  /// N_k.
+  /// N_k; of sequences, the most.
   let keys: Register<S32>
-  /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`.
+  /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`; in sequences, counted from its own key.
   let leftOffset, rightOffset: Register<S32>
   /// Query i stands on key `i + diagonal`; keys of a chunk.
   let diagonal, chunk: Register<S32>
+  /// Of sequences, `[B + 1]` s32: where queries and keys begin; `[B]` s32: how many there are, and which sequence of the keys;
+  /// 0 where the launch's own numbers hold.
+  let queryStarts, keyStarts, queryCounts, keyCounts, batchIndex: Register<U64>
   let softmax: SoftmaxParameters
 
   init(_ k: KernelBuilder) {
     (queryBase, keyBase, valueBase) = (k.pointer("queries"), k.pointer("keys"), k.pointer("values"))
     (outputBase, logSumExpBase) = (k.pointer("output"), k.pointer("log_sum_exp"))
+    logSumExpBatchStride = k.parameter("log_sum_exp_batch_stride", U64.self)
+    logSumExpHeadStride = k.parameter("log_sum_exp_head_stride", U64.self)
     (queryStrides, keyStrides) = (StrideParameters(k, "query"), StrideParameters(k, "key"))
     (valueStrides, outputStrides) = (StrideParameters(k, "value"), StrideParameters(k, "output"))
     queries = k.parameter("query_count", U32.self)
@@ -31,6 +38,10 @@ struct ForwardParameters {
     rightOffset = k.parameter("right_offset", S32.self)
     diagonal = k.parameter("diagonal", S32.self)
     chunk = k.parameter("chunk", S32.self)
+    (queryStarts, keyStarts) = (k.pointer("query_starts"), k.pointer("key_starts"))
+    (queryCounts, keyCounts, batchIndex) = (
+      k.pointer("query_counts"), k.pointer("key_counts"), k.pointer("batch_index")
+    )
     softmax = SoftmaxParameters(k)
   }
 }
@@ -51,17 +62,46 @@ public struct ForwardLaunch: Hashable, Sendable {
     }
   }
 
+  /// What the GPU's memory says of sequences with lengths of their own; addresses, 0 where there is nothing to say.
+  public struct Sequences: Hashable, Sendable {
+    /// `[B + 1]` s32.
+    public var queryStarts, keyStarts: UInt64
+    /// `[B]` s32.
+    public var queryCounts, keyCounts, batchIndex: UInt64
+
+    /// Nothing by default.
+    public init(
+      queryStarts: UInt64 = 0, keyStarts: UInt64 = 0, queryCounts: UInt64 = 0, keyCounts: UInt64 = 0,
+      batchIndex: UInt64 = 0
+    ) {
+      (self.queryStarts, self.keyStarts) = (queryStarts, keyStarts)
+      (self.queryCounts, self.keyCounts, self.batchIndex) = (queryCounts, keyCounts, batchIndex)
+    }
+  }
+
   /// Blocks of the grid.
   public let blocks: Int
   /// Dynamic shared memory of a block.
   public let sharedByteCount: Int
   private let blocksPerHead: Int
   private let problem: AttentionProblem
+  /// Queries of all sequences, where they are packed.
+  private let packedQueries: Int?
+  private let hasPackedKeys: Bool
+  private let hasSequences: Bool
   private let scales: SoftmaxScales
 
   /// What is known before the tensors are.
-  public init(_ problem: AttentionProblem, _ specialization: ForwardSpecialization) {
-    self.problem = problem
+  ///
+  /// - Parameters:
+  ///   - problem: of sequences, the longest.
+  ///   - packedQueries: queries of all sequences, where they are packed.
+  init(
+    _ problem: AttentionProblem, _ specialization: ForwardSpecialization, packedQueries: Int? = nil,
+    hasPackedKeys: Bool = false
+  ) {
+    (self.problem, self.packedQueries, self.hasPackedKeys) = (problem, packedQueries, hasPackedKeys)
+    hasSequences = specialization.hasSequences
     let rows = problem.queries * problem.groupSize
     blocksPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
     blocks = blocksPerHead * problem.keyValueHeads * problem.batch
@@ -71,25 +111,33 @@ public struct ForwardLaunch: Hashable, Sendable {
 
   /// The kernel's arguments for tensors at these places; `logSumExp` 0 where nobody wants it.
   public func arguments(
-    queries: Place, keys: Place, values: Place, output: Place, logSumExp: UInt64
+    queries: Place, keys: Place, values: Place, output: Place, logSumExp: UInt64, sequences: Sequences = Sequences()
   ) -> [Kernel.Argument] {
     var list: [Kernel.Argument] = [queries, keys, values, output].map { .pointer($0.address) }
     list.append(.pointer(logSumExp))
-    let elementBytes = problem.scalarType.byteCount
-    for place in [queries, keys, values, output] {
-      for stride in [place.strides.batch, place.strides.heads, place.strides.length] {
-        list.append(.u64(UInt64(bitPattern: Int64(stride * elementBytes))))
-      }
+    let ofHead = (packedQueries ?? problem.queries) * 4
+    list += [packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead].map { .u64(UInt64($0)) }
+    for (place, isPacked) in [
+      (queries, packedQueries != nil), (keys, hasPackedKeys), (values, hasPackedKeys), (output, packedQueries != nil),
+    ] {
+      list += place.strides.arguments(problem.scalarType, isPacked: isPacked)
     }
     list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
     let offsets = maskOffsets
     let chunk = min(problem.mask.chunk ?? 1, GPULimits.lengthLimit)
     list += [problem.keys, offsets.left, offsets.right, problem.keys - problem.queries, chunk].map { .s32(Int32($0)) }
-    return list + scales.arguments
+    list += [sequences.queryStarts, sequences.keyStarts, sequences.queryCounts, sequences.keyCounts]
+      .map { .pointer($0) }
+    return list + [.pointer(sequences.batchIndex)] + scales.arguments
   }
 
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.
   private var maskOffsets: (left: Int, right: Int) {
+    if hasSequences {
+      // The kernel adds the diagonal of each sequence.
+      let (left, right) = problem.mask.reach
+      return (-min(left ?? 0, GPULimits.lengthLimit), min(right ?? 0, GPULimits.lengthLimit))
+    }
     let (nq, nk) = (problem.queries, problem.keys)
     let (left, right) = problem.mask.reach
     let diagonal = nk - nq

@@ -56,6 +56,29 @@ public struct ForwardPlan: Hashable, Sendable {
     if let obstacle = specialization.obstacle(on: gpu) { throw .tiling("\(tiling)", reason: obstacle) }
   }
 
+  /// A plan for sequences with lengths of their own: contiguous keys or packed ones, all of one type, nothing appended.
+  ///
+  /// - Throws: as the others, for the longest that there can be.
+  public init(_ sequences: CachedAttentionProblem, on gpu: GPULimits, changes: String? = nil) throws(AttentionError) {
+    let longest = try AttentionProblem(
+      queries: TensorShape(
+        batch: sequences.batch, heads: sequences.queryHeads, length: sequences.queries, dimension: sequences.dimension),
+      keys: TensorShape(
+        batch: sequences.batch, heads: sequences.keyValueHeads, length: sequences.capacity,
+        dimension: sequences.dimension),
+      values: TensorShape(
+        batch: sequences.batch, heads: sequences.keyValueHeads, length: sequences.capacity,
+        dimension: sequences.valueDimension), scalarType: sequences.scalarType, mask: sequences.mask,
+      scale: sequences.scale, softcap: sequences.softcap)
+    let plan = try ForwardPlan(longest, on: gpu, changes: changes)
+    (problem, self.gpu) = (plan.problem, plan.gpu)
+    var specialization = plan.specialization
+    specialization.hasSequences = true
+    self.specialization = specialization
+    launch = ForwardLaunch(
+      problem, specialization, packedQueries: sequences.packedQueries, hasPackedKeys: sequences.hasPackedKeys)
+  }
+
   /// The kernel of the specialization.
   public func kernel() throws(KernelError) -> Kernel { try ForwardKernel(specialization).kernel() }
 }

@@ -18,6 +18,8 @@ public struct ForwardSpecialization: Hashable, Sendable {
   public var hasSoftcap: Bool
   /// Whether the scale is below zero: the kernel then negates Q, so that a row's largest score is its largest product.
   public var isScaleNegative: Bool
+  /// Whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable lengths").
+  public var hasSequences = false
   /// How the work is cut.
   public var tiling: ForwardTiling
 
@@ -53,6 +55,7 @@ public struct ForwardSpecialization: Hashable, Sendable {
     name += mask.name
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
+    if hasSequences { name += "_sequences" }
     return name + "_" + tiling.name
   }
 }

@@ -24,6 +24,7 @@ public struct CachedAttentionPlan: Sendable {
   private enum Path: Sendable {
     case cpu
     case gpu(GPUDecodePlan)
+    case gpuForward(GPUSequencesPlan)
   }
 
   /// - Parameters:
@@ -37,7 +38,10 @@ public struct CachedAttentionPlan: Sendable {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
     (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
-      .gpu(try GPUDecodePlan(problem, on: try GPU.device(), changes: tiling))
+      let gpu = try GPU.device()
+      return GPUSequencesPlan.suits(problem, gpu.limits)
+        ? .gpuForward(try GPUSequencesPlan(problem, on: gpu, changes: tiling))
+        : .gpu(try GPUDecodePlan(problem, on: gpu, changes: tiling))
     } cpu: { () throws(AttentionError) in
       try Device.refuse(tilingOnCPU: tiling)
       // Refused now if it would be later.
@@ -46,44 +50,55 @@ public struct CachedAttentionPlan: Sendable {
     }
   }
 
-  /// Does what the first call would otherwise do: on a GPU, compiles and loads the kernel.
+  /// Does what the first call would otherwise do: on a GPU, compiles and loads the kernels.
   /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
   public func prepare() throws(AttentionError) {
-    if case .gpu(let plan) = path {
-      try reportingDeviceErrors { () throws(CUDAError) in try plan.prepare() }
+    try reportingDeviceErrors { () throws(CUDAError) in
+      switch path {
+      case .cpu: break
+      case .gpu(let plan): try plan.prepare()
+      case .gpuForward(let plan): try plan.prepare()
+      }
     }
   }
 
-  /// Bytes of the GPU's memory that a call works in; 0 on the CPU.
+  /// Bytes of the GPU's memory that a call works in; 0 on the CPU, and where a call needs none.
   public var workspaceByteCount: Int {
     if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
   }
 
-  /// How many blocks of a GPU divide the keys of each sequence, for lengths such as these; nil on the CPU.
+  /// How many parts the keys of each sequence are divided into on a GPU, for lengths such as these; nil on the CPU.
   public func splits(lengths: [Int]) -> [Int]? {
-    if case .gpu(let plan) = path { plan.plan.splits(lengths: lengths) } else { nil }
+    switch path {
+    case .cpu: nil
+    case .gpu(let plan): plan.plan.splits(lengths: lengths)
+    case .gpuForward: lengths.map { _ in 1 }
+    }
   }
 
   /// The GPU of the plan; nil where it is for the CPU.
   public var gpu: GPU? {
-    if case .gpu(let plan) = path { plan.gpu } else { nil }
+    switch path {
+    case .cpu: nil
+    case .gpu(let plan): plan.gpu
+    case .gpuForward(let plan): plan.gpu
+    }
   }
 
   /// What the driver made of the kernel, after `prepare`.
   package var compiled: (registers: Int, spilledBytes: Int)? {
-    if case .gpu(let plan) = path, let made = plan.gpu.loaded(plan.plan)?.resources {
-      (made.registers, made.localBytes)
-    } else {
-      nil
-    }
+    let made =
+      switch path {
+      case .cpu: nil as Library.Resources?
+      case .gpu(let plan): plan.gpu.loaded(plan.plan)?.resources
+      case .gpuForward(let plan): plan.gpu.loaded(plan.plan)?.resources
+      }
+    return made.map { ($0.registers, $0.localBytes) }
   }
 
   /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each.
   public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
-    guard case .gpu(let plan) = path else {
-      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
-    }
-    let buffer = try GPUBuffer(byteCount: max(plan.plan.launch.workspaceByteCount, 16), on: plan.gpu)
+    let buffer = try GPUBuffer(byteCount: max(workspaceByteCount, 16), on: try usedGPU)
     try buffer.fill(0)
     return buffer
   }
@@ -93,18 +108,31 @@ public struct CachedAttentionPlan: Sendable {
   ///
   /// - Parameters:
   ///   - tensors: where everything is.
-  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call.
+  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; not read where these
+  ///     are 0.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
   ///   the driver refuses the launch.
   public func launch(
     _ tensors: DeviceCacheTensors, workspace: UInt64, stream: OpaquePointer? = nil
   ) throws(AttentionError) {
-    guard case .gpu(let plan) = path else {
-      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+    let gpu = try usedGPU
+    let stream = stream.map { StreamHandle($0) } ?? gpu.stream.handle
+    switch path {
+    case .cpu: break
+    case .gpu(let plan): try plan.launch(tensors, workspace: workspace, stream: stream)
+    case .gpuForward(let plan): try plan.launch(tensors, stream: stream)
     }
-    try plan.launch(
-      tensors, workspace: workspace, stream: stream.map { StreamHandle($0) } ?? plan.gpu.stream.handle)
+  }
+
+  /// - Throws: where the plan is for the CPU.
+  private var usedGPU: GPU {
+    get throws(AttentionError) {
+      guard let gpu else {
+        throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+      }
+      return gpu
+    }
   }
 }
 
@@ -114,72 +142,7 @@ extension CachedAttentionPlan: CustomStringConvertible {
     switch path {
     case .cpu: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan.plan)\n\(reason)"
+    case .gpuForward(let plan): "\(plan.plan)\nEnough rows for the kernels of whole sequences. \(reason)"
     }
   }
-}
-
-/// Where the tensors of a call over a cache are, in the memory of a GPU. Of an address that is 0, the tensor is not there.
-public struct DeviceCacheTensors: Hashable, Sendable {
-  /// `[B, H_q, s_q, D]`; packed `[1, H_q, total, D]`.
-  public var queries: DeviceTensorView
-  /// `[sequences, H_kv, capacity, D]`, `[pages, H_kv, page size, D]` or packed `[1, H_kv, total, D]`.
-  public var keys: DeviceTensorView
-  /// The same with D_v.
-  public var values: DeviceTensorView
-  /// `[B, H_q, s_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten.
-  public var output: DeviceTensorView
-  /// `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32.
-  public var logSumExp: UInt64
-  /// `[B]` int32: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the
-  /// capacity, and read as the capacity where they are more. May be missing where keys are packed.
-  public var lengths: UInt64
-  /// `[B]` int32: which sequence of the cache; without, the sequence's own number. Not with pages. Nobody checks them, nor the pages.
-  public var batchIndex: UInt64
-  /// `[B]` int32: the row of each sequence's first key.
-  public var leftPadding: UInt64
-  /// `[B, pagesPerSequence]` int32.
-  public var pageTable: UInt64
-  /// `[B + 1]` int32: the first query of each sequence and the end of the last, where queries are packed.
-  public var queryStarts: UInt64 = 0
-  /// `[B]` int32: the queries of each sequence that count, where they are packed; without, all.
-  public var queryCounts: UInt64 = 0
-  /// `[B + 1]` int32: the first key of each sequence and the end of the last, where keys are packed.
-  public var keyStarts: UInt64 = 0
-  /// `[B, H_kv]` f32, above 0: what e4m3 queries are multiplied by; without, 1.
-  public var queryScales: UInt64 = 0
-  /// `[B, H_kv]` f32, above 0: what e4m3 keys are multiplied by.
-  public var keyScales: UInt64 = 0
-  /// `[B, H_kv]` f32, above 0: what e4m3 values are multiplied by.
-  public var valueScales: UInt64 = 0
-  /// What is appended to the cache first.
-  public var newKeys: DeviceNewKeys?
-
-  /// The tensors of a call.
-  public init(
-    queries: DeviceTensorView, keys: DeviceTensorView, values: DeviceTensorView, output: DeviceTensorView,
-    lengths: UInt64, logSumExp: UInt64 = 0, batchIndex: UInt64 = 0, leftPadding: UInt64 = 0, pageTable: UInt64 = 0
-  ) {
-    (self.queries, self.keys, self.values, self.output) = (queries, keys, values, output)
-    (self.lengths, self.logSumExp) = (lengths, logSumExp)
-    (self.batchIndex, self.leftPadding, self.pageTable) = (batchIndex, leftPadding, pageTable)
-  }
-}
-
-/// Keys and values that a call appends to the cache before it attends, in the memory of a GPU.
-public struct DeviceNewKeys: Hashable, Sendable {
-  /// `[B, H_kv, s_new, D]`; packed `[1, H_kv, total, D]`.
-  public var keys: DeviceTensorView
-  /// The same with D_v.
-  public var values: DeviceTensorView
-  /// `[B + 1]` int32: the first new key of each sequence and the end of the last, where they are packed.
-  public var starts: UInt64 = 0
-  /// Tables of the rotary embedding, `[positions, dimension / 2]`, contiguous, in the problem's type.
-  public var cosines: UInt64 = 0
-  /// The same of the sines.
-  public var sines: UInt64 = 0
-  /// `[B]` int32: the position of each sequence's first new key; without, its length.
-  public var positions: UInt64 = 0
-
-  /// Keys and values alone.
-  public init(keys: DeviceTensorView, values: DeviceTensorView) { (self.keys, self.values) = (keys, values) }
 }

@@ -30,7 +30,7 @@ struct GPUDecodePlan: Sendable {
   func launch(
     _ tensors: DeviceCacheTensors, workspace: UInt64, stream: StreamHandle
   ) throws(AttentionError) {
-    try check(tensors, workspace: workspace)
+    try tensors.check(plan.problem, workspace: workspace)
     let places = DecodeLaunch.Places(tensors, workspace: workspace)
     try reportingDeviceErrors { () throws(CUDAError) in
       let arguments = plan.launch.arguments(places)
@@ -55,52 +55,6 @@ struct GPUDecodePlan: Sendable {
             arguments: arguments, in: stream)
         }
       }
-    }
-  }
-
-  private func check(_ tensors: DeviceCacheTensors, workspace: UInt64) throws(AttentionError) {
-    let problem = plan.problem
-    try tensors.queries.check("queries", isFor: problem.queryShape, problem.queryType)
-    let appends = problem.newKeys != nil
-    try tensors.keys.check("the cached keys", isFor: problem.keyShape, problem.cacheType, isWritten: appends)
-    try tensors.values.check("the cached values", isFor: problem.valueShape, problem.cacheType, isWritten: appends)
-    try tensors.output.check("output", isFor: problem.outputShape, problem.scalarType, isWritten: true)
-    let new = tensors.newKeys
-    if let new {
-      try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)
-      try new.values.check("the new values", isFor: problem.newValueShape, problem.scalarType)
-    }
-    for (name, address, multiple) in [
-      ("the log-sum-exp", tensors.logSumExp, 4), ("the lengths", tensors.lengths, 4),
-      ("the batch index", tensors.batchIndex, 4), ("the left padding", tensors.leftPadding, 4),
-      ("the page table", tensors.pageTable, 4), ("the workspace", workspace, 16),
-      ("the query starts", tensors.queryStarts, 4), ("the query counts", tensors.queryCounts, 4),
-      ("the key starts", tensors.keyStarts, 4), ("the new key starts", new?.starts ?? 0, 4),
-      ("the query scales", tensors.queryScales, 4), ("the key scales", tensors.keyScales, 4),
-      ("the value scales", tensors.valueScales, 4), ("the cosines", new?.cosines ?? 0, 16),
-      ("the sines", new?.sines ?? 0, 16), ("the positions", new?.positions ?? 0, 4),
-    ] where address % UInt64(multiple) != 0 {
-      throw .alignment(
-        tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address), multiple: multiple)
-    }
-    var isPaged = false
-    if case .paged = problem.cache { isPaged = true }
-    let needed = [
-      ("list of lengths", tensors.lengths != 0, problem.hasPackedKeys ? nil : true), ("page table", tensors.pageTable != 0, isPaged),
-      ("left padding", tensors.leftPadding != 0, problem.hasLeftPadding), ("workspace", workspace != 0, true),
-      ("list of query starts", tensors.queryStarts != 0, problem.packedQueries != nil),
-      ("list of query counts", tensors.queryCounts != 0, problem.packedQueries != nil ? nil : false),
-      ("list of key starts", tensors.keyStarts != 0, problem.hasPackedKeys), ("new key", new != nil, appends),
-      ("list of new key starts", new?.starts ?? 0 != 0, problem.newKeys?.packedTotal != nil),
-      ("table of cosines", new?.cosines ?? 0 != 0, problem.newKeys?.rotary != nil),
-      ("table of sines", new?.sines ?? 0 != 0, problem.newKeys?.rotary != nil),
-      ("query scale", tensors.queryScales != 0, problem.queryType == .e4m3 ? nil : false),
-      ("key scale", tensors.keyScales != 0, problem.cacheType == .e4m3 ? nil : false),
-      ("value scale", tensors.valueScales != 0, problem.cacheType == .e4m3 ? nil : false),
-      ("batch index", tensors.batchIndex != 0, isPaged || problem.hasPackedKeys ? false : nil),
-    ]
-    for case (let name, let isThere, let isNeeded?) in needed where isThere != isNeeded {
-      throw .notInThePlan(tensor: name, isMissing: isNeeded)
     }
   }
 }

@@ -89,7 +89,7 @@ extension GPUPlan: CustomStringConvertible {
 
 extension ForwardPlan {
   /// The launch's grid.
-  fileprivate var shape: LaunchShape {
+  var shape: LaunchShape {
     LaunchShape(blocks: launch.blocks, threads: specialization.tiling.threads, sharedByteCount: launch.sharedByteCount)
   }
 }

@@ -177,10 +177,42 @@ import Testing
     },
   ]
 
-  @Test(arguments: clauses)
+  /// Sequences with lengths of their own by the kernels of whole problems.
+  static let sequences: [Clause] = [
+    Clause("packed queries and keys") {
+      try EmulatedDecoding(
+        lengths: [130, 7, 0, 90], heads: 2, queryCounts: [3, 170, 2, 0], hasPackedKeys: true, mask: .none,
+        usesForward: true)
+    },
+    Clause("packed queries and keys, causal") {
+      try EmulatedDecoding(
+        .f16, lengths: [70, 7, 190], heads: 2, group: 1, queryCounts: [70, 7, 190], hasPackedKeys: true, usesForward: true)
+    },
+    Clause("a window, warps that share rows") {
+      try EmulatedDecoding(
+        lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true, mask: .window(left: 40, right: 3),
+        usesForward: true, forwardChanges: "rung=split-kv,warps=4")
+    },
+    Clause("a cache, queries not packed, places by number") {
+      try EmulatedDecoding(
+        lengths: [70, 7, 0], group: 3, queries: 40, dimension: 72, valueDimension: 40, capacity: 80, batchIndex: [3, 0, 1],
+        usesForward: true)
+    },
+    Clause("chunks and softcap") {
+      try EmulatedDecoding(
+        lengths: [170, 47, 1], queries: 50, capacity: 180, mask: .chunks(of: 48, left: nil, right: nil), softcap: 2,
+        usesForward: true)
+    },
+    Clause("chunks, causal, scale below zero") {
+      try EmulatedDecoding(
+        lengths: [170, 7], queryCounts: [99, 40], capacity: 180, mask: .chunks(of: 33), scale: -0.2, usesForward: true)
+    },
+  ]
+
+  @Test(arguments: clauses + sequences)
   func isRight(clause: Clause) throws {
     let decoding = try clause.make()
-    let program = Program(try decoding.plan.kernel())
+    let program = Program(try decoding.forward?.kernel() ?? decoding.plan.kernel())
     for schedule in [Schedule.roundRobin, .random(seed: 5)] {
       let outcome = try decoding.run(.init(decode: program), schedule)
       #expect(outcome.passes, "\(outcome.description)")

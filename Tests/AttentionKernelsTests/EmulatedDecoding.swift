@@ -8,6 +8,8 @@ import PTXEmulator
 struct EmulatedDecoding {
   let scenario: CacheScenario
   var plan: DecodePlan
+  /// The kernels of whole problems, where these compute the call.
+  var forward: ForwardPlan?
   var problem: CachedAttentionProblem { scenario.problem }
 
   /// Keys that a call brings: of each sequence, or packed; and how they are turned.
@@ -28,7 +30,7 @@ struct EmulatedDecoding {
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil,
-    seed: UInt64 = 1
+    usesForward: Bool = false, forwardChanges: String? = nil, seed: UInt64 = 1
   ) throws {
     let batch = lengths.count
     func starts(_ counts: [Int]) -> [Int] { counts.reduce(into: [0]) { $0.append($0.last! + $1) } }
@@ -68,6 +70,7 @@ struct EmulatedDecoding {
     var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
     plan = try DecodePlan(problem, on: gpu, combination: combination, changes: changes)
+    if usesForward { forward = try ForwardPlan(problem, on: gpu, changes: forwardChanges) }
   }
 
   struct Outcome {
@@ -147,6 +150,18 @@ struct EmulatedDecoding {
   private func call(
     _ places: DecodeLaunch.Places, _ programs: Programs, _ memory: GlobalMemory, _ schedule: Schedule
   ) throws(Hazard) -> Counters {
+    if let forward {
+      let sequences = ForwardLaunch.Sequences(
+        queryStarts: places.queryStarts, keyStarts: places.keyStarts, queryCounts: places.queryCounts,
+        keyCounts: places.lengths, batchIndex: places.batchIndex)
+      return try Emulator.run(
+        programs.decode ?? Program(try! forward.kernel()),
+        Launch(
+          blocks: (forward.launch.blocks, 1, 1), dynamicSharedByteCount: forward.launch.sharedByteCount,
+          arguments: forward.launch.arguments(
+            queries: places.queries, keys: places.keys, values: places.values, output: places.output,
+            logSumExp: places.logSumExp, sequences: sequences)), memory: memory, schedule: schedule)
+    }
     var all: [Counters] = []
     // Kernels of valid plans can be built.
     if let preparation = plan.preparationKernel() {

@@ -21,7 +21,8 @@ struct UnitScales {
       k.if(list .!= 0) { k.set(value, to: k.load(F32.self, global: list + place)) }
       return value
     }
-    let ofScores = scale(p.queryScales) * scale(p.keyScales)
+    let (ofQueries, ofKeys) = (scale(p.queryScales), scale(p.keyScales))
+    let ofScores = ofQueries * ofKeys
     values = scale(p.valueScales)
     cap = p.softmax.capScale * ofScores
     if s.hasSoftcap {
@@ -29,8 +30,10 @@ struct UnitScales {
     } else {
       let product = p.softmax.scale * ofScores
       scores = product
-      // What the product was rounded by is made good in the log-sum-exp, as the scale's own rounding is.
-      let lost = k.multiplyAdd(p.softmax.scale, ofScores, -product) * k.reciprocal(product)
+      // What the products were rounded by is made good in the log-sum-exp, as the scale's own rounding is.
+      let lost =
+        k.multiplyAdd(p.softmax.scale, ofScores, -product) * k.reciprocal(product)
+        + k.multiplyAdd(ofQueries, ofKeys, -ofScores) * k.reciprocal(ofScores)
       ln2 = SoftmaxParameters.NaturalLogarithm(
         plain: p.softmax.ln2.plain, high: p.softmax.ln2.high,
         low: k.multiplyAdd(lost, p.softmax.ln2.high, p.softmax.ln2.low))

@@ -133,18 +133,21 @@ struct Epilogue {
 
   // MARK: - Log-sum-exp
 
-  /// Stores the log-sum-exps of the lane's rows, one lane of four for each row; `base` is 0 where nobody wants them.
-  /// They are `[B, H_q, N_q]`: `firstHead` counts the heads before the group, over all batches.
+  /// Stores the log-sum-exps of the lane's rows, one lane of four for each row, where somebody wants them.
+  ///
+  /// - Parameters:
+  ///   - base: the address of the first query's of the group's first head.
+  ///   - headStride: bytes from a head to the next.
   func store(
-    logSumExps values: [Register<F32>], ownRows: [Register<U32>], to base: Register<U64>, firstHead: Register<U32>,
-    queries: Register<U32>, groupSize: Int
+    logSumExps values: [Register<F32>], ownRows: [Register<U32>], to base: Register<U64>, headStride: Register<U64>,
+    if isWanted: Predicate, groupSize: Int
   ) {
-    k.if((base .!= 0) & ((lane % 4) .== 0)) {
+    k.if(isWanted & ((lane % 4) .== 0)) {
       for (value, row) in zip(values, ownRows) {
         k.if(row .< rows.count) {
           let query = rows.query(ofRow: row)
-          let head = groupSize == 1 ? firstHead : firstHead + (row - query * groupSize)
-          k.store(value, global: base + (k.multiplyWide(head, queries) + k.wide(query)) * 4)
+          let ofHead = groupSize == 1 ? base : base + k.wide(row - query * groupSize) * headStride
+          k.store(value, global: ofHead + k.wide(query) * 4)
         }
       }
     }

@@ -47,8 +47,8 @@ struct TilePipeline {
         threads: body.tiling.threads)
     }
     let p = body.parameters
-    keyLoader = loader(memory.keys, body.tensor(p.keyBase, p.keyStrides, head: body.keyValueHead))
-    valueLoader = loader(memory.values, body.tensor(p.valueBase, p.valueStrides, head: body.keyValueHead))
+    keyLoader = loader(memory.keys, body.keys(p.keyBase, p.keyStrides))
+    valueLoader = loader(memory.values, body.keys(p.valueBase, p.valueStrides))
     let sharesRows = tiling.columnWarps > 1
     keyReader = TileReader(
       k, memory.keys, .chunksFirst, lane: body.lane,
@@ -64,7 +64,7 @@ struct TilePipeline {
         * (memory.values.rows * memory.values.panels[0].rowBytes) : nil
     first = (body.shared + memory.ringOffset).named("first_place")
     end = first + tiling.stages * memory.placeByteCount
-    (keyCount, needed, firstTile) = (p.keys, tiles.end * tiling.tileKeys, tiles.first)
+    (keyCount, needed, firstTile) = (body.keyCount, tiles.end * tiling.tileKeys, tiles.first)
     let isFixed = items.count % tiling.stages == 0
     readPlace = isFixed ? nil : k.variable(first).named("read_place")
     writePlace =

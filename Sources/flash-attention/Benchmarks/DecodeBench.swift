@@ -13,6 +13,8 @@ final class DecodeBench {
     let registers: Int?
     /// The blocks that divide the keys of a sequence.
     let splits: Int
+    /// What others need for the same, where a file of theirs was given: seconds by name.
+    var peers: [String: Double] = [:]
   }
 
   let readGigabytesPerSecond: Double
@@ -29,11 +31,12 @@ final class DecodeBench {
     probe = try GPUProbe(gpu)
     readGigabytesPerSecond = try probe.readGigabytesPerSecond()
     emptySeconds = try probe.emptyKernelSeconds()
-    let byteCount = plans.map { $0.problem.keyShape.elementCount * 2 }.max()!
+    let type = plans[0].problem.cacheType
+    let byteCount = plans.map { $0.problem.keyShape.elementCount * type.byteCount }.max()!
     var random = RandomSource(seed: 2)
     // Not a power of two, so that sequences differ.
     block = Tensor.normal(
-      TensorShape(batch: 1, heads: 1, length: 40009, dimension: 128), plans[0].problem.scalarType, from: &random)
+      TensorShape(batch: 1, heads: 1, length: 40009, dimension: 128), type, from: &random)
     valueShift = block.shape.elementCount / 256 * 256
     (keys, values) = (try GPUBuffer(byteCount: byteCount, on: gpu), try GPUBuffer(byteCount: byteCount, on: gpu))
     try block.withBytes { bytes in
@@ -72,8 +75,9 @@ final class DecodeBench {
     }
     let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * 2, on: gpu)
     let statistics = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
-    // Captured with other lengths than those that it is measured with.
-    let lengths = try upload([Int32](repeating: 1, count: problem.batch))
+    let newCount = problem.newKeys?.count ?? 0
+    // Captured with other lengths than those that it is measured with, but where that would write other keys.
+    let lengths = try upload([Int32](repeating: newCount > 0 ? Int32(context - newCount) : 1, count: problem.batch))
     var pageTable: GPUBuffer?
     if case .paged(_, _, let perSequence) = problem.cache {
       // Pages in a mixed order.
@@ -82,22 +86,41 @@ final class DecodeBench {
       pageTable = try upload(pages)
     }
     let workspace = try plan.makeWorkspace()
-    func view(_ buffer: GPUBuffer, _ shape: TensorShape) -> DeviceTensorView {
-      DeviceTensorView(address: buffer.address, scalarType: problem.scalarType, shape: shape, layout: .bnhd)
+    func view(_ buffer: GPUBuffer, _ shape: TensorShape, _ type: ScalarType) -> DeviceTensorView {
+      DeviceTensorView(address: buffer.address, scalarType: type, shape: shape, layout: .bnhd)
     }
-    let tensors = DeviceCacheTensors(
-      queries: view(q, problem.queryShape), keys: view(keys, problem.keyShape),
-      values: view(values, problem.valueShape), output: view(o, problem.outputShape), lengths: lengths.address,
-      logSumExp: statistics.address, pageTable: pageTable?.address ?? 0)
+    let type = problem.scalarType
+    var tensors = DeviceCacheTensors(
+      queries: view(q, problem.queryShape, type), keys: view(keys, problem.keyShape, problem.cacheType),
+      values: view(values, problem.valueShape, problem.cacheType), output: view(o, problem.outputShape, type),
+      lengths: lengths.address, logSumExp: statistics.address, pageTable: pageTable?.address ?? 0)
+    // New keys are the cache's last ones over again, so that what is attended to is known.
+    var new: [GPUBuffer] = []
+    if newCount > 0 {
+      for (shift, shape) in [(0, problem.newKeyShape), (valueShift, problem.newValueShape)] {
+        let rowBytes = problem.keyValueHeads * shape.dimension * 2
+        new.append(
+          try block.withBytes { bytes in
+            try upload(
+              (0..<problem.batch).flatMap { b in
+                let first = shift + (b * problem.capacity + context - newCount) * rowBytes
+                return (0..<newCount * rowBytes).map { bytes[(first + $0) % bytes.count] }
+              })
+          })
+      }
+      tensors.newKeys = DeviceNewKeys(
+        keys: view(new[0], problem.newKeyShape, type), values: view(new[1], problem.newValueShape, type))
+    }
+    defer { withExtendedLifetime(new) {} }
     let graph = try GPUGraph(on: gpu) { () throws(AttentionError) in
       try plan.launch(tensors, workspace: workspace.address)
     }
     try graph.launch()
-    try [Int32](repeating: Int32(context), count: problem.batch).withUnsafeBufferPointer {
+    try [Int32](repeating: Int32(context - newCount), count: problem.batch).withUnsafeBufferPointer {
       try lengths.copy(from: UnsafeRawBufferPointer($0))
     }
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
-    let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * 2)
+    let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * problem.cacheType.byteCount)
     let ratio = pageTable == nil && context <= 16384 ? try error(of: o, statistics, problem, queries, context) : nil
     return Result(
       problem: "\(problem)", batch: problem.batch, context: context, queries: problem.queries,
@@ -125,7 +148,7 @@ final class DecodeBench {
       keys: TensorShape(batch: 1, heads: 1, length: context, dimension: d),
       values: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type, mask: problem.mask)
     let q = Tensor(shape: one.queryShape, scalarType: type) { _, h, n, c in queries[0, first + h, n, c] }
-    let (k, v) = (cached(0), cached(valueShift / 2))
+    let (k, v) = (cached(0), cached(valueShift / problem.cacheType.byteCount))
     var words = [UInt8](repeating: 0, count: output.byteCount)
     try words.withUnsafeMutableBytes { try output.copy(to: $0) }
     var logSumExps = [Float](repeating: 0, count: problem.logSumExpCount)

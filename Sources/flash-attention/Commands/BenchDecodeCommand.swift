@@ -11,13 +11,17 @@ struct BenchDecodeCommand: ParsableCommand {
     discussion: """
       Without a shape, measures a grid of batches, contexts, query rows and heads at D 128. Each call runs through a CUDA \
       graph, after the L2 cache was filled with something else by reading; times are medians of events. GB/s count K and V \
-      once; splits are the blocks that divide a sequence's keys; the floor is what a probe needs in this run to read as many bytes, and a kernel that does nothing. The error \
+      once; splits are the blocks that divide a sequence's keys; the floor is what a probe needs in this run to read as many \
+      bytes, and a kernel that does nothing. The error \
       is that of the first sequence's last group of heads beside the 64-bit reference, as a part of what is allowed, for \
       contiguous caches of up to 16384 keys.
       """)
 
   @Option(help: "Element type: f16 or bf16.")
   var dtype = ScalarType.bf16
+
+  @Option(help: "Element type of the cache: e4m3; that of the queries without.")
+  var cacheDtype: ScalarType?
 
   @Option(help: "Sequences. (default: the grid)")
   var batch: Int?
@@ -40,6 +44,18 @@ struct BenchDecodeCommand: ParsableCommand {
   @Option(help: "Keys on a page; the cache is contiguous without.")
   var pageSize: Int?
 
+  @Option(help: "Keys that each call appends to each sequence.")
+  var newKeys = 0
+
+  @Option(help: "Keys of a split, for results that do not depend on the batch; what is fast without.")
+  var keysPerSplit: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "Compare with others' times of the same cases: lines of JSON with peer, B, Nk, Nq, Hq, Hkv, D and ms_graph.",
+      valueName: "FILE"))
+  var peers: String?
+
   @Option(
     help: ArgumentHelp(
       "Change the tiling, for experiments: any of \(DecodeTiling.changeSyntax), with commas.", valueName: "CHANGES"))
@@ -59,8 +75,14 @@ struct BenchDecodeCommand: ParsableCommand {
     if batch == nil && (queries != nil || queryHeads != nil || kvHeads != nil) {
       throw ValidationError("--queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too.")
     }
-    for (name, value) in [("--batch", batch), ("--context", context), ("--page-size", pageSize)] {
+    for (name, value) in [
+      ("--batch", batch), ("--context", context), ("--page-size", pageSize), ("--keys-per-split", keysPerSplit),
+    ] {
       if let value, value < 1 { throw ValidationError("\(name) is \(value); it must be at least 1.") }
+    }
+    if newKeys < 0 { throw ValidationError("--new-keys is \(newKeys); it must be 0 or more.") }
+    if newKeys > 0 && cacheDtype == .e4m3 {
+      throw ValidationError("--new-keys are measured in caches of the queries' type; leave out --cache-dtype.")
     }
   }
 
@@ -93,6 +115,7 @@ struct BenchDecodeCommand: ParsableCommand {
         ]
       } ?? Self.grid
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
     let plans = try reportingOptionErrors {
       try cases.map { try CachedAttentionPlan(problem($0), device: .gpu, tiling: tiling) }
     }
@@ -102,10 +125,19 @@ struct BenchDecodeCommand: ParsableCommand {
       var results: [DecodeBench.Result] = []
       for (number, (plan, one)) in zip(plans, cases).enumerated() {
         progress.show("bench decode: case \(number + 1) of \(plans.count)")
-        results.append(try bench.measure(plan, context: one.context, iterations: iterations))
+        var result = try bench.measure(plan, context: one.context, iterations: iterations)
+        result.peers = others?.seconds(one, dimension: dim) ?? [:]
+        results.append(result)
       }
       progress.clear()
-      print(Self.table(results))
+      print(Self.table(results, peers: others?.names ?? []))
+      for name in others?.names ?? [] {
+        let ratios = results.compactMap { r in r.peers[name].map { $0 / median(r.seconds) } }
+        if ratios.isEmpty { continue }
+        print(
+          "\(name) needs \(fixed(geometricMean(ratios), 2)) times as long, in the geometric mean of \(ratios.count) cases; "
+            + "from \(fixed(ratios.min()!, 2)) to \(fixed(ratios.max()!, 2))")
+      }
       if plans.count == 1 { print("\n\(plans[0])") }
       print(
         "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel"
@@ -127,12 +159,14 @@ struct BenchDecodeCommand: ParsableCommand {
     return try CachedAttentionProblem(
       batch: one.batch, queries: one.queries, queryHeads: one.queryHeads, keyValueHeads: one.kvHeads, dimension: dim,
       cache: pages.map { .paged(pages: $0 * one.batch, pageSize: pageSize!, pagesPerSequence: $0) }
-        ?? .contiguous(sequences: one.batch, capacity: one.context), scalarType: dtype, mask: .causal)
+        ?? .contiguous(sequences: one.batch, capacity: one.context),
+      newKeys: newKeys > 0 ? .init(newKeys) : nil, scalarType: dtype, cacheType: cacheDtype, mask: .causal,
+      keysPerSplit: keysPerSplit)
   }
 
-  private static func table(_ results: [DecodeBench.Result]) -> String {
+  private static func table(_ results: [DecodeBench.Result], peers: [String]) -> String {
     flash_attention.table(
-      [["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"]]
+      [["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"] + peers.flatMap { [$0, "ratio"] }]
         + results.map { r in
           let seconds = median(r.seconds)
           return [
@@ -140,6 +174,9 @@ struct BenchDecodeCommand: ParsableCommand {
             fixed(r.bytes / seconds / 1e9, 0), duration(r.floorSeconds), percent(r.floorSeconds / seconds), "\(r.splits)",
             r.errorRatio.map { fixed($0, 2) } ?? "",
           ]
+            + peers.flatMap { name in
+              r.peers[name].map { [duration($0), fixed($0 / seconds, 2)] } ?? ["", ""]
+            }
         })
   }
 }

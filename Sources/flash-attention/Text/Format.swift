@@ -1,3 +1,9 @@
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
 /// A number with a fixed count of digits after the point; without Foundation's formatters.
 func fixed(_ value: Double, _ digits: Int) -> String {
   guard value.isFinite, value.magnitude < 1e15 else { return "\(value)" }
@@ -51,6 +57,9 @@ func table(_ rows: [[String]]) -> String {
 
 /// The middle of the values; the larger of the two middle ones where their number is even.
 func median(_ values: [Double]) -> Double { values.sorted()[values.count / 2] }
+
+/// The geometric mean of positive numbers.
+func geometricMean(_ values: [Double]) -> Double { exp(values.reduce(0) { $0 + log($1) } / Double(values.count)) }
 
 /// Wall-clock seconds that `body` takes.
 func elapsedSeconds(_ body: () throws -> Void) rethrows -> Double {
