@@ -34,6 +34,12 @@ public enum AttentionError: Error, Hashable, Sendable {
   case typeOfCaches(ScalarType)
   /// What a cache of another type, or new keys in one, ask for and the device lacks; the reason is a sentence.
   case unsupported(String)
+  /// A cache has not enough free pages.
+  case cacheFull(needed: Int, free: Int, pageSize: Int)
+  /// A sequence of a cache would have more keys than one can have.
+  case sequenceTooLong(length: Int, limit: Int)
+  /// A sequence was freed, or is one of another cache.
+  case unknownSequence
   /// The device's kernels cannot count that far.
   case lengthOnDevice(tensor: String, length: Int, device: String, limit: Int)
   /// A pointer or a stride is no multiple of what the device's copies need, mostly 16 bytes.
@@ -90,6 +96,13 @@ extension AttentionError: CustomStringConvertible {
       "\(type) is a type for the keys and values of a cache; attention itself is computed in f32, f16 or bf16."
     case .unsupported(let sentence):
       sentence
+    case .cacheFull(let needed, let free, let pageSize):
+      "The cache is full: \(needed) more \(needed == 1 ? "page" : "pages") of \(pageSize) keys \(needed == 1 ? "is" : "are") "
+        + "needed, \(free) \(free == 1 ? "is" : "are") free. Free a sequence, or make a larger cache."
+    case .sequenceTooLong(let length, let limit):
+      "The sequence would have \(length) keys; in this cache one can have \(limit). Make a cache with longer sequences."
+    case .unknownSequence:
+      "The sequence is not in the cache: it was freed, or belongs to another one."
     case .lengthOnDevice(let tensor, let length, let device, let limit):
       "\(tensor) is \(length); the \(device)'s kernels count to \(limit). Split the batch, or use the CPU."
     case .alignment(let tensor, let what, let bytes, let multiple):

@@ -1,4 +1,4 @@
-internal import Attention
+package import Attention
 internal import PTX
 
 extension Matrix.Inputs {
@@ -27,6 +27,13 @@ extension GPULimits {
         throw .dimension(tensor: tensor, value: value, path: path, multiple: dimensionMultiple, limit: limit)
       }
     }
+  }
+
+  /// - Throws: `AttentionError.lengthOnDevice` for more rows than a grid has threads for.
+  package static func check(combining problem: PartialResultsProblem) throws(AttentionError) {
+    try check(counts: [
+      ("rows x chunks of 4 columns", problem.rows * (problem.dimension / 4)), ("parts", problem.parts),
+    ])
   }
 
   /// - Throws: `AttentionError.lengthOnDevice` for counts that 32-bit positions have no room for.

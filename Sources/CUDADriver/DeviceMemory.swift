@@ -74,6 +74,14 @@ public struct DeviceMemory: ~Copyable, Sendable {
     try functions.check(status, "cuMemcpyDtoHAsync")
   }
 
+  /// Copies bytes from one place to another that does not overlap it, in the stream's order. Traps where they do not fit.
+  public func move(byteCount count: Int, from source: Int, to target: Int) throws(CUDAError) {
+    precondition(max(source, target) + count <= byteCount, "The copy goes beyond the memory.")
+    if count == 0 { return }
+    let status = functions.copyOnDevice(address + UInt64(target), address + UInt64(source), count, stream.pointer)
+    try functions.check(status, "cuMemcpyDtoDAsync")
+  }
+
   /// Sets all bytes, in the stream's order.
   public func fill(_ byte: UInt8) throws(CUDAError) {
     if byteCount == 0 { return }

@@ -42,6 +42,7 @@ public struct DriverFunctions: Sendable {
   package var copyToHost: @Sendable (UnsafeMutableRawPointer, DeviceAddress, Int, Handle?) -> Status = { _, _, _, _ in
     999
   }
+  package var copyOnDevice: @Sendable (DeviceAddress, DeviceAddress, Int, Handle?) -> Status = { _, _, _, _ in 999 }
   package var fill: @Sendable (DeviceAddress, UInt8, Int, Handle?) -> Status = { _, _, _, _ in 999 }
 
   package var createStream: @Sendable (Out<Handle?>, UInt32) -> Status = { _, _ in 999 }
@@ -134,6 +135,8 @@ extension DriverFunctions {
     f.copyToHost = try find(
       "cuMemcpyDtoHAsync",
       (@convention(c) @Sendable (UnsafeMutableRawPointer, DeviceAddress, Int, Handle?) -> Status).self)
+    f.copyOnDevice = try find(
+      "cuMemcpyDtoDAsync", (@convention(c) @Sendable (DeviceAddress, DeviceAddress, Int, Handle?) -> Status).self)
     f.fill = try find("cuMemsetD8Async", (@convention(c) @Sendable (DeviceAddress, UInt8, Int, Handle?) -> Status).self)
 
     typealias Create = @convention(c) @Sendable (Out<Handle?>, UInt32) -> Status

@@ -80,6 +80,7 @@ enum KernelKey: Hashable, Sendable {
   case decode(DecodeSpecialization)
   case combine(DecodeSpecialization)
   case preparation(PreparationKernel.Specialization)
+  case partialResults(PartialResultsKernel)
 }
 
 /// A plan that a kernel belongs to.

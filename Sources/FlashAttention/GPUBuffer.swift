@@ -26,11 +26,18 @@ public final class GPUBuffer: Sendable {
     address = memory.address
   }
 
-  /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be changed as soon as this returns; memory
-  /// that is pinned for the GPU must stay as it is until the stream is synchronized.
+  /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be changed as
+  /// soon as this returns; memory that is pinned for the GPU must stay as it is until the stream is synchronized.
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(AttentionError) {
     try reportingDeviceErrors { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source, at: offset) }
+    }
+  }
+
+  /// Copies bytes from one place to another that does not overlap it, in the order of our stream.
+  func move(byteCount: Int, from source: Int, to target: Int) throws(AttentionError) {
+    try reportingDeviceErrors { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in try memory.move(byteCount: byteCount, from: source, to: target) }
     }
   }
 

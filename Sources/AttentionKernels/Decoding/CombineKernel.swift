@@ -58,11 +58,9 @@ public struct CombineKernel: Hashable, Sendable {
             let values = k.load(F32.self, count: 4, shared: place, offset: i * chunks * 16)
             return (maximum: pair[0], sum: pair[1], values: values)
           }
-          let (maximum, sum) = (k.variable(k.constant(-.infinity)), k.variable(k.constant(0)))
-          let values = (0..<4).map { _ in k.variable(k.constant(0)) }
-          combine.add(others, to: maximum, sum, values)
-          combine.store(
-            SplitCombine.Sum(maximum: maximum, sum: sum, values: values), rows, row: own, chunk: chunk)
+          let sum = PartialSum(k)
+          sum.add(others)
+          combine.store(sum, rows, row: own, chunk: chunk)
         }
       }
     }

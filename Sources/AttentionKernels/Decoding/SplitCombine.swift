@@ -15,7 +15,6 @@ struct SplitCombine {
 
   /// Parts whose loads are under way together.
   private static let atOnce = 8
-  private static let log2e: Float = 1.4426950408889634
 
   init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters) {
     (self.k, self.s, p) = (k, s, parameters)
@@ -64,12 +63,6 @@ struct SplitCombine {
     }
   }
 
-  /// What a thread knows of 4 columns of a row.
-  struct Sum {
-    let maximum, sum: Register<F32>
-    let values: [Register<F32>]
-  }
-
   /// The sum over parts of 4 columns of a row of a unit.
   ///
   /// - Parameters:
@@ -77,10 +70,8 @@ struct SplitCombine {
   ///   - first: counted from the unit's first part on, the first part that counts; of the others every `step`-th does.
   func sum(
     _ unit: WorkShare.Unit, row: Register<U32>, chunk: Register<U32>, first: Register<S32>, step: Int
-  ) -> Sum {
-    let maximum = k.variable(k.constant(-.infinity))
-    let sum = k.variable(k.constant(0))
-    let values = (0..<4).map { _ in k.variable(k.constant(0)) }
+  ) -> PartialSum {
+    let sum = PartialSum(k)
     k.loop(from: unit.parts.first + first, to: unit.parts.last + 1, by: Self.atOnce * step) { first in
       // Beyond the last part, the last one is read again and weighs nothing.
       let blocks = (0..<Self.atOnce).map { k.minimum(first + $0 * step, unit.parts.last) }
@@ -92,41 +83,19 @@ struct SplitCombine {
       let parts = places.map {
         k.load(F32.self, count: 4, global: partOutput($0) + k.wide(row * (columns * 4) + chunk * 16))
       }
-      add(zip(logSumExps, parts).map { (maximum: $0, sum: k.constant(1), values: $1) }, to: maximum, sum, values)
+      sum.add(zip(logSumExps, parts).map { (maximum: $0, sum: k.constant(1), values: $1) })
     }
-    return Sum(maximum: maximum, sum: sum, values: values)
-  }
-
-  /// Adds sums with maxima of their own to a sum.
-  func add(
-    _ others: [(maximum: Register<F32>, sum: Register<F32>, values: [Register<F32>])], to maximum: Register<F32>,
-    _ sum: Register<F32>, _ values: [Register<F32>]
-  ) {
-    let largest = others.reduce(maximum) { k.maximum($0, $1.maximum) }
-    let top = k.select(largest .!= -.infinity, largest, 0)
-    let old = k.exp2((maximum - top) * Self.log2e)
-    k.set(maximum, to: largest)
-    k.set(sum, to: sum * old)
-    for value in values { k.set(value, to: value * old) }
-    for other in others {
-      let weight = k.exp2((other.maximum - top) * Self.log2e)
-      k.set(sum, to: k.multiplyAdd(weight, other.sum, sum))
-      for (value, element) in zip(values, other.values) {
-        k.set(value, to: k.multiplyAdd(weight, element, value))
-      }
-    }
+    return sum
   }
 
   /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.
-  func store(_ result: Sum, _ rows: UnitRows, row own: Register<U32>, chunk: Register<U32>) {
-    let (hasKeys, factor) = (result.sum .!= 0, k.reciprocal(result.sum))
-    let results = result.values.map { k.select(hasKeys, $0 * factor, 0) }
+  func store(_ result: PartialSum, _ rows: UnitRows, row own: Register<U32>, chunk: Register<U32>) {
+    let results = result.normalized
     let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
     let base = rows.address(in: p.outputBase, p.outputStrides)
     k.store(packed, global: base + rows.packed.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
     k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
-      let logSumExp = k.multiplyAdd(k.log2(result.sum), k.constant(p.softmax.ln2.plain), result.maximum)
-      rows.store(logSumExp: k.select(hasKeys, logSumExp, -.infinity), ofRow: own)
+      rows.store(logSumExp: result.logSumExp(ln2: p.softmax.ln2.plain), ofRow: own)
     }
   }
 }

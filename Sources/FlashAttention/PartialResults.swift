@@ -1,0 +1,104 @@
+internal import AttentionKernels
+internal import CUDADriver
+internal import PTX
+
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
+/// Puts results over parts of the keys together: for keys that are spread over calls, devices or machines.
+public enum PartialResults {
+  /// On the CPU.
+  ///
+  /// - Parameters:
+  ///   - partials: f32 of `problem.shape`, a view for each part.
+  ///   - logSumExps: `[S, B, H, s]`.
+  ///   - output: `problem.shape` in the problem's type; overwritten.
+  ///   - logSumExp: `[B, H, s]`; nil where it is not needed.
+  /// - Throws: `AttentionError` where a tensor is not what the problem says.
+  public static func combine(
+    _ problem: PartialResultsProblem, partials: [TensorView], logSumExps: UnsafeBufferPointer<Float>,
+    output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>? = nil
+  ) throws(AttentionError) {
+    if partials.count != problem.parts { throw .cacheEntries("partial results", count: partials.count, batch: problem.parts) }
+    if logSumExps.count != problem.parts * problem.rows {
+      throw .logSumExpCount(given: logSumExps.count, needed: problem.parts * problem.rows)
+    }
+    if let logSumExp, logSumExp.count != problem.rows {
+      throw .logSumExpCount(given: logSumExp.count, needed: problem.rows)
+    }
+    for (name, view, type) in partials.map({ ("a partial result", $0, ScalarType.f32) }) + [
+      ("output", output.readOnly, problem.outputType)
+    ] {
+      if view.shape != problem.shape { throw .notThePlan(tensor: name, given: view.shape, planned: problem.shape) }
+      if view.scalarType != type {
+        throw .mixedTypes(first: name, firstType: view.scalarType, second: "the plan", secondType: type)
+      }
+    }
+    for row in 0..<problem.rows {
+      let (line, query) = (row / problem.queries, row % problem.queries)
+      let (b, h) = (line / problem.heads, line % problem.heads)
+      let own = (0..<problem.parts).map { logSumExps[$0 * problem.rows + row] }
+      let largest = own.reduce(-Float.infinity) { $0.isNaN || $1.isNaN ? .nan : max($0, $1) }
+      // In double, where the sums of any two floats are as good as exact.
+      let top = largest == -.infinity ? 0 : Double(largest)
+      let weights = own.map { $0 == -.infinity ? 0 : exp(Double($0) - top) }
+      let total = weights.reduce(0, +)
+      let target = output.row(batch: b, head: h, token: query)
+      for d in 0..<problem.dimension {
+        var sum = 0.0
+        for (weight, view) in zip(weights, partials) where weight != 0 {
+          sum += weight * Double(ScalarType.f32.load(from: view.row(batch: b, head: h, token: query), at: d))
+        }
+        problem.outputType.store(total == 0 ? 0 : Float(sum / total), to: target, at: d)
+      }
+      logSumExp?[row] = total == 0 ? -.infinity : Float(top + log(total))
+    }
+  }
+
+  /// On a GPU; puts the work into a stream and returns at once.
+  ///
+  /// - Parameters:
+  ///   - partials: the first part, f32 of `problem.shape`.
+  ///   - partStride: elements from a part to the next.
+  ///   - logSumExps: address of `[S, B, H, s]` contiguous f32.
+  ///   - output: `problem.shape` in the problem's type; overwritten.
+  ///   - logSumExp: address of `[B, H, s]` contiguous f32; 0 where it is not needed.
+  ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
+  /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the launch.
+  public static func launch(
+    _ problem: PartialResultsProblem, partials: DeviceTensorView, partStride: Int, logSumExps: UInt64,
+    output: DeviceTensorView, logSumExp: UInt64 = 0, on gpu: GPU, stream: OpaquePointer? = nil
+  ) throws(AttentionError) {
+    try partials.check("the partial results", isFor: problem.shape, .f32)
+    try output.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
+    if partStride % 4 != 0 { throw .alignment(tensor: "the partial results", what: "part stride", bytes: partStride * 4) }
+    for (name, address) in [("the log-sum-exps", logSumExps), ("the log-sum-exp", logSumExp)] where address % 4 != 0 {
+      throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
+    }
+    try GPULimits.check(combining: problem)
+    if problem.rows == 0 { return }
+    try reportingDeviceErrors { () throws(CUDAError) in
+      let kernel = try gpu.load(PartialResultsPlan(kernel: PartialResultsKernel(output: problem.outputType)))
+      try gpu.context.use { () throws(CUDAError) in
+        try kernel.library.launch(
+          LaunchShape(blocks: PartialResultsKernel.blocks(problem), threads: PartialResultsKernel.threads),
+          arguments: PartialResultsKernel.arguments(
+            problem, partials: partials.place, partStride: partStride, logSumExps: logSumExps, output: output.place,
+            logSumExp: logSumExp), in: stream.map { StreamHandle($0) } ?? gpu.stream.handle)
+      }
+    }
+  }
+}
+
+/// The kernel that puts partial results together.
+private struct PartialResultsPlan: KernelPlan {
+  let partials: PartialResultsKernel
+  init(kernel: PartialResultsKernel) { partials = kernel }
+  var key: KernelKey { .partialResults(partials) }
+  var kernelName: String { partials.name }
+  var sharedByteCount: Int { 0 }
+  func kernel() throws(KernelError) -> Kernel { try partials.kernel() }
+}

@@ -1,0 +1,205 @@
+import FlashAttention
+import Testing
+
+/// A cache that sequences grow in: results beside attention over all that was said, shared pages, and what is refused.
+@Suite struct KVCacheTests {
+  private func number(_ subject: Int, _ sequence: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
+    Float((subject * 31 + sequence * 17 + h * 13 + n * 7 + d * 3) * 2_654_435_761 % 97) / 48 - 1
+  }
+
+  /// A conversation: what its tokens are. A fork says the same as its origin up to the prefix.
+  private struct Speech {
+    var tokens: [(sequence: Int, place: Int)] = []
+  }
+
+  private func tensor(_ subject: Int, _ speeches: [Speech], last count: Int, heads: Int, dimension: Int) -> Tensor {
+    Tensor(
+      shape: TensorShape(batch: speeches.count, heads: heads, length: count, dimension: dimension), scalarType: .f32
+    ) { b, h, n, d in
+      let token = speeches[b].tokens[speeches[b].tokens.count - count + n]
+      return number(subject, token.sequence, h, token.place, d)
+    }
+  }
+
+  /// Says `count` tokens in each conversation, and compares with attention over everything that was said.
+  private func say(
+    _ count: Int, _ speeches: inout [Speech], _ which: [Int], _ cache: KVCache, _ sequences: [KVCache.Sequence],
+    sourceLocation: SourceLocation = #_sourceLocation
+  ) throws {
+    for index in which {
+      for _ in 0..<count { speeches[index].tokens.append((index, speeches[index].tokens.count)) }
+    }
+    let own = which.map { speeches[$0] }
+    let result = try cache.attend(
+      queries: tensor(1, own, last: count, heads: 4, dimension: 16), keys: tensor(2, own, last: count, heads: 2, dimension: 16),
+      values: tensor(3, own, last: count, heads: 2, dimension: 8), sequences: which.map { sequences[$0] })
+    for (b, speech) in own.enumerated() {
+      let all = speech.tokens.count
+      #expect(try cache.length(of: sequences[which[b]]) == all, sourceLocation: sourceLocation)
+      let expected = try attention(
+        queries: tensor(1, [speech], last: count, heads: 4, dimension: 16),
+        keys: tensor(2, [speech], last: all, heads: 2, dimension: 16),
+        values: tensor(3, [speech], last: all, heads: 2, dimension: 8), mask: .causal)
+      for h in 0..<4 {
+        for n in 0..<count {
+          for d in 0..<8 {
+            #expect(abs(result.output[b, h, n, d] - expected[0, h, n, d]) < 1e-5, sourceLocation: sourceLocation)
+          }
+        }
+      }
+    }
+  }
+
+  @Test(arguments: [
+    KVCache.Layout.paged(pages: 40, pageSize: 4), .paged(pages: 160, pageSize: 1),
+    .contiguous(sequences: 4, capacity: 30),
+  ])
+  func conversations(layout: KVCache.Layout) throws {
+    let cache = try KVCache(
+      layout, keyValueHeads: 2, dimension: 16, valueDimension: 8, scalarType: .f32, device: .cpu)
+    var speeches = [Speech(), Speech(), Speech()]
+    var sequences = [cache.makeSequence(), cache.makeSequence()]
+    let free = cache.freePages
+    try say(7, &speeches, [0], cache, sequences)
+    try say(2, &speeches, [1, 0], cache, sequences)
+    // A fork says the same, then something else; the origin goes on as if nothing were.
+    sequences.append(try cache.fork(sequences[0], prefix: 6))
+    speeches[2].tokens = Array(speeches[0].tokens.prefix(6))
+    try say(1, &speeches, [2, 1, 0], cache, sequences)
+    try say(3, &speeches, [0, 2], cache, sequences)
+    try cache.truncate(sequences[1], to: 1)
+    speeches[1].tokens.removeLast(2)
+    try say(1, &speeches, [1], cache, sequences)
+    for sequence in sequences { try cache.free(sequence) }
+    #expect(cache.freePages == free)
+  }
+
+  @Test func refusesInSentences() throws {
+    let cache = try KVCache(
+      .paged(pages: 2, pageSize: 4), keyValueHeads: 2, dimension: 16, valueDimension: 8, scalarType: .f32, device: .cpu)
+    var speeches = [Speech(), Speech()]
+    let sequences = [cache.makeSequence(), cache.makeSequence()]
+    try say(5, &speeches, [0], cache, sequences)
+    func sentence(_ body: () throws -> Void) -> String {
+      do {
+        try body()
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    #expect(
+      sentence { try say(1, &speeches, [1], cache, sequences) }
+        == "The cache is full: 1 more page of 4 keys is needed, 0 are free. Free a sequence, or make a larger cache.")
+    #expect(
+      sentence { try cache.reserve(4, for: sequences[0]) }
+        == "The sequence would have 9 keys; in this cache one can have 8. Make a cache with longer sequences.")
+    #expect(
+      sentence { try say(1, &speeches, [0, 0], cache, sequences) }
+        == "A sequence to append to can be in a call only once; fork it for another continuation.")
+    try cache.free(sequences[0])
+    #expect(
+      sentence { try cache.free(sequences[0]) }
+        == "The sequence is not in the cache: it was freed, or belongs to another one.")
+    #expect(
+      sentence {
+        _ = try KVCache(.paged(pages: 2, pageSize: 0), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+      } == "The page size of the cache is 0; it must be at least 1.")
+  }
+
+  /// Whatever is done in whatever order: no page has two owners that both write it, none is lost.
+  @Test(arguments: 0..<20) func pagesAreNeverLost(seed: UInt64) throws {
+    var state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
+    func draw(_ limit: Int) -> Int {
+      state ^= state << 13
+      state ^= state >> 7
+      state ^= state << 17
+      return Int(state >> 33) % limit
+    }
+    var allocator = PageAllocator(pages: 12, pageSize: 3)
+    var sequences: [PageAllocator.Sequence] = []
+    // What is in each page, and what each sequence should read.
+    var memory = [[Int]](repeating: [0, 0, 0], count: 12)
+    var expected: [PageAllocator.Sequence: [Int]] = [:]
+    for step in 1...300 {
+      switch draw(5) {
+      case 0:
+        let sequence = allocator.makeSequence()
+        sequences.append(sequence)
+        expected[sequence] = []
+      case 1 where !sequences.isEmpty:
+        let origin = sequences[draw(sequences.count)]
+        let prefix = draw(expected[origin]!.count + 1)
+        let fork = try allocator.fork(origin, prefix: prefix)
+        sequences.append(fork)
+        expected[fork] = Array(expected[origin]!.prefix(prefix))
+      case 2 where !sequences.isEmpty:
+        let sequence = sequences.remove(at: draw(sequences.count))
+        try allocator.free(sequence)
+        expected[sequence] = nil
+      case _ where !sequences.isEmpty:
+        let (sequence, count) = (sequences[draw(sequences.count)], 1 + draw(5))
+        let free = allocator.freePages
+        do throws(AttentionError) {
+          for copy in try allocator.reserve([(sequence, count)]) {
+            for i in 0..<copy.keys { memory[copy.target][i] = memory[copy.source][i] }
+          }
+          let (pages, length) = (try allocator.pages(of: sequence), expected[sequence]!.count)
+          for i in length..<length + count { memory[pages[i / 3]][i % 3] = step * 100 + i }
+          try allocator.advance(sequence, by: count)
+          expected[sequence]! += (length..<length + count).map { step * 100 + $0 }
+        } catch {
+          #expect(allocator.freePages == free)
+        }
+      default: break
+      }
+      for sequence in sequences {
+        let pages = try allocator.pages(of: sequence)
+        #expect(expected[sequence]!.indices.map { memory[pages[$0 / 3]][$0 % 3] } == expected[sequence]!)
+      }
+      let used = Set(try sequences.flatMap { (sequence) throws in try allocator.pages(of: sequence) })
+      #expect(used.count + allocator.freePages == 12)
+    }
+  }
+
+  /// Parts of the keys, computed apart and put together, are attention over all of them.
+  @Test(arguments: ScalarType.computed) func partialResults(type: ScalarType) throws {
+    func tensor(_ subject: Int, _ length: Int) -> Tensor {
+      Tensor(shape: TensorShape(batch: 2, heads: 2, length: length, dimension: 16), scalarType: .f32) {
+        number(subject, $0, $1, $2, $3)
+      }
+    }
+    let (q, k, v) = (tensor(1, 3), tensor(2, 40), tensor(3, 40))
+    func part(_ keys: Range<Int>) throws -> AttentionResult {
+      func cut(_ tensor: Tensor) -> Tensor {
+        Tensor(shape: TensorShape(batch: 2, heads: 2, length: keys.count, dimension: 16), scalarType: .f32) {
+          tensor[$0, $1, keys.lowerBound + $2, $3]
+        }
+      }
+      return try attentionWithLogSumExp(queries: q, keys: cut(k), values: cut(v), device: .cpu)
+    }
+    let whole = try attentionWithLogSumExp(queries: q, keys: k, values: v, device: .cpu)
+    let parts = [try part(0..<13), try part(13..<13), try part(13..<40)]
+    let problem = try PartialResultsProblem(
+      parts: 3, batch: 2, heads: 2, queries: 3, dimension: 16, outputType: type)
+    var logSumExp = [Float](repeating: 0, count: problem.rows)
+    // The part without keys holds NaN.
+    let empty = Tensor(shape: problem.shape, scalarType: .f32) { _, _, _, _ in .nan }
+    let output = try Tensor(shape: problem.shape, scalarType: type) { (o) throws(AttentionError) in
+      try parts[0].output.withView { (first) throws(AttentionError) in
+        try empty.withView { (second) throws(AttentionError) in
+          try parts[2].output.withView { (third) throws(AttentionError) in
+            try logSumExp.withUnsafeMutableBufferPointer { (lse) throws(AttentionError) in
+              try parts.flatMap(\.logSumExp).withUnsafeBufferPointer { (own) throws(AttentionError) in
+                try PartialResults.combine(
+                  problem, partials: [first, second, third], logSumExps: own, output: o, logSumExp: lse)
+              }
+            }
+          }
+        }
+      }
+    }
+    for (own, right) in zip(output.floats, whole.output.floats) {
+      #expect(abs(own - right) <= Float(type.ulp(of: Double(right))) + 1e-6)
+    }
+    for (own, right) in zip(logSumExp, whole.logSumExp) { #expect(abs(own - right) < 1e-5) }
+  }
+}
