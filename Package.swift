@@ -24,6 +24,7 @@ let package = Package(
     .library(name: "PTX", targets: ["PTX", "PTXEmulator"]),
     .library(name: "TensorFiles", targets: ["TensorFiles"]),
     .executable(name: "flash-attention", targets: ["flash-attention"]),
+    .library(name: "flash_attention", type: .dynamic, targets: ["CFlashAttention"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
@@ -39,6 +40,8 @@ let package = Package(
     room("CPUAttention", uses: ["Attention", "CPUMicrokernels"]),
     room("TensorFiles", uses: ["Attention"]),
     room("FlashAttention", uses: ["Attention", "AttentionKernels", "CPUAttention", "CUDADriver", "PTX"]),
+    .target(name: "FlashAttentionHeader", cSettings: [.treatAllWarnings(as: .error)]),
+    room("CFlashAttention", uses: ["FlashAttention", "FlashAttentionHeader"]),
     .executableTarget(
       name: "flash-attention",
       dependencies: [
@@ -57,6 +60,7 @@ let package = Package(
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
     tests("FlashAttentionTests", of: ["FlashAttention"]),
+    tests("CFlashAttentionTests", of: ["Attention", "CFlashAttention", "FlashAttention", "FlashAttentionHeader"]),
     tests("ToolTests", of: ["Attention", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention"]),
   ],
   swiftLanguageModes: [.v6]

@@ -92,7 +92,10 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     let whole = try AttentionProblem(
       queries: TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: dimension), keys: keys,
       values: values, scalarType: scalarType, mask: mask, scale: scale, softcap: softcap)
-    if let newKeys { try newKeys.check(cache, dimension: dimension) }
+    if let newKeys {
+      try newKeys.check(cache, dimension: dimension)
+      if newKeys.count > capacity { throw .sequenceTooLong(length: newKeys.count, limit: capacity) }
+    }
     for (what, type) in [("queries", queryType), ("the cache", cacheType)] {
       if let type, type != scalarType && type != .e4m3 {
         throw .mixedTypes(first: what, firstType: type, second: "the output", secondType: scalarType)
@@ -104,6 +107,12 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     (self.queryType, self.cacheType) = (queryType ?? scalarType, cacheType ?? scalarType)
     (self.scalarType, self.mask, self.scale, self.softcap) = (scalarType, mask, whole.scale, softcap)
     self.keysPerSplit = keysPerSplit
+    for (name, shape) in [
+      ("The queries", queryShape), ("The output", outputShape), ("The cache of keys", keyShape),
+      ("The cache of values", valueShape), ("The new keys", newKeyShape), ("The new values", newValueShape),
+    ] where checkedProduct([8, shape.batch, shape.heads, shape.length, shape.dimension]) == nil {
+      throw .tooLarge(tensor: name, shape: shape)
+    }
   }
 
   private static func capacity(of cache: Cache, batch: Int) throws(AttentionError) -> Int {
@@ -115,7 +124,10 @@ public struct CachedAttentionProblem: Hashable, Sendable {
       if pageSize < 1 { throw .extent(tensor: "the cache", axis: "page size", value: pageSize) }
       if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
       if pagesPerSequence < 0 { throw .extent(tensor: "the page table", axis: "length", value: pagesPerSequence) }
-      return pageSize * pagesPerSequence
+      guard let capacity = checkedProduct([pageSize, pagesPerSequence]) else {
+        throw .sequenceTooLong(length: .max, limit: 1 << 62)
+      }
+      return capacity
     case .packed(let total, let longest):
       if total < 0 { throw .extent(tensor: "the keys", axis: "length", value: total) }
       return longest

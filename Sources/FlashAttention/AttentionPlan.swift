@@ -22,17 +22,18 @@ public struct AttentionPlan: Sendable {
   }
 
   /// - Parameters:
+  ///   - ordinal: which GPU, as CUDA counts them.
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - tiling: changes to the GPU's tiling, for experiments: `warps=8,stages=3`; see `emit --tiling` of the tool.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU; `.tiling` for changes that are none or that there is no
   ///   kernel with, and on the CPU.
   public init(
-    _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
+    _ problem: AttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
-      .gpu(try GPUPlan(problem, on: try GPU.device(), changes: tiling))
+      .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), changes: tiling))
     } cpu: { () throws(AttentionError) in
       try Device.refuse(tilingOnCPU: tiling)
       return .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))

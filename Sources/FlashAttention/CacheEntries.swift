@@ -11,6 +11,8 @@ public struct CacheEntries: Hashable, Sendable {
   public var pageTable: [[Int]]?
   /// The first query of each sequence and the end of the last, where queries are packed: `batch + 1` numbers.
   public var queryStarts: [Int]?
+  /// The queries of each sequence that count, where they are packed; nil for all.
+  public var queryCounts: [Int]?
   /// The first key of each sequence and the end of the last, where keys are packed.
   public var keyStarts: [Int]?
   /// What e4m3 queries stand for, a factor for each sequence and key/value head `[B, H_kv]`, above 0; nil for 1.
@@ -33,7 +35,9 @@ public struct CacheEntries: Hashable, Sendable {
 
   /// The queries of a sequence.
   func queries(of sequence: Int, _ problem: CachedAttentionProblem) -> Range<Int> {
-    queryStarts.map { $0[sequence]..<$0[sequence + 1] } ?? 0..<problem.queries
+    guard let queryStarts else { return 0..<problem.queries }
+    let all = queryStarts[sequence]..<queryStarts[sequence + 1]
+    return queryCounts.map { all.prefix($0[sequence]) } ?? all
   }
 
   /// The rows of a sequence's cache that hold keys, without those that the call brings; of packed keys, their number.
@@ -64,6 +68,8 @@ public struct CacheEntries: Hashable, Sendable {
       }
     }
     try starts("query", queryStarts, total: problem.packedQueries, longest: problem.queries)
+    if queryCounts != nil && queryStarts == nil { throw .notInThePlan(tensor: "list of query counts", isMissing: false) }
+    try each("query count", queryCounts, limit: problem.queries)
     try starts("new key", newStarts, total: problem.newKeys?.packedTotal, longest: problem.newKeys?.count ?? 0)
     if lengths == nil && !problem.hasPackedKeys { throw .notInThePlan(tensor: "list of lengths", isMissing: true) }
     if (leftPadding != nil) != problem.hasLeftPadding {

@@ -41,7 +41,7 @@ package struct CacheScenario: Sendable {
   // MARK: - What goes in
 
   private func queryRange(_ b: Int) -> Range<Int> {
-    entries.queryStarts.map { $0[b]..<$0[b + 1] } ?? 0..<problem.queries
+    entries.queries(of: b, problem)
   }
   private func newCount(_ b: Int) -> Int { newStarts.map { $0[b + 1] - $0[b] } ?? problem.newKeys?.count ?? 0 }
   private func rowsBefore(_ b: Int) -> Int { entries.lengths?[b] ?? entries.keyStarts![b + 1] - entries.keyStarts![b] }

@@ -138,6 +138,7 @@ extension CachedAttentionPlan {
       tensors.pageTable = try numbers(
         entries.pageTable!.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 0 } })
     }
+    tensors.queryCounts = try numbers(entries.queryCounts)
     (tensors.queryStarts, tensors.keyStarts) = (try numbers(entries.queryStarts), try numbers(entries.keyStarts))
     tensors.queryScales = try upload(entries.queryScales)
     (tensors.keyScales, tensors.valueScales) = (try upload(entries.keyScales), try upload(entries.valueScales))

@@ -28,17 +28,18 @@ public struct CachedAttentionPlan: Sendable {
   }
 
   /// - Parameters:
+  ///   - ordinal: which GPU, as CUDA counts them.
   ///   - threads: threads at most on the CPU; nil for one per processor.
   ///   - tiling: changes to the GPU's tiling, for experiments: `groups=8,stages=4`; see `bench decode --tiling` of the tool.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
   public init(
-    _ problem: CachedAttentionProblem, device: Device = .auto, threads: Int? = nil, tiling: String? = nil
+    _ problem: CachedAttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
     (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
-      let gpu = try GPU.device()
+      let gpu = try GPU.device(ordinal)
       return GPUSequencesPlan.suits(problem, gpu.limits)
         ? .gpuForward(try GPUSequencesPlan(problem, on: gpu, changes: tiling))
         : .gpu(try GPUDecodePlan(problem, on: gpu, changes: tiling))

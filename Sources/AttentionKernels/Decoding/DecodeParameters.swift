@@ -176,7 +176,7 @@ public struct DecodeLaunch: Hashable, Sendable {
       ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys)
-    splitTiles = problem.keysPerSplit.map { max(1, ($0 + tiling.tileKeys - 1) / tiling.tileKeys) } ?? 0
+    splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
     let parts = splitTiles == 0 ? 2 * self.blocks : splits == 1 ? 0 : units * splits

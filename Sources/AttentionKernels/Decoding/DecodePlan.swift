@@ -47,8 +47,12 @@ public struct DecodePlan: Hashable, Sendable {
       combination: combination ?? Self.combination(problem, tiling, gpu))
     let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
     let rows = problem.queries * problem.groupSize
+    var pageSize = 1
+    if case .paged(_, let size, _) = problem.cache { pageSize = size }
     try GPULimits.check(counts: [
       ("queries x group", rows), ("keys", problem.capacity),
+      ("batch x heads", problem.batch * problem.queryHeads), ("the page size", pageSize),
+      ("the positions", problem.newKeys?.rotary?.positions ?? 0),
       ("batch x heads x tiles of keys", tiles * ((rows + tiling.rows - 1) / tiling.rows)),
     ])
     launch = DecodeLaunch(

@@ -1,0 +1,52 @@
+internal import FlashAttention
+public import FlashAttentionHeader
+
+@c @implementation public func fa_combine(_ params: UnsafePointer<fa_combine_params>!) -> fa_status {
+  status { () throws(AttentionError) in
+    let p = try parameters(params, fa_combine_params()) { $0.size }
+    let problem = try PartialResultsProblem(
+      parts: Int(p.parts), batch: Int(p.batch), heads: Int(p.heads), queries: Int(p.queries),
+      dimension: Int(p.dimension), outputType: try ScalarType("type", code: p.type))
+    if p.log_sum_exps == nil && problem.rows > 0 {
+      throw .unsupported("The address of log_sum_exps is NULL; give those of all parts.")
+    }
+    let (reach, overflow) = Int(p.part_stride).multipliedReportingOverflow(by: problem.parts)
+    if overflow || reach.magnitude > 1 << 58 {
+      throw .unsupported("The part stride is \(p.part_stride) elements, which leads out of all memory; check it.")
+    }
+    switch try Device(code: p.device) {
+    case .gpu:
+      try PartialResults.launch(
+        problem, partials: try p.partials.deviceView("the partial results", problem.shape, .f32),
+        partStride: problem.parts > 1 ? Int(p.part_stride) : 0, logSumExps: UInt64(p.log_sum_exps),
+        output: try p.o.deviceView("output", problem.shape, problem.outputType), logSumExp: UInt64(p.log_sum_exp),
+        on: try GPU.device(Int(p.ordinal)), stream: streamHandle(p.stream))
+    case .cpu, .auto:
+      if problem.rows == 0 { return }
+      let first = try p.partials.view("the partial results", problem.shape, .f32)
+      try PartialResults.combine(
+        problem,
+        partials: (0..<problem.parts).map {
+          TensorView(
+            base: UnsafeRawPointer(first.base) + $0 * Int(p.part_stride) * 4, scalarType: .f32, shape: problem.shape,
+            strides: first.strides)
+        },
+        logSumExps: UnsafeBufferPointer(start: p.log_sum_exps, count: problem.parts * problem.rows),
+        output: try p.o.view("output", problem.shape, problem.outputType),
+        logSumExp: p.log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.rows) })
+    }
+  }
+}
+
+@c @implementation public func fa_version() -> UnsafePointer<CChar>! { version }
+
+private nonisolated(unsafe) let version: UnsafePointer<CChar> = {
+  let text = StaticString("1.0.0")
+  return UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
+}()
+
+@c @implementation public func fa_last_error() -> UnsafePointer<CChar>! { LastError.text }
+
+@c @implementation public func fa_gpu_check(_ ordinal: Int32) -> fa_status {
+  status { () throws(AttentionError) in _ = try GPU.device(Int(ordinal)) }
+}

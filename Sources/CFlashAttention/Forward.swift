@@ -1,0 +1,64 @@
+internal import FlashAttention
+public import FlashAttentionHeader
+
+private let plans = Plans<AttentionProblem, AttentionPlan>()
+
+extension fa_forward_params {
+  fileprivate static func read(
+    _ pointer: UnsafePointer<fa_forward_params>?
+  ) throws(AttentionError) -> fa_forward_params {
+    try parameters(pointer, fa_forward_params()) { $0.size }
+  }
+
+  fileprivate var plan: AttentionPlan {
+    get throws(AttentionError) {
+      let (device, ordinal) = (try Device(code: device), Int(ordinal))
+      func shape(_ heads: Int64, _ length: Int64, _ dimension: Int64) -> TensorShape {
+        TensorShape(batch: Int(batch), heads: Int(heads), length: Int(length), dimension: Int(dimension))
+      }
+      let problem = try AttentionProblem(
+        queries: shape(query_heads, queries, dimension), keys: shape(key_value_heads, keys, dimension),
+        values: shape(key_value_heads, keys, value_dimension == 0 ? dimension : value_dimension),
+        scalarType: try ScalarType("type", code: type), mask: try scores.attentionMask, scale: scores.attentionScale,
+        softcap: scores.attentionSoftcap)
+      return try plans.plan(problem, device, ordinal) { () throws(AttentionError) in
+        try AttentionPlan(problem, device: device, ordinal: ordinal)
+      }
+    }
+  }
+}
+
+@c @implementation public func fa_forward(_ params: UnsafePointer<fa_forward_params>!) -> fa_status {
+  status { () throws(AttentionError) in
+    let p = try fa_forward_params.read(params)
+    let plan = try p.plan
+    let (problem, type) = (plan.problem, plan.problem.scalarType)
+    if plan.gpu == nil {
+      let statistics = p.log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.logSumExpCount) }
+      try plan.run(
+        queries: try p.q.view("queries", problem.queryShape, type).readOnly,
+        keys: try p.k.view("keys", problem.keyShape, type).readOnly,
+        values: try p.v.view("values", problem.valueShape, type).readOnly,
+        output: try p.o.view("output", problem.outputShape, type), logSumExp: statistics)
+    } else {
+      try plan.launch(
+        queries: try p.q.deviceView("queries", problem.queryShape, type),
+        keys: try p.k.deviceView("keys", problem.keyShape, type),
+        values: try p.v.deviceView("values", problem.valueShape, type),
+        output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: UInt64(p.log_sum_exp),
+        stream: streamHandle(p.stream))
+    }
+  }
+}
+
+@c @implementation public func fa_forward_prepare(_ params: UnsafePointer<fa_forward_params>!) -> fa_status {
+  status { () throws(AttentionError) in try fa_forward_params.read(params).plan.prepare() }
+}
+
+@c @implementation public func fa_forward_describe(
+  _ params: UnsafePointer<fa_forward_params>!, _ text: UnsafeMutablePointer<CChar>!, _ size: Int
+) -> fa_status {
+  status { () throws(AttentionError) in
+    try write("\(try fa_forward_params.read(params).plan)", to: text, size: size)
+  }
+}

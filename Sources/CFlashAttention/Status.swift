@@ -1,0 +1,68 @@
+internal import FlashAttention
+internal import FlashAttentionHeader
+
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
+/// The sentence of each thread's last error: C strings that live until the thread's next call or its end.
+enum LastError {
+  private static let key: pthread_key_t = {
+    var key = pthread_key_t()
+    pthread_key_create(&key) { free($0) }
+    return key
+  }()
+
+  static func set(_ sentence: String?) {
+    free(pthread_getspecific(key))
+    pthread_setspecific(key, sentence.map { UnsafeRawPointer(strdup($0)) })
+  }
+
+  private nonisolated(unsafe) static let none: UnsafePointer<CChar> = UnsafePointer(strdup("")!)
+
+  static var text: UnsafePointer<CChar> {
+    pthread_getspecific(key).map { UnsafePointer($0.assumingMemoryBound(to: CChar.self)) } ?? none
+  }
+}
+
+/// Runs a call and makes a status of what it throws.
+func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
+  do throws(AttentionError) {
+    try body()
+    LastError.set(nil)
+    return fa_status(FA_OK)
+  } catch {
+    LastError.set(error.description)
+    switch error {
+    case .deviceUnavailable: return fa_status(FA_UNAVAILABLE)
+    case .deviceFailed: return fa_status(FA_FAILED)
+    default: return fa_status(FA_INVALID)
+    }
+  }
+}
+
+/// A caller's struct, as far as this version and the caller's both know it; what the caller's does not have is zero.
+func parameters<Parameters: BitwiseCopyable>(
+  _ pointer: UnsafePointer<Parameters>?, _ zero: Parameters, size: (Parameters) -> Int
+) throws(AttentionError) -> Parameters {
+  guard let pointer else { throw .unsupported("The parameters are NULL; give a struct.") }
+  let known = MemoryLayout<Parameters>.size
+  let raw = UnsafeRawPointer(pointer)
+  let given = raw.loadUnaligned(as: Int.self)
+  // A struct of this kind never shrinks, and none will ever be this large.
+  guard (MemoryLayout<Int>.size...1 << 16).contains(given) else {
+    throw .unsupported("The parameters' size is \(given); set it to the struct's sizeof (\(known) in this version).")
+  }
+  for offset in stride(from: known, to: given, by: 1) where raw.load(fromByteOffset: offset, as: UInt8.self) != 0 {
+    throw .unsupported(
+      "The parameters have a field that this version of the library does not know (byte \(offset)); leave it zero, or use a "
+        + "newer library.")
+  }
+  var result = zero
+  withUnsafeMutableBytes(of: &result) {
+    $0.copyMemory(from: UnsafeRawBufferPointer(start: raw, count: min(given, known)))
+  }
+  return result
+}

@@ -1,0 +1,101 @@
+internal import FlashAttention
+internal import FlashAttentionHeader
+
+extension fa_tensor {
+  /// The strides of a tensor of a shape, 0 along axes that nobody steps along.
+  /// - Throws: where the tensor has elements and no memory, or its strides lead out of what an address can count.
+  private func strides(_ name: String, _ shape: TensorShape) throws(AttentionError) -> TensorStrides {
+    if data == nil && shape.checkedElementCount != 0 {
+      throw .unsupported("The address of \(name) is NULL, and it has elements; give its memory.")
+    }
+    func stride(_ value: Int64, _ axis: String, _ extent: Int) throws(AttentionError) -> Int {
+      if extent <= 1 { return 0 }
+      let (reach, overflow) = Int(value).multipliedReportingOverflow(by: extent)
+      if overflow || reach.magnitude > 1 << 58 {
+        throw .unsupported("The \(axis) stride of \(name) is \(value) elements, which leads out of all memory; check it.")
+      }
+      return Int(value)
+    }
+    return TensorStrides(
+      batch: try stride(batch_stride, "batch", shape.batch), heads: try stride(head_stride, "head", shape.heads),
+      length: try stride(token_stride, "token", shape.length))
+  }
+
+  /// Memory of the host; that of an empty tensor is never read.
+  func view(_ name: String, _ shape: TensorShape, _ type: ScalarType) throws(AttentionError) -> MutableTensorView {
+    MutableTensorView(
+      base: data ?? UnsafeMutableRawPointer(bitPattern: 64)!, scalarType: type, shape: shape,
+      strides: try strides(name, shape))
+  }
+
+  /// Memory of a GPU.
+  func deviceView(_ name: String, _ shape: TensorShape, _ type: ScalarType) throws(AttentionError) -> DeviceTensorView {
+    DeviceTensorView(
+      address: UInt64(UInt(bitPattern: data)), scalarType: type, shape: shape, strides: try strides(name, shape))
+  }
+}
+
+extension ScalarType {
+  /// - Throws: for a number that is no type.
+  init(_ name: String, code: Int32) throws(AttentionError) {
+    switch Int(code) {
+    case Int(FA_F32): self = .f32
+    case Int(FA_F16): self = .f16
+    case Int(FA_BF16): self = .bf16
+    case Int(FA_E4M3): self = .e4m3
+    default: throw .unsupported("The \(name) is \(code); it must be FA_F32, FA_F16, FA_BF16 or FA_E4M3.")
+    }
+  }
+}
+
+extension Device {
+  /// - Throws: for a number that is no device.
+  init(code: Int32) throws(AttentionError) {
+    switch Int(code) {
+    case Int(FA_CPU): self = .cpu
+    case Int(FA_GPU): self = .gpu
+    default: throw .unsupported("The device is \(code); it must be FA_CPU or FA_GPU.")
+    }
+  }
+}
+
+extension fa_scores {
+  /// - Throws: for a number that is no mask.
+  var attentionMask: AttentionMask {
+    get throws(AttentionError) {
+      let reach: (left: Int?, right: Int?)
+      switch Int(mask) {
+      case Int(FA_MASK_NONE): reach = (nil, nil)
+      case Int(FA_MASK_CAUSAL): reach = (nil, 0)
+      case Int(FA_MASK_WINDOW):
+        reach = (window_left < 0 ? nil : Int(window_left), window_right < 0 ? nil : Int(window_right))
+      default: throw .unsupported("The mask is \(mask); it must be FA_MASK_NONE, FA_MASK_CAUSAL or FA_MASK_WINDOW.")
+      }
+      if chunk != 0 { return .chunks(of: Int(chunk), left: reach.left, right: reach.right) }
+      switch reach {
+      case (nil, nil): return .none
+      case (nil, 0): return .causal
+      default: return .window(left: reach.left, right: reach.right)
+      }
+    }
+  }
+
+  var attentionScale: Double? { scale_is_given != 0 ? scale : nil }
+  var attentionSoftcap: Double? { softcap == 0 ? nil : softcap }
+}
+
+/// Numbers from a list of the host.
+func numbers(_ list: UnsafePointer<Int32>?, _ count: Int) -> [Int]? {
+  list.map { list in (0..<count).map { Int(list[$0]) } }
+}
+
+/// Where work is put; the default stream where the caller names none.
+func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
+  // CU_STREAM_LEGACY
+  pointer.map { OpaquePointer($0) } ?? OpaquePointer(bitPattern: 1)!
+}
+
+extension UInt64 {
+  /// The address that a pointer holds.
+  init(_ pointer: UnsafeRawPointer?) { self.init(UInt(bitPattern: pointer)) }
+}

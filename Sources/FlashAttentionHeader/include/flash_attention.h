@@ -1,0 +1,190 @@
+/*
+ * FlashAttention for Swift, for C: exact attention on NVIDIA GPUs and on the CPU.
+ *
+ *     fa_forward_params p = { .size = sizeof p, .device = FA_CPU, .type = FA_F32, .batch = 1, ... };
+ *     if (fa_forward(&p) != FA_OK) fprintf(stderr, "%s\n", fa_last_error());
+ *
+ * Every operation has one struct of parameters. Set it to zero, then `size`, then what you need: what is zero is the default,
+ * and a field that a later version adds will be too. Nothing is kept of a struct after a call, and nothing must be freed.
+ *
+ * Memory is borrowed. With FA_CPU every pointer is one of the host, and the call returns when the work is done. With FA_GPU every
+ * pointer is one of that GPU's memory, the work is put into `stream` and the call returns at once, without allocating or
+ * waiting; it can be captured in a CUDA graph. (The first call for a shape compiles its kernel: fa_..._prepare does so beforehand.)
+ * The library works in the GPU's primary context, as the CUDA runtime and PyTorch do, and leaves the caller's current context as
+ * it was.
+ *
+ * All functions may be called from any number of threads.
+ */
+#ifndef FLASH_ATTENTION_H
+#define FLASH_ATTENTION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What came of a call. */
+typedef int32_t fa_status;
+enum {
+  FA_OK = 0,
+  FA_INVALID = 1,     /* something in the parameters cannot be; fa_last_error says what, and what is possible */
+  FA_UNAVAILABLE = 2, /* the device cannot be used */
+  FA_FAILED = 3       /* the device failed at work */
+};
+
+/* Types of elements. */
+enum {
+  FA_F32 = 0,  /* on the CPU alone */
+  FA_F16 = 1,
+  FA_BF16 = 2,
+  FA_E4M3 = 3  /* for queries and caches of fa_sequences */
+};
+
+/* Devices. */
+enum {
+  FA_CPU = 0,
+  FA_GPU = 1
+};
+
+/* Which keys a query sees. The last query stands on the last key. */
+enum {
+  FA_MASK_NONE = 0,
+  FA_MASK_CAUSAL = 1,
+  FA_MASK_WINDOW = 2   /* window_left keys before its own and window_right after it; below 0 is unlimited */
+};
+
+/* How the keys of fa_sequences lie in memory. */
+enum {
+  FA_CACHE_CONTIGUOUS = 0, /* [cache_batch, cache_tokens, H_kv, D], a sequence each */
+  FA_CACHE_PAGED = 1,      /* [cache_batch, cache_tokens, H_kv, D], a page each, and a table of pages */
+  FA_CACHE_PACKED = 2      /* [cache_tokens, H_kv, D], a sequence behind the other, and where each begins */
+};
+
+/* A tensor [batch, tokens, heads, dimension]: elements lie side by side along the dimension. On a GPU, address and strides are
+ * multiples of 16 bytes. */
+typedef struct fa_tensor {
+  void *data;
+  int64_t batch_stride; /* in elements */
+  int64_t token_stride;
+  int64_t head_stride;
+} fa_tensor;
+
+/* What operations have in common: which keys are seen, and what is done with scores. */
+typedef struct fa_scores {
+  int32_t mask;
+  int32_t scale_is_given; /* otherwise 1/sqrt(dimension) */
+  int64_t window_left, window_right;
+  int64_t chunk;          /* keys of a chunk, of which a query sees only its own; 0 for none */
+  double scale;
+  double softcap;         /* scores become softcap * tanh(score / softcap); 0 for none */
+} fa_scores;
+
+/* softmax(mask(scale Q K^T)) V. */
+typedef struct fa_forward_params {
+  size_t size;       /* sizeof(fa_forward_params) */
+  int32_t device;
+  int32_t ordinal;   /* which GPU */
+  int32_t type;      /* of all tensors */
+  int32_t reserved;
+  int64_t batch, queries, keys;
+  int64_t query_heads, key_value_heads; /* query head h reads key/value head h / (query_heads / key_value_heads) */
+  int64_t dimension;
+  int64_t value_dimension;              /* 0 for dimension */
+  fa_scores scores;
+  fa_tensor q, k, v, o;
+  float *log_sum_exp; /* [batch, query_heads, queries], natural logarithm; NULL where it is not needed */
+  void *stream;       /* CUstream or cudaStream_t; NULL for the default stream */
+} fa_forward_params;
+
+/* Attention of sequences with lengths of their own: over a cache, where keys may be appended first, or over packed keys. With
+ * `queries` 0, keys are appended and nothing is computed. All lists are int32, in the memory of the device. */
+typedef struct fa_sequences_params {
+  size_t size; /* sizeof(fa_sequences_params) */
+  int32_t device;
+  int32_t ordinal;
+  int32_t type;       /* of o and of new keys; what is computed in */
+  int32_t query_type; /* type, or FA_E4M3 */
+  int32_t cache_type; /* type, or FA_E4M3 */
+  int32_t cache;      /* FA_CACHE_... */
+  int64_t batch;
+  int64_t queries;       /* of each sequence; where they are packed, of the longest */
+  int64_t total_queries; /* where query_starts is given */
+  int64_t query_heads, key_value_heads;
+  int64_t dimension;
+  int64_t value_dimension; /* 0 for dimension */
+  int64_t cache_batch, cache_tokens;
+  int64_t pages_per_sequence; /* paged */
+  int64_t longest;            /* packed: the most keys of a sequence */
+  int64_t new_keys;           /* of each sequence; where they are packed, of the longest */
+  int64_t total_new_keys;     /* where new_key_starts is given */
+  int64_t rotary_dimension;   /* elements of new keys and queries that are turned by their positions; 0 for none */
+  int64_t rotary_positions;   /* rows of the tables */
+  int32_t rotary_interleaved; /* neighbours are pairs; otherwise j and j + rotary_dimension / 2 */
+  int32_t reserved;
+  int64_t keys_per_split;     /* keys computed together, so that a result does not depend on its batch; 0 for what is fast */
+  fa_scores scores;
+  fa_tensor q, k, v, o;
+  fa_tensor new_k, new_v;     /* appended; data NULL for nothing */
+  float *log_sum_exp;         /* [batch, query_heads, queries]; packed [query_heads, total_queries]; or NULL */
+  const int32_t *lengths;     /* [batch]: rows of each cache that hold keys; may be NULL where keys are packed */
+  const int32_t *batch_index; /* [batch]: which sequence of the cache; NULL for its own number */
+  const int32_t *left_padding; /* [batch]: the row of each first key; NULL for 0 */
+  const int32_t *page_table;   /* [batch, pages_per_sequence] */
+  const int32_t *query_starts; /* [batch + 1]: packed queries */
+  const int32_t *query_counts; /* [batch]: packed queries that count; NULL for all */
+  const int32_t *key_starts;   /* [batch + 1]: packed keys */
+  const int32_t *new_key_starts; /* [batch + 1]: packed new keys */
+  const int32_t *positions;      /* [batch]: the position of each first new key; NULL for its length */
+  const float *query_scales, *key_scales, *value_scales; /* [batch, key_value_heads]: of FA_E4M3; NULL for 1 */
+  const void *cosines, *sines; /* [rotary_positions, rotary_dimension / 2], contiguous, of `type` */
+  void *workspace;             /* GPU: fa_sequences_workspace bytes that were zero before its first call; one for each stream */
+  size_t workspace_size;
+  void *stream;
+} fa_sequences_params;
+
+/* Results over parts of the keys, put together. */
+typedef struct fa_combine_params {
+  size_t size; /* sizeof(fa_combine_params) */
+  int32_t device;
+  int32_t ordinal;
+  int32_t type; /* of o */
+  int32_t reserved;
+  int64_t parts, batch, queries, heads, dimension;
+  fa_tensor partials;              /* f32, of the first part */
+  int64_t part_stride;             /* in elements */
+  const float *log_sum_exps;       /* [parts, batch, heads, queries]; -inf where a part has no key for a query */
+  fa_tensor o;
+  float *log_sum_exp;              /* [batch, heads, queries]; or NULL */
+  void *stream;
+} fa_combine_params;
+
+/* "1.0.0". */
+const char *fa_version(void);
+
+/* Why the calling thread's last call did not succeed, as a sentence; "" where it did. Valid until its next call. */
+const char *fa_last_error(void);
+
+/* Whether a GPU can be used. */
+fa_status fa_gpu_check(int32_t ordinal);
+
+fa_status fa_forward(const fa_forward_params *params);
+fa_status fa_sequences(const fa_sequences_params *params);
+fa_status fa_combine(const fa_combine_params *params);
+
+/* Does what the first call would otherwise do; tensors and lists need not be there, but say by not being NULL that they will be. */
+fa_status fa_forward_prepare(const fa_forward_params *params);
+fa_status fa_sequences_prepare(const fa_sequences_params *params);
+
+/* The workspace that calls with such parameters need; 0 on the CPU. */
+fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
+
+/* Which path would run and why, in a few lines, as far as they fit. */
+fa_status fa_forward_describe(const fa_forward_params *params, char *text, size_t size);
+fa_status fa_sequences_describe(const fa_sequences_params *params, char *text, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,244 @@
+import CFlashAttention
+import FlashAttention
+import FlashAttentionHeader
+import Testing
+
+/// The library as C sees it, on the CPU: results beside the Swift API's, sentences for what cannot be, and no trap whatever the
+/// parameters.
+@Suite struct CInterfaceTests {
+  private func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }
+
+  /// `[B, N, H, D]` contiguous.
+  private func tensor(_ base: UnsafeMutablePointer<Float>?, _ length: Int, _ heads: Int, _ dimension: Int) -> fa_tensor {
+    fa_tensor(
+      data: base.map { UnsafeMutableRawPointer($0) }, batch_stride: Int64(length * heads * dimension),
+      token_stride: Int64(heads * dimension), head_stride: Int64(dimension))
+  }
+
+  private var forward: fa_forward_params {
+    var p = fa_forward_params()
+    p.size = MemoryLayout<fa_forward_params>.size
+    (p.batch, p.queries, p.keys, p.query_heads, p.key_value_heads, p.dimension) = (2, 5, 9, 4, 2, 16)
+    p.scores.mask = Int32(FA_MASK_CAUSAL)
+    return p
+  }
+
+  private var lastError: String { String(cString: fa_last_error()) }
+
+  @Test func forwardIsThatOfSwift() throws {
+    var p = forward
+    var (q, k, v) = (
+      (0..<2 * 5 * 4 * 16).map(number), (0..<2 * 9 * 2 * 16).map { number($0 + 1) },
+      (0..<2 * 9 * 2 * 16).map { number($0 + 2) }
+    )
+    var (o, lse) = ([Float](repeating: .nan, count: q.count), [Float](repeating: .nan, count: 40))
+    let code = q.withUnsafeMutableBufferPointer { q in
+      k.withUnsafeMutableBufferPointer { k in
+        v.withUnsafeMutableBufferPointer { v in
+          o.withUnsafeMutableBufferPointer { o in
+            lse.withUnsafeMutableBufferPointer { lse in
+              (p.q, p.k, p.v) = (
+                tensor(q.baseAddress, 5, 4, 16), tensor(k.baseAddress, 9, 2, 16), tensor(v.baseAddress, 9, 2, 16)
+              )
+              (p.o, p.log_sum_exp) = (tensor(o.baseAddress, 5, 4, 16), lse.baseAddress)
+              return fa_forward(&p)
+            }
+          }
+        }
+      }
+    }
+    #expect(code == FA_OK && lastError == "")
+    func shape(_ length: Int, _ heads: Int) -> TensorShape {
+      TensorShape(batch: 2, heads: heads, length: length, dimension: 16)
+    }
+    let expected = try attentionWithLogSumExp(
+      queries: Tensor(shape: shape(5, 4), layout: .bnhd, scalars: q),
+      keys: Tensor(shape: shape(9, 2), layout: .bnhd, scalars: k),
+      values: Tensor(shape: shape(9, 2), layout: .bnhd, scalars: v), mask: .causal, device: .cpu)
+    #expect(o == expected.output.floats && lse == expected.logSumExp)
+    var text = [CChar](repeating: 1, count: 40)
+    #expect(fa_forward_describe(&p, &text, 40) == FA_OK)
+    #expect(text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }.hasPrefix("CPU, ") && text[39] == 0)
+    #expect(fa_forward_prepare(&p) == FA_OK)
+  }
+
+  /// A cache, to which keys are appended; then the same over the keys without a cache.
+  @Test func sequencesAreThoseOfSwift() throws {
+    var p = fa_sequences_params()
+    p.size = MemoryLayout<fa_sequences_params>.size
+    (p.batch, p.queries, p.query_heads, p.key_value_heads, p.dimension) = (2, 2, 4, 2, 16)
+    (p.cache_batch, p.cache_tokens, p.new_keys) = (2, 12, 2)
+    p.scores.mask = Int32(FA_MASK_CAUSAL)
+    var (q, k, v) = (
+      (0..<2 * 2 * 4 * 16).map(number), (0..<2 * 12 * 2 * 16).map { number($0 + 1) },
+      (0..<2 * 12 * 2 * 16).map { number($0 + 2) }
+    )
+    var (newK, newV) = ((0..<2 * 2 * 2 * 16).map { number($0 + 3) }, (0..<2 * 2 * 2 * 16).map { number($0 + 4) })
+    var (o, lengths) = ([Float](repeating: .nan, count: q.count), [Int32(10), 3])
+    let code = q.withUnsafeMutableBufferPointer { q in
+      k.withUnsafeMutableBufferPointer { k in
+        v.withUnsafeMutableBufferPointer { v in
+          newK.withUnsafeMutableBufferPointer { newK in
+            newV.withUnsafeMutableBufferPointer { newV in
+              o.withUnsafeMutableBufferPointer { o in
+                lengths.withUnsafeMutableBufferPointer { lengths in
+                  (p.q, p.o) = (tensor(q.baseAddress, 2, 4, 16), tensor(o.baseAddress, 2, 4, 16))
+                  (p.k, p.v) = (tensor(k.baseAddress, 12, 2, 16), tensor(v.baseAddress, 12, 2, 16))
+                  (p.new_k, p.new_v) = (tensor(newK.baseAddress, 2, 2, 16), tensor(newV.baseAddress, 2, 2, 16))
+                  p.lengths = UnsafePointer(lengths.baseAddress)
+                  return fa_sequences(&p)
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+    #expect(code == FA_OK, "\(lastError)")
+    for (b, length) in [(0, 12), (1, 5)] {
+      #expect(Array(k[(b * 12 + length - 2) * 32..<(b * 12 + length) * 32]) == Array(newK[b * 64..<(b + 1) * 64]))
+      func cut(_ values: [Float], _ first: Int, _ length: Int, _ heads: Int) -> Tensor {
+        Tensor(
+          shape: TensorShape(batch: 1, heads: heads, length: length, dimension: 16), layout: .bnhd,
+          scalars: Array(values[first..<first + length * heads * 16]))
+      }
+      let expected = try attention(
+        queries: cut(q, b * 128, 2, 4), keys: cut(k, b * 12 * 32, length, 2), values: cut(v, b * 12 * 32, length, 2),
+        mask: .causal, device: .cpu)
+      #expect(Array(o[b * 128..<(b + 1) * 128]) == expected.floats)
+    }
+    var bytes = 7
+    #expect(fa_sequences_workspace(&p, &bytes) == FA_OK && bytes == 0)
+  }
+
+  @Test func combineIsThatOfSwift() {
+    var p = fa_combine_params()
+    p.size = MemoryLayout<fa_combine_params>.size
+    (p.parts, p.batch, p.queries, p.heads, p.dimension) = (2, 1, 1, 1, 4)
+    var (parts, lse): ([Float], [Float]) = ([1, 2, 3, 4, 5, 6, 7, 8], [0, 0])
+    var (o, own) = ([Float](repeating: 0, count: 4), Float(0))
+    let code = parts.withUnsafeMutableBufferPointer { parts in
+      lse.withUnsafeMutableBufferPointer { lse in
+        o.withUnsafeMutableBufferPointer { o in
+          withUnsafeMutablePointer(to: &own) { own in
+            (p.partials, p.part_stride) = (tensor(parts.baseAddress, 1, 1, 4), 4)
+            (p.log_sum_exps, p.o, p.log_sum_exp) = (UnsafePointer(lse.baseAddress), tensor(o.baseAddress, 1, 1, 4), own)
+            return fa_combine(&p)
+          }
+        }
+      }
+    }
+    #expect(code == FA_OK && o == [3, 4, 5, 6] && abs(own - 0.6931472) < 1e-6)
+  }
+
+  @Test func refusesInSentences() {
+    var p = forward
+    #expect(fa_forward(nil) == FA_INVALID && lastError == "The parameters are NULL; give a struct.")
+    #expect(
+      fa_forward(&p) == FA_INVALID
+        && lastError == "The address of queries is NULL, and it has elements; give its memory.")
+    p.size = 3
+    #expect(
+      fa_forward(&p) == FA_INVALID
+        && lastError
+          == "The parameters' size is 3; set it to the struct's sizeof (\(MemoryLayout<fa_forward_params>.size) in this "
+          + "version).")
+    p = forward
+    p.type = 9
+    #expect(
+      fa_forward(&p) == FA_INVALID
+        && lastError == "The type is 9; it must be FA_F32, FA_F16, FA_BF16 or FA_E4M3.")
+    p = forward
+    p.scores.mask = -1
+    #expect(
+      fa_forward(&p) == FA_INVALID
+        && lastError == "The mask is -1; it must be FA_MASK_NONE, FA_MASK_CAUSAL or FA_MASK_WINDOW.")
+    p = forward
+    p.key_value_heads = 3
+    #expect(
+      fa_forward(&p) == FA_INVALID
+        && lastError
+          == "4 query heads cannot share 3 key/value heads evenly; the query heads must be a multiple of the key/value heads."
+    )
+    if fa_gpu_check(0) != FA_OK {
+      #expect(lastError.hasPrefix("The GPU cannot be used: "))
+      p = forward
+      p.device = Int32(FA_GPU)
+      p.type = Int32(FA_F16)
+      #expect(fa_forward(&p) == FA_UNAVAILABLE && lastError.hasPrefix("The GPU cannot be used: "))
+    }
+    #expect(fa_gpu_check(-1) == FA_UNAVAILABLE)
+    #expect(String(cString: fa_version()) == "1.0.0")
+  }
+
+  /// A caller that knows fields which this library does not: harmless while they are zero.
+  @Test func largerStructsAreTakenWhileTheirTailIsZero() {
+    struct Later {
+      var known = fa_forward_params()
+      var unknown = (Int64(0), Int64(0))
+    }
+    var later = Later()
+    later.known = forward
+    later.known.batch = 0
+    later.known.size = MemoryLayout<Later>.size
+    func call() -> fa_status {
+      withUnsafePointer(to: &later) {
+        fa_forward(UnsafeRawPointer($0).assumingMemoryBound(to: fa_forward_params.self))
+      }
+    }
+    #expect(call() == FA_OK, "\(lastError)")
+    later.unknown.1 = 1
+    #expect(call() == FA_INVALID && lastError.contains("does not know"))
+  }
+
+  /// Nasty numbers in every field, without memory: an error or nothing to do, and never a trap.
+  @Test(arguments: 0..<8) func nothingTraps(seed: UInt64) {
+    var state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
+    func draw() -> UInt64 {
+      state ^= state << 13
+      state ^= state >> 7
+      state ^= state << 17
+      return state >> 11
+    }
+    let nasty: [Int64] = [0, 1, 2, 3, 8, 16, 64, -1, -7, 1 << 31, 1 << 33, 1 << 62, .max, .min, 4096, 24]
+    func fill<P: BitwiseCopyable>(_ p: inout P, keep: [Int]) {
+      withUnsafeMutableBytes(of: &p) { bytes in
+        for offset in stride(from: 8, to: bytes.count, by: 8) {
+          if keep.contains(offset) { bytes.storeBytes(of: 0, toByteOffset: offset, as: Int64.self); continue }
+          if draw() % 3 == 0 { continue }
+          // Two small numbers, or one large one.
+          let value = draw() % 4 == 0 ? nasty[Int(draw()) % nasty.count] : Int64(draw() % 5) | Int64(draw() % 3) << 32
+          bytes.storeBytes(of: value, toByteOffset: offset, as: Int64.self)
+        }
+      }
+    }
+    /// Offsets of pointers, which must be NULL here.
+    func pointers<P>(_: P.Type, _ paths: [PartialKeyPath<P>], _ tensors: [PartialKeyPath<P>]) -> [Int] {
+      paths.map { MemoryLayout<P>.offset(of: $0)! } + tensors.map { MemoryLayout<P>.offset(of: $0)! }
+    }
+    for _ in 0..<2000 {
+      var f = fa_forward_params()
+      fill(
+        &f,
+        keep: pointers(fa_forward_params.self, [\.log_sum_exp, \.stream], [\.q, \.k, \.v, \.o]))
+      f.size = MemoryLayout<fa_forward_params>.size
+      #expect((0...2).contains(fa_forward(&f)))
+      var s = fa_sequences_params()
+      fill(
+        &s,
+        keep: pointers(
+          fa_sequences_params.self,
+          [
+            \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
+            \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines, \.sines,
+            \.workspace, \.stream,
+          ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
+      s.size = MemoryLayout<fa_sequences_params>.size
+      #expect((0...2).contains(fa_sequences(&s)))
+      var c = fa_combine_params()
+      fill(&c, keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream], [\.partials, \.o]))
+      c.size = MemoryLayout<fa_combine_params>.size
+      #expect((0...2).contains(fa_combine(&c)))
+    }
+  }
+}
