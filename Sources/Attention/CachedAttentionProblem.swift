@@ -81,7 +81,9 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     scale: Double? = nil, softcap: Double? = nil, keysPerSplit: Int? = nil
   ) throws(AttentionError) {
     let capacity = try Self.capacity(of: cache, batch: batch)
-    if let packedQueries, packedQueries < 0 { throw .extent(tensor: "the queries", axis: "length", value: packedQueries) }
+    if let packedQueries, packedQueries < 0 {
+      throw .extent(tensor: "the queries", axis: "length", value: packedQueries)
+    }
     if let keysPerSplit, keysPerSplit < 1 {
       throw .extent(tensor: "a split", axis: "number of keys", value: keysPerSplit)
     }
@@ -150,7 +152,8 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   /// `[B, H_q, s_q, D]`; packed, `[1, H_q, total, D]`.
   public var queryShape: TensorShape {
     TensorShape(
-      batch: packedQueries == nil ? batch : 1, heads: queryHeads, length: packedQueries ?? queries, dimension: dimension)
+      batch: packedQueries == nil ? batch : 1, heads: queryHeads, length: packedQueries ?? queries, dimension: dimension
+    )
   }
   /// `[B, H_q, s_q, D_v]`; packed, `[1, H_q, total, D_v]`.
   public var outputShape: TensorShape {

@@ -28,7 +28,8 @@ extension Float {
     let (magnitude, isNegative) = (Int(value.bitPattern & 0x7f), value.bitPattern & 0x80 != 0)
     let exponent = max(magnitude >> 3, 1)
     let fraction = magnitude >> 3 == 0 ? magnitude : 8 + (magnitude & 7)
-    let number = magnitude == 0x7f ? Float.nan : Float(fraction) * Float(sign: .plus, exponent: exponent - 10, significand: 1)
+    let number =
+      magnitude == 0x7f ? Float.nan : Float(fraction) * Float(sign: .plus, exponent: exponent - 10, significand: 1)
     self = isNegative ? -number : number
   }
 }

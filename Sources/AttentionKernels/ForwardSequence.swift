@@ -12,7 +12,9 @@ struct ForwardSequence {
   init(_ k: KernelBuilder, _ p: ForwardParameters, batch: Register<U32>) {
     let place = k.multiplyWide(batch, 4)
     /// How many rows the sequence has, and the first of them.
-    func extent(_ starts: Register<U64>, _ counts: Register<U64>, limit: Register<S32>) -> (Register<S32>, Register<U32>) {
+    func extent(
+      _ starts: Register<U64>, _ counts: Register<U64>, limit: Register<S32>
+    ) -> (Register<S32>, Register<U32>) {
       let (count, first) = (k.variable(limit), k.variable(k.constant(0, U32.self)))
       k.if(starts .!= 0) {
         let start = k.load(S32.self, global: starts + place)

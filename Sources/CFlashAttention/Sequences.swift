@@ -92,7 +92,8 @@ extension fa_sequences_params {
       list.map { Array(UnsafeBufferPointer(start: $0, count: count * problem.keyValueHeads)) }
     }
     var entries = CacheEntries(
-      lengths: numbers(lengths, count), batchIndex: numbers(batch_index, count), leftPadding: numbers(left_padding, count),
+      lengths: numbers(lengths, count), batchIndex: numbers(batch_index, count),
+      leftPadding: numbers(left_padding, count),
       queryStarts: numbers(query_starts, count + 1), keyStarts: numbers(key_starts, count + 1),
       queryScales: scales(query_scales), keyScales: scales(key_scales), valueScales: scales(value_scales))
     entries.queryCounts = numbers(query_counts, count)

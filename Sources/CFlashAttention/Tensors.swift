@@ -12,7 +12,8 @@ extension fa_tensor {
       if extent <= 1 { return 0 }
       let (reach, overflow) = Int(value).multipliedReportingOverflow(by: extent)
       if overflow || reach.magnitude > 1 << 58 {
-        throw .unsupported("The \(axis) stride of \(name) is \(value) elements, which leads out of all memory; check it.")
+        throw .unsupported(
+          "The \(axis) stride of \(name) is \(value) elements, which leads out of all memory; check it.")
       }
       return Int(value)
     }

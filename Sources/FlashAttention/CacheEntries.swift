@@ -54,13 +54,17 @@ public struct CacheEntries: Hashable, Sendable {
       }
     }
     func starts(_ what: String, _ values: [Int]?, total: Int?, longest: Int) throws(AttentionError) {
-      if (values != nil) != (total != nil) { throw .notInThePlan(tensor: "list of \(what) starts", isMissing: total != nil) }
+      if (values != nil) != (total != nil) {
+        throw .notInThePlan(tensor: "list of \(what) starts", isMissing: total != nil)
+      }
       guard let values, let total else { return }
       if values.count != problem.batch + 1 {
         throw .cacheEntries("\(what) starts (with the end of the last)", count: values.count, batch: problem.batch)
       }
       for (sequence, pair) in zip(values, values.dropFirst()).enumerated() {
-        if !(0...total).contains(pair.0) { throw .cacheEntry("\(what) start", sequence: sequence, value: pair.0, limit: total) }
+        if !(0...total).contains(pair.0) {
+          throw .cacheEntry("\(what) start", sequence: sequence, value: pair.0, limit: total)
+        }
         let count = pair.1 - pair.0
         if !(0...longest).contains(count) || pair.1 > total {
           throw .cacheEntry("\(what) count", sequence: sequence, value: count, limit: min(longest, total - pair.0))
@@ -68,7 +72,9 @@ public struct CacheEntries: Hashable, Sendable {
       }
     }
     try starts("query", queryStarts, total: problem.packedQueries, longest: problem.queries)
-    if queryCounts != nil && queryStarts == nil { throw .notInThePlan(tensor: "list of query counts", isMissing: false) }
+    if queryCounts != nil && queryStarts == nil {
+      throw .notInThePlan(tensor: "list of query counts", isMissing: false)
+    }
     try each("query count", queryCounts, limit: problem.queries)
     try starts("new key", newStarts, total: problem.newKeys?.packedTotal, longest: problem.newKeys?.count ?? 0)
     if lengths == nil && !problem.hasPackedKeys { throw .notInThePlan(tensor: "list of lengths", isMissing: true) }
@@ -112,7 +118,9 @@ public struct CacheEntries: Hashable, Sendable {
         let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
         let rows = rows(of: sequence) + new
         let needed = (rows + pageSize - 1) / pageSize
-        if list.count < needed { throw .cacheEntry("length", sequence: sequence, value: rows, limit: list.count * pageSize) }
+        if list.count < needed {
+          throw .cacheEntry("length", sequence: sequence, value: rows, limit: list.count * pageSize)
+        }
         for page in list.prefix(needed) where !(0..<pages).contains(page) {
           throw .cacheEntry("page", sequence: sequence, value: page, limit: pages - 1)
         }

@@ -68,11 +68,13 @@ package struct CacheScenario: Sendable {
 
   package var queries: Tensor {
     rows(
-      .query, problem.queryShape, problem.queryType, starts: entries.queryStarts, isPacked: problem.packedQueries != nil)
+      .query, problem.queryShape, problem.queryType, starts: entries.queryStarts, isPacked: problem.packedQueries != nil
+    )
   }
   package var newKeys: Tensor {
     rows(
-      .newKey, problem.newKeyShape, problem.scalarType, starts: newStarts, isPacked: problem.newKeys?.packedTotal != nil)
+      .newKey, problem.newKeyShape, problem.scalarType, starts: newStarts, isPacked: problem.newKeys?.packedTotal != nil
+    )
   }
   package var newValues: Tensor {
     rows(
@@ -252,7 +254,8 @@ package struct CacheScenario: Sendable {
     let turnedQueries = queries.indices.map { n in
       let number = n - queries.lowerBound
       return turned(
-        { problem.queryType.rounded(element(.query, b, h, number, $0)) }, count: problem.dimension, number, b, isKey: false)
+        { problem.queryType.rounded(element(.query, b, h, number, $0)) }, count: problem.dimension, number, b,
+        isKey: false)
     }
     let exact = Tensor(shape: one.queryShape, scalarType: .f32) { _, _, n, d in Float(turnedQueries[n][d]) }
     let rounded = exact.converted(to: problem.scalarType)

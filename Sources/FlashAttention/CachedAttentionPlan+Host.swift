@@ -146,7 +146,9 @@ extension CachedAttentionPlan {
       var places = DeviceNewKeys(keys: try upload(new.keys).view, values: try upload(new.values).view)
       (places.starts, places.positions) = (try numbers(new.starts), try numbers(new.positions))
       if let rotary = new.rotary {
-        (places.cosines, places.sines) = (try upload(rotary.cosines).view.address, try upload(rotary.sines).view.address)
+        (places.cosines, places.sines) = (
+          try upload(rotary.cosines).view.address, try upload(rotary.sines).view.address
+        )
       }
       tensors.newKeys = places
     }

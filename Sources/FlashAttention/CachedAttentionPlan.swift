@@ -34,7 +34,8 @@ public struct CachedAttentionPlan: Sendable {
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
   public init(
-    _ problem: CachedAttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil, tiling: String? = nil
+    _ problem: CachedAttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil,
+    tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
@@ -97,7 +98,8 @@ public struct CachedAttentionPlan: Sendable {
     return made.map { ($0.registers, $0.localBytes) }
   }
 
-  /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each.
+  /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each; plans of up to
+  /// 65536 units (batch x key/value heads x blocks of rows) whose calls follow one another may share the largest of theirs.
   public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
     let buffer = try GPUBuffer(byteCount: max(workspaceByteCount, 16), on: try usedGPU)
     try buffer.fill(0)

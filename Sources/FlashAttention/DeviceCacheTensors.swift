@@ -95,7 +95,8 @@ extension DeviceCacheTensors {
     if case .paged = problem.cache { isPaged = true }
     let needed = [
       ("list of lengths", lengths != 0, problem.hasPackedKeys ? nil : true), ("page table", pageTable != 0, isPaged),
-      ("left padding", leftPadding != 0, problem.hasLeftPadding), ("workspace", workspace != 0, workspace == nil ? nil : true),
+      ("left padding", leftPadding != 0, problem.hasLeftPadding),
+      ("workspace", workspace != 0, workspace == nil ? nil : true),
       ("list of query starts", queryStarts != 0, problem.packedQueries != nil),
       ("list of query counts", queryCounts != 0, problem.packedQueries != nil ? nil : false),
       ("list of key starts", keyStarts != 0, problem.hasPackedKeys), ("new key", new != nil, appends),

@@ -15,7 +15,9 @@ struct GPUDecodePlan: Sendable {
   /// The launches of a call, in their order.
   private var launches: [any KernelPlan] {
     var list: [any KernelPlan] = []
-    if let kernel = plan.preparationKernel(), plan.launch.preparationBlocks > 0 { list.append(PreparationPlan(kernel: kernel)) }
+    if let kernel = plan.preparationKernel(), plan.launch.preparationBlocks > 0 {
+      list.append(PreparationPlan(kernel: kernel))
+    }
     if plan.launch.blocks > 0 { list.append(plan) }
     if plan.launch.combineBlocks > 0 { list.append(CombinePlan(plan: plan)) }
     return list

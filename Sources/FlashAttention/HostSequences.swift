@@ -34,7 +34,9 @@ struct HostSequences {
       guard let logSumExp else { continue }
       for head in 0..<problem.queryHeads {
         for (i, query) in queries.enumerated() {
-          let row = problem.packedQueries.map { head * $0 + query } ?? (sequence * problem.queryHeads + head) * problem.queries + query
+          let row =
+            problem.packedQueries.map { head * $0 + query } ?? (sequence * problem.queryHeads + head) * problem.queries
+            + query
           logSumExp[row] = statistics[head * queries.count + i]
         }
       }
@@ -110,7 +112,9 @@ struct HostSequences {
     result.withView { wide in
       for h in 0..<group {
         for n in 0..<one.queries {
-          let (from, to) = (wide.row(batch: 0, head: h, token: n), output.row(batch: 0, head: head * group + h, token: n))
+          let (from, to) = (
+            wide.row(batch: 0, head: h, token: n), output.row(batch: 0, head: head * group + h, token: n)
+          )
           for d in 0..<one.valueDimension {
             output.scalarType.store(wide.scalarType.load(from: from, at: d) * ofValues, to: to, at: d)
           }
@@ -197,7 +201,9 @@ struct HostAppend {
   private func turned(_ row: [Float], position: Int) -> [Float] {
     guard let rotary, let tables = new.rotary else { return row }
     let angles = [tables.cosines, tables.sines].map { table in
-      (0..<rotary.dimension / 2).map { table.scalarType.load(from: table.row(batch: 0, head: 0, token: position), at: $0) }
+      (0..<rotary.dimension / 2).map {
+        table.scalarType.load(from: table.row(batch: 0, head: 0, token: position), at: $0)
+      }
     }
     return rotary.turn(row, cosines: angles[0], sines: angles[1])
   }

@@ -81,7 +81,8 @@ public final class KVCache: Sendable {
       newKeys: .init(1), scalarType: scalarType, cacheType: cacheType)
     gpu = try CachedAttentionPlan(problem, device: device).gpu
     let bytes = (
-      problem.keyShape.elementCount * self.cacheType.byteCount, problem.valueShape.elementCount * self.cacheType.byteCount
+      problem.keyShape.elementCount * self.cacheType.byteCount,
+      problem.valueShape.elementCount * self.cacheType.byteCount
     )
     let memory: Memory
     if let gpu {
@@ -171,7 +172,8 @@ public final class KVCache: Sendable {
         batch: sequences.count, queries: queries.shape.length, queryHeads: queries.shape.heads,
         keyValueHeads: keyValueHeads, dimension: dimension, valueDimension: valueDimension,
         cache: Self.cache(layout, pagesPerSequence: state.allocator.pagesPerSequence),
-        newKeys: keys == nil ? nil : .init(new, rotary: rotary?.0), scalarType: scalarType, cacheType: cacheType, mask: mask,
+        newKeys: keys == nil ? nil : .init(new, rotary: rotary?.0), scalarType: scalarType, cacheType: cacheType,
+        mask: mask,
         scale: scale, softcap: softcap)
       try Self.check(problem, queries, keys, values)
       let plan: CachedAttentionPlan

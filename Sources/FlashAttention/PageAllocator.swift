@@ -78,7 +78,9 @@ public struct PageAllocator: Sendable {
     for (sequence, keys) in counts {
       let entry = try entry(sequence)
       let length = entry.length + keys
-      if length > pagesPerSequence * pageSize { throw .sequenceTooLong(length: length, limit: pagesPerSequence * pageSize) }
+      if length > pagesPerSequence * pageSize {
+        throw .sequenceTooLong(length: length, limit: pagesPerSequence * pageSize)
+      }
       needed += max(0, (length + pageSize - 1) / pageSize - entry.pages.count)
       if keys > 0 { needed += sharedPages(entry, upTo: length).count }
     }

@@ -22,7 +22,9 @@ public enum PartialResults {
     _ problem: PartialResultsProblem, partials: [TensorView], logSumExps: UnsafeBufferPointer<Float>,
     output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>? = nil
   ) throws(AttentionError) {
-    if partials.count != problem.parts { throw .cacheEntries("partial results", count: partials.count, batch: problem.parts) }
+    if partials.count != problem.parts {
+      throw .cacheEntries("partial results", count: partials.count, batch: problem.parts)
+    }
     if logSumExps.count != problem.parts * problem.rows {
       throw .logSumExpCount(given: logSumExps.count, needed: problem.parts * problem.rows)
     }
@@ -74,7 +76,9 @@ public enum PartialResults {
   ) throws(AttentionError) {
     try partials.check("the partial results", isFor: problem.shape, .f32)
     try output.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
-    if partStride % 4 != 0 { throw .alignment(tensor: "the partial results", what: "part stride", bytes: partStride * 4) }
+    if partStride % 4 != 0 {
+      throw .alignment(tensor: "the partial results", what: "part stride", bytes: partStride * 4)
+    }
     for (name, address) in [("the log-sum-exps", logSumExps), ("the log-sum-exp", logSumExp)] where address % 4 != 0 {
       throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
     }

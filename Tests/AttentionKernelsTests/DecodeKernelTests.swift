@@ -1,8 +1,9 @@
-@testable import AttentionKernels
 import FlashAttention
 import PTX
 import PTXEmulator
 import Testing
+
+@testable import AttentionKernels
 
 /// Decoding on the emulator: right for every kind of cache, without a hazard, and with counters that prove what is claimed.
 @Suite struct DecodeKernelTests {
@@ -101,7 +102,9 @@ import Testing
     Clause("chunks and a window") {
       try EmulatedDecoding(lengths: [200, 3], queries: 19, mask: .chunks(of: 70, left: 30, right: nil))
     },
-    Clause("chunks larger than anything") { try EmulatedDecoding(lengths: [200, 3], queries: 5, mask: .chunks(of: 1 << 40)) },
+    Clause("chunks larger than anything") {
+      try EmulatedDecoding(lengths: [200, 3], queries: 5, mask: .chunks(of: 1 << 40))
+    },
     Clause("splits of a fixed length") {
       try EmulatedDecoding(lengths: [500, 3, 0, 130], heads: 2, queries: 2, capacity: 512, keysPerSplit: 200)
     },
@@ -130,7 +133,8 @@ import Testing
       try EmulatedDecoding(
         .f16, lengths: [120, 7], queryCounts: [2, 5], dimension: 72, valueDimension: 40, pageSize: 24, capacity: 144,
         new: .init(
-          counts: [4, 4], rotary: RotaryEmbedding(dimension: 32, isInterleaved: true, positions: 200), positions: [50, 3]))
+          counts: [4, 4], rotary: RotaryEmbedding(dimension: 32, isInterleaved: true, positions: 200),
+          positions: [50, 3]))
     },
     Clause("new keys, turned, without a mask, positions beyond the tables") {
       try EmulatedDecoding(
@@ -144,7 +148,8 @@ import Testing
         target: .sm80)
     },
     Clause("an e4m3 cache, bf16") {
-      try EmulatedDecoding(lengths: [300, 7], heads: 2, dimension: 128, capacity: 300, cacheType: .e4m3, hasScales: true)
+      try EmulatedDecoding(
+        lengths: [300, 7], heads: 2, dimension: 128, capacity: 300, cacheType: .e4m3, hasScales: true)
     },
     Clause("an e4m3 cache, f16, without scales") {
       try EmulatedDecoding(.f16, lengths: [300, 7], queries: 3, dimension: 64, capacity: 300, cacheType: .e4m3)
@@ -158,12 +163,14 @@ import Testing
     },
     Clause("an e4m3 cache, several row tiles, softcap, packed keys") {
       try EmulatedDecoding(
-        lengths: [90, 40], group: 8, queryCounts: [9, 4], dimension: 96, hasPackedKeys: true, softcap: 2, cacheType: .e4m3,
+        lengths: [90, 40], group: 8, queryCounts: [9, 4], dimension: 96, hasPackedKeys: true, softcap: 2,
+        cacheType: .e4m3,
         hasScales: true)
     },
     Clause("an e4m3 cache, D 16, D_v 256") {
       try EmulatedDecoding(
-        lengths: [90], dimension: 16, valueDimension: 256, cacheType: .e4m3, hasScales: true, combination: .secondLaunch)
+        lengths: [90], dimension: 16, valueDimension: 256, cacheType: .e4m3, hasScales: true, combination: .secondLaunch
+      )
     },
     Clause("e4m3 queries over an e4m3 cache") {
       try EmulatedDecoding(
@@ -186,16 +193,19 @@ import Testing
     },
     Clause("packed queries and keys, causal") {
       try EmulatedDecoding(
-        .f16, lengths: [70, 7, 190], heads: 2, group: 1, queryCounts: [70, 7, 190], hasPackedKeys: true, usesForward: true)
+        .f16, lengths: [70, 7, 190], heads: 2, group: 1, queryCounts: [70, 7, 190], hasPackedKeys: true,
+        usesForward: true)
     },
     Clause("a window, warps that share rows") {
       try EmulatedDecoding(
-        lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true, mask: .window(left: 40, right: 3),
+        lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true,
+        mask: .window(left: 40, right: 3),
         usesForward: true, forwardChanges: "rung=split-kv,warps=4")
     },
     Clause("a cache, queries not packed, places by number") {
       try EmulatedDecoding(
-        lengths: [70, 7, 0], group: 3, queries: 40, dimension: 72, valueDimension: 40, capacity: 80, batchIndex: [3, 0, 1],
+        lengths: [70, 7, 0], group: 3, queries: 40, dimension: 72, valueDimension: 40, capacity: 80,
+        batchIndex: [3, 0, 1],
         usesForward: true)
     },
     Clause("chunks and softcap") {
@@ -318,7 +328,8 @@ import Testing
     #expect(try bits([900, 0, 640, 20, 77, 1000], multiprocessors: 3) == alone)
     // Otherwise they do, so that the comparison says something.
     #expect(
-      try bits([900], multiprocessors: 5, keysPerSplit: nil) != bits([900, 1000, 3], multiprocessors: 3, keysPerSplit: nil))
+      try bits([900], multiprocessors: 5, keysPerSplit: nil)
+        != bits([900, 1000, 3], multiprocessors: 3, keysPerSplit: nil))
   }
 
   /// New keys and values are written once, and nothing else of the cache is; each cached byte is read once.
@@ -328,7 +339,9 @@ import Testing
     let outcome = try decoding.run()
     #expect(outcome.passes)
     for (cache, new) in [("k", "new_k"), ("v", "new_v")] {
-      let (traffic, source) = (try #require(outcome.counters.traffic[cache]), try #require(outcome.counters.traffic[new]))
+      let (traffic, source) = (
+        try #require(outcome.counters.traffic[cache]), try #require(outcome.counters.traffic[new])
+      )
       #expect(traffic.bytesWritten == 6 * 2 * 128 * 2 && source.bytesRead == traffic.bytesWritten)
       #expect(traffic.bytesRead == (300 + 77 + 6) * 2 * 128 * 2)
     }
@@ -376,13 +389,15 @@ import Testing
       case "new keys":
         try EmulatedDecoding(
           lengths: [700, 60, 20, 30, 25], capacity: 720,
-          new: .init(counts: [2, 2, 2, 2, 2], rotary: RotaryEmbedding(dimension: 64, isInterleaved: true, positions: 720)),
+          new: .init(
+            counts: [2, 2, 2, 2, 2], rotary: RotaryEmbedding(dimension: 64, isInterleaved: true, positions: 720)),
           multiprocessors: 2)
       case "fixed splits":
         try EmulatedDecoding(lengths: [60, 700, 20, 700, 60], capacity: 700, keysPerSplit: 200, multiprocessors: 3)
       case "bytes":
         try EmulatedDecoding(
-          lengths: [700, 60, 20, 30, 25], queryCounts: [2, 0, 1, 5, 1], capacity: 700, cacheType: .e4m3, hasScales: true,
+          lengths: [700, 60, 20, 30, 25], queryCounts: [2, 0, 1, 5, 1], capacity: 700, cacheType: .e4m3,
+          hasScales: true,
           multiprocessors: 2)
       // Blocks have parts of long units, and then several short ones.
       case "pages":

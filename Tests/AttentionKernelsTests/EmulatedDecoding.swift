@@ -25,7 +25,8 @@ struct EmulatedDecoding {
   ///   - hasPackedKeys: whether the keys are packed, as many as the lengths say.
   init(
     _ type: ScalarType = .bf16, lengths: [Int], heads: Int = 1, group: Int = 4, queries: Int = 1,
-    queryCounts: [Int]? = nil, dimension: Int = 64, valueDimension: Int? = nil, pageSize: Int? = nil, capacity: Int = 256,
+    queryCounts: [Int]? = nil, dimension: Int = 64, valueDimension: Int? = nil, pageSize: Int? = nil,
+    capacity: Int = 256,
     hasPackedKeys: Bool = false, mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, target: Target = .sm90,
@@ -56,8 +57,10 @@ struct EmulatedDecoding {
     }
     let problem = try CachedAttentionProblem(
       batch: batch, queries: queryCounts?.max() ?? queries, packedQueries: queryCounts?.reduce(0, +),
-      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension, cache: cache,
-      hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType, cacheType: cacheType,
+      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension,
+      cache: cache,
+      hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType,
+      cacheType: cacheType,
       mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit)
     func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
     scenario = CacheScenario(
@@ -133,7 +136,8 @@ struct EmulatedDecoding {
         entries.pageTable!.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 1 << 30 } })
     }
     if appends {
-      var new = DecodeLaunch.NewKeyPlaces(keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues))
+      var new = DecodeLaunch.NewKeyPlaces(
+        keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues))
       new.starts = words("new_starts", scenario.newStarts)
       new.positions = words("positions", scenario.positions)
       if let tables = scenario.rotaryTables {
@@ -178,7 +182,8 @@ struct EmulatedDecoding {
         try Emulator.run(
           programs.decode ?? Program(try! plan.kernel()),
           Launch(
-            blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount, arguments: arguments,
+            blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount,
+            arguments: arguments,
             isDependent: plan.specialization.waitsForPreparation), memory: memory, schedule: schedule,
           residentBlocks: plan.launch.blocks))
     }

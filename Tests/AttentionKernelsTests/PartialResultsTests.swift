@@ -57,7 +57,9 @@ import Testing
         #expect(abs(result - value) <= Float(type.ulp(of: Double(value))) + 1e-6)
       }
     }
-    for (own, right) in zip(try #require(memory.read(Float.self, count: problem.rows, from: targetStatistics)), expected) {
+    for (own, right) in zip(
+      try #require(memory.read(Float.self, count: problem.rows, from: targetStatistics)), expected)
+    {
       #expect(own == right || abs(own - right) < 1e-5)
     }
   }

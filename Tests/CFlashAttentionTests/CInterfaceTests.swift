@@ -9,7 +9,8 @@ import Testing
   private func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }
 
   /// `[B, N, H, D]` contiguous.
-  private func tensor(_ base: UnsafeMutablePointer<Float>?, _ length: Int, _ heads: Int, _ dimension: Int) -> fa_tensor {
+  private func tensor(_ base: UnsafeMutablePointer<Float>?, _ length: Int, _ heads: Int, _ dimension: Int) -> fa_tensor
+  {
     fa_tensor(
       data: base.map { UnsafeMutableRawPointer($0) }, batch_stride: Int64(length * heads * dimension),
       token_stride: Int64(heads * dimension), head_stride: Int64(dimension))
@@ -142,7 +143,8 @@ import Testing
       fa_forward(&p) == FA_INVALID
         && lastError
           == "The parameters' size is 3; set it to the struct's sizeof (\(MemoryLayout<fa_forward_params>.size) in this "
-          + "version).")
+          + "version)."
+    )
     p = forward
     p.type = 9
     #expect(
@@ -230,7 +232,8 @@ import Testing
           fa_sequences_params.self,
           [
             \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
-            \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines, \.sines,
+            \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines,
+            \.sines,
             \.workspace, \.stream,
           ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
       s.size = MemoryLayout<fa_sequences_params>.size

@@ -1,5 +1,6 @@
-@testable import FlashAttention
 import Testing
+
+@testable import FlashAttention
 
 /// Attention over a cache on the CPU: every kind of cache beside the reference, and what is refused.
 @Suite struct CachedAttentionTests {
@@ -89,7 +90,9 @@ import Testing
     let scales: [Float] = [0.5, 2.25, 0.03, 11]
     for (type, queryType) in [(ScalarType.bf16, nil), (.f32, nil), (.f16, ScalarType.e4m3)] {
       try check(
-        wide(.contiguous(sequences: 2, capacity: 20), newKeys: .init(1), type: type, queryType: queryType, cacheType: .e4m3),
+        wide(
+          .contiguous(sequences: 2, capacity: 20), newKeys: .init(1), type: type, queryType: queryType, cacheType: .e4m3
+        ),
         CacheEntries(
           lengths: [17, 0], queryScales: queryType == nil ? nil : scales, keyScales: scales,
           valueScales: scales.reversed()))

@@ -31,7 +31,8 @@ import Testing
     }
     let own = which.map { speeches[$0] }
     let result = try cache.attend(
-      queries: tensor(1, own, last: count, heads: 4, dimension: 16), keys: tensor(2, own, last: count, heads: 2, dimension: 16),
+      queries: tensor(1, own, last: count, heads: 4, dimension: 16),
+      keys: tensor(2, own, last: count, heads: 2, dimension: 16),
       values: tensor(3, own, last: count, heads: 2, dimension: 8), sequences: which.map { sequences[$0] })
     for (b, speech) in own.enumerated() {
       let all = speech.tokens.count

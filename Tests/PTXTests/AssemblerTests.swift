@@ -43,7 +43,8 @@ struct AssemblerTests {
     #expect(text.contains(".target \(max(.sm80, configuration.kernel.requirement.target))"))
     let report = try assemble(text, for: configuration.target)
     #expect(report.isAccepted, "\(configuration): \(report.text)")
-    #expect(report.spilledBytes <= configuration.spillAllowance, "\(configuration): \(report.spilledBytes) bytes spilled")
+    #expect(
+      report.spilledBytes <= configuration.spillAllowance, "\(configuration): \(report.spilledBytes) bytes spilled")
     if index % 5 == 0 {
       for newer in ["sm_100", "sm_120"].compactMap({ Target($0) }) {
         #expect(try assemble(text, for: newer).isAccepted, "\(configuration.kernel.name) for \(newer)")

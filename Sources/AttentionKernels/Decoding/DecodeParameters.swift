@@ -144,6 +144,9 @@ public struct DecodeLaunch: Hashable, Sendable {
     public init(keys: ForwardLaunch.Place, values: ForwardLaunch.Place) { (self.keys, self.values) = (keys, values) }
   }
 
+  /// Plans of up to so many units have their counters in the same place of a workspace, so that they can share one.
+  public static let sharedUnits = 65536
+
   /// Blocks of the grid.
   public let blocks: Int
   /// Blocks of the launch behind, where there is one; its arguments are the same.
@@ -181,7 +184,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     self.blocks = min(blocks, units * splits)
     let parts = splitTiles == 0 ? 2 * self.blocks : splits == 1 ? 0 : units * splits
     sharedByteCount = DecodeMemoryPlan(specialization).byteCount
-    arrivalByteCount = (units * 4 + 15) / 16 * 16
+    arrivalByteCount = (max(units, Self.sharedUnits) * 4 + 15) / 16 * 16
     partBytes = parts * tiling.rows * problem.valueDimension * 4
     partStatisticsBytes = (parts * tiling.rows * 4 + 15) / 16 * 16
     let preparation = PreparationKernel.Specialization(problem, inputs: specialization.inputs, isOvertaken: false)

@@ -32,13 +32,15 @@ public struct DecodePlan: Hashable, Sendable {
       throw .tiling(changes!, reason: "cannot be read; write any of \(DecodeTiling.changeSyntax), with commas")
     }
     if problem.cacheType == .e4m3 {
-      for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] where value % 16 != 0 {
+      for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
+      where value % 16 != 0 {
         throw .dimension(
           tensor: tensor, value: value, path: "GPU path over e4m3 caches", multiple: 16, limit: Self.dimensionLimit)
       }
       if problem.newKeys != nil && gpu.target < .sm89 {
         throw .unsupported(
-          "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new keys.")
+          "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new keys."
+        )
       }
     }
     (self.problem, self.gpu) = (problem, gpu)
@@ -89,7 +91,8 @@ public struct DecodePlan: Hashable, Sendable {
     let (tiling, mask) = (specialization.tiling, specialization.mask)
     let rule = WorkRule(
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
-      left: mask.contains(.left) ? problem.mask.reach.left : nil, chunk: mask.contains(.chunks) ? problem.mask.chunk : nil,
+      left: mask.contains(.left) ? problem.mask.reach.left : nil,
+      chunk: mask.contains(.chunks) ? problem.mask.chunk : nil,
       splitTiles: launch.splitTiles == 0 ? nil : launch.splitTiles)
     let units = rule.units(queries: problem.queries)
     let tiles = lengths.map { rule.tiles(length: $0, queries: problem.queries) }

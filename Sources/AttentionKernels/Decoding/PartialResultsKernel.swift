@@ -30,7 +30,9 @@ public struct PartialResultsKernel: Hashable, Sendable {
     list.append(.u64(UInt64(bitPattern: Int64(partStride * 4))))
     list += partials.strides.arguments(.f32, isPacked: false)
     list += output.strides.arguments(problem.outputType, isPacked: false)
-    list += [problem.parts, problem.rows, problem.heads, problem.queries, problem.dimension / 4].map { .u32(UInt32($0)) }
+    list += [problem.parts, problem.rows, problem.heads, problem.queries, problem.dimension / 4].map {
+      .u32(UInt32($0))
+    }
     return list
   }
 

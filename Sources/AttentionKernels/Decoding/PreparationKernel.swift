@@ -128,7 +128,9 @@ extension DecodeLaunch {
     for (place, type, isPacked) in tensors { list += place.strides.arguments(type, isPacked: isPacked) }
     var (pageSize, pages) = (1, 0)
     if case .paged(_, let size, let perSequence) = problem.cache { (pageSize, pages) = (size, perSequence) }
-    list += [.pointer(places.lengths), .pointer(places.batchIndex), .pointer(places.pageTable), .u64(UInt64(pages * 4))]
+    list += [
+      .pointer(places.lengths), .pointer(places.batchIndex), .pointer(places.pageTable), .u64(UInt64(pages * 4)),
+    ]
     list += [places.queryStarts, new?.starts ?? 0, places.keyScales, places.valueScales].map { .pointer($0) }
     list += [new?.cosines ?? 0, new?.sines ?? 0, new?.positions ?? 0].map { .pointer($0) }
     let count = problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0
@@ -160,7 +162,9 @@ private struct PreparationBody {
   }
 
   /// How many rows the sequence has, and the first of them where they are packed.
-  private func extent(_ starts: Register<U64>, else count: Register<S32>) -> (count: Register<S32>, first: Register<U32>) {
+  private func extent(
+    _ starts: Register<U64>, else count: Register<S32>
+  ) -> (count: Register<S32>, first: Register<U32>) {
     let (rows, first) = (k.variable(count), k.variable(k.constant(0, U32.self)))
     k.if(starts .!= 0) {
       let start = word(starts)
@@ -213,10 +217,13 @@ private struct PreparationBody {
           return
         }
         let values =
-          isKey ? turned(from, chunk, isE4M3: false, position: angle) : elements(from + k.wide(chunk * 16), isE4M3: false)
+          isKey
+          ? turned(from, chunk, isE4M3: false, position: angle) : elements(from + k.wide(chunk * 16), isE4M3: false)
         let factor = k.reciprocal(scale(isKey ? p.keyScales : p.valueScales, head))
         let words = (0..<2).map { half in
-          let pairs = (0..<2).map { k.packE4M3(values[4 * half + 2 * $0] * factor, values[4 * half + 2 * $0 + 1] * factor) }
+          let pairs = (0..<2).map {
+            k.packE4M3(values[4 * half + 2 * $0] * factor, values[4 * half + 2 * $0 + 1] * factor)
+          }
           return k.word(low: pairs[0], high: pairs[1])
         }
         k.store(words, global: to + k.wide(chunk * 8))
@@ -252,7 +259,8 @@ private struct PreparationBody {
 
   /// A row of the sequence's cache.
   private func cacheRow(
-    _ base: Register<U64>, _ strides: StrideParameters, _ row: Register<U32>, _ head: Register<U32>, _ place: Register<U32>
+    _ base: Register<U64>, _ strides: StrideParameters, _ row: Register<U32>, _ head: Register<U32>,
+    _ place: Register<U32>
   ) -> Register<U64> {
     let ofHead = base + k.wide(head) * strides.head
     if !s.isPaged { return ofHead + k.wide(place) * strides.batch + k.wide(row) * strides.row }
@@ -306,7 +314,8 @@ private struct PreparationBody {
     if s.rotaryDimension == 0 { return own }
     let results = own.map { k.variable($0) }
     k.if(chunk .< s.rotaryDimension / 8) {
-      let line = k.maximum(k.minimum(position, p.positionCount - 1), k.constant(0, S32.self)).reinterpreted(as: U32.self)
+      let line = k.maximum(k.minimum(position, p.positionCount - 1), k.constant(0, S32.self)).reinterpreted(
+        as: U32.self)
       // A row of the tables: half as many 16-bit numbers as elements are turned.
       let table = k.multiplyWide(line, s.rotaryDimension)
       let half = s.rotaryDimension / 16

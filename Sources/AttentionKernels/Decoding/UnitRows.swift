@@ -13,7 +13,10 @@ struct UnitRows {
   let packed: PackedQueries
 
   /// - Parameter firstRow: the unit's first row of the pack.
-  init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters, _ unit: WorkShare.Unit, firstRow: Register<U32>) {
+  init(
+    _ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters, _ unit: WorkShare.Unit,
+    firstRow: Register<U32>
+  ) {
     (self.k, p, groupSize) = (k, parameters, s.groupSize)
     sequence = unit.sequence.reinterpreted(as: U32.self)
     firstQuery = unit.firstQuery

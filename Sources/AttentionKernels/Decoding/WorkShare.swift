@@ -142,12 +142,14 @@ struct WorkShare {
     let place = head * rowBlocks + rowBlock
     let firstTile = base + place.reinterpreted(as: S32.self) * ofUnit
     let parts = rule.parts(firstTile: number(firstTile), tiles: places.tiles, share: number(share))
-    let unitNumber = (sequence.reinterpreted(as: U32.self) * parameters.keyValueHeads + head) * parameters.rowBlocks + rowBlock
+    let unitNumber =
+      (sequence.reinterpreted(as: U32.self) * parameters.keyValueHeads + head) * parameters.rowBlocks + rowBlock
     return Unit(
       sequence: sequence, length: length, queries: queries,
       firstKeyTile: rule.firstTile(length: number(length), queries: number(queries)).register,
       firstQuery: table.firstQuery(of: sequence), head: head, rowBlock: rowBlock,
-      number: unitNumber.reinterpreted(as: S32.self), firstTile: firstTile, places: ofUnit, tiles: places.tiles.register,
+      number: unitNumber.reinterpreted(as: S32.self), firstTile: firstTile, places: ofUnit,
+      tiles: places.tiles.register,
       parts: (parts.first.register, parts.last.register))
   }
 }

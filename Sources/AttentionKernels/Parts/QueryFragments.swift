@@ -37,7 +37,8 @@ struct QueryFragments {
   }
 
   private static func read(
-    _ k: KernelBuilder, _ reader: TileReader, step: Int, rowTiles: Int, isNegated: Bool, _ reorderingLane: Register<U32>?
+    _ k: KernelBuilder, _ reader: TileReader, step: Int, rowTiles: Int, isNegated: Bool,
+    _ reorderingLane: Register<U32>?
   ) -> [[Register<U32>]] {
     (0..<rowTiles).map { rowTile in
       var fragment = reader.load(row: rowTile * 16, step: step)

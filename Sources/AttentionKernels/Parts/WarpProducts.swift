@@ -89,7 +89,9 @@ struct WarpProducts {
     let fragment = values.load(row: row, step: pair, count: 2 * count, isTransposed: true)
     for sixteen in 0..<count {
       // Of two keys, first both bytes of the even column.
-      let words = fragment[2 * sixteen..<2 * sixteen + 2].map { operands.unpack(k, k.permute($0, $0, selector: 0x3120)) }
+      let words = fragment[2 * sixteen..<2 * sixteen + 2].map {
+        operands.unpack(k, k.permute($0, $0, selector: 0x3120))
+      }
       for (rowTile, a) in weights.enumerated() {
         let columnTile = 2 * (2 * pair + sixteen)
         k.multiplyAdd(inputs, a: a, b: words.map(\.low), into: output[rowTile, columnTile])

@@ -120,7 +120,8 @@ final class DecodeBench {
       try lengths.copy(from: UnsafeRawBufferPointer($0))
     }
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try graph.launch() }
-    let bytes = 2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * problem.cacheType.byteCount)
+    let bytes =
+      2.0 * Double(problem.batch * context * problem.keyValueHeads * problem.dimension * problem.cacheType.byteCount)
     let ratio = pageTable == nil && context <= 16384 ? try error(of: o, statistics, problem, queries, context) : nil
     return Result(
       problem: "\(problem)", batch: problem.batch, context: context, queries: problem.queries,

@@ -73,7 +73,8 @@ struct BenchDecodeCommand: ParsableCommand {
       throw ValidationError("A shape has both --batch and --context; give both, or none for the grid.")
     }
     if batch == nil && (queries != nil || queryHeads != nil || kvHeads != nil) {
-      throw ValidationError("--queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too.")
+      throw ValidationError(
+        "--queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too.")
     }
     for (name, value) in [
       ("--batch", batch), ("--context", context), ("--page-size", pageSize), ("--keys-per-split", keysPerSplit),
@@ -166,12 +167,16 @@ struct BenchDecodeCommand: ParsableCommand {
 
   private static func table(_ results: [DecodeBench.Result], peers: [String]) -> String {
     flash_attention.table(
-      [["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"] + peers.flatMap { [$0, "ratio"] }]
+      [
+        ["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"]
+          + peers.flatMap { [$0, "ratio"] }
+      ]
         + results.map { r in
           let seconds = median(r.seconds)
           return [
             "\(r.batch)", "\(r.context)", "\(r.queries)", "\(r.queryHeads)/\(r.kvHeads)", duration(seconds),
-            fixed(r.bytes / seconds / 1e9, 0), duration(r.floorSeconds), percent(r.floorSeconds / seconds), "\(r.splits)",
+            fixed(r.bytes / seconds / 1e9, 0), duration(r.floorSeconds), percent(r.floorSeconds / seconds),
+            "\(r.splits)",
             r.errorRatio.map { fixed($0, 2) } ?? "",
           ]
             + peers.flatMap { name in

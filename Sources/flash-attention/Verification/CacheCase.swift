@@ -22,7 +22,9 @@ package struct CacheCase: Sendable {
     let hasPackedQueries = kernel.int(0...3) == 0
     var dimension = kernel.pick([8, 24, 64, 64, 72, 96, 128, 128, 160, 256])
     var valueDimension = kernel.int(0...3) == 0 ? 8 * kernel.int(1...32) : dimension
-    if cacheType == .e4m3 { (dimension, valueDimension) = ((dimension + 15) / 16 * 16, (valueDimension + 15) / 16 * 16) }
+    if cacheType == .e4m3 {
+      (dimension, valueDimension) = ((dimension + 15) / 16 * 16, (valueDimension + 15) / 16 * 16)
+    }
     let pageSize = kernel.pick([nil, nil, 1, 3, 16, 16, 48, 64, 100])
     let hasPackedKeys = pageSize == nil && kernel.int(0...2) == 0
     let hasLeftPadding = kernel.int(0...3) == 0
@@ -75,11 +77,13 @@ package struct CacheCase: Sendable {
     }
     let queryCounts = (0..<batch).map { _ in hasPackedQueries ? random.int(0...queries) : queries }
     let rotary =
-      hasRotary ? RotaryEmbedding(dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + 8) : nil
+      hasRotary
+      ? RotaryEmbedding(dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + 8) : nil
     // Every draw is valid; one that is not is a mistake here.
     let problem = try! CachedAttentionProblem(
       batch: batch, queries: queries, packedQueries: hasPackedQueries ? queryCounts.reduce(0, +) : nil,
-      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension, cache: cache,
+      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension,
+      cache: cache,
       hasLeftPadding: hasLeftPadding,
       newKeys: appends ? .init(longestNew, packedTotal: hasPackedNew ? new.reduce(0, +) : nil, rotary: rotary) : nil,
       scalarType: type, queryType: queryType, cacheType: cacheType, mask: mask, scale: scale, softcap: softcap,

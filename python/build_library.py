@@ -1,0 +1,19 @@
+"""Builds the library with SwiftPM while the wheel is built, and names the wheel after the machine that it is for."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class LibraryHook(BuildHookInterface):
+    def initialize(self, version, build_data):
+        package = Path(self.root) / "src" / "swift_flash_attention"
+        script = Path(self.root).parent / "Scripts" / "build-library"
+        subprocess.run([str(script), str(package)], check=True)
+        (package / "flash_attention.h").unlink()
+        # The oldest glibc that has all functions which the library uses.
+        build_data["tag"] = f"py3-none-manylinux_2_34_{platform.machine()}"
+        build_data["pure_python"] = False
+        build_data["artifacts"].append("src/swift_flash_attention/libflash_attention.so")

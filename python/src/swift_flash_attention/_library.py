@@ -1,0 +1,141 @@
+"""The C interface by ctypes: its structs, and errors as exceptions."""
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+OK, INVALID, UNAVAILABLE, FAILED = range(4)
+F32, F16, BF16, E4M3 = range(4)
+CPU, GPU = range(2)
+MASK_NONE, MASK_CAUSAL, MASK_WINDOW = range(3)
+CONTIGUOUS, PAGED, PACKED = range(3)
+
+
+class Tensor(ctypes.Structure):
+    """``fa_tensor``"""
+
+    _fields_ = [("data", c_void_p), ("batch_stride", c_int64), ("token_stride", c_int64), ("head_stride", c_int64)]
+
+
+class Scores(ctypes.Structure):
+    """``fa_scores``"""
+
+    _fields_ = [
+        ("mask", c_int32),
+        ("scale_is_given", c_int32),
+        ("window_left", c_int64),
+        ("window_right", c_int64),
+        ("chunk", c_int64),
+        ("scale", c_double),
+        ("softcap", c_double),
+    ]
+
+
+class ForwardParams(ctypes.Structure):
+    """``fa_forward_params``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *[(name, c_int32) for name in ("device", "ordinal", "type", "reserved")],
+        *[
+            (name, c_int64)
+            for name in ("batch", "queries", "keys", "query_heads", "key_value_heads", "dimension", "value_dimension")
+        ],
+        ("scores", Scores),
+        *[(name, Tensor) for name in ("q", "k", "v", "o")],
+        ("log_sum_exp", c_void_p),
+        ("stream", c_void_p),
+    ]
+
+
+class SequencesParams(ctypes.Structure):
+    """``fa_sequences_params``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *[(name, c_int32) for name in ("device", "ordinal", "type", "query_type", "cache_type", "cache")],
+        *[
+            (name, c_int64)
+            for name in (
+                "batch",
+                "queries",
+                "total_queries",
+                "query_heads",
+                "key_value_heads",
+                "dimension",
+                "value_dimension",
+                "cache_batch",
+                "cache_tokens",
+                "pages_per_sequence",
+                "longest",
+                "new_keys",
+                "total_new_keys",
+                "rotary_dimension",
+                "rotary_positions",
+            )
+        ],
+        ("rotary_interleaved", c_int32),
+        ("reserved", c_int32),
+        ("keys_per_split", c_int64),
+        ("scores", Scores),
+        *[(name, Tensor) for name in ("q", "k", "v", "o", "new_k", "new_v")],
+        *[
+            (name, c_void_p)
+            for name in (
+                "log_sum_exp",
+                "lengths",
+                "batch_index",
+                "left_padding",
+                "page_table",
+                "query_starts",
+                "query_counts",
+                "key_starts",
+                "new_key_starts",
+                "positions",
+                "query_scales",
+                "key_scales",
+                "value_scales",
+                "cosines",
+                "sines",
+                "workspace",
+            )
+        ],
+        ("workspace_size", c_size_t),
+        ("stream", c_void_p),
+    ]
+
+
+class CombineParams(ctypes.Structure):
+    """``fa_combine_params``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *[(name, c_int32) for name in ("device", "ordinal", "type", "reserved")],
+        *[(name, c_int64) for name in ("parts", "batch", "queries", "heads", "dimension")],
+        ("partials", Tensor),
+        ("part_stride", c_int64),
+        ("log_sum_exps", c_void_p),
+        ("o", Tensor),
+        ("log_sum_exp", c_void_p),
+        ("stream", c_void_p),
+    ]
+
+
+library = ctypes.CDLL(str(Path(__file__).with_name("libflash_attention.so")))
+for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams), ("combine", CombineParams)):
+    _function = getattr(library, f"fa_{_name}")
+    _function.argtypes, _function.restype = [POINTER(_params)], c_int32
+for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams)):
+    _function = getattr(library, f"fa_{_name}_describe")
+    _function.argtypes, _function.restype = [POINTER(_params), c_char_p, c_size_t], c_int32
+library.fa_sequences_workspace.argtypes = [POINTER(SequencesParams), POINTER(c_size_t)]
+library.fa_version.restype = library.fa_last_error.restype = c_char_p
+library.fa_gpu_check.argtypes = [c_int32]
+
+
+def check(status):
+    """Raises what a status means; the sentence is the library's."""
+    if status == OK:
+        return
+    sentence = library.fa_last_error().decode()
+    raise ValueError(sentence) if status == INVALID else RuntimeError(sentence)
