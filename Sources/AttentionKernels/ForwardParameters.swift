@@ -120,7 +120,7 @@ public struct ForwardLaunch: Hashable, Sendable {
     for (place, isPacked) in [
       (queries, packedQueries != nil), (keys, hasPackedKeys), (values, hasPackedKeys), (output, packedQueries != nil),
     ] {
-      list += place.strides.arguments(problem.scalarType, isPacked: isPacked)
+      place.strides.append(to: &list, problem.scalarType, isPacked: isPacked)
     }
     list += [problem.queries, problem.keyValueHeads, blocksPerHead].map { .u32(UInt32($0)) }
     let offsets = maskOffsets

@@ -1,6 +1,7 @@
 internal import FlashAttention
 public import FlashAttentionHeader
 
+/// `fa_combine` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_combine(_ params: UnsafePointer<fa_combine_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try parameters(params, fa_combine_params()) { $0.size }
@@ -38,6 +39,7 @@ public import FlashAttentionHeader
   }
 }
 
+/// `fa_version` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_version() -> UnsafePointer<CChar>! { version }
 
 private nonisolated(unsafe) let version: UnsafePointer<CChar> = {
@@ -45,8 +47,10 @@ private nonisolated(unsafe) let version: UnsafePointer<CChar> = {
   return UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
 }()
 
+/// `fa_last_error` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_last_error() -> UnsafePointer<CChar>! { LastError.text }
 
+/// `fa_gpu_check` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_gpu_check(_ ordinal: Int32) -> fa_status {
   status { () throws(AttentionError) in _ = try GPU.device(Int(ordinal)) }
 }

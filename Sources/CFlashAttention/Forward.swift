@@ -28,6 +28,7 @@ extension fa_forward_params {
   }
 }
 
+/// `fa_forward` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_forward(_ params: UnsafePointer<fa_forward_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try fa_forward_params.read(params)
@@ -51,10 +52,12 @@ extension fa_forward_params {
   }
 }
 
+/// `fa_forward_prepare` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_forward_prepare(_ params: UnsafePointer<fa_forward_params>!) -> fa_status {
   status { () throws(AttentionError) in try fa_forward_params.read(params).plan.prepare() }
 }
 
+/// `fa_forward_describe` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_forward_describe(
   _ params: UnsafePointer<fa_forward_params>!, _ text: UnsafeMutablePointer<CChar>!, _ size: Int
 ) -> fa_status {

@@ -127,6 +127,7 @@ extension fa_sequences_params {
   }
 }
 
+/// `fa_sequences` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_sequences(_ params: UnsafePointer<fa_sequences_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try fa_sequences_params.read(params)
@@ -135,10 +136,12 @@ extension fa_sequences_params {
   }
 }
 
+/// `fa_sequences_prepare` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_sequences_prepare(_ params: UnsafePointer<fa_sequences_params>!) -> fa_status {
   status { () throws(AttentionError) in try fa_sequences_params.read(params).plan.prepare() }
 }
 
+/// `fa_sequences_workspace` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_sequences_workspace(
   _ params: UnsafePointer<fa_sequences_params>!, _ byteCount: UnsafeMutablePointer<Int>!
 ) -> fa_status {
@@ -148,6 +151,7 @@ extension fa_sequences_params {
   }
 }
 
+/// `fa_sequences_describe` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_sequences_describe(
   _ params: UnsafePointer<fa_sequences_params>!, _ text: UnsafeMutablePointer<CChar>!, _ size: Int
 ) -> fa_status {

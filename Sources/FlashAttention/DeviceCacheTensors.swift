@@ -78,38 +78,39 @@ extension DeviceCacheTensors {
       try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)
       try new.values.check("the new values", isFor: problem.newValueShape, problem.scalarType)
     }
-    for (name, address, multiple) in [
-      ("the log-sum-exp", logSumExp, 4), ("the lengths", lengths, 4),
-      ("the batch index", batchIndex, 4), ("the left padding", leftPadding, 4),
-      ("the page table", pageTable, 4), ("the workspace", workspace ?? 0, 16),
-      ("the query starts", queryStarts, 4), ("the query counts", queryCounts, 4),
-      ("the key starts", keyStarts, 4), ("the new key starts", new?.starts ?? 0, 4),
-      ("the query scales", queryScales, 4), ("the key scales", keyScales, 4),
-      ("the value scales", valueScales, 4), ("the cosines", new?.cosines ?? 0, 16),
-      ("the sines", new?.sines ?? 0, 16), ("the positions", new?.positions ?? 0, 4),
-    ] where address % UInt64(multiple) != 0 {
+    // Calls, not lists: these checks are a part of what every call costs the host.
+    func aligned(_ name: StaticString, _ address: UInt64, _ multiple: Int) throws(AttentionError) {
+      if address & UInt64(multiple - 1) == 0 { return }
       throw .alignment(
-        tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address), multiple: multiple)
+        tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: multiple)
+    }
+    /// - Parameter isNeeded: nil where the tensor may be there or not.
+    func expect(
+      _ name: StaticString, _ address: UInt64, isNeeded: Bool?, multiple: Int = 4
+    ) throws(AttentionError) {
+      if let isNeeded, (address != 0) != isNeeded { throw .notInThePlan(tensor: "\(name)", isMissing: isNeeded) }
+      try aligned(name, address, multiple)
     }
     var isPaged = false
     if case .paged = problem.cache { isPaged = true }
-    let needed = [
-      ("list of lengths", lengths != 0, problem.hasPackedKeys ? nil : true), ("page table", pageTable != 0, isPaged),
-      ("left padding", leftPadding != 0, problem.hasLeftPadding),
-      ("workspace", workspace != 0, workspace == nil ? nil : true),
-      ("list of query starts", queryStarts != 0, problem.packedQueries != nil),
-      ("list of query counts", queryCounts != 0, problem.packedQueries != nil ? nil : false),
-      ("list of key starts", keyStarts != 0, problem.hasPackedKeys), ("new key", new != nil, appends),
-      ("list of new key starts", new?.starts ?? 0 != 0, problem.newKeys?.packedTotal != nil),
-      ("table of cosines", new?.cosines ?? 0 != 0, problem.newKeys?.rotary != nil),
-      ("table of sines", new?.sines ?? 0 != 0, problem.newKeys?.rotary != nil),
-      ("query scale", queryScales != 0, problem.queryType == .e4m3 ? nil : false),
-      ("key scale", keyScales != 0, problem.cacheType == .e4m3 ? nil : false),
-      ("value scale", valueScales != 0, problem.cacheType == .e4m3 ? nil : false),
-      ("batch index", batchIndex != 0, isPaged || problem.hasPackedKeys ? false : nil),
-    ]
-    for case (let name, let isThere, let isNeeded?) in needed where isThere != isNeeded {
-      throw .notInThePlan(tensor: name, isMissing: isNeeded)
-    }
+    let (arePacked, rotary) = (problem.packedQueries != nil, problem.newKeys?.rotary != nil)
+    let (queriesAreBytes, cacheIsBytes) = (problem.queryType == .e4m3, problem.cacheType == .e4m3)
+    try aligned("log-sum-exp", logSumExp, 4)
+    try expect("list of lengths", lengths, isNeeded: problem.hasPackedKeys ? nil : true)
+    try expect("page table", pageTable, isNeeded: isPaged)
+    try expect("left padding", leftPadding, isNeeded: problem.hasLeftPadding)
+    try expect("workspace", workspace ?? 0, isNeeded: workspace == nil ? nil : true, multiple: 16)
+    try expect("list of query starts", queryStarts, isNeeded: arePacked)
+    try expect("list of query counts", queryCounts, isNeeded: arePacked ? nil : false)
+    try expect("list of key starts", keyStarts, isNeeded: problem.hasPackedKeys)
+    if (new != nil) != appends { throw .notInThePlan(tensor: "new key", isMissing: appends) }
+    try expect("list of new key starts", new?.starts ?? 0, isNeeded: problem.newKeys?.packedTotal != nil)
+    try expect("table of cosines", new?.cosines ?? 0, isNeeded: rotary, multiple: 16)
+    try expect("table of sines", new?.sines ?? 0, isNeeded: rotary, multiple: 16)
+    try expect("list of positions", new?.positions ?? 0, isNeeded: rotary ? nil : false)
+    try expect("query scale", queryScales, isNeeded: queriesAreBytes ? nil : false)
+    try expect("key scale", keyScales, isNeeded: cacheIsBytes ? nil : false)
+    try expect("value scale", valueScales, isNeeded: cacheIsBytes ? nil : false)
+    try expect("batch index", batchIndex, isNeeded: isPaged || problem.hasPackedKeys ? false : nil)
   }
 }

@@ -1,31 +1,37 @@
 internal import AttentionKernels
 internal import CUDADriver
 internal import PTX
+internal import Synchronization
 
-/// A decode plan on a GPU.
-struct GPUDecodePlan: Sendable {
+/// A decode plan on a GPU: its launches, and their kernels once they are loaded.
+final class GPUDecodePlan: Sendable {
   let plan: DecodePlan
   let gpu: GPU
+  private let preparation: PreparationKernel?
+  private let kernels = Mutex<Kernels?>(nil)
+
+  /// The kernels of a call's launches, in their order; nil where there is no such launch.
+  private struct Kernels {
+    let preparation, decode, combine: LoadedKernel?
+  }
 
   init(_ problem: CachedAttentionProblem, on gpu: GPU, changes: String?) throws(AttentionError) {
     self.gpu = gpu
     plan = try DecodePlan(problem, on: gpu.limits, changes: changes)
-  }
-
-  /// The launches of a call, in their order.
-  private var launches: [any KernelPlan] {
-    var list: [any KernelPlan] = []
-    if let kernel = plan.preparationKernel(), plan.launch.preparationBlocks > 0 {
-      list.append(PreparationPlan(kernel: kernel))
-    }
-    if plan.launch.blocks > 0 { list.append(plan) }
-    if plan.launch.combineBlocks > 0 { list.append(CombinePlan(plan: plan)) }
-    return list
+    preparation = plan.launch.preparationBlocks > 0 ? plan.preparationKernel() : nil
   }
 
   /// Compiles and loads the kernels.
-  func prepare() throws(CUDAError) {
-    for kernel in launches { _ = try gpu.load(kernel) }
+  func prepare() throws(CUDAError) { _ = try loaded() }
+
+  private func loaded() throws(CUDAError) -> Kernels {
+    if let kernels = kernels.withLock({ $0 }) { return kernels }
+    let made = Kernels(
+      preparation: preparation == nil ? nil : try gpu.load(PreparationPlan(kernel: preparation!)),
+      decode: plan.launch.blocks == 0 ? nil : try gpu.load(plan),
+      combine: plan.launch.combineBlocks == 0 ? nil : try gpu.load(CombinePlan(plan: plan)))
+    kernels.withLock { $0 = made }
+    return made
   }
 
   /// Puts a call into a stream; nothing is waited for.
@@ -35,27 +41,26 @@ struct GPUDecodePlan: Sendable {
     try tensors.check(plan.problem, workspace: workspace)
     let places = DecodeLaunch.Places(tensors, workspace: workspace)
     try reportingDeviceErrors { () throws(CUDAError) in
-      let arguments = plan.launch.arguments(places)
+      let kernels = try loaded()
       try gpu.context.use { () throws(CUDAError) in
-        if let kernel = plan.preparationKernel(), plan.launch.preparationBlocks > 0 {
-          try gpu.load(PreparationPlan(kernel: kernel)).library.launch(
+        if let kernel = kernels.preparation {
+          try kernel.library.launch(
             LaunchShape(blocks: plan.launch.preparationBlocks, threads: PreparationKernel.threads),
             arguments: plan.launch.preparationArguments(plan.problem, places), in: stream)
         }
-        if plan.launch.blocks == 0 { return }
-        try gpu.load(plan).library.launch(
+        guard let decode = kernels.decode else { return }
+        let arguments = plan.launch.arguments(places)
+        try decode.library.launch(
           LaunchShape(
             blocks: plan.launch.blocks, threads: plan.specialization.tiling.threads,
             sharedByteCount: plan.launch.sharedByteCount,
             attributes: plan.specialization.waitsForPreparation ? [.programmaticStreamSerialization] : []),
           arguments: arguments, in: stream)
-        if plan.launch.combineBlocks > 0 {
-          try gpu.load(CombinePlan(plan: plan)).library.launch(
-            LaunchShape(
-              blocks: plan.launch.combineBlocks, threads: CombineKernel.threads,
-              attributes: plan.specialization.combination == .dependentLaunch ? [.programmaticStreamSerialization] : []),
-            arguments: arguments, in: stream)
-        }
+        try kernels.combine?.library.launch(
+          LaunchShape(
+            blocks: plan.launch.combineBlocks, threads: CombineKernel.threads,
+            attributes: plan.specialization.combination == .dependentLaunch ? [.programmaticStreamSerialization] : []),
+          arguments: arguments, in: stream)
       }
     }
   }

@@ -283,7 +283,7 @@ def test_errors_are_sentences(device):
     q = torch.randn(1, 2, 3, 64, dtype=torch.float16, device=device)
     with pytest.raises(ValueError, match="3 query heads cannot share 2 key/value heads evenly"):
         flash_attn_func(q, q[:, :, :2], q[:, :, :2])
-    with pytest.raises(ValueError, match="lengths must be contiguous int32"):
+    with pytest.raises(ValueError, match="lengths must be contiguous torch.int32"):
         two = q.expand(2, 2, 3, 64)
         flash_attn_with_kvcache(two, two, two, cache_seqlens=int32([1, 2, 1, 2], device)[::2])
     with pytest.raises(ValueError, match="max_seqlen_q"):

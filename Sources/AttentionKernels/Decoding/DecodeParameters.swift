@@ -205,35 +205,66 @@ public struct DecodeLaunch: Hashable, Sendable {
 
   /// The kernel's arguments; those of the launch behind are the same.
   public func arguments(_ places: Places) -> [Kernel.Argument] {
+    // One array for all: this is most of what a call costs the host.
+    var list: [Kernel.Argument] = []
+    list.reserveCapacity(64)
+    func pointer(_ address: UInt64) { list.append(.pointer(address)) }
+    func count(_ number: Int) { list.append(.s32(Int32(number))) }
     let queries = preparedQueries(places)
-    var list: [Kernel.Argument] = [queries, places.keys, places.values, places.output].map { .pointer($0.address) }
+    pointer(queries.address)
+    pointer(places.keys.address)
+    pointer(places.values.address)
+    pointer(places.output.address)
     let ofHead = problem.queryShape.length * 4
-    list.append(.pointer(places.logSumExp))
-    list += [problem.packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead].map { .u64(UInt64($0)) }
-    list += queries.strides.arguments(problem.scalarType, isPacked: problem.packedQueries != nil)
-    list += places.keys.strides.arguments(problem.cacheType, isPacked: problem.hasPackedKeys)
-    list += places.values.strides.arguments(problem.cacheType, isPacked: problem.hasPackedKeys)
-    list += places.output.strides.arguments(problem.scalarType, isPacked: problem.packedQueries != nil)
-    list += [places.lengths, places.batchIndex, places.leftPadding].map { .pointer($0) }
-    list += [places.queryStarts, places.keyStarts, places.newKeys?.starts ?? 0, places.queryCounts].map { .pointer($0) }
-    list += [places.queryScales, places.keyScales, places.valueScales, places.pageTable].map { .pointer($0) }
+    pointer(places.logSumExp)
+    list.append(.u64(problem.packedQueries == nil ? UInt64(problem.queryHeads * ofHead) : 0))
+    list.append(.u64(UInt64(ofHead)))
+    queries.strides.append(to: &list, problem.scalarType, isPacked: problem.packedQueries != nil)
+    places.keys.strides.append(to: &list, problem.cacheType, isPacked: problem.hasPackedKeys)
+    places.values.strides.append(to: &list, problem.cacheType, isPacked: problem.hasPackedKeys)
+    places.output.strides.append(to: &list, problem.scalarType, isPacked: problem.packedQueries != nil)
+    pointer(places.lengths)
+    pointer(places.batchIndex)
+    pointer(places.leftPadding)
+    pointer(places.queryStarts)
+    pointer(places.keyStarts)
+    pointer(places.newKeys?.starts ?? 0)
+    pointer(places.queryCounts)
+    pointer(places.queryScales)
+    pointer(places.keyScales)
+    pointer(places.valueScales)
+    pointer(places.pageTable)
     var (pageSize, pages) = (1, 0)
     if case .paged(_, let size, let perSequence) = problem.cache { (pageSize, pages) = (size, perSequence) }
     list.append(.u64(UInt64(pages * 4)))
     let parts = places.workspace + UInt64(arrivalByteCount)
-    list += [.pointer(parts), .pointer(parts + UInt64(partBytes)), .pointer(places.workspace)]
-    let newKeys = problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0
-    list += [problem.batch, blocks, newKeys, problem.capacity, splitTiles].map { .s32(Int32($0)) }
-    list += [problem.queries, problem.keyValueHeads, rowBlocks, pageSize].map { .u32(UInt32($0)) }
+    pointer(parts)
+    pointer(parts + UInt64(partBytes))
+    pointer(places.workspace)
+    count(problem.batch)
+    count(blocks)
+    count(problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0)
+    count(problem.capacity)
+    count(splitTiles)
+    list.append(.u32(UInt32(problem.queries)))
+    list.append(.u32(UInt32(problem.keyValueHeads)))
+    list.append(.u32(UInt32(rowBlocks)))
+    list.append(.u32(UInt32(pageSize)))
     let (left, right) = problem.mask.reach
-    list += [left ?? 0, right ?? 0, problem.mask.chunk ?? 1].map { .s32(Int32(min($0, GPULimits.lengthLimit))) }
-    return list + scales.arguments
+    count(min(left ?? 0, GPULimits.lengthLimit))
+    count(min(right ?? 0, GPULimits.lengthLimit))
+    count(min(problem.mask.chunk ?? 1, GPULimits.lengthLimit))
+    list += scales.arguments
+    return list
   }
 }
 
 extension TensorStrides {
   /// In the order of `StrideParameters`, in bytes. Sequences that are packed are one batch: where one begins is counted in rows.
-  func arguments(_ type: ScalarType, isPacked: Bool) -> [Kernel.Argument] {
-    [isPacked ? 0 : batch, heads, length].map { .u64(UInt64(bitPattern: Int64($0 * type.byteCount))) }
+  func append(to list: inout [Kernel.Argument], _ type: ScalarType, isPacked: Bool) {
+    func bytes(_ stride: Int) { list.append(.u64(UInt64(bitPattern: Int64(stride * type.byteCount)))) }
+    bytes(isPacked ? 0 : batch)
+    bytes(heads)
+    bytes(length)
   }
 }

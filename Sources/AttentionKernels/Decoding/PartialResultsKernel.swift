@@ -28,8 +28,8 @@ public struct PartialResultsKernel: Hashable, Sendable {
   ) -> [Kernel.Argument] {
     var list: [Kernel.Argument] = [partials.address, logSumExps, output.address, logSumExp].map { .pointer($0) }
     list.append(.u64(UInt64(bitPattern: Int64(partStride * 4))))
-    list += partials.strides.arguments(.f32, isPacked: false)
-    list += output.strides.arguments(problem.outputType, isPacked: false)
+    partials.strides.append(to: &list, .f32, isPacked: false)
+    output.strides.append(to: &list, problem.outputType, isPacked: false)
     list += [problem.parts, problem.rows, problem.heads, problem.queries, problem.dimension / 4].map {
       .u32(UInt32($0))
     }

@@ -125,7 +125,7 @@ extension DecodeLaunch {
       (new?.values ?? nowhere, problem.scalarType, arePacked.new),
     ]
     var list: [Kernel.Argument] = tensors.map { .pointer($0.0.address) }
-    for (place, type, isPacked) in tensors { list += place.strides.arguments(type, isPacked: isPacked) }
+    for (place, type, isPacked) in tensors { place.strides.append(to: &list, type, isPacked: isPacked) }
     var (pageSize, pages) = (1, 0)
     if case .paged(_, let size, let perSequence) = problem.cache { (pageSize, pages) = (size, perSequence) }
     list += [

@@ -40,8 +40,8 @@ package struct CacheCase: Sendable {
 
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 43)
     let batch = random.pick([1, 1, 2, 3, 5, 40])
-    // 16 log-sum-exps or more: the yardstick of fewer is luck.
-    let rows = batch * group * (hasPackedQueries ? 1 : queries)
+    // 16 log-sum-exps or more, also where one query sees keys: the yardstick of fewer is luck.
+    let rows = batch * group
     let heads = max(random.int(1...3), (15 + rows) / rows)
     let capacity = max(1, (batch > 5 ? 60 : random.pick([5, 70, 300, 1500])) + random.int(0...20))
     /// The starts of so many rows for each sequence.

@@ -71,10 +71,6 @@ def _fits(name, tensor, shape, like, dtype=None):
         raise ValueError(f"{name} is {tensor.dtype}; {dtype} is needed.")
 
 
-def _stream(device):
-    return torch._C._cuda_getCurrentRawStream(device.index)
-
-
 # MARK: - Whole tensors
 
 
@@ -105,7 +101,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse):
     call.o.data = out.data_ptr()
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
-        call.stream = _stream(q.device)
+        call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
     c.check(c.library.fa_forward(call))
     return out, lse
 
@@ -113,13 +109,12 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse):
 # MARK: - Sequences
 
 _workspaces = {}
+# Bytes at a workspace's beginning that must be zero, of plans that may share one: a counter for each unit.
+_SHARED_UNITS = 65536
 
 
 def _workspace(byte_count, device, stream, is_shared):
     """Memory whose counters are zero between calls: one for all calls in a stream, or one of its own."""
-    if torch.cuda.is_current_stream_capturing():
-        # The graph keeps it, and its zeros are part of the graph.
-        return torch.zeros(byte_count, dtype=torch.uint8, device=device)
     key = (device, stream, None if is_shared else byte_count)
     memory = _workspaces.get(key)
     if memory is None or memory.numel() < byte_count:
@@ -128,63 +123,83 @@ def _workspace(byte_count, device, stream, is_shared):
     return memory
 
 
+def _fresh_workspace(byte_count, device, is_shared):
+    """Memory for one call, which belongs to whoever records or captures it: zeroing the counters is a part of the call."""
+    memory = torch.empty(byte_count, dtype=torch.uint8, device=device)
+    (memory[: 4 * _SHARED_UNITS] if is_shared else memory).zero_()
+    return memory
+
+
 _LISTS = (
     "lengths", "batch_index", "left_padding", "page_table", "query_starts", "query_counts", "key_starts", "new_key_starts",
     "positions")
 _SCALES = ("query_scales", "key_scales", "value_scales")
-# Units with a counter each that every workspace has room for in the same place.
-_SHARED_UNITS = 65536
 
 
 def sequences(
     q, k, v, *, lengths=None, batch_index=None, left_padding=None, page_table=None, query_starts=None, query_counts=None,
     longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
     sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
-    causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False
+    causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False
 ):
-    """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys."""
+    """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys.
+
+    Args:
+        is_recorded: Whether the call may be a part of a graph that owns its memory.
+    """
     lists = (
         lengths, batch_index, left_padding, page_table, query_starts, query_counts, key_starts, new_key_starts, positions)
     scales = (query_scales, key_scales, value_scales)
+    # All that the struct is made from but addresses.
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, v.shape, v.stride(), v.dtype,
-        tuple(None if x is None else x.shape for x in lists), tuple(x is None for x in scales), longest_query, longest_key,
-        None if new_k is None else (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype),
-        None if cosines is None else (cosines.shape, interleaved), scale, causal, left, right, chunk, softcap,
-        keys_per_split)
+        lengths is None or lengths.shape, batch_index is None or batch_index.shape,
+        left_padding is None or left_padding.shape, page_table is None or page_table.shape,
+        query_starts is None or query_starts.shape, query_counts is None or query_counts.shape,
+        key_starts is None or key_starts.shape, new_key_starts is None or new_key_starts.shape,
+        positions is None or positions.shape, query_scales is None, key_scales is None, value_scales is None,
+        longest_query, longest_key,
+        new_k is None or (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype),
+        cosines is None or (cosines.shape, interleaved), scale, causal, left, right, chunk, softcap, keys_per_split)
     calls = _remembered("sequences")
     found = calls.get(key)
     if found is None:
         found = calls[key] = _sequences_call(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
             left, right, chunk, softcap, keys_per_split)
-    call, workspace_size, is_shared, out_dtype = found
-    out = torch.empty((*q.shape[:-1], call.value_dimension), dtype=out_dtype, device=q.device)
-    call.q.data, call.k.data, call.v.data, call.o.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+    call, q_place, k_place, v_place, o_place, given, workspace_size, is_shared, out_shape, out_dtype = found
+    out = torch.empty(out_shape, dtype=out_dtype, device=q.device)
+    q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     lse = None
     if wants_lse:
         shape = (q.shape[1], q.shape[0]) if query_starts is not None else (q.shape[0], q.shape[2], q.shape[1])
         lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    call.log_sum_exp = lse.data_ptr() if wants_lse else None
-    for name, value in zip(_LISTS, lists):
-        if value is not None:
-            if not value.is_contiguous() or value.dtype != torch.int32:
-                raise ValueError(f"{name} must be contiguous int32; it is {value.dtype} with strides {value.stride()}.")
-            setattr(call, name, value.data_ptr())
-    for name, value in zip(_SCALES, scales):
-        if value is not None:
-            setattr(call, name, value.data_ptr())
+        call.log_sum_exp = lse.data_ptr()
+    else:
+        call.log_sum_exp = None
+    for name, index, dtype in given:
+        value = lists[index] if index < len(lists) else scales[index - len(lists)]
+        if value.dtype is not dtype or not value.is_contiguous():
+            raise ValueError(f"{name} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
+        setattr(call, name, value.data_ptr())
     if new_k is not None:
         call.new_k.data, call.new_v.data = new_k.data_ptr(), new_v.data_ptr()
-    if cosines is not None:
-        call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
+        if cosines is not None:
+            if not (cosines.is_contiguous() and sines.is_contiguous()):
+                raise ValueError("rotary_cos and rotary_sin must be contiguous.")
+            call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
     if q.is_cuda:
-        stream = _stream(q.device)
+        stream = torch._C._cuda_getCurrentRawStream(q.device.index)
         call.stream = stream
         if workspace_size > 0:
-            memory = _workspace(workspace_size, q.device, stream, is_shared)
+            if is_recorded or torch._C._cuda_isCurrentStreamCapturing():
+                memory = _fresh_workspace(workspace_size, q.device, is_shared)
+            else:
+                memory = _workspace(workspace_size, q.device, stream, is_shared)
             call.workspace, call.workspace_size = memory.data_ptr(), memory.numel()
-    c.check(c.library.fa_sequences(call))
+    status = c.library.fa_sequences(call)
+    if status:
+        c.check(status)
     return out, lse
 
 
@@ -192,7 +207,7 @@ def _sequences_call(
     q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal, left,
     right, chunk, softcap, keys_per_split
 ):
-    """The struct of a shape, the size of its workspace and whether it may be shared, and the type of its output."""
+    """The struct of a shape and its tensors, which lists it has, its workspace and whether that may be shared, and its output."""
     lists = dict(zip(_LISTS, lists))
     packed_queries, packed_keys = lists["query_starts"] is not None, lists["key_starts"] is not None
     paged, packed_new = lists["page_table"] is not None, lists["new_key_starts"] is not None
@@ -265,7 +280,14 @@ def _sequences_call(
     size = ctypes.c_size_t()
     c.check(c.library.fa_sequences_workspace(call, size))
     units = batch * heads * (longest_query * (h // max(heads, 1)) // 16 + 1)
-    return call, size.value, units <= _SHARED_UNITS, out_dtype
+    given = [
+        (name, index, torch.float32 if name in _SCALES else torch.int32)
+        for index, name in enumerate((*_LISTS, *_SCALES))
+        if {**lists, **dict(zip(_SCALES, scales))}[name] is not None
+    ]
+    # Views of the struct's parts are made once: making one takes as long as an assignment.
+    return (
+        call, call.q, call.k, call.v, call.o, given, size.value, units <= _SHARED_UNITS, (*q.shape[:-1], dv), out_dtype)
 
 
 # MARK: - Operators, which torch.compile and autograd know
@@ -312,7 +334,7 @@ def varlen_op(
         unit_stride(q), unit_stride(k), unit_stride(v), lengths=key_counts, query_starts=query_starts,
         query_counts=query_counts, longest_query=longest_query, key_starts=key_starts, longest_key=longest_key,
         query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left,
-        right=right, chunk=chunk, softcap=softcap, wants_lse=True)
+        right=right, chunk=chunk, softcap=softcap, wants_lse=True, is_recorded=True)
 
 
 @varlen_op.register_fake
@@ -337,7 +359,7 @@ def kvcache_op(
         page_table=page_table, query_starts=query_starts, longest_query=longest_query, new_k=unit_stride(k),
         new_v=unit_stride(v), new_key_starts=new_key_starts, cosines=cosines, sines=sines, interleaved=interleaved,
         positions=positions, query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale,
-        causal=causal, left=left, right=right, chunk=chunk, softcap=softcap, wants_lse=True)
+        causal=causal, left=left, right=right, chunk=chunk, softcap=softcap, wants_lse=True, is_recorded=True)
 
 
 @kvcache_op.register_fake
@@ -349,4 +371,8 @@ def needs_operator(*tensors):
     """Whether somebody traces, or wants gradients of what is computed."""
     if torch.compiler.is_compiling():
         return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False

@@ -1,4 +1,4 @@
-"""Attention for Hugging Face models: ``attn_implementation="swift_flash_attention"`` after this module was imported.
+"""Attention for Hugging Face models: ``attn_implementation="swift_attention"`` after this module was imported.
 
 Padding to the left or right of a batch is taken into account; masks with holes are refused.
 """
@@ -14,26 +14,34 @@ except ImportError:
     from transformers.masking_utils import AttentionMaskInterface
 
 __all__ = ["NAME", "attention", "mask"]
-NAME = "swift_flash_attention"
+# Transformers takes a name with "flash" in it for a package that it must import.
+NAME = "swift_attention"
 
 
-def mask(batch_size, cache_position=None, kv_length=None, kv_offset=0, mask_function=None, attention_mask=None, **kwargs):
+def mask(
+    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, attention_mask=None, device=None, **kwargs
+):
     """What attention must know of where a batch's keys are: None where all are there, else int32 ``[1, 1, 3, batch]``: where each
     sequence's keys end for a causal mask, where they end without one, and where they begin. (Masks of four axes pass through
     ``generate`` and models as they are.)"""
-    steps = cache_position is not None and cache_position.shape[0] != kv_length
+    # Transformers 4 says where the queries stand, 5 how many there are behind how many.
+    if cache_position is not None:
+        q_length, last, device = cache_position.shape[0], cache_position[-1] + 1, cache_position.device
+    else:
+        last = q_offset + (kv_length if q_length is None else q_length)
+    if attention_mask is not None:
+        batch_size, device = attention_mask.shape[0], attention_mask.device
+    # A cache may have room for more keys than there are. (Nobody waits for the number: it stays where it is.)
+    steps = q_length is not None and q_length != kv_length
     if attention_mask is None and not steps:
         return None
-    device = cache_position.device if cache_position is not None else attention_mask.device
-    # A cache may have room for more keys than there are. (Nobody waits for the number: it stays where it is.)
-    last = cache_position[-1] + 1 if cache_position is not None else torch.tensor(kv_length, device=device)
-    last = last.to(torch.int32).expand(batch_size if attention_mask is None else attention_mask.shape[0])
+    last = torch.as_tensor(last, dtype=torch.int32, device=device).reshape(-1)[:1].expand(batch_size)
     if attention_mask is None:
-        return torch.stack([last, last, torch.zeros_like(last)])[None, None]
+        return torch.stack([last, torch.full_like(last, kv_length), torch.zeros_like(last)])[None, None]
     real = attention_mask.to(torch.bool)
     if not steps and real.device.type == "cpu" and bool(real.all()):
         return None
-    positions = torch.arange(real.shape[1], device=device, dtype=torch.int32)
+    positions = torch.arange(real.shape[1], device=real.device, dtype=torch.int32)
     end = torch.where(real, positions + 1, 0).amax(dim=1).to(torch.int32)
     begin = torch.where(real, positions, real.shape[1]).amin(dim=1).to(torch.int32).minimum(end)
     is_whole = (real.sum(dim=1) == end - begin).all()

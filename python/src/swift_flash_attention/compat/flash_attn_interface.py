@@ -171,10 +171,10 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     out_partial = unit_stride(out_partial)
     result = out if out is not None else torch.empty(
         (batch, queries, heads, dimension), dtype=out_dtype or torch.float32, device=out_partial.device)
-    # The kernel wants four columns at a time; others are padded.
+    # The kernel wants rows of whole 16 bytes; others are padded.
     padded = result
-    if dimension % 4:
-        out_partial = torch.nn.functional.pad(out_partial, (0, -dimension % 4))
+    if dimension % 8:
+        out_partial = torch.nn.functional.pad(out_partial, (0, -dimension % 8))
         padded = torch.empty((batch, queries, heads, out_partial.shape[-1]), dtype=result.dtype, device=result.device)
     own = lse_partial.transpose(-1, -2).contiguous()
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=result.device)
