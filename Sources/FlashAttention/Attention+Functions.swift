@@ -4,6 +4,8 @@ public struct AttentionResult: Sendable {
   public let output: Tensor
   /// `[B, H_q, N_q]`, natural logarithm, scale included; -inf for a query that sees no key.
   public let logSumExp: [Float]
+
+  package init(output: Tensor, logSumExp: [Float]) { (self.output, self.logSumExp) = (output, logSumExp) }
 }
 
 /// Computes `softmax(mask(scale * Q K^T)) V`, exactly and without an N x N buffer.

@@ -111,6 +111,25 @@ public struct SafetensorsFile: Sendable {
     return StoredArray(extents: entry.extents, scalarType: type, bytes: bytes)
   }
 
+  /// The names of all tensors.
+  public var names: Set<String> { Set(entries.keys) }
+
+  /// Reads a tensor of 32-bit integers: lengths, tables of pages.
+  /// - Throws: `.missing`, or `.unsupportedType` for any other type.
+  public func integers(_ name: String) throws(TensorFileError) -> (extents: [Int], values: [Int]) {
+    guard let entry = entries[name] else {
+      throw .missing(path: path, name: name, available: entries.keys.sorted())
+    }
+    guard entry.type == "I32" else {
+      throw .notIntegers(path: path, name: name, type: entry.type)
+    }
+    let bytes = try file.read(entry.bytes.count, at: dataStart + entry.bytes.lowerBound)
+    let values = bytes.withUnsafeBytes { source in
+      (0..<source.count / 4).map { Int(Int32(littleEndian: source.loadUnaligned(fromByteOffset: $0 * 4, as: Int32.self))) }
+    }
+    return (entry.extents, values)
+  }
+
   /// Writes tensors, in the order given; the file appears whole or not at all.
   public static func write(
     _ tensors: [(name: String, array: StoredArray)], metadata: [String: String] = [:], to path: String
@@ -185,9 +204,10 @@ extension ScalarType {
     case "F32": self = .f32
     case "F16": self = .f16
     case "BF16": self = .bf16
+    case "F8_E4M3": self = .e4m3
     default: return nil
     }
   }
 
-  var safetensorsName: String { rawValue.uppercased() }
+  var safetensorsName: String { self == .e4m3 ? "F8_E4M3" : rawValue.uppercased() }
 }

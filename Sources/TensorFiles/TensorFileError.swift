@@ -8,6 +8,8 @@ public enum TensorFileError: Error, Hashable, Sendable {
   case missing(path: String, name: String, available: [String])
   /// The tensor's elements are of a type that attention does not read.
   case unsupportedType(path: String, name: String, type: String)
+  /// The tensor's elements are no 32-bit integers.
+  case notIntegers(path: String, name: String, type: String)
   /// The tensor has another number of axes.
   case rank(path: String, name: String, extents: [Int], expected: String)
   /// The file cannot be written; the reason is the operating system's. Nothing was left behind.
@@ -30,7 +32,9 @@ extension TensorFileError: CustomStringConvertible {
         available.isEmpty ? "no tensors" : some + (available.count > 10 ? " and \(available.count - 10) more" : "")
       return "\(path) has no tensor '\(name)'; it holds \(names)."
     case .unsupportedType(let path, let name, let type):
-      return "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16 and BF16. Convert it first."
+      return "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16, BF16 and, in caches, F8_E4M3. Convert it first."
+    case .notIntegers(let path, let name, let type):
+      return "Tensor '\(name)' of \(path) is of type \(type); I32 is needed. Convert it first."
     case .rank(let path, let name, let extents, let expected):
       return "Tensor '\(name)' of \(path) has the shape \(extents); \(expected)."
     case .unwritable(let path, let reason):

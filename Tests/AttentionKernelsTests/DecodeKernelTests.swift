@@ -230,7 +230,8 @@ import Testing
     }
   }
 
-  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own.
+  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: small caches have one
+  /// tiling, large ones another.
   @Test func fitsEveryGPU() throws {
     for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"].compactMap({ Target($0) }) {
       for dimension in stride(from: 8, through: 256, by: 24) {
@@ -247,7 +248,7 @@ import Testing
                 specialization.combination = .lastBlock
                 return specialization
               })
-            #expect(kernels.count == 1, "\(target), D \(dimension), D_v \(valueDimension), \(group) x \(queries)")
+            #expect(kernels.count <= 2, "\(target), D \(dimension), D_v \(valueDimension), \(group) x \(queries)")
           }
         }
       }

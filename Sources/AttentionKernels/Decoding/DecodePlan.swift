@@ -79,7 +79,7 @@ public struct DecodePlan: Hashable, Sendable {
     // Not by what else is in the batch.
     if let keys = problem.keysPerSplit { parts = (problem.capacity + keys - 1) / keys }
     let bytes = parts * min(rows, tiling.rows) * problem.valueDimension * 4
-    return bytes <= 128 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
+    return bytes <= 64 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
   }
 
   /// The parts of each unit (key/value head, block of rows) of a sequence: for each sequence, the most of its units. The kernel
@@ -124,22 +124,33 @@ public struct DecodePlan: Hashable, Sendable {
 }
 
 extension DecodeTiling {
-  /// The tiling for a problem on a GPU: no more rows than there are, eight warps, and as much of K and V under way as fits.
+  /// The tiling for a problem on a GPU: no more rows than there are, and as much of K and V under way as fits.
   ///
-  /// Measured on an NVIDIA H200, 2026-11-21, by `bench decode --tiling ...` (Documentation/GPULog.md): one block with eight
-  /// warps on a multiprocessor is as fast as two with four, or up to 15% faster, because fewer parts have to be put together.
+  /// Measured on an NVIDIA H200, 2026-11-21, by `bench decode --tiling ...` (Documentation/GPULog.md). One row tile: eight warps
+  /// with keys of their own, four where the caches are small, so that more blocks have some. Four row tiles: one group of four
+  /// warps, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and V are faster than one.
   init(_ problem: CachedAttentionProblem, on gpu: GPULimits) {
     let rows = problem.queries * problem.groupSize
     let dimension = max(problem.dimension, problem.valueDimension)
-    let rowTiles = min((rows + 15) / 16, 8)
-    // O of two row tiles of D 128 takes half of the registers.
-    let perWarp = rowTiles > 4 && dimension <= 128 ? 2 : 1
-    let rowWarps = [1, 2, 4].first { $0 * perWarp >= rowTiles } ?? 4
+    let rowTiles = min((rows + 15) / 16, dimension <= 128 ? 8 : 4)
+    let rowWarps = [1, 2, 4].first { $0 >= rowTiles } ?? 4
+    // With splits of a fixed length, nothing may depend on what else is in the batch.
+    let cacheBytes =
+      problem.keysPerSplit != nil
+      ? Int.max
+      : problem.batch * problem.keyValueHeads * problem.capacity * (problem.dimension + problem.valueDimension)
+        * problem.cacheType.byteCount
+    let cut: (groups: Int, keys: Int, stages: Int) =
+      switch (rowTiles, dimension) {
+      case (...1, _): (cacheBytes <= 64 << 20 ? 4 : 8, 16, 3)
+      case (2, _): (cacheBytes <= 150 << 20 ? 2 : 4, 32, 3)
+      case (3...4, ...128): (1, 64, 4)
+      case (_, ...128): (2, 64, 2)
+      default: (2, 32, 3)
+      }
     self.init(
-      rowWarps: rowWarps, keyGroups: 8 / rowWarps, rowTilesPerWarp: perWarp,
-      keysPerStep: rowWarps == 1 ? 16 : rowWarps == 4 && perWarp == 1 && dimension <= 128 ? 64 : 32,
-      stages: rowWarps == 4 && perWarp == 1 ? 2 : 3, blocksPerMultiprocessor: 1,
-      keepsQueries: perWarp * dimension <= 128)
+      rowWarps: rowWarps, keyGroups: cut.groups, keysPerStep: cut.keys, stages: cut.stages, blocksPerMultiprocessor: 1,
+      keepsQueries: dimension <= 128)
     func byteCount() -> Int {
       DecodeMemoryPlan(DecodeSpecialization(problem, inputs: .f16, tiling: self)).byteCount
     }

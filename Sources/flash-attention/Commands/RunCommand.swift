@@ -12,6 +12,11 @@ struct RunCommand: ParsableCommand {
         flash-attention run activations.safetensors --causal -o out.safetensors
         flash-attention run --query q.npy --key k.npy --value v.npy -o out.npy
 
+      Where FILE has a tensor `cache_lengths` (int32, a number for each sequence), keys and values are a cache of which so many \
+      tokens of each sequence count; `batch_index` says which sequence of the cache, `left_padding` where its keys begin. \
+      With a `page_table` (int32, a row of pages for each sequence), they are pages: with --layout bnhd [pages, page size, \
+      heads, dimension].
+
       Writes `output` and `lse` (log-sum-exp, natural logarithm) to a .safetensors file; to a .npy file, the output, \
       and the log-sum-exp beside it with -lse before the .npy.
       """)
@@ -77,6 +82,20 @@ struct RunCommand: ParsableCommand {
       let container = try file.map { try Self.open($0) }
       let layout = givenLayout ?? container?.metadata["layout"].flatMap(TensorLayout.init) ?? .bhnd
       let inputs = try readInputs(container, layout)
+      if let container, container.names.contains("cache_lengths") {
+        let run = try CacheRun(
+          container, path: file!, queries: inputs.queries, keys: inputs.keys, values: inputs.values, options, dtype)
+        let result = try run.compute(on: device)
+        if let output { try write(result, batch: run.problem.batch, heads: run.problem.queryHeads, to: output) }
+        return try readExpected(of: run.problem.outputShape, layout).map { expected in
+          let comparison = try run.compare(
+            result, with: expected.isLogSumExp
+              ? expected.array.floats.map(Double.init) : expected.array.tensor(layout: layout)!.inHeadOrder,
+            isLogSumExp: expected.isLogSumExp)
+          print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
+          return comparison.passes
+        } ?? true
+      }
       let (queries, keys, values) = (
         inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
         inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
@@ -86,7 +105,7 @@ struct RunCommand: ParsableCommand {
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
         softcap: options.softcap)
       let plan = try AttentionPlan(problem, device: device)
-      let expected = try readExpected(of: problem, layout)
+      let expected = try readExpected(of: problem.outputShape, layout)
       var progress = Progress()
       progress.show("run: \(problem)", isSure: true)
       defer { progress.clear() }
@@ -98,7 +117,7 @@ struct RunCommand: ParsableCommand {
         times.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
       }
       progress.clear()
-      if let output { try write(result!, of: problem, to: output) }
+      if let output { try write(result!, batch: problem.batch, heads: problem.queryHeads, to: output) }
       report(plan, times)
       guard let expected else { return true }
       progress.show("run: comparing with the 64-bit reference", isSure: true)
@@ -132,7 +151,7 @@ struct RunCommand: ParsableCommand {
   }
 
   /// What the result is to be compared with; its shape is that of the output or of the log-sum-exp.
-  private func readExpected(of problem: AttentionProblem, _ layout: TensorLayout) throws -> Expected? {
+  private func readExpected(of output: TensorShape, _ layout: TensorLayout) throws -> Expected? {
     let name: String
     let array: StoredArray
     if let compareFile, compareFile.hasSuffix(".npy") {
@@ -141,8 +160,8 @@ struct RunCommand: ParsableCommand {
       guard let compare else { return nil }
       (name, array) = (compare, try Self.open(compareFile ?? file!).array(compare))
     }
-    let lseExtents = [problem.batch, problem.queryHeads, problem.queries]
-    let outputExtents = layout.extents(of: problem.outputShape)
+    let lseExtents = [output.batch, output.heads, output.length]
+    let outputExtents = layout.extents(of: output)
     guard array.extents == lseExtents || array.extents == outputExtents else {
       throw TensorFileError.rank(
         path: compareFile ?? file!, name: name, extents: array.extents,
@@ -151,10 +170,9 @@ struct RunCommand: ParsableCommand {
     return Expected(name: name, array: array, isLogSumExp: array.extents == lseExtents)
   }
 
-  private func write(_ result: AttentionResult, of problem: AttentionProblem, to path: String) throws {
+  private func write(_ result: AttentionResult, batch: Int, heads: Int, to path: String) throws {
     let output = StoredArray(result.output)
-    let lse = StoredArray(
-      extents: [problem.batch, problem.queryHeads, problem.queries], floats: result.logSumExp)
+    let lse = StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
     if path.hasSuffix(".npy") {
       try OutputFile.write([
         (path, NPYFile.pieces(of: output)), (path.dropLast(4) + "-lse.npy", NPYFile.pieces(of: lse)),
