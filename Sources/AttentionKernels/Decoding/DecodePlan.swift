@@ -67,7 +67,8 @@ public struct DecodePlan: Hashable, Sendable {
     }
   }
 
-  /// One block puts together what it can read in a microsecond or two; more is shared out.
+  /// The quicker way to put parts together: by the last block of each unit, which reads all of its parts, or by a launch behind
+  /// with a block for each row.
   private static func combination(
     _ problem: CachedAttentionProblem, _ tiling: DecodeTiling, _ gpu: GPULimits
   ) -> DecodeSpecialization.Combination {
@@ -75,11 +76,15 @@ public struct DecodePlan: Hashable, Sendable {
     let units = problem.batch * problem.keyValueHeads * ((rows + tiling.rows - 1) / tiling.rows)
     let blocks = gpu.multiprocessors * tiling.blocksPerMultiprocessor
     let tiles = (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys
-    var parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
-    // Not by what else is in the batch.
-    if let keys = problem.keysPerSplit { parts = (problem.capacity + keys - 1) / keys }
-    let bytes = parts * min(rows, tiling.rows) * problem.valueDimension * 4
-    return bytes <= 64 << 10 ? .lastBlock : gpu.target < .sm90 ? .secondLaunch : .dependentLaunch
+    let parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
+    let behind = gpu.target < .sm90 ? DecodeSpecialization.Combination.secondLaunch : .dependentLaunch
+    func bytes(_ parts: Int) -> Int { parts * min(rows, tiling.rows) * problem.valueDimension * 4 }
+    if let keys = problem.keysPerSplit {
+      // Not by what else is in the batch.
+      return bytes((problem.capacity + keys - 1) / keys) <= 64 << 10 ? .lastBlock : behind
+    }
+    return DecodeCost.lastBlock(bytes: bytes(parts)) <= DecodeCost.launchBehind(rows: problem.batch * problem.keyValueHeads * rows)
+      ? .lastBlock : behind
   }
 
   /// The parts of each unit (key/value head, block of rows) of a sequence: for each sequence, the most of its units. The kernel
@@ -87,7 +92,24 @@ public struct DecodePlan: Hashable, Sendable {
   ///
   /// - Parameter lengths: the keys of each sequence, new ones included, without those before its beginning; each has the
   ///   plan's number of queries.
-  public func splits(lengths: [Int]) -> [Int] {
+  public func splits(lengths: [Int]) -> [Int] { shares(lengths: lengths).sequences.map(\.parts) }
+
+  /// How the work of such lengths is shared out.
+  public struct Shares: Hashable, Sendable {
+    /// Of a sequence, the tiles of each unit, and the most parts that one of them has.
+    public struct Sequence: Hashable, Sendable {
+      public let keys, tiles, parts: Int
+    }
+    /// One for each length.
+    public let sequences: [Sequence]
+    /// Units of each sequence, the tiles that a block takes, and the blocks that have some.
+    public let units, tilesOfBlock, busyBlocks: Int
+    /// What the call should cost.
+    public let cost: DecodeCost
+  }
+
+  /// What the rule that the kernel follows makes of lengths; see `splits`.
+  public func shares(lengths: [Int]) -> Shares {
     let (tiling, mask) = (specialization.tiling, specialization.mask)
     let rule = WorkRule(
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
@@ -97,15 +119,32 @@ public struct DecodePlan: Hashable, Sendable {
     let units = rule.units(queries: problem.queries)
     let tiles = lengths.map { rule.tiles(length: $0, queries: problem.queries) }
     let places = tiles.map { rule.places(tiles: $0) }
-    let share = rule.share(total: places.reduce(0, +) * units, blocks: launch.blocks)
+    let all = places.reduce(0, +) * units
+    let share = rule.share(total: all, blocks: max(launch.blocks, 1))
     var before = 0
-    return zip(tiles, places).map { tiles, places in
-      defer { before += places * units }
-      return (0..<units).map { unit in
-        let parts = rule.parts(firstTile: before + unit * places, tiles: tiles, share: share)
+    let sequences = zip(lengths, zip(tiles, places)).map { keys, counts in
+      defer { before += counts.1 * units }
+      let parts = (0..<units).map { unit in
+        let parts = rule.parts(firstTile: before + unit * counts.1, tiles: counts.0, share: share)
         return parts.last - parts.first + 1
-      }.max() ?? 0
+      }
+      return Shares.Sequence(keys: keys, tiles: counts.0, parts: parts.max() ?? 0)
     }
+    let keyBytes = (problem.dimension + problem.valueDimension) * problem.cacheType.byteCount
+    let most = sequences.map(\.parts).max() ?? 0
+    let rows = problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize
+    let combination =
+      most < 2
+      ? 0
+      : specialization.combination == .lastBlock
+        ? DecodeCost.lastBlock(
+          bytes: most * min(problem.queries * problem.groupSize, tiling.rows) * problem.valueDimension * 4)
+        : DecodeCost.launchBehind(rows: rows)
+    return Shares(
+      sequences: sequences, units: units, tilesOfBlock: share, busyBlocks: (all + share - 1) / share,
+      cost: DecodeCost(
+        blockBytes: min(share, all) * tiling.tileKeys * keyBytes,
+        bytes: tiles.reduce(0, +) * units * tiling.tileKeys * keyBytes, combination: combination))
   }
 
   /// The kernel of the launch before; nil where there is none.

@@ -2,6 +2,7 @@ internal import ArgumentParser
 internal import AttentionKernels
 internal import FlashAttention
 internal import FoundationEssentials
+internal import PTX
 internal import TensorFiles
 
 struct BenchDecodeCommand: ParsableCommand {
@@ -61,6 +62,19 @@ struct BenchDecodeCommand: ParsableCommand {
       "Change the tiling, for experiments: any of \(DecodeTiling.changeSyntax), with commas.", valueName: "CHANGES"))
   var tiling: String?
 
+  @Flag(
+    help: """
+      Print instead how the work is shared out over the blocks of a GPU, by the rule that the kernel follows, and what a \
+      cost model expects; for an H200 where there is no GPU.
+      """)
+  var explain = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Lengths for --explain, with commas: sequences after one another. (default: all as long as the context)",
+      valueName: "KEYS,..."))
+  var lengths: String?
+
   @Option(help: "Runs of each case; the median counts.")
   var iterations = 21
 
@@ -80,6 +94,15 @@ struct BenchDecodeCommand: ParsableCommand {
       ("--batch", batch), ("--context", context), ("--page-size", pageSize), ("--keys-per-split", keysPerSplit),
     ] {
       if let value, value < 1 { throw ValidationError("\(name) is \(value); it must be at least 1.") }
+    }
+    if explain && batch == nil { throw ValidationError("--explain is for a shape; give --batch and --context too.") }
+    if let lengths {
+      guard explain else { throw ValidationError("--lengths belongs to --explain; give both.") }
+      let numbers = lengths.split(separator: ",").map { Int($0) }
+      guard numbers.count == batch, numbers.allSatisfy({ $0.map { (0...context!).contains($0) } ?? false }) else {
+        throw ValidationError(
+          "--lengths '\(lengths)' is not understood; write \(batch!) numbers from 0 to \(context!), with commas.")
+      }
     }
     if newKeys < 0 { throw ValidationError("--new-keys is \(newKeys); it must be 0 or more.") }
     if newKeys > 0 && cacheDtype == .e4m3 {
@@ -115,6 +138,7 @@ struct BenchDecodeCommand: ParsableCommand {
             batch: $0, context: context!, queries: queries ?? 1, queryHeads: queryHeads ?? 32, kvHeads: kvHeads ?? 8)
         ]
       } ?? Self.grid
+    if explain { return try printShares(of: cases[0]) }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
     let plans = try reportingOptionErrors {
@@ -163,6 +187,30 @@ struct BenchDecodeCommand: ParsableCommand {
         ?? .contiguous(sequences: one.batch, capacity: one.context),
       newKeys: newKeys > 0 ? .init(newKeys) : nil, scalarType: dtype, cacheType: cacheDtype, mask: .causal,
       keysPerSplit: keysPerSplit)
+  }
+
+  private func printShares(of one: Case) throws {
+    let plan = try reportingOptionErrors {
+      let limits: GPULimits
+      do throws(AttentionError) { limits = try GPU.device().limits } catch { limits = .typical(of: .sm90) }
+      return try DecodePlan(try problem(one), on: limits, changes: tiling)
+    }
+    let numbers =
+      lengths.map { $0.split(separator: ",").map { Int($0)! } }
+      ?? [Int](repeating: one.context, count: one.batch)
+    let shares = plan.shares(lengths: numbers)
+    print(plan)
+    print(
+      "\(shares.units) units (key/value heads x blocks of rows) of each sequence; \(shares.busyBlocks) blocks take "
+        + "\(shares.tilesOfBlock) tiles of \(plan.specialization.tiling.tileKeys) keys each")
+    print(
+      flash_attention.table(
+        [["sequence", "keys", "tiles", "parts"]]
+          + shares.sequences.enumerated().map { ["\($0)", "\($1.keys)", "\($1.tiles)", "\($1.parts)"] }))
+    let cost = shares.cost
+    print(
+      "cost model: \(duration(cost.fixed)) for any call + \(duration(cost.reading)) of reading + "
+        + "\(duration(cost.combination)) to put parts together = \(duration(cost.seconds))")
   }
 
   private static func table(_ results: [DecodeBench.Result], peers: [String]) -> String {

@@ -137,7 +137,7 @@ _SCALES = ("query_scales", "key_scales", "value_scales")
 
 
 def sequences(
-    q, k, v, *, lengths=None, batch_index=None, left_padding=None, page_table=None, query_starts=None, query_counts=None,
+    q, k, v, lengths=None, batch_index=None, left_padding=None, page_table=None, query_starts=None, query_counts=None,
     longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
     sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
     causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False
@@ -168,7 +168,8 @@ def sequences(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
             left, right, chunk, softcap, keys_per_split)
     call, q_place, k_place, v_place, o_place, given, workspace_size, is_shared, out_shape, out_dtype = found
-    out = torch.empty(out_shape, dtype=out_dtype, device=q.device)
+    # What is like q costs half as much to make.
+    out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(q)
     q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     lse = None
     if wants_lse:
@@ -286,8 +287,8 @@ def _sequences_call(
         if {**lists, **dict(zip(_SCALES, scales))}[name] is not None
     ]
     # Views of the struct's parts are made once: making one takes as long as an assignment.
-    return (
-        call, call.q, call.k, call.v, call.o, given, size.value, units <= _SHARED_UNITS, (*q.shape[:-1], dv), out_dtype)
+    out_shape = None if dv == d and out_dtype == q.dtype and q.is_contiguous() else (*q.shape[:-1], dv)
+    return call, call.q, call.k, call.v, call.o, given, size.value, units <= _SHARED_UNITS, out_shape, out_dtype
 
 
 # MARK: - Operators, which torch.compile and autograd know
