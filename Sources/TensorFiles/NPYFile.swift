@@ -52,7 +52,7 @@ public enum NPYFile {
   /// The file's bytes, for `OutputFile`.
   public static func pieces(of array: StoredArray) -> [[UInt8]] {
     let array =
-      array.scalarType == .bf16 ? StoredArray(extents: array.extents, floats: array.floats) : array
+      ![.f32, .f16].contains(array.scalarType) ? StoredArray(extents: array.extents, floats: array.floats) : array
     let type = array.scalarType == .f32 ? "<f4" : "<f2"
     // A tuple of one needs its comma.
     let shape = array.extents.map(String.init).joined(separator: ", ") + (array.extents.count == 1 ? "," : "")

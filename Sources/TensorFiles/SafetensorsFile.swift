@@ -125,7 +125,9 @@ public struct SafetensorsFile: Sendable {
     }
     let bytes = try file.read(entry.bytes.count, at: dataStart + entry.bytes.lowerBound)
     let values = bytes.withUnsafeBytes { source in
-      (0..<source.count / 4).map { Int(Int32(littleEndian: source.loadUnaligned(fromByteOffset: $0 * 4, as: Int32.self))) }
+      (0..<source.count / 4).map {
+        Int(Int32(littleEndian: source.loadUnaligned(fromByteOffset: $0 * 4, as: Int32.self)))
+      }
     }
     return (entry.extents, values)
   }

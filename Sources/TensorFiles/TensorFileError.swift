@@ -32,7 +32,8 @@ extension TensorFileError: CustomStringConvertible {
         available.isEmpty ? "no tensors" : some + (available.count > 10 ? " and \(available.count - 10) more" : "")
       return "\(path) has no tensor '\(name)'; it holds \(names)."
     case .unsupportedType(let path, let name, let type):
-      return "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16, BF16 and, in caches, F8_E4M3. Convert it first."
+      return
+        "Tensor '\(name)' of \(path) is of type \(type); supported are F32, F16, BF16 and, in caches, F8_E4M3. Convert it first."
     case .notIntegers(let path, let name, let type):
       return "Tensor '\(name)' of \(path) is of type \(type); I32 is needed. Convert it first."
     case .rank(let path, let name, let extents, let expected):

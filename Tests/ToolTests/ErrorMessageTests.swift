@@ -56,6 +56,16 @@ import Testing
     Mistake(
       "bench decode --queries 4", 64,
       "Error: --queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too."),
+    Mistake("bench decode --explain", 64, "Error: --explain is for a shape; give --batch and --context too."),
+    Mistake(
+      "bench decode --batch 2 --context 8 --lengths 3", 64, "Error: --lengths belongs to --explain; give both."),
+    Mistake(
+      "bench decode --batch 2 --context 8 --explain --lengths 3,9", 64,
+      "Error: --lengths '3,9' is not understood; write 2 numbers from 0 to 8, with commas."),
+    Mistake("bench decode --new-keys=-1", 64, "Error: --new-keys is -1; it must be 0 or more."),
+    Mistake(
+      "bench decode --peers nowhere.jsonl", 2,
+      "Error: nowhere.jsonl cannot be read: no such file, or no right to read it."),
     Mistake("bench decode --batch 0 --context 8", 64, "Error: --batch is 0; it must be at least 1."),
     Mistake(
       "bench --queries 64 --tiling keys=64", 64,

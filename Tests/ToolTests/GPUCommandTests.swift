@@ -3,6 +3,20 @@ import Testing
 
 /// What the tool does for GPUs on a machine without one.
 @Suite struct GPUCommandTests {
+  /// The work of lengths, shared out without a GPU; the parts are those of the kernel (`sharesAsTheRuleSays`).
+  @Test func explainsHowDecodingIsSharedOut() throws {
+    let result = try CommandLineTool.run(
+      "bench decode --batch 3 --context 4096 --kv-heads 1 --query-heads 4 --explain --lengths 4096,0,100")
+    #expect(result.code == 0, "\(result.errors)")
+    for line in [
+      "1 units (key/value heads x blocks of rows) of each sequence; 67 blocks take 1 tiles of 64 keys each",
+      "0         4096     64     64", "1            0      1      1", "2          100      2      2",
+    ] {
+      #expect(result.output.contains(line), "\(result.output)")
+    }
+    #expect(result.output.contains("cost model: 6.0 us for any call + "))
+  }
+
   @Test func emitsTheKernelOfAShapeWithItsPlan() throws {
     let result = try CommandLineTool.run(
       "emit --arch sm_80 --dim 128 --query-heads 8 --kv-heads 2 --causal --dtype bf16")

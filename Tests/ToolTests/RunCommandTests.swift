@@ -58,6 +58,89 @@ import Testing
     #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).count == 2)
   }
 
+  /// Bytes of a safetensors file, whose tensors may be integers.
+  private func file(_ tensors: [(name: String, type: String, extents: [Int], bytes: [UInt8])]) -> Data {
+    var (header, data) = ("{\"__metadata__\":{\"layout\":\"bnhd\"}", Data())
+    for tensor in tensors {
+      header += ",\"\(tensor.name)\":{\"dtype\":\"\(tensor.type)\",\"shape\":\(tensor.extents),"
+      header += "\"data_offsets\":[\(data.count),\(data.count + tensor.bytes.count)]}"
+      data += tensor.bytes
+    }
+    header += "}"
+    return withUnsafeBytes(of: UInt64(header.utf8.count).littleEndian) { Data($0) } + Data(header.utf8) + data
+  }
+
+  /// Lengths, places and pages as tensors of the file: the same result as over the keys alone.
+  @Test func cachesInAFile() throws {
+    func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }
+    func floats(_ values: [Float]) -> [UInt8] { values.withUnsafeBytes(Array.init) }
+    func integers(_ values: [Int32]) -> [UInt8] { values.withUnsafeBytes(Array.init) }
+    // Two sequences of 5 and 3 keys, [tokens, 2 heads, 8].
+    let q = (0..<2 * 2 * 4 * 8).map(number)
+    let (k, v) = ((0..<2 * 5 * 16).map { number($0 + 5) }, (0..<2 * 5 * 16).map { number($0 + 9) })
+    func rows(_ values: [Float], _ b: Int, _ n: Int) -> [Float] { Array(values[(b * 5 + n) * 16..<(b * 5 + n + 1) * 16]) }
+    var expected: [Float] = []
+    for (b, length) in [(0, 5), (1, 3)] {
+      let name = path("one\(b).safetensors")
+      try file([
+        ("q", "F32", [1, 2, 4, 8], floats(Array(q[b * 64..<(b + 1) * 64]))),
+        ("k", "F32", [1, length, 2, 8], floats((0..<length).flatMap { rows(k, b, $0) })),
+        ("v", "F32", [1, length, 2, 8], floats((0..<length).flatMap { rows(v, b, $0) })),
+      ]).write(to: URL(filePath: name))
+      #expect(try CommandLineTool.run("run \(name) --causal --device cpu -o \(path("o\(b).safetensors"))").code == 0)
+      expected += try SafetensorsFile(path: path("o\(b).safetensors")).array("output").floats
+    }
+    // The second sequence is in place 0, the first in place 2; NaN elsewhere.
+    func cache(_ values: [Float]) -> [Float] {
+      (0..<3).flatMap { place in
+        (0..<5).flatMap { n in
+          place == 2 ? rows(values, 0, n) : place == 0 && n < 3 ? rows(values, 1, n) : [Float](repeating: .nan, count: 16)
+        }
+      }
+    }
+    func pages(_ values: [Float]) -> [Float] {
+      // Pages of 2: the first sequence has 4, 0 and 2, the second 1 and 5.
+      let owners = [(0, 2), (1, 0), (0, 4), (9, 0), (0, 0), (1, 2)]
+      return owners.flatMap { b, first in
+        (0..<2).flatMap { i in
+          b < 2 && first + i < (b == 0 ? 5 : 3) ? rows(values, b, first + i) : [Float](repeating: .nan, count: 16)
+        }
+      }
+    }
+    let common = [
+      ("q", "F32", [2, 2, 4, 8], floats(q)), ("expected", "F32", [2, 2, 4, 8], floats(expected)),
+      ("cache_lengths", "I32", [2], integers([5, 3])),
+    ]
+    for (name, tensors) in [
+      (
+        "contiguous",
+        [
+          ("k", "F32", [3, 5, 2, 8], floats(cache(k))), ("v", "F32", [3, 5, 2, 8], floats(cache(v))),
+          ("batch_index", "I32", [2], integers([2, 0])),
+        ]
+      ),
+      (
+        "pages",
+        [
+          ("k", "F32", [6, 2, 2, 8], floats(pages(k))), ("v", "F32", [6, 2, 2, 8], floats(pages(v))),
+          ("page_table", "I32", [2, 3], integers([4, 0, 2, 1, 5, 0])),
+        ]
+      ),
+    ] {
+      try file(common + tensors).write(to: URL(filePath: path("\(name).safetensors")))
+      let result = try CommandLineTool.run(
+        "run \(path("\(name).safetensors")) --causal --device cpu --compare expected -o \(path("out.safetensors"))")
+      #expect(result.code == 0 && result.output.contains("expected: passes"), "\(result.output)\(result.errors)")
+      #expect(try SafetensorsFile(path: path("out.safetensors")).array("lse").extents == [2, 4, 2])
+    }
+    try file(
+      common + [("k", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80))),
+        ("v", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80)))]
+    ).write(to: URL(filePath: path("bad.safetensors")))
+    let bad = try CommandLineTool.run("run \(path("bad.safetensors")) --device cpu")
+    #expect(bad.code == 2 && bad.errors.contains("There are 1 sequences in the cache for 2 sequences; give one for each."))
+  }
+
   /// A disk that is full in the middle of a write: one sentence, and nothing left behind.
   @Test func aFullDiskLeavesNothing() throws {
     let process = Process()

@@ -83,7 +83,8 @@ public struct DecodePlan: Hashable, Sendable {
       // Not by what else is in the batch.
       return bytes((problem.capacity + keys - 1) / keys) <= 64 << 10 ? .lastBlock : behind
     }
-    return DecodeCost.lastBlock(bytes: bytes(parts)) <= DecodeCost.launchBehind(rows: problem.batch * problem.keyValueHeads * rows)
+    return DecodeCost.lastBlock(bytes: bytes(parts))
+      <= DecodeCost.launchBehind(rows: problem.batch * problem.keyValueHeads * rows)
       ? .lastBlock : behind
   }
 
@@ -167,7 +168,7 @@ extension DecodeTiling {
   ///
   /// Measured on an NVIDIA H200, 2026-11-21, by `bench decode --tiling ...` (Documentation/GPULog.md). One row tile: eight warps
   /// with keys of their own, four where the caches are small, so that more blocks have some. Four row tiles: one group of four
-  /// warps, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and V are faster than one.
+  /// warps where the caches are small, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and V are faster than one.
   init(_ problem: CachedAttentionProblem, on gpu: GPULimits) {
     let rows = problem.queries * problem.groupSize
     let dimension = max(problem.dimension, problem.valueDimension)
@@ -183,7 +184,7 @@ extension DecodeTiling {
       switch (rowTiles, dimension) {
       case (...1, _): (cacheBytes <= 64 << 20 ? 4 : 8, 16, 3)
       case (2, _): (cacheBytes <= 150 << 20 ? 2 : 4, 32, 3)
-      case (3...4, ...128): (1, 64, 4)
+      case (3...4, ...128): cacheBytes <= 200 << 20 ? (1, 64, 4) : (2, 64, 2)
       case (_, ...128): (2, 64, 2)
       default: (2, 32, 3)
       }

@@ -16,14 +16,16 @@ struct CacheRun {
     self.queries = queries.converted(to: type)
     // e4m3 numbers stay what they are.
     (self.keys, self.values) = (
-      keys.scalarType == .e4m3 ? keys : keys.converted(to: type), values.scalarType == .e4m3 ? values : values.converted(to: type)
+      keys.scalarType == .e4m3 ? keys : keys.converted(to: type),
+      values.scalarType == .e4m3 ? values : values.converted(to: type)
     )
     func list(_ name: String) throws -> [Int]? {
       if !file.names.contains(name) { return nil }
       let (extents, values) = try file.integers(name)
       guard extents == [queries.shape.batch] else {
         throw TensorFileError.rank(
-          path: path, name: name, extents: extents, expected: "one number for each of the \(queries.shape.batch) sequences is needed")
+          path: path, name: name, extents: extents,
+          expected: "one number for each of the \(queries.shape.batch) sequences is needed")
       }
       return values
     }
@@ -44,7 +46,8 @@ struct CacheRun {
     let padding = try list("left_padding")
     problem = try CachedAttentionProblem(
       batch: queries.shape.batch, queries: queries.shape.length, queryHeads: queries.shape.heads,
-      keyValueHeads: shape.heads, dimension: queries.shape.dimension, valueDimension: values.shape.dimension, cache: cache,
+      keyValueHeads: shape.heads, dimension: queries.shape.dimension, valueDimension: values.shape.dimension,
+      cache: cache,
       hasLeftPadding: padding != nil, scalarType: type, cacheType: self.keys.scalarType, mask: options.mask,
       scale: options.scale, softcap: options.softcap)
     entries = CacheEntries(
@@ -85,7 +88,9 @@ struct CacheRun {
       func cached(_ tensor: Tensor, _ shape: TensorShape, _ scales: [Float]?) -> Tensor {
         Tensor(shape: shape, scalarType: tensor.scalarType == .e4m3 ? .f32 : tensor.scalarType) { _, h, n, d in
           var (place, row) = (entries.batchIndex?[b] ?? b, n + first)
-          if let table = entries.pageTable { (place, row) = (table[b][row / tensor.shape.length], row % tensor.shape.length) }
+          if let table = entries.pageTable {
+            (place, row) = (table[b][row / tensor.shape.length], row % tensor.shape.length)
+          }
           return tensor[place, h, row, d] * (scales?[b * problem.keyValueHeads + h] ?? 1)
         }
       }
@@ -105,7 +110,8 @@ struct CacheRun {
       }
     }
     return Comparison(
-      actual: isLogSumExp ? result.logSumExp.map(Double.init) : result.output.inHeadOrder, expected: expected, plain: plain,
+      actual: isLogSumExp ? result.logSumExp.map(Double.init) : result.output.inHeadOrder, expected: expected,
+      plain: plain,
       reference: reference, type: isLogSumExp ? .f32 : problem.scalarType)
   }
 }

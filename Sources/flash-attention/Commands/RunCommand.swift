@@ -89,7 +89,8 @@ struct RunCommand: ParsableCommand {
         if let output { try write(result, batch: run.problem.batch, heads: run.problem.queryHeads, to: output) }
         return try readExpected(of: run.problem.outputShape, layout).map { expected in
           let comparison = try run.compare(
-            result, with: expected.isLogSumExp
+            result,
+            with: expected.isLogSumExp
               ? expected.array.floats.map(Double.init) : expected.array.tensor(layout: layout)!.inHeadOrder,
             isLogSumExp: expected.isLogSumExp)
           print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
