@@ -92,7 +92,7 @@ def flash_attn_varlen_func(
 ):
     """q ``(total_q, h, d)``, k ``(total_k, h_k, d)``, v ``(total_k, h_k, dv)``. Returns out, or (out, lse ``(h, total_q)``).
 
-    Rows that ``seqused_q`` leaves out are zero in out and -inf in lse.
+    Rows that ``seqused_q`` leaves out are not written: they may be anything.
     """
     _refuse(qv=qv)
     left, right = _side(window_size[0]), _side(window_size[1])
