@@ -40,7 +40,8 @@ import Testing
     let error = #expect(throws: TensorFileError.self) { try file.array("n") }
     #expect(
       error?.description
-        == "Tensor 'n' of \(path) is of type I64; supported are F32, F16, BF16 and, in caches, F8_E4M3. Convert it first.")
+        == "Tensor 'n' of \(path) is of type I64; supported are F32, F16, BF16 and, in caches, F8_E4M3. Convert it first."
+    )
     let missing = #expect(throws: TensorFileError.self) { try file.array("q") }
     #expect(missing?.description == "\(path) has no tensor 'q'; it holds 'n', 'x'.")
   }

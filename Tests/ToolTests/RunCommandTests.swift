@@ -78,7 +78,9 @@ import Testing
     // Two sequences of 5 and 3 keys, [tokens, 2 heads, 8].
     let q = (0..<2 * 2 * 4 * 8).map(number)
     let (k, v) = ((0..<2 * 5 * 16).map { number($0 + 5) }, (0..<2 * 5 * 16).map { number($0 + 9) })
-    func rows(_ values: [Float], _ b: Int, _ n: Int) -> [Float] { Array(values[(b * 5 + n) * 16..<(b * 5 + n + 1) * 16]) }
+    func rows(_ values: [Float], _ b: Int, _ n: Int) -> [Float] {
+      Array(values[(b * 5 + n) * 16..<(b * 5 + n + 1) * 16])
+    }
     var expected: [Float] = []
     for (b, length) in [(0, 5), (1, 3)] {
       let name = path("one\(b).safetensors")
@@ -94,7 +96,8 @@ import Testing
     func cache(_ values: [Float]) -> [Float] {
       (0..<3).flatMap { place in
         (0..<5).flatMap { n in
-          place == 2 ? rows(values, 0, n) : place == 0 && n < 3 ? rows(values, 1, n) : [Float](repeating: .nan, count: 16)
+          place == 2
+            ? rows(values, 0, n) : place == 0 && n < 3 ? rows(values, 1, n) : [Float](repeating: .nan, count: 16)
         }
       }
     }
@@ -134,11 +137,14 @@ import Testing
       #expect(try SafetensorsFile(path: path("out.safetensors")).array("lse").extents == [2, 4, 2])
     }
     try file(
-      common + [("k", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80))),
-        ("v", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80)))]
+      common + [
+        ("k", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80))),
+        ("v", "F32", [1, 5, 2, 8], floats([Float](repeating: 0, count: 80))),
+      ]
     ).write(to: URL(filePath: path("bad.safetensors")))
     let bad = try CommandLineTool.run("run \(path("bad.safetensors")) --device cpu")
-    #expect(bad.code == 2 && bad.errors.contains("There are 1 sequences in the cache for 2 sequences; give one for each."))
+    #expect(
+      bad.code == 2 && bad.errors.contains("There are 1 sequences in the cache for 2 sequences; give one for each."))
   }
 
   /// A disk that is full in the middle of a write: one sentence, and nothing left behind.
