@@ -21,7 +21,7 @@ struct ForwardSequence {
         k.set(first, to: start.reinterpreted(as: U32.self))
         k.set(count, to: k.load(S32.self, global: starts + place, offset: 4) - start)
       }
-      k.if(counts .!= 0) { k.set(count, to: k.load(S32.self, global: counts + place)) }
+      k.if(counts .!= 0) { k.set(count, to: k.minimum(count, k.load(S32.self, global: counts + place))) }
       // What a caller says too much would lead out of the tensors.
       return (k.maximum(k.minimum(count, limit), k.constant(0, S32.self)), first)
     }

@@ -76,6 +76,13 @@ public struct CacheEntries: Hashable, Sendable {
       throw .notInThePlan(tensor: "list of query counts", isMissing: false)
     }
     try each("query count", queryCounts, limit: problem.queries)
+    if let queryCounts, let queryStarts, queryStarts.count == problem.batch + 1 {
+      for (sequence, count) in queryCounts.enumerated() where count > queryStarts[sequence + 1] - queryStarts[sequence]
+      {
+        throw .cacheEntry(
+          "query count", sequence: sequence, value: count, limit: queryStarts[sequence + 1] - queryStarts[sequence])
+      }
+    }
     try starts("new key", newStarts, total: problem.newKeys?.packedTotal, longest: problem.newKeys?.count ?? 0)
     if lengths == nil && !problem.hasPackedKeys { throw .notInThePlan(tensor: "list of lengths", isMissing: true) }
     if (leftPadding != nil) != problem.hasLeftPadding {
@@ -90,6 +97,12 @@ public struct CacheEntries: Hashable, Sendable {
     if case .packed(let total, _) = problem.cache { packedTotal = total }
     try starts("key", keyStarts, total: packedTotal, longest: problem.capacity)
     try each("length", lengths, limit: problem.capacity)
+    if let lengths, let keyStarts {
+      for (sequence, length) in lengths.enumerated() where length > keyStarts[sequence + 1] - keyStarts[sequence] {
+        throw .cacheEntry(
+          "length", sequence: sequence, value: length, limit: keyStarts[sequence + 1] - keyStarts[sequence])
+      }
+    }
     for sequence in 0..<problem.batch {
       let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
       let rows = rows(of: sequence)

@@ -69,6 +69,11 @@ public struct CachedAttentionPlan: Sendable {
     if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
   }
 
+  /// Whether the counters of its workspace are where those of other such plans are.
+  var sharesWorkspaces: Bool {
+    if case .gpu(let plan) = path { plan.plan.launch.sharesWorkspaces } else { true }
+  }
+
   /// How many parts the keys of each sequence are divided into on a GPU, for lengths such as these; nil on the CPU.
   public func splits(lengths: [Int]) -> [Int]? {
     switch path {

@@ -38,7 +38,8 @@ public final class KVCache: Sendable {
     var allocator: PageAllocator
     let memory: Memory
     var plans: [CachedAttentionProblem: CachedAttentionPlan] = [:]
-    var workspaces: [CachedAttentionProblem: GPUBuffer] = [:]
+    /// Of all calls, which follow one another; as large as the largest has needed.
+    var workspace: GPUBuffer?
   }
 
   /// Keys, then values, page by page `[page size, H_kv, D]`.
@@ -163,6 +164,9 @@ public final class KVCache: Sendable {
     if (keys == nil) != (values == nil) {
       throw .unsupported("New keys come with new values; give both, or none.")
     }
+    if rotary != nil && keys == nil {
+      throw .unsupported("A rotary embedding turns new keys and queries; give new keys and values, or leave it out.")
+    }
     let new = keys?.shape.length ?? 0
     if new > 0 && Set(sequences).count != sequences.count {
       throw .unsupported("A sequence to append to can be in a call only once; fork it for another continuation.")
@@ -176,10 +180,22 @@ public final class KVCache: Sendable {
         mask: mask,
         scale: scale, softcap: softcap)
       try Self.check(problem, queries, keys, values)
+      if let (embedding, cosines, sines) = rotary {
+        let shape = TensorShape(batch: 1, heads: 1, length: embedding.positions, dimension: embedding.dimension / 2)
+        for (name, table) in [("the cosines", cosines), ("the sines", sines)] {
+          if table.shape != shape { throw .notThePlan(tensor: name, given: table.shape, planned: shape) }
+          if table.scalarType != scalarType {
+            throw .mixedTypes(
+              first: name, firstType: table.scalarType, second: "the cache's queries", secondType: scalarType)
+          }
+        }
+      }
       let plan: CachedAttentionPlan
       if let made = state.plans[problem] {
         plan = made
       } else {
+        // More than a program has shapes; one that has more begins again.
+        if state.plans.count >= 1024 { state.plans.removeAll() }
         plan = try CachedAttentionPlan(problem, device: gpu == nil ? .cpu : .gpu)
         state.plans[problem] = plan
       }
@@ -200,7 +216,7 @@ public final class KVCache: Sendable {
         result = try run(plan, queries, keys, values, rotary, entries, keyMemory.base, valueMemory.base)
       case .gpu(let keyBuffer, let valueBuffer):
         result = try run(
-          plan, queries, keys, values, rotary, entries, keyBuffer, valueBuffer, &state.workspaces)
+          plan, queries, keys, values, rotary, entries, keyBuffer, valueBuffer, &state.workspace)
       }
       for sequence in sequences { try state.allocator.advance(sequence, by: new) }
       return result
@@ -289,7 +305,7 @@ public final class KVCache: Sendable {
   private func run(
     _ plan: CachedAttentionPlan, _ queries: Tensor, _ keys: Tensor?, _ values: Tensor?,
     _ rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)?, _ entries: CacheEntries, _ keyBuffer: GPUBuffer,
-    _ valueBuffer: GPUBuffer, _ workspaces: inout [CachedAttentionProblem: GPUBuffer]
+    _ valueBuffer: GPUBuffer, _ shared: inout GPUBuffer?
   ) throws(AttentionError) -> AttentionResult {
     guard let gpu else { throw .deviceUnavailable(device: "GPU", reason: "the cache is not on one.") }
     let problem = plan.problem
@@ -314,8 +330,15 @@ public final class KVCache: Sendable {
     }
     let o = try GPUBuffer(byteCount: max(problem.outputShape.elementCount * scalarType.byteCount, 16), on: gpu)
     let lse = try GPUBuffer(byteCount: max(problem.logSumExpCount * 4, 16), on: gpu)
-    if workspaces[problem] == nil { workspaces[problem] = try plan.makeWorkspace() }
-    let workspace = workspaces[problem]!
+    // Plans with more counters than have a place of their own get a workspace for this call.
+    let isShared = plan.sharesWorkspaces
+    let workspace: GPUBuffer
+    if isShared, let made = shared, made.byteCount >= plan.workspaceByteCount {
+      workspace = made
+    } else {
+      workspace = try plan.makeWorkspace()
+      if isShared { shared = workspace }
+    }
     var tensors = DeviceCacheTensors(
       queries: try upload(queries),
       keys: DeviceTensorView(
@@ -338,7 +361,7 @@ public final class KVCache: Sendable {
       }
       tensors.newKeys = new
     }
-    defer { withExtendedLifetime((buffers, o, lse)) {} }
+    defer { withExtendedLifetime((buffers, o, lse, workspace)) {} }
     try plan.launch(tensors, workspace: workspace.address)
     var statistics = [Float](repeating: 0, count: problem.logSumExpCount)
     let output = try Tensor(shape: problem.outputShape, scalarType: scalarType, layout: queries.layout) {

@@ -12,7 +12,7 @@ def dtypes(device):
 
 
 OPTIONS = [
-    {}, {"causal": True}, {"window": (5, 2)}, {"window": (None, 3)}, {"chunk": 16, "causal": True}, {"softcap": 3.0},
+    {}, {"causal": True}, {"window": (5, 2)}, {"window": (9, -1), "causal": True}, {"window": (None, 3)}, {"chunk": 16, "causal": True}, {"softcap": 3.0},
     {"scale": 0.02}, {"scale": -0.3, "causal": True}]
 
 

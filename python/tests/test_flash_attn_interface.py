@@ -286,6 +286,13 @@ def test_errors_are_sentences(device):
     with pytest.raises(ValueError, match="lengths must be contiguous torch.int32"):
         two = q.expand(2, 2, 3, 64)
         flash_attn_with_kvcache(two, two, two, cache_seqlens=int32([1, 2, 1, 2], device)[::2])
+    with pytest.raises(ValueError, match="give cache_seqlens with k and v"):
+        flash_attn_with_kvcache(q, q, q, k=q, v=q)
+    with pytest.raises(ValueError, match="give both k and v"):
+        flash_attn_with_kvcache(q, q, q, k=q, cache_seqlens=1)
+    with pytest.raises(ValueError, match="out must have the shape"):
+        parts = torch.zeros(2, 1, 2, 3, 64, device=device)
+        flash_attn_combine(parts, parts[..., 0], out=q[:, :1].float())
     with pytest.raises(ValueError, match="max_seqlen_q"):
         flash_attn_with_kvcache(q[0], q, q, cu_seqlens_q=int32([0, 2], device), cache_seqlens=2)
 

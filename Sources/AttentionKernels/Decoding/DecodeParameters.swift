@@ -146,6 +146,8 @@ public struct DecodeLaunch: Hashable, Sendable {
 
   /// Plans of up to so many units have their counters in the same place of a workspace, so that they can share one.
   public static let sharedUnits = 65536
+  /// Whether this is such a plan.
+  public var sharesWorkspaces: Bool { arrivalByteCount == Self.sharedUnits * 4 }
 
   /// Blocks of the grid.
   public let blocks: Int

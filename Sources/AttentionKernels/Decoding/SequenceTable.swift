@@ -27,7 +27,8 @@ struct SequenceTable {
     let place = place(of: sequence)
     guard s.paging == .packed else { return k.load(S32.self, global: p.lengths + place) }
     let rows = k.variable(extent(p.keyStarts, place))
-    k.if(p.lengths .!= 0) { k.set(rows, to: k.load(S32.self, global: p.lengths + place)) }
+    // No more than there are, whatever a caller says.
+    k.if(p.lengths .!= 0) { k.set(rows, to: k.minimum(rows, k.load(S32.self, global: p.lengths + place))) }
     return rows
   }
 
@@ -53,7 +54,7 @@ struct SequenceTable {
     guard s.hasPackedQueries else { return p.queries.reinterpreted(as: S32.self) }
     let place = place(of: sequence)
     let count = k.variable(extent(p.queryStarts, place))
-    k.if(p.queryCounts .!= 0) { k.set(count, to: k.load(S32.self, global: p.queryCounts + place)) }
+    k.if(p.queryCounts .!= 0) { k.set(count, to: k.minimum(count, k.load(S32.self, global: p.queryCounts + place))) }
     return k.maximum(k.minimum(count, p.queries.reinterpreted(as: S32.self)), k.constant(0, S32.self))
   }
 

@@ -177,8 +177,8 @@ fa_status fa_combine(const fa_combine_params *params);
 fa_status fa_forward_prepare(const fa_forward_params *params);
 fa_status fa_sequences_prepare(const fa_sequences_params *params);
 
-/* The workspace that calls with such parameters need; 0 on the CPU. Calls in one stream may share a workspace, as large as the
- * largest of them needs, if batch x key_value_heads x blocks of 16 rows (queries x group) is at most 65536 for each. */
+/* The workspace that calls with such parameters need; 0 on the CPU. Calls of one thread in one stream may share a workspace, as large
+ * as the largest of them needs, if batch x key_value_heads x blocks of 16 rows (queries x group) is at most 65536 for each. */
 fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
 
 /* Which path would run and why, in a few lines, as far as they fit. */

@@ -113,6 +113,14 @@ struct BenchDecodeCommand: ParsableCommand {
   /// A case of the grid.
   struct Case: Encodable {
     let batch, context, queries, queryHeads, kvHeads: Int
+
+    /// Its problem over a contiguous cache at D 128.
+    func problem(_ type: ScalarType, keysPerSplit: Int? = nil) throws(AttentionError) -> CachedAttentionProblem {
+      try CachedAttentionProblem(
+        batch: batch, queries: queries, queryHeads: queryHeads, keyValueHeads: kvHeads, dimension: 128,
+        cache: .contiguous(sequences: batch, capacity: context), scalarType: type, mask: .causal,
+        keysPerSplit: keysPerSplit)
+    }
   }
 
   static var grid: [Case] {

@@ -7,8 +7,14 @@ internal import TensorFiles
 
 struct TuneCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "tune",
-    abstract: "Measure every tiling that there is for a shape on this GPU, beside what the plan chooses.",
+    commandName: "tune", abstract: "Measure what a plan could choose on this GPU, beside what it chooses.",
+    subcommands: [TuneAttentionCommand.self, TuneDecodeCommand.self], defaultSubcommand: TuneAttentionCommand.self)
+}
+
+struct TuneAttentionCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "attention",
+    abstract: "Measure every tiling that there is for a shape on this GPU; the same as tune alone.",
     discussion: """
       The plan's choice is the first of a list that a cost model ranks; emit --explain prints the list. This command \
       measures the list instead: a line for each tiling, the fastest first, with what the model predicted for it. Any \

@@ -23,9 +23,10 @@ def scores(causal, window, chunk, softcap, scale):
     result = c.Scores(chunk=chunk or 0, softcap=softcap or 0.0)
     if scale is not None:
         result.scale_is_given, result.scale = 1, scale
-    left, right = window if window is not None else (None, None)
+    # None, and below 0 as FlashAttention has it, is unlimited.
+    left, right = (None if side is None or side < 0 else side for side in window or (None, None))
     if causal:
-        right = 0 if right is None else min(right, 0)
+        right = 0
     if left is None and right is None:
         result.mask = c.MASK_NONE
     elif left is None and right == 0:
@@ -67,7 +68,7 @@ def attention(
         k: ``[batch, keys, kv_heads, dimension]``; ``heads`` is a multiple of ``kv_heads`` (grouped-query attention).
         v: ``[batch, keys, kv_heads, value_dimension]``.
         causal: Whether a query sees no later keys; the last query stands on the last key.
-        window: ``(left, right)``: keys before and after its own that a query sees; None is unlimited.
+        window: ``(left, right)``: keys before and after its own that a query sees; None or below 0 is unlimited.
         chunk: Size of chunks of keys, of which a query sees only its own.
         softcap: Scores become ``softcap * tanh(score / softcap)``.
         scale: What scores are multiplied by; ``1 / sqrt(dimension)`` by default.

@@ -77,8 +77,8 @@ def _fits(name, tensor, shape, like, dtype=None):
 def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse):
     """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None."""
     key = (
-        q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, v.shape, v.stride(), v.dtype, causal, left,
-        right, chunk, softcap, scale)
+        q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
+        v.device, causal, left, right, chunk, softcap, scale)
     calls = _remembered("forward")
     call = calls.get(key)
     if call is None:
@@ -108,18 +108,19 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse):
 
 # MARK: - Sequences
 
-_workspaces = {}
 # Bytes at a workspace's beginning that must be zero, of plans that may share one: a counter for each unit.
 _SHARED_UNITS = 65536
 
 
 def _workspace(byte_count, device, stream, is_shared):
-    """Memory whose counters are zero between calls: one for all calls in a stream, or one of its own."""
+    """Memory whose counters are zero between calls: one for all calls of a thread in a stream, or one of its own. (Calls of two
+    threads may come between each other's launches.)"""
+    workspaces = _remembered("workspaces")
     key = (device, stream, None if is_shared else byte_count)
-    memory = _workspaces.get(key)
+    memory = workspaces.get(key)
     if memory is None or memory.numel() < byte_count:
         memory = torch.zeros(max(byte_count, 16 << 20) if is_shared else byte_count, dtype=torch.uint8, device=device)
-        _workspaces[key] = memory
+        workspaces[key] = memory
     return memory
 
 
@@ -157,10 +158,15 @@ def sequences(
         left_padding is None or left_padding.shape, page_table is None or page_table.shape,
         query_starts is None or query_starts.shape, query_counts is None or query_counts.shape,
         key_starts is None or key_starts.shape, new_key_starts is None or new_key_starts.shape,
-        positions is None or positions.shape, query_scales is None, key_scales is None, value_scales is None,
-        longest_query, longest_key,
-        new_k is None or (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype),
-        cosines is None or (cosines.shape, interleaved), scale, causal, left, right, chunk, softcap, keys_per_split)
+        positions is None or positions.shape, query_scales is None or query_scales.shape,
+        key_scales is None or key_scales.shape, value_scales is None or value_scales.shape, longest_query, longest_key,
+        new_k is None or (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype, new_v.dtype),
+        cosines is None or (cosines.shape, sines.shape, cosines.dtype, sines.dtype, interleaved), scale, causal, left,
+        right, chunk, softcap, keys_per_split)
+    is_cuda = q.is_cuda
+    for x in (k, v, new_k, new_v, cosines, sines):
+        if x is not None and x.is_cuda != is_cuda:
+            raise ValueError(f"All tensors must be on one device; there are {q.device} and {x.device}.")
     calls = _remembered("sequences")
     found = calls.get(key)
     if found is None:
@@ -182,6 +188,8 @@ def sequences(
         value = lists[index] if index < len(lists) else scales[index - len(lists)]
         if value.dtype is not dtype or not value.is_contiguous():
             raise ValueError(f"{name} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
+        if value.is_cuda != is_cuda:
+            raise ValueError(f"{name} is on {value.device}, and the queries are on {q.device}.")
         setattr(call, name, value.data_ptr())
     if new_k is not None:
         call.new_k.data, call.new_v.data = new_k.data_ptr(), new_v.data_ptr()
@@ -189,7 +197,7 @@ def sequences(
             if not (cosines.is_contiguous() and sines.is_contiguous()):
                 raise ValueError("rotary_cos and rotary_sin must be contiguous.")
             call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
-    if q.is_cuda:
+    if is_cuda:
         stream = torch._C._cuda_getCurrentRawStream(q.device.index)
         call.stream = stream
         if workspace_size > 0:

@@ -19,7 +19,8 @@ NAME = "swift_attention"
 
 
 def mask(
-    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, attention_mask=None, device=None, **kwargs
+    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, kv_offset=0, attention_mask=None,
+    device=None, **kwargs
 ):
     """What attention must know of where a batch's keys are: None where all are there, else int32 ``[1, 1, 3, batch]``: where each
     sequence's keys end for a causal mask, where they end without one, and where they begin. (Masks of four axes pass through
@@ -35,10 +36,13 @@ def mask(
     steps = q_length is not None and q_length != kv_length
     if attention_mask is None and not steps:
         return None
-    last = torch.as_tensor(last, dtype=torch.int32, device=device).reshape(-1)[:1].expand(batch_size)
+    # A cache of a sliding window begins at a later key; all numbers count from its first.
+    last = torch.as_tensor(last - kv_offset, dtype=torch.int32, device=device).reshape(-1)[:1].expand(batch_size)
     if attention_mask is None:
         return torch.stack([last, torch.full_like(last, kv_length), torch.zeros_like(last)])[None, None]
     real = attention_mask.to(torch.bool)
+    if kv_length is not None:
+        real = real[:, kv_offset : kv_offset + kv_length]
     if not steps and real.device.type == "cpu" and bool(real.all()):
         return None
     positions = torch.arange(real.shape[1], device=real.device, dtype=torch.int32)

@@ -5,7 +5,6 @@ taken and not needed. What is not supported raises ``NotImplementedError`` and n
 """
 
 import ctypes
-import functools
 
 import torch
 
@@ -34,15 +33,9 @@ def _scales(scales):
     return None if scales is None else scales.contiguous()
 
 
-@functools.lru_cache(maxsize=256)
-def _filled(batch, value, device):
-    return torch.full((batch,), value, dtype=torch.int32, device=device)
-
-
 def _lengths(value, batch, device):
-    """The same number for all sequences, as a tensor that is made once."""
-    return torch.full((batch,), value, dtype=torch.int32, device=device) if torch.compiler.is_compiling() else _filled(
-        batch, value, device)
+    """The same number for all sequences. (Not kept: a graph may come to own it, and another stream must not see it unfilled.)"""
+    return torch.full((batch,), value, dtype=torch.int32, device=device)
 
 
 def flash_attn_func(
@@ -143,6 +136,10 @@ def flash_attn_with_kvcache(
         _refuse(qv=qv)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         raise ValueError("k_cache and v_cache must have elements side by side along the last axis.")
+    if (k is None) != (v is None):
+        raise ValueError("New keys come with new values: give both k and v, or neither.")
+    if k is not None and cache_seqlens is None:
+        raise ValueError("New keys are appended behind those that the cache has: give cache_seqlens with k and v.")
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     if cache_seqlens is None:
         cache_seqlens = k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
@@ -170,6 +167,13 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
         raise ValueError("out_partial and lse_partial must be float32.")
     if tuple(lse_partial.shape) != (parts, batch, queries, heads):
         raise ValueError(f"lse_partial has the shape {tuple(lse_partial.shape)}; {(parts, batch, queries, heads)} is needed.")
+    if lse_partial.device != out_partial.device:
+        raise ValueError(f"lse_partial is on {lse_partial.device}, and out_partial on {out_partial.device}.")
+    if out is not None:
+        if tuple(out.shape) != (batch, queries, heads, dimension) or out.device != out_partial.device:
+            raise ValueError(f"out must have the shape {(batch, queries, heads, dimension)} and be on {out_partial.device}.")
+        if out_dtype is not None and out.dtype != out_dtype:
+            raise ValueError(f"out is {out.dtype}, and out_dtype {out_dtype}; give one of them.")
     out_partial = unit_stride(out_partial)
     result = out if out is not None else torch.empty(
         (batch, queries, heads, dimension), dtype=out_dtype or torch.float32, device=out_partial.device)
@@ -177,6 +181,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     padded = result
     if dimension % 8:
         out_partial = torch.nn.functional.pad(out_partial, (0, -dimension % 8))
+    if dimension % 8 or result.stride(-1) != 1:
         padded = torch.empty((batch, queries, heads, out_partial.shape[-1]), dtype=result.dtype, device=result.device)
     own = lse_partial.transpose(-1, -2).contiguous()
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=result.device)
