@@ -51,7 +51,7 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
     var list: [AttentionConfiguration] = []
     for target in [Target.sm80, .sm90] {
       for (dimension, group, queries, pageSize) in [
-        (64, 1, 1, nil), (128, 4, 1, nil), (128, 8, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
+        (64, 1, 1, nil), (128, 4, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
         (256, 4, 1, nil), (256, 8, 4, 1), (72, 5, 3, nil),
       ] as [(Int, Int, Int, Int?)] {
         let problem = try CachedAttentionProblem(
