@@ -34,4 +34,9 @@ step "20 repeats, D 512" "$tool" bench --device gpu --dtype bf16 --query-heads 4
 step "cold start: no kernel in the driver's cache" env CUDA_CACHE_DISABLE=1 "$tool" bench --device gpu --dtype bf16 --json "$out/cold.json"
 step "warm start" "$tool" bench --device gpu --dtype bf16 --json "$out/warm.json"
 step "decoding" "$tool" bench decode --json "$out/decode.json"
+for context in 4096 8192; do
+  step "decoding, a cache of e4m3" "$tool" bench decode --batch 128 --context $context --cache-dtype e4m3
+  step "decoding, pages of 16" "$tool" bench decode --batch 128 --context $context --page-size 16
+  step "decoding, a new key each" "$tool" bench decode --batch 128 --context $context --new-keys 1
+done
 exit $failed
