@@ -193,17 +193,17 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   /// Elements of the log-sum-exp: `[B, H_q, s_q]`; packed, `[H_q, total]`.
   public var logSumExpCount: Int { queryShape.batch * queryHeads * queryShape.length }
 
-  /// The same problem for one sequence, without a cache.
+  /// The same problem for one sequence, or for several as long, without a cache.
   ///
   /// - Parameter type: what it is computed in; nil for the problem's own.
   public func sequence(
-    queries count: Int? = nil, length: Int, type: ScalarType? = nil
+    queries count: Int? = nil, length: Int, batch: Int = 1, type: ScalarType? = nil
   ) throws(AttentionError) -> AttentionProblem {
-    let keys = TensorShape(batch: 1, heads: keyValueHeads, length: length, dimension: dimension)
+    let keys = TensorShape(batch: batch, heads: keyValueHeads, length: length, dimension: dimension)
     var values = keys
     values.dimension = valueDimension
     return try AttentionProblem(
-      queries: TensorShape(batch: 1, heads: queryHeads, length: count ?? queries, dimension: dimension), keys: keys,
+      queries: TensorShape(batch: batch, heads: queryHeads, length: count ?? queries, dimension: dimension), keys: keys,
       values: values, scalarType: type ?? scalarType, mask: mask, scale: scale, softcap: softcap)
   }
 }

@@ -60,16 +60,7 @@ public struct ForwardPlan: Hashable, Sendable {
   ///
   /// - Throws: as the others, for the longest that there can be.
   public init(_ sequences: CachedAttentionProblem, on gpu: GPULimits, changes: String? = nil) throws(AttentionError) {
-    let longest = try AttentionProblem(
-      queries: TensorShape(
-        batch: sequences.batch, heads: sequences.queryHeads, length: sequences.queries, dimension: sequences.dimension),
-      keys: TensorShape(
-        batch: sequences.batch, heads: sequences.keyValueHeads, length: sequences.capacity,
-        dimension: sequences.dimension),
-      values: TensorShape(
-        batch: sequences.batch, heads: sequences.keyValueHeads, length: sequences.capacity,
-        dimension: sequences.valueDimension), scalarType: sequences.scalarType, mask: sequences.mask,
-      scale: sequences.scale, softcap: sequences.softcap)
+    let longest = try sequences.sequence(length: sequences.capacity, batch: sequences.batch)
     let plan = try ForwardPlan(longest, on: gpu, changes: changes)
     (problem, self.gpu) = (plan.problem, plan.gpu)
     var specialization = plan.specialization

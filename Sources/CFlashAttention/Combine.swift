@@ -4,7 +4,7 @@ public import FlashAttentionHeader
 /// `fa_combine` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_combine(_ params: UnsafePointer<fa_combine_params>!) -> fa_status {
   status { () throws(AttentionError) in
-    let p = try parameters(params, fa_combine_params()) { $0.size }
+    let p = try parameters(params, fa_combine_params())
     let problem = try PartialResultsProblem(
       parts: Int(p.parts), batch: Int(p.batch), heads: Int(p.heads), queries: Int(p.queries),
       dimension: Int(p.dimension), outputType: try ScalarType("type", code: p.type))

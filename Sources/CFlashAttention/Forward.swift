@@ -7,7 +7,7 @@ extension fa_forward_params {
   fileprivate static func read(
     _ pointer: UnsafePointer<fa_forward_params>?
   ) throws(AttentionError) -> fa_forward_params {
-    try parameters(pointer, fa_forward_params()) { $0.size }
+    try parameters(pointer, fa_forward_params())
   }
 
   fileprivate var plan: AttentionPlan {

@@ -7,7 +7,7 @@ extension fa_sequences_params {
   fileprivate static func read(
     _ pointer: UnsafePointer<fa_sequences_params>?
   ) throws(AttentionError) -> fa_sequences_params {
-    try parameters(pointer, fa_sequences_params()) { $0.size }
+    try parameters(pointer, fa_sequences_params())
   }
 
   private var problem: CachedAttentionProblem {

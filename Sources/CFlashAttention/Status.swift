@@ -43,9 +43,9 @@ func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
   }
 }
 
-/// A caller's struct, as far as this version and the caller's both know it; what the caller's does not have is zero.
+/// A caller's struct, which begins with its size, as far as this version and the caller's both know it; what the caller's does not have is zero.
 func parameters<Parameters: BitwiseCopyable>(
-  _ pointer: UnsafePointer<Parameters>?, _ zero: Parameters, size: (Parameters) -> Int
+  _ pointer: UnsafePointer<Parameters>?, _ zero: Parameters
 ) throws(AttentionError) -> Parameters {
   guard let pointer else { throw .unsupported("The parameters are NULL; give a struct.") }
   let known = MemoryLayout<Parameters>.size

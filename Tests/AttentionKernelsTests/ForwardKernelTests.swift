@@ -32,6 +32,10 @@ import flash_attention
     Clause("window on both sides") {
       try EmulatedAttention(problem(queries: 190, keys: 260, mask: .window(left: 37, right: 21)))
     },
+    Clause("chunks") { try EmulatedAttention(problem(queries: 190, keys: 260, mask: .chunks(of: 70))) },
+    Clause("chunks and a window, more queries than keys") {
+      try EmulatedAttention(problem(queries: 260, keys: 190, mask: .chunks(of: 33, left: 20, right: nil)))
+    },
     Clause("window open to the left") {
       try EmulatedAttention(problem(queries: 90, keys: 260, mask: .window(left: nil, right: 5)))
     },

@@ -19,6 +19,14 @@ import Testing
           check(.window(left: left, right: right)) { key in
             (left.map { diagonal - key <= $0 } ?? true) && (right.map { key - diagonal <= $0 } ?? true)
           }
+          for size in [1, 2, 3, 5, 100, Int.max] {
+            // Walking, not dividing: the chunk of a key is how many chunks end before it.
+            func chunk(_ place: Int) -> Int { size > keys ? 0 : (0..<place).filter { ($0 + 1) % size == 0 }.count }
+            check(.chunks(of: size, left: left, right: right)) { key in
+              diagonal >= 0 && chunk(key) == chunk(diagonal) && (left.map { diagonal - key <= $0 } ?? true)
+                && (right.map { key - diagonal <= $0 } ?? true)
+            }
+          }
         }
       }
     }
@@ -27,6 +35,7 @@ import Testing
   @Test func causalNarrowsAWindow() {
     #expect(AttentionMask.none.andCausal == .causal)
     #expect(AttentionMask.window(left: 7, right: nil).andCausal == .window(left: 7, right: 0))
+    #expect(AttentionMask.chunks(of: 4, left: 2, right: 3).andCausal == .chunks(of: 4, left: 2, right: 0))
     #expect(AttentionMask.window(left: nil, right: 5).andCausal == .window(left: nil, right: 0))
   }
 }

@@ -56,6 +56,7 @@ import Testing
     Mistake(
       "bench decode --queries 4", 64,
       "Error: --queries, --query-heads and --kv-heads belong to a shape; give --batch and --context too."),
+    Mistake("run x.safetensors --chunk 0", 64, "Error: The chunk size of the mask is 0; it must be at least 1."),
     Mistake("bench decode --explain", 64, "Error: --explain is for a shape; give --batch and --context too."),
     Mistake(
       "bench decode --batch 2 --context 8 --lengths 3", 64, "Error: --lengths belongs to --explain; give both."),

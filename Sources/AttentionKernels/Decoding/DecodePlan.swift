@@ -168,7 +168,8 @@ extension DecodeTiling {
   ///
   /// Measured on an NVIDIA H200, 2026-11-21, by `bench decode --tiling ...` (Documentation/GPULog.md). One row tile: eight warps
   /// with keys of their own, four where the caches are small, so that more blocks have some. Four row tiles: one group of four
-  /// warps where the caches are small, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and V are faster than one.
+  /// warps where the caches are small, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and
+  /// V are faster than one.
   init(_ problem: CachedAttentionProblem, on gpu: GPULimits) {
     let rows = problem.queries * problem.groupSize
     let dimension = max(problem.dimension, problem.valueDimension)
@@ -198,9 +199,7 @@ extension DecodeTiling {
     while keysPerStep > 16 && byteCount() > gpu.sharedBytesPerBlock { keysPerStep -= 16 }
     while keyGroups > 1 && byteCount() > gpu.sharedBytesPerBlock { keyGroups /= 2 }
     // Then more blocks of fewer rows, which read K and V again.
-    while rowTilesPerWarp * self.rowWarps > 1 && byteCount() > gpu.sharedBytesPerBlock {
-      if rowTilesPerWarp > 1 { rowTilesPerWarp = 1 } else { self.rowWarps /= 2 }
-    }
+    while self.rowWarps > 1 && byteCount() > gpu.sharedBytesPerBlock { self.rowWarps /= 2 }
   }
 }
 

@@ -114,11 +114,20 @@ struct BenchDecodeCommand: ParsableCommand {
   struct Case: Encodable {
     let batch, context, queries, queryHeads, kvHeads: Int
 
-    /// Its problem over a contiguous cache at D 128.
-    func problem(_ type: ScalarType, keysPerSplit: Int? = nil) throws(AttentionError) -> CachedAttentionProblem {
-      try CachedAttentionProblem(
-        batch: batch, queries: queries, queryHeads: queryHeads, keyValueHeads: kvHeads, dimension: 128,
-        cache: .contiguous(sequences: batch, capacity: context), scalarType: type, mask: .causal,
+    /// Its problem; the cache is contiguous without a page size.
+    func problem(
+      _ type: ScalarType, cacheType: ScalarType? = nil, dimension: Int = 128, pageSize: Int? = nil, newKeys: Int = 0,
+      keysPerSplit: Int? = nil
+    ) throws(AttentionError) -> CachedAttentionProblem {
+      var cache = CachedAttentionProblem.Cache.contiguous(sequences: batch, capacity: context)
+      if let pageSize {
+        let pages = (context + pageSize - 1) / pageSize
+        cache = .paged(pages: pages * batch, pageSize: pageSize, pagesPerSequence: pages)
+      }
+      return try CachedAttentionProblem(
+        batch: batch, queries: queries, queryHeads: queryHeads, keyValueHeads: kvHeads, dimension: dimension,
+        cache: cache,
+        newKeys: newKeys > 0 ? .init(newKeys) : nil, scalarType: type, cacheType: cacheType, mask: .causal,
         keysPerSplit: keysPerSplit)
     }
   }
@@ -188,13 +197,8 @@ struct BenchDecodeCommand: ParsableCommand {
   }
 
   private func problem(_ one: Case) throws(AttentionError) -> CachedAttentionProblem {
-    let pages = pageSize.map { (one.context + $0 - 1) / $0 }
-    return try CachedAttentionProblem(
-      batch: one.batch, queries: one.queries, queryHeads: one.queryHeads, keyValueHeads: one.kvHeads, dimension: dim,
-      cache: pages.map { .paged(pages: $0 * one.batch, pageSize: pageSize!, pagesPerSequence: $0) }
-        ?? .contiguous(sequences: one.batch, capacity: one.context),
-      newKeys: newKeys > 0 ? .init(newKeys) : nil, scalarType: dtype, cacheType: cacheDtype, mask: .causal,
-      keysPerSplit: keysPerSplit)
+    try one.problem(
+      dtype, cacheType: cacheDtype, dimension: dim, pageSize: pageSize, newKeys: newKeys, keysPerSplit: keysPerSplit)
   }
 
   private func printShares(of one: Case) throws {

@@ -29,6 +29,10 @@ struct MaskOptions: ParsableArguments {
     transform: Window.init(argument:))
   var window: Window?
 
+  @Option(
+    help: ArgumentHelp("Cut the keys into chunks; a query sees only the one that it stands in.", valueName: "KEYS"))
+  var chunk: Int?
+
   @Option(help: "What scores are multiplied by. (default: 1/sqrt(dimension))")
   var scale: Double?
 
@@ -36,12 +40,13 @@ struct MaskOptions: ParsableArguments {
   var softcap: Double?
 
   var mask: AttentionMask {
-    let mask: AttentionMask = window.map { .window(left: $0.left, right: $0.right) } ?? .none
+    var mask: AttentionMask = window.map { .window(left: $0.left, right: $0.right) } ?? .none
+    if let chunk { mask = .chunks(of: chunk, left: window?.left, right: window?.right) }
     return causal ? mask.andCausal : mask
   }
 
   /// Whether any of them was given.
-  var isGiven: Bool { causal || window != nil || scale != nil || softcap != nil }
+  var isGiven: Bool { causal || window != nil || chunk != nil || scale != nil || softcap != nil }
 
   /// The numbers by themselves: on the smallest problem.
   func validate() throws {

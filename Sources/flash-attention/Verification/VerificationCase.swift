@@ -120,6 +120,7 @@ private struct ProblemDraw {
         .causal, .window(left: random.int(0...80), right: random.int(0...80)),
         .window(left: random.int(0...200), right: 0), .window(left: nil, right: random.int(0...40)),
         .window(left: random.int(0...40), right: nil),
+        .chunks(of: random.int(1...90), left: nil, right: random.pick([0, nil])),
       ])
     case .emptyRows:
       switch random.int(0...2) {
