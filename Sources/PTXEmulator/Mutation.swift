@@ -1,7 +1,7 @@
 public import PTX
 
-/// A kernel with one of its barriers, waits or fences removed: the emulator must object to it, or the instruction is not
-/// needed and goes.
+/// A kernel with one of its barriers, waits or fences removed, or with an access that orders less than it did: the emulator must
+/// object to it, or the instruction or the ordering is not needed and goes.
 public struct Mutation: Sendable, CustomStringConvertible {
   /// The number of the statement in `kernel.statements`.
   public let statement: Int
@@ -9,18 +9,25 @@ public struct Mutation: Sendable, CustomStringConvertible {
   public let text: String
   /// The Swift line that made it.
   public let location: SourceLocation
-  /// The kernel without it.
+  /// What stands in its place; nil for nothing.
+  public let replacement: String?
+  /// The kernel with this change.
   public let program: Program
 
-  /// `File.swift:12: bar.sync 0`.
-  public var description: String { "\(location): \(text)" }
+  /// `File.swift:12: bar.sync 0`, and behind an arrow what it became.
+  public var description: String { "\(location): \(text)\(replacement.map { " -> \($0)" } ?? "")" }
 
-  /// One for each instruction of a kernel that is there for its ordering alone.
+  /// One for each instruction of a kernel that is there for its ordering alone, and for each part of the ordering of others.
   public static func all(of kernel: Kernel) -> [Mutation] {
-    kernel.statements.indices.filter { kernel.statements[$0].instruction.isOrdering }.map { index in
-      Mutation(
-        statement: index, text: kernel.statements[index].instruction.description(in: kernel),
-        location: kernel.statements[index].location, program: Program(kernel, removing: index))
+    kernel.statements.enumerated().flatMap { index, statement in
+      let instruction = statement.instruction
+      let replacements: [Instruction?] = instruction.isOrdering ? [nil] : instruction.weakened
+      return replacements.map { replacement in
+        Mutation(
+          statement: index, text: instruction.description(in: kernel), location: statement.location,
+          replacement: replacement?.description(in: kernel),
+          program: Program(kernel, changing: (statement: index, to: replacement)))
+      }
     }
   }
 

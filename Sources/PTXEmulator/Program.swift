@@ -28,10 +28,11 @@ public struct Program: Sendable {
 
   var registerCount: Int { kernel.registers.count + constants.count }
 
-  /// - Parameter removed: leaves out the statement of this number in `kernel.statements`, for mutation tests.
-  public init(_ kernel: Kernel, removing removed: Int? = nil) {
+  /// - Parameter change: for mutation tests, another instruction in place of the statement of this number in
+  ///   `kernel.statements`, or nothing in its place.
+  public init(_ kernel: Kernel, changing change: (statement: Int, to: Instruction?)? = nil) {
     self.kernel = kernel
-    var flattener = Flattener(firstConstant: kernel.registers.count, removed: removed)
+    var flattener = Flattener(firstConstant: kernel.registers.count, change: change)
     flattener.flatten(kernel.body)
     operations = flattener.operations
     locations = flattener.locations
@@ -56,16 +57,16 @@ public struct Program: Sendable {
 
 private struct Flattener {
   let firstConstant: Int
-  let removed: Int?
+  let change: (statement: Int, to: Instruction?)?
   var operations: [Program.Operation] = []
   var locations: [SourceLocation?] = []
   var constants: [UInt64] = []
   private var numbers: [UInt64: Int] = [:]
   private var statements = 0
 
-  init(firstConstant: Int, removed: Int?) {
+  init(firstConstant: Int, change: (statement: Int, to: Instruction?)?) {
     self.firstConstant = firstConstant
-    self.removed = removed
+    self.change = change
   }
 
   private mutating func add(_ operation: Program.Operation, _ location: SourceLocation?) {
@@ -80,8 +81,9 @@ private struct Flattener {
         break
       case .statement(let statement):
         defer { statements += 1 }
-        if statements == removed { continue }
-        let instruction = statement.instruction.mapOperands { constant($0) }
+        let isChanged = change?.statement == statements
+        guard let own = isChanged ? change?.to : statement.instruction else { continue }
+        let instruction = own.mapOperands { constant($0) }
         add(.run(instruction, guardedBy: statement.guardedBy), statement.location)
       case .loop(let body, let predicate, let location):
         add(.loop, location)

@@ -58,17 +58,21 @@ struct CacheRing {
     lookUp()
   }
 
-  /// Starts the copies of the first steps, a group of copies each.
-  func start() {
-    for stage in 0..<s.tiling.stages - 1 { copy(to: first + stage * memory.stageByteCount) }
+  /// Starts the copies of the first steps, a group of copies each; the first group also has those of `beside`.
+  func start(beside: () -> Void) {
+    for stage in 0..<s.tiling.stages - 1 {
+      copy(to: first + stage * memory.stageByteCount) { if stage == 0 { beside() } }
+    }
   }
 
-  /// Waits for the step that is read next; all of the group have then read the one before, whose place is filled.
-  func advanceCopies() {
+  /// Waits for the step that is read next; all of the group have then read the one before.
+  func wait() {
     k.waitForCopies(pending: s.tiling.stages - 2)
     synchronize()
-    copy(to: writeSlot)
   }
+
+  /// Fills the place of the step before.
+  func refill() { copy(to: writeSlot) }
 
   /// K of the step that is read.
   var keys: TileReader { keyReader.at(readSlot) }
@@ -97,8 +101,8 @@ struct CacheRing {
     }
   }
 
-  /// Starts the copies of the step at `next` and goes on to the one after it.
-  private func copy(to slot: Register<U32>) {
+  /// Starts the copies of the step at `next`, and with them those of `beside`, and goes on to the step after it.
+  private func copy(to slot: Register<U32>, beside: () -> Void = {}) {
     let isWanted = next .< needed
     let rowsLeft = length - next
     for (tile, offset, base, strides) in [
@@ -133,6 +137,7 @@ struct CacheRing {
         }
       }
     }
+    beside()
     k.commitCopies()
     k.set(next, to: next + s.tiling.tileKeys)
     lookUp()

@@ -98,21 +98,21 @@ struct DecodeBody {
       ScoreMask.Bounds(
         keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right, diagonal: diagonal,
         chunk: parameters.chunk), rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: lane)
-    let tiles = mask.limit(
-      piece, from: unit.firstKeyTile, of: tiling.tileKeys)
+    let tiles = mask.limit(piece, from: unit.firstKeyTile, of: tiling.tileKeys)
+
+    k.comment("the first steps of K and V, as early as possible, and Q; all have read what was here before")
+    k.barrier()
+    let ring = CacheRing(self, unit: unit, tiles: tiles)
+    ring.start {
+      rows.load(
+        memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
+        parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
+    }
     let scales = UnitScales(k, s, parameters, unit)
     let softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.scores, sums: .f32)
     let output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerStep, named: "s")
-
-    k.comment("Q and the first steps of K and V; all have read what was here before")
-    k.barrier()
-    rows.load(
-      memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
-      parameters.queryStrides, to: shared, thread: thread, threads: tiling.threads)
-    let ring = CacheRing(self, unit: unit, tiles: tiles)
-    ring.start()
     k.waitForCopies(pending: tiling.stages - 2)
     k.barrier()
     let queries = QueryFragments(
@@ -121,8 +121,10 @@ struct DecodeBody {
     let ownStart = (keyGroup * tiling.keysPerStep).reinterpreted(as: S32.self)
     k.loop(from: tiles.first, to: tiles.end) { tile in
       k.comment("a step: scores, weights, its share of O")
-      ring.advanceCopies()
+      ring.wait()
       multiply(queries, ring.keys, into: scores, scales)
+      // Behind the reads of K, which would queue up behind the copies.
+      ring.refill()
       let start = (unit.firstKeyTile + tile) * tiling.tileKeys + ownStart
       let columnTiles = 0..<scores.columnTiles
       softmax.update(

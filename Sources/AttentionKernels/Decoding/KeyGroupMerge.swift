@@ -76,24 +76,41 @@ struct KeyGroupMerge {
   ) {
     let packed = rows.packed
     let count = k.minimum(packed.count - packed.firstRow, k.constant(tiling.rows, U32.self)) * chunks
-    k.loop(from: self.body.thread, to: count, by: tiling.threads) { item in
-      let (row, chunk) = (item / chunks, item % chunks)
-      let place = region + row * (memory.rowWords * 4) + chunk * 16
-      var sums: [Register<F32>] = []
-      for group in 0..<tiling.keyGroups {
-        let parts = k.load(F32.self, count: 4, shared: place, offset: group * memory.outputByteCount)
-        sums = sums.isEmpty ? parts : zip(sums, parts).map { $0 + $1 }
+    // Several at a time where there are many, so that their loads are under way together.
+    let atOnce = min(4, tiling.rows / 16)
+    k.loop(from: self.body.thread, to: count, by: tiling.threads * atOnce) { first in
+      let items = (0..<atOnce).map { first + $0 * tiling.threads }
+      let results = items.map { result(ofItem: atOnce == 1 ? $0 : k.minimum($0, count - 1)) }
+      for (item, result) in zip(items, results) {
+        if atOnce == 1 {
+          body(result.row, result.chunk, result.values)
+        } else {
+          k.if(item .< count) { body(result.row, result.chunk, result.values) }
+        }
       }
-      let weights = (0..<tiling.keyGroups).map {
-        k.load(
-          F32.self, shared: statistics + row * 4, offset: memory.statisticsByteCount + $0 * tiling.rows * 4)
-      }
-      let total = weights.dropFirst().reduce(weights[0]) { $0 + $1 }
-      // Chosen, not multiplied: what a row without keys holds may be anything.
-      let (hasKeys, inverse) = (total .!= 0, k.reciprocal(total))
-      let factor = scale.map { inverse * $0 } ?? inverse
-      body(row, chunk, sums.map { k.select(hasKeys, $0 * factor, 0) })
     }
+  }
+
+  /// O in a chunk of a row, summed over the groups and divided by the row's sum of weights.
+  private func result(
+    ofItem item: Register<U32>
+  ) -> (row: Register<U32>, chunk: Register<U32>, values: [Register<F32>]) {
+    let (row, chunk) = (item / chunks, item % chunks)
+    let place = region + row * (memory.rowWords * 4) + chunk * 16
+    var sums: [Register<F32>] = []
+    for group in 0..<tiling.keyGroups {
+      let parts = k.load(F32.self, count: 4, shared: place, offset: group * memory.outputByteCount)
+      sums = sums.isEmpty ? parts : zip(sums, parts).map { $0 + $1 }
+    }
+    let weights = (0..<tiling.keyGroups).map {
+      k.load(
+        F32.self, shared: statistics + row * 4, offset: memory.statisticsByteCount + $0 * tiling.rows * 4)
+    }
+    let total = weights.dropFirst().reduce(weights[0]) { $0 + $1 }
+    // Chosen, not multiplied: what a row without keys holds may be anything.
+    let (hasKeys, inverse) = (total .!= 0, k.reciprocal(total))
+    let factor = scale.map { inverse * $0 } ?? inverse
+    return (row, chunk, sums.map { k.select(hasKeys, $0 * factor, 0) })
   }
 
   /// Writes O, and the log-sum-exps where somebody wants them.

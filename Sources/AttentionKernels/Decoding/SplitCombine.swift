@@ -50,9 +50,8 @@ struct SplitCombine {
     let arrivals = p.arrivals + k.multiplyWide(unit.number.reinterpreted(as: U32.self), 4)
     let others = (unit.parts.last - unit.parts.first).reinterpreted(as: U32.self)
     k.if(thread .== 0) {
-      k.fence(.device)
-      let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self))
-      k.fence(.device)
+      // What all threads of the block wrote goes before it, what they will read comes behind.
+      let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self), ordering: .acquireRelease)
       k.store(before, shared: word)
     }
     k.barrier()

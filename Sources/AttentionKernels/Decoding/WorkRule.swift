@@ -1,14 +1,14 @@
 internal import PTX
 
-/// Numbers that the rule of sharing out work is written in: `Int` on the CPU, registers in a kernel. (No operators: more of
-/// them would slow down the type checker in every file.)
+/// Numbers that the rule of sharing out work is written in: `Int` on the CPU, registers in a kernel. What is divided is never
+/// negative. (No operators: more of them would slow down the type checker in every file.)
 protocol RuleNumber {
   func adding(_ b: Self) -> Self
   func adding(_ b: Int) -> Self
   func subtracting(_ b: Self) -> Self
   func multiplied(by b: Self) -> Self
   func multiplied(by b: Int) -> Self
-  /// The quotient toward zero.
+  /// The quotient, rounded down.
   func divided(by b: Self) -> Self
   func divided(by b: Int) -> Self
   /// The larger of the two.
@@ -100,8 +100,13 @@ struct EmittedNumber: RuleNumber {
   func subtracting(_ b: EmittedNumber) -> EmittedNumber { with(register - b.register) }
   func multiplied(by b: EmittedNumber) -> EmittedNumber { with(register * b.register) }
   func multiplied(by b: Int) -> EmittedNumber { b == 1 ? self : with(register * b) }
-  func divided(by b: EmittedNumber) -> EmittedNumber { with(register / b.register) }
-  func divided(by b: Int) -> EmittedNumber { with(register / b) }
+  // Without a sign, which costs instructions.
+  func divided(by b: EmittedNumber) -> EmittedNumber {
+    with((register.reinterpreted(as: U32.self) / b.register.reinterpreted(as: U32.self)).reinterpreted(as: S32.self))
+  }
+  func divided(by b: Int) -> EmittedNumber {
+    with((register.reinterpreted(as: U32.self) / b).reinterpreted(as: S32.self))
+  }
   func orAtLeast(_ b: Int) -> EmittedNumber { with(k.maximum(register, k.constant(b, S32.self))) }
   func orAtLeast(_ b: EmittedNumber) -> EmittedNumber { with(k.maximum(register, b.register)) }
 }

@@ -118,7 +118,7 @@ struct WorkShare {
       k.set(isSearching, to: k.select(isFound, k.constant(0, U32.self), isSearching))
     }
     return unit(sequence: sequence, placesBefore: base) { ofUnit, rowBlocks in
-      let unit = ((place - base) / ofUnit).reinterpreted(as: U32.self)
+      let unit = (place - base).reinterpreted(as: U32.self) / ofUnit.reinterpreted(as: U32.self)
       let head = unit / rowBlocks
       return (head, unit - head * rowBlocks)
     }

@@ -50,24 +50,25 @@ extension Register where T: IntegerType {
   public static func * (a: Self, b: Int) -> Self { a.builder.binary(.mul, a, a.builder.literal(b, T.kind)) }
   /// Quotient, toward zero.
   public static func / (a: Self, b: Self) -> Self { a.builder.binary(.div, a, b.operand, b.builder) }
-  /// Quotient by a constant; a shift where that is the same, because ptxas does not always see it.
+  /// Quotient by a constant, toward zero; by a power of two with shifts, because ptxas does not always see it.
   public static func / (a: Self, b: Int) -> Self {
-    if let bits = powerOfTwo(b) { return bits == 0 ? a : a >> bits }
+    if b > 0, b & (b - 1) == 0 {
+      if b == 1 { return a }
+      // A shift rounds down; negative numbers are brought to the other side first.
+      let dividend = isUnsigned ? a : a + ((a >> (T.kind.byteCount * 8 - 1)) & (b - 1))
+      return dividend >> b.trailingZeroBitCount
+    }
     return a.builder.binary(.div, a, a.builder.literal(b, T.kind))
   }
   /// Remainder.
   public static func % (a: Self, b: Self) -> Self { a.builder.binary(.rem, a, b.operand, b.builder) }
-  /// Remainder by a constant; a mask of bits where that is the same.
+  /// Remainder by a constant; a mask of bits where that is the same: negative numbers have negative remainders.
   public static func % (a: Self, b: Int) -> Self {
-    if powerOfTwo(b) != nil { return a & (b - 1) }
+    if isUnsigned, b > 0, b & (b - 1) == 0 { return a & (b - 1) }
     return a.builder.binary(.rem, a, a.builder.literal(b, T.kind))
   }
 
-  /// The logarithm of a power of two, where dividing by it is a shift: negative numbers would round the other way.
-  private static func powerOfTwo(_ value: Int) -> Int? {
-    let isUnsigned = T.kind == .u32 || T.kind == .u64
-    return isUnsigned && value > 0 && value & (value - 1) == 0 ? value.trailingZeroBitCount : nil
-  }
+  private static var isUnsigned: Bool { T.kind == .u32 || T.kind == .u64 }
   /// Bits in both.
   public static func & (a: Self, b: Self) -> Self { a.builder.binary(.and, a, b.operand, b.builder) }
   /// Bits of a constant.

@@ -76,6 +76,18 @@ extension Instruction {
     default: false
     }
   }
+
+  /// The same access with a part of its ordering less, for each part: what a mutation test puts in its place.
+  public var weakened: [Instruction] {
+    switch self {
+    case .atomic(let operation): operation.weakened.map { .atomic($0) }
+    case .memory(.load(let space, .acquire, let hint, let width, let d, let address, let offset)):
+      [.memory(.load(space, .relaxed, hint, width, d: d, address: address, offset: offset))]
+    case .memory(.store(let space, .release, let width, let values, let address, let offset)):
+      [.memory(.store(space, .relaxed, width, values: values, address: address, offset: offset))]
+    default: []
+    }
+  }
 }
 
 extension Instruction {

@@ -121,4 +121,20 @@ extension AtomicOperation {
       operation: operation, ordering: ordering, space: space, kind: kind, d: d, address: address, offset: offset,
       value: change(value), expected: expected.map(change))
   }
+
+  /// The same with a part of its ordering less.
+  var weakened: [AtomicOperation] {
+    let orderings: [Ordering] =
+      switch ordering {
+      case .acquireRelease: [.acquire, .release]
+      case .acquire, .release: [.relaxed]
+      case .relaxed: []
+      }
+    return orderings.map {
+      AtomicOperation(
+        operation: operation, ordering: $0, space: space, kind: kind, d: d, address: address, offset: offset,
+        value: value,
+        expected: expected)
+    }
+  }
 }
