@@ -20,7 +20,14 @@ struct EmitCommand: ParsableCommand {
 
   @OptionGroup(title: "Attention") var options: MaskOptions
 
-  @OptionGroup var tiling: TilingOptions
+  @Option(
+    help: ArgumentHelp(
+      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; with --cache any of "
+        + "\(DecodeTiling.changeSyntax).", valueName: "CHANGES"))
+  var tiling: String?
+
+  @Flag(help: "The kernel that decodes, for queries over a cache of so many keys, on an sm_90 where no --arch is given.")
+  var cache = false
 
   @Option(help: "An example instead of attention: gemm or softmax.")
   var example: Example?
@@ -39,6 +46,15 @@ struct EmitCommand: ParsableCommand {
       throw ValidationError("'\(arch)' is no GPU architecture; write sm_80, sm_90a and the like.")
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
+    if cache && (example != nil || explain) {
+      throw ValidationError("--cache goes without --example and --explain; bench decode --explain tells how work is cut.")
+    }
+    if let tiling, !cache {
+      try TilingOptions.check(tiling)
+    } else if let tiling, DecodeTiling().changed(by: tiling) == nil {
+      throw ValidationError(
+        "--tiling '\(tiling)' is not understood; with --cache, write any of \(DecodeTiling.changeSyntax), with commas.")
+    }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
       throw ValidationError("An example has no shape; leave out --example or the shape.")
     }
@@ -55,7 +71,35 @@ struct EmitCommand: ParsableCommand {
     } catch {
       throw ValidationError("\(error)")
     }
-    if example == nil { try printAttention(target) }
+    if cache { try printDecoding(target) } else if example == nil { try printAttention(target) }
+  }
+
+  private func printDecoding(_ target: Target?) throws {
+    let plan = try reportingOptionErrors {
+      let problem = try shape.problem(
+        mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
+      let cached = try CachedAttentionProblem(
+        batch: problem.batch, queries: problem.queries, queryHeads: problem.queryHeads,
+        keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, valueDimension: problem.valueDimension,
+        cache: .contiguous(sequences: problem.batch, capacity: problem.keys), scalarType: problem.scalarType,
+        mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
+      return try DecodePlan(cached, on: .typical(of: target ?? .sm90), changes: tiling)
+    }
+    do throws(KernelError) {
+      let text = try plan.kernel().text(target: target, locations: lines)
+      print(text, terminator: "")
+      printError(
+        fields([
+          ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, target ?? .sm90)),
+        ]))
+    } catch {
+      throw ValidationError("\(error)")
+    }
+  }
+
+  private static func registers(_ text: String, _ target: Target) -> String {
+    PTXAssembler.find()?.assemble(text, for: target)?.description
+      ?? "not known: ptxas is neither on the PATH nor in .venv"
   }
 
   private func printAttention(_ target: Target?) throws {
@@ -63,7 +107,7 @@ struct EmitCommand: ParsableCommand {
       let problem = try shape.problem(
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
       return try ForwardPlan(
-        problem, on: .typical(of: target ?? .sm80), changes: tiling.tiling)
+        problem, on: .typical(of: target ?? .sm80), changes: tiling)
     }
     if explain {
       print("\(plan)\n\(plan.explanation)")
@@ -72,11 +116,10 @@ struct EmitCommand: ParsableCommand {
     do throws(KernelError) {
       let text = try plan.kernel().text(target: target, locations: lines)
       print(text, terminator: "")
-      let registers = PTXAssembler.find()?.assemble(text, for: target ?? .sm80)?.description
       printError(
         fields([
           ("problem", "\(plan.problem)"), ("plan", "\(plan)"),
-          ("registers", registers ?? "not known: ptxas is neither on the PATH nor in .venv"),
+          ("registers", Self.registers(text, target ?? .sm80)),
           (
             "floor",
             "\(megabytes(Int(plan.problem.bytes))) to move, \(fixed(plan.problem.flops / 1e9, 1)) GFLOP to compute"
@@ -97,7 +140,11 @@ struct TilingOptions: ParsableArguments {
   var tiling: String?
 
   func validate() throws {
-    if let tiling, ForwardTiling().changed(by: tiling) == nil {
+    if let tiling { try Self.check(tiling) }
+  }
+
+  static func check(_ tiling: String) throws {
+    if ForwardTiling().changed(by: tiling) == nil {
       throw ValidationError(
         "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas.")
     }
