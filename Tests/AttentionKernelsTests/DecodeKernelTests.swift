@@ -26,6 +26,10 @@ import Testing
     Clause("more sequences than are looked at together") {
       try EmulatedDecoding(lengths: (0..<140).map { $0 * 11 % 29 }, group: 1, dimension: 16, capacity: 32)
     },
+    Clause("sequences alike: whole units to each block") {
+      try EmulatedDecoding(
+        lengths: [Int](repeating: 576, count: 31), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+    },
     Clause("sequences without a key") { try EmulatedDecoding(lengths: [0, 90, 0], capacity: 96) },
     Clause("no keys at all") { try EmulatedDecoding(lengths: [0, 0], capacity: 96) },
     Clause("f16") { try EmulatedDecoding(.f16, lengths: [130, 70], capacity: 130) },
@@ -287,6 +291,21 @@ import Testing
           batch: 1, queries: 1, queryHeads: 8, keyValueHeads: 3, dimension: 64,
           cache: .paged(pages: 4, pageSize: 0, pagesPerSequence: 2), scalarType: .f16)
       } == "The page size of the cache is 0; it must be at least 1.")
+  }
+
+  /// Blocks get whole units, or a whole number of them one unit, where that makes the longest share at most a sixteenth longer.
+  @Test(arguments: [
+    // Units of so many tiles each over 132 blocks, and the share.
+    (256, 64, 128), (128, 64, 64), (1024, 8, 64), (64, 128, 64), (32, 256, 64), (140, 64, 68), (256, 65, 130),
+    (100, 63, 48), (64, 129, 63), (8, 16, 1), (1, 3000, 23), (132, 40, 40),
+  ])
+  func sharesAreWholeWhereThatIsCheap(units: Int, tiles: Int, share: Int) {
+    let rule = WorkRule(tileKeys: 64, rows: 16, groupSize: 4, keyValueHeads: 1, left: nil, chunk: nil, splitTiles: nil)
+    #expect(rule.share(total: units * tiles, units: units, blocks: 132) == share)
+    let even = (units * tiles + 131) / 132
+    #expect(rule.share(total: units * tiles, units: nil, blocks: 132) == even)
+    // Units that differ are not rounded.
+    #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
   /// The rule on the CPU says how many parts the kernel writes: O and log-sum-exps of each, f32.

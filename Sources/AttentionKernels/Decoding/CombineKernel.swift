@@ -46,8 +46,9 @@ public struct CombineKernel: Hashable, Sendable {
         let numbers = buffer + parts * chunks * 16 + thread * 8
         if s.combination == .dependentLaunch { k.waitForPrerequisites() }
         k.if(part .< parts) {
-          let sum = combine.sum(
-            unit, row: own % s.tiling.rows, chunk: chunk, first: part.reinterpreted(as: S32.self), step: parts)
+          let sum = combine.sums(
+            unit, places: [(row: own % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
+            step: parts)[0]
           k.store(sum.values, shared: place)
           k.store([sum.maximum, sum.sum], shared: numbers)
         }

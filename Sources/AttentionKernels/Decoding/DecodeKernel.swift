@@ -159,13 +159,7 @@ struct DecodeBody {
       merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
       if s.combination != .lastBlock { return }
       combine.ifLast(unit, thread: thread, word: shared + memory.wordOffset) {
-        let chunks = combine.chunks
-        let count = k.minimum(rows.count - rows.firstRow, k.constant(tiling.rows, U32.self)) * chunks
-        k.loop(from: thread, to: count, by: tiling.threads) { item in
-          let (row, chunk) = (item / chunks, item % chunks)
-          let sum = combine.sum(unit, row: row, chunk: chunk, first: k.constant(0, S32.self), step: 1)
-          combine.store(sum, unitRows, row: rows.firstRow + row, chunk: chunk)
-        }
+        combine.storeSums(unit, unitRows, thread: thread)
       }
     }
   }

@@ -121,7 +121,8 @@ public struct DecodePlan: Hashable, Sendable {
     let tiles = lengths.map { rule.tiles(length: $0, queries: problem.queries) }
     let places = tiles.map { rule.places(tiles: $0) }
     let all = places.reduce(0, +) * units
-    let share = rule.share(total: all, blocks: max(launch.blocks, 1))
+    let share = rule.share(
+      total: all, units: specialization.hasPackedQueries ? nil : lengths.count * units, blocks: max(launch.blocks, 1))
     var before = 0
     let sequences = zip(lengths, zip(tiles, places)).map { keys, counts in
       defer { before += counts.1 * units }
@@ -185,7 +186,7 @@ extension DecodeTiling {
       switch (rowTiles, dimension) {
       case (...1, _): (cacheBytes <= 64 << 20 ? 4 : 8, 16, 3)
       case (2, _): (cacheBytes <= 150 << 20 ? 2 : 4, 32, 3)
-      case (3...4, ...128): cacheBytes <= 200 << 20 ? (1, 64, 4) : (2, 64, 2)
+      case (3...4, ...128): cacheBytes <= 200 << 20 ? (1, 64, 4) : (2, 32, 4)
       case (_, ...128): (2, 64, 2)
       default: (2, 32, 3)
       }

@@ -62,29 +62,59 @@ struct SplitCombine {
     }
   }
 
-  /// The sum over parts of 4 columns of a row of a unit.
+  /// Puts together all rows of a unit, shared out over the threads of a block.
+  func storeSums(_ unit: WorkShare.Unit, _ rows: UnitRows, thread: Register<U32>) {
+    let packed = rows.packed
+    let count = k.minimum(packed.count - packed.firstRow, k.constant(rowsOfPart, U32.self)) * chunks
+    // Of many rows several at a time, and then fewer parts of each.
+    let rowsAtOnce = min(4, rowsOfPart / 16)
+    k.loop(from: thread, to: count, by: s.tiling.threads * rowsAtOnce) { first in
+      let items = (0..<rowsAtOnce).map { first + $0 * s.tiling.threads }
+      let sums = sums(
+        unit, places: items.map { k.minimum($0, count - 1) }.map { (row: $0 / chunks, chunk: $0 % chunks) },
+        first: k.constant(0, S32.self), step: 1)
+      for (item, sum) in zip(items, sums) {
+        k.if(item .< count) {
+          store(sum, rows, row: packed.firstRow + item / chunks, chunk: item % chunks)
+        }
+      }
+    }
+  }
+
+  /// The sum over parts of 4 columns of a row of a unit, for each of some places.
   ///
   /// - Parameters:
-  ///   - row: the row of the unit's block of rows.
+  ///   - places: the row of the unit's block of rows, and which 4 columns.
   ///   - first: counted from the unit's first part on, the first part that counts; of the others every `step`-th does.
-  func sum(
-    _ unit: WorkShare.Unit, row: Register<U32>, chunk: Register<U32>, first: Register<S32>, step: Int
-  ) -> PartialSum {
-    let sum = PartialSum(k)
-    k.loop(from: unit.parts.first + first, to: unit.parts.last + 1, by: Self.atOnce * step) { first in
+  func sums(
+    _ unit: WorkShare.Unit, places: [(row: Register<U32>, chunk: Register<U32>)], first: Register<S32>, step: Int
+  ) -> [PartialSum] {
+    let sums = places.map { _ in PartialSum(k) }
+    let atOnce = Self.atOnce / places.count
+    k.loop(from: unit.parts.first + first, to: unit.parts.last + 1, by: atOnce * step) { first in
       // Beyond the last part, the last one is read again and weighs nothing.
-      let blocks = (0..<Self.atOnce).map { k.minimum(first + $0 * step, unit.parts.last) }
-      let places = blocks.map { place(of: $0, first: unit.parts.first) }
-      let logSumExps = places.enumerated().map { i, place in
-        let value = k.load(F32.self, global: partLogSumExps(place) + k.wide(row * 4))
-        return k.select((first + i * step) .<= unit.parts.last, value, -.infinity)
+      let parts = (0..<atOnce).map {
+        (
+          place: place(of: k.minimum(first + $0 * step, unit.parts.last), first: unit.parts.first),
+          exists: (first + $0 * step) .<= unit.parts.last
+        )
       }
-      let parts = places.map {
-        k.load(F32.self, count: 4, global: partOutput($0) + k.wide(row * (columns * 4) + chunk * 16))
+      let loaded = places.map { row, chunk in
+        parts.map { part, exists in
+          (
+            logSumExp: k.load(F32.self, global: partLogSumExps(part) + k.wide(row * 4)), exists: exists,
+            values: k.load(F32.self, count: 4, global: partOutput(part) + k.wide(row * (columns * 4) + chunk * 16))
+          )
+        }
       }
-      sum.add(zip(logSumExps, parts).map { (maximum: $0, sum: k.constant(1), values: $1) })
+      for (sum, parts) in zip(sums, loaded) {
+        sum.add(
+          parts.map { part in
+            (maximum: k.select(part.exists, part.logSumExp, -.infinity), sum: k.constant(1), values: part.values)
+          })
+      }
     }
-    return sum
+    return sums
   }
 
   /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.

@@ -14,6 +14,10 @@ protocol RuleNumber {
   /// The larger of the two.
   func orAtLeast(_ b: Int) -> Self
   func orAtLeast(_ b: Self) -> Self
+  /// One number where this is zero, another where it is not.
+  func whereZero(_ a: Self, else b: Self) -> Self
+  /// What `other` returns where this is above a limit; this otherwise.
+  func refined(above limit: Int, _ other: () -> Self) -> Self
 }
 
 extension RuleNumber {
@@ -68,10 +72,30 @@ struct WorkRule<Number: RuleNumber> {
     return tiles.dividedUp(by: splitTiles).multiplied(by: splitTiles)
   }
 
-  /// The places of each block.
-  func share(total: Number, blocks: Number) -> Number {
-    guard let splitTiles else { return total.dividedUp(by: blocks).orAtLeast(1) }
-    return total.divided(by: splitTiles).dividedUp(by: blocks).orAtLeast(1).multiplied(by: splitTiles)
+  /// Shares up to this are not made longer: one tile more would be too much.
+  private static var evenShare: Int { 16 }
+
+  /// The places of each block: as many as every other, or up to a sixteenth more, where all units are alike and blocks then have
+  /// whole units or whole parts of one: what begins and ends in the middle of a unit costs a block some microseconds.
+  ///
+  /// - Parameter units: of all sequences; nil where only the sequences tell.
+  func share(total: Number, units: Number?, blocks: Number) -> Number {
+    if let splitTiles {
+      return total.divided(by: splitTiles).dividedUp(by: blocks).orAtLeast(1).multiplied(by: splitTiles)
+    }
+    let even = total.dividedUp(by: blocks).orAtLeast(1)
+    guard let units else { return even }
+    return even.refined(above: Self.evenShare) {
+      let tiles = total.divided(by: units)
+      let parts = tiles.divided(by: even).orAtLeast(1)
+      let part = tiles.dividedUp(by: parts).orAtLeast(1)
+      let whole = even.dividedUp(by: part).multiplied(by: part)
+      // What must be zero: units that differ, parts that differ, and what is too much.
+      let differences = total.subtracting(tiles.multiplied(by: units))
+        .adding(part.multiplied(by: parts).subtracting(tiles))
+        .adding(whole.subtracting(even).subtracting(even.divided(by: 16)).orAtLeast(0))
+      return differences.whereZero(whole, else: even)
+    }
   }
 
   /// The parts of a unit: numbers of blocks, or of splits.
@@ -87,6 +111,8 @@ extension Int: RuleNumber {
   func multiplied(by b: Int) -> Int { self * b }
   func divided(by b: Int) -> Int { self / b }
   func orAtLeast(_ b: Int) -> Int { Swift.max(self, b) }
+  func whereZero(_ a: Int, else b: Int) -> Int { self == 0 ? a : b }
+  func refined(above limit: Int, _ other: () -> Int) -> Int { self > limit ? other() : self }
 }
 
 /// A number that a kernel computes.
@@ -109,4 +135,12 @@ struct EmittedNumber: RuleNumber {
   }
   func orAtLeast(_ b: Int) -> EmittedNumber { with(k.maximum(register, k.constant(b, S32.self))) }
   func orAtLeast(_ b: EmittedNumber) -> EmittedNumber { with(k.maximum(register, b.register)) }
+  func whereZero(_ a: EmittedNumber, else b: EmittedNumber) -> EmittedNumber {
+    with(k.select(register .== 0, a.register, b.register))
+  }
+  func refined(above limit: Int, _ other: () -> EmittedNumber) -> EmittedNumber {
+    let result = k.variable(register)
+    k.if(register .> limit) { k.set(result, to: other().register) }
+    return with(result)
+  }
 }

@@ -58,7 +58,11 @@ struct WorkShare {
     }
     let ofAll = [1, 2, 4, 8, 16].reduce(sum) { $0 + k.shuffle($0, xor: $1) }
     let block = k.special(.blockX).reinterpreted(as: S32.self)
-    share = rule.share(total: number(ofAll), blocks: number(parameters.blocks)).register.named("share")
+    let units =
+      s.hasPackedQueries
+      ? nil
+      : number(parameters.batch * (parameters.keyValueHeads * parameters.rowBlocks).reinterpreted(as: S32.self))
+    share = rule.share(total: number(ofAll), units: units, blocks: number(parameters.blocks)).register.named("share")
     first = (block * share).named("first_tile")
     end = k.minimum(first + share, ofAll).named("end_tile")
   }

@@ -26,7 +26,8 @@ struct EmitCommand: ParsableCommand {
         + "\(DecodeTiling.changeSyntax).", valueName: "CHANGES"))
   var tiling: String?
 
-  @Flag(help: "The kernel that decodes, for queries over a cache of so many keys, on an sm_90 where no --arch is given.")
+  @Flag(
+    help: "The kernel that decodes, for queries over a cache of so many keys, on an sm_90 where no --arch is given.")
   var cache = false
 
   @Option(help: "An example instead of attention: gemm or softmax.")
@@ -47,7 +48,8 @@ struct EmitCommand: ParsableCommand {
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
     if cache && (example != nil || explain) {
-      throw ValidationError("--cache goes without --example and --explain; bench decode --explain tells how work is cut.")
+      throw ValidationError(
+        "--cache goes without --example and --explain; bench decode --explain tells how work is cut.")
     }
     if let tiling, !cache {
       try TilingOptions.check(tiling)
