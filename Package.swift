@@ -59,7 +59,7 @@ let package = Package(
     tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
-    tests("FlashAttentionTests", of: ["FlashAttention"]),
+    tests("FlashAttentionTests", of: ["AttentionKernels", "FlashAttention", "PTX"]),
     tests("CFlashAttentionTests", of: ["Attention", "CFlashAttention", "FlashAttention", "FlashAttentionHeader"]),
     tests("ToolTests", of: ["Attention", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention"]),
   ],

@@ -66,6 +66,8 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others of its
   /// batch, not in a bit; nil leaves it to what is fast.
   public let keysPerSplit: Int?
+  /// Whether the results of the splits are left as they are, for `PartialResults`, instead of being put together.
+  public let leavesParts: Bool
 
   /// - Parameters:
   ///   - queries: of each sequence, or of the longest.
@@ -73,12 +75,13 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   ///   - queryType: nil for `scalarType`.
   ///   - cacheType: nil for `scalarType`.
   ///   - scale: 1/sqrt(D) where nil.
+  ///   - leavesParts: needs `keysPerSplit`, and queries that are not packed.
   /// - Throws: `AttentionError` for extents, heads, types, masks, scales or softcaps that cannot be.
   public init(
     batch: Int, queries: Int, packedQueries: Int? = nil, queryHeads: Int, keyValueHeads: Int, dimension: Int,
     valueDimension: Int? = nil, cache: Cache, hasLeftPadding: Bool = false, newKeys: NewKeys? = nil,
     scalarType: ScalarType, queryType: ScalarType? = nil, cacheType: ScalarType? = nil, mask: AttentionMask = .causal,
-    scale: Double? = nil, softcap: Double? = nil, keysPerSplit: Int? = nil
+    scale: Double? = nil, softcap: Double? = nil, keysPerSplit: Int? = nil, leavesParts: Bool = false
   ) throws(AttentionError) {
     let capacity = try Self.capacity(of: cache, batch: batch)
     if let packedQueries, packedQueries < 0 {
@@ -86,6 +89,11 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     }
     if let keysPerSplit, keysPerSplit < 1 {
       throw .extent(tensor: "a split", axis: "number of keys", value: keysPerSplit)
+    }
+    if leavesParts && (keysPerSplit == nil || packedQueries != nil) {
+      throw .unsupported(
+        "Partial results are those of splits of a fixed length, of queries [B, s, H, D]: set keysPerSplit, and do not pack the queries."
+      )
     }
     // The rest is what attention over whole caches would have to be.
     let keys = TensorShape(batch: batch, heads: keyValueHeads, length: capacity, dimension: dimension)
@@ -108,7 +116,7 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     (self.packedQueries, self.hasLeftPadding, self.newKeys) = (packedQueries, hasLeftPadding, newKeys)
     (self.queryType, self.cacheType) = (queryType ?? scalarType, cacheType ?? scalarType)
     (self.scalarType, self.mask, self.scale, self.softcap) = (scalarType, mask, whole.scale, softcap)
-    self.keysPerSplit = keysPerSplit
+    (self.keysPerSplit, self.leavesParts) = (keysPerSplit, leavesParts)
     for (name, shape) in [
       ("The queries", queryShape), ("The output", outputShape), ("The cache of keys", keyShape),
       ("The cache of values", valueShape), ("The new keys", newKeyShape), ("The new values", newValueShape),
@@ -155,12 +163,19 @@ public struct CachedAttentionProblem: Hashable, Sendable {
       batch: packedQueries == nil ? batch : 1, heads: queryHeads, length: packedQueries ?? queries, dimension: dimension
     )
   }
-  /// `[B, H_q, s_q, D_v]`; packed, `[1, H_q, total, D_v]`.
+  /// S: how many partial results there are of each row, where they are left; 1 where they are put together.
+  public var parts: Int {
+    guard leavesParts, let keysPerSplit else { return 1 }
+    return max(1, (capacity + keysPerSplit - 1) / keysPerSplit)
+  }
+  /// `[B, H_q, s_q, D_v]`; packed, `[1, H_q, total, D_v]`; of parts `[S B, H_q, s_q, D_v]`, a part behind the other.
   public var outputShape: TensorShape {
     var shape = queryShape
-    shape.dimension = valueDimension
+    (shape.batch, shape.dimension) = (shape.batch * parts, valueDimension)
     return shape
   }
+  /// The type of the output: f32 of parts.
+  public var outputType: ScalarType { leavesParts ? .f32 : scalarType }
   /// `[sequences, H_kv, capacity, D]`, `[pages, H_kv, page size, D]`, or packed `[1, H_kv, total, D]`.
   public var keyShape: TensorShape {
     switch cache {
@@ -190,8 +205,8 @@ public struct CachedAttentionProblem: Hashable, Sendable {
     shape.dimension = valueDimension
     return shape
   }
-  /// Elements of the log-sum-exp: `[B, H_q, s_q]`; packed, `[H_q, total]`.
-  public var logSumExpCount: Int { queryShape.batch * queryHeads * queryShape.length }
+  /// Elements of the log-sum-exp: `[B, H_q, s_q]`; packed, `[H_q, total]`; of parts `[S, B, H_q, s_q]`.
+  public var logSumExpCount: Int { outputShape.batch * queryHeads * queryShape.length }
 
   /// The same problem for one sequence, or for several as long, without a cache.
   ///
@@ -241,7 +256,8 @@ extension CachedAttentionProblem: CustomStringConvertible {
     let count = packedQueries.map { "\($0) packed queries, \(queries) at most," } ?? "\(queries) queries"
     let new = newKeys.map { " and \($0.count) new" } ?? ""
     let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
+    let parts = leavesParts ? ", \(parts) parts" : ""
     return
-      "batch \(batch), heads \(heads), \(count) over \(where_)\(new), dimension \(dimension)\(values), \(types), \(mask)"
+      "batch \(batch), heads \(heads), \(count) over \(where_)\(new), dimension \(dimension)\(values), \(types), \(mask)\(parts)"
   }
 }

@@ -190,7 +190,8 @@ package struct CacheScenario: Sendable {
   ///   - cache: keys and values as the call left them, where it brought some: what was rounded to them is no error of the attention.
   ///   - hasCutSums: whether sums may be those of tensor cores.
   package func compare(
-    output: (Int, Int, Int, Int) -> Float, logSumExp: [Float], cache: (keys: TensorView, values: TensorView)? = nil,
+    output parts: @escaping (Int, Int, Int, Int) -> Float, logSumExp ofParts: [Float],
+    cache: (keys: TensorView, values: TensorView)? = nil,
     hasCutSums: Bool
   ) throws(AttentionError) -> (output: Comparison, logSumExp: Comparison) {
     var heads: [(b: Int, h: Int)] = []
@@ -206,6 +207,7 @@ package struct CacheScenario: Sendable {
       }
     }
     let all = results.withLock { values in work.indices.map { values[$0]! } }
+    let (output, logSumExp) = combined(parts, ofParts)
     var (own, statistics) = ([Double](), [Double]())
     for (b, h) in heads {
       let isPacked = problem.packedQueries != nil
@@ -223,6 +225,31 @@ package struct CacheScenario: Sendable {
       Comparison(
         actual: statistics, plain: joined(1, \.logSumExp), other: hasCutSums ? joined(2, \.logSumExp) : nil,
         reference: joined(0, \.logSumExp), type: .f32)
+    )
+  }
+
+  /// Partial results that were left, put together; others as they are.
+  private func combined(
+    _ parts: @escaping (Int, Int, Int, Int) -> Float, _ logSumExps: [Float]
+  ) -> ((Int, Int, Int, Int) -> Float, [Float]) {
+    if !problem.leavesParts { return (parts, logSumExps) }
+    let count = logSumExps.count / problem.parts
+    let rows = (0..<count).map { row in
+      let own = (0..<problem.parts).map { Double(logSumExps[$0 * count + row]) }
+      let largest = own.max()!
+      if largest == -.infinity { return (weights: own.map { _ in 0.0 }, logSumExp: largest) }
+      let sum = own.reduce(0) { $0 + exp($1 - largest) }
+      return (weights: own.map { exp($0 - largest) / sum }, logSumExp: largest + log(sum))
+    }
+    return (
+      { b, h, n, d in
+        let weights = rows[(b * problem.queryHeads + h) * problem.queries + n].weights
+        // A part without keys may hold anything.
+        return Float(
+          weights.enumerated().reduce(0.0) { sum, part in
+            part.element == 0 ? sum : sum + part.element * Double(parts(part.offset * problem.batch + b, h, n, d))
+          })
+      }, rows.map { Float($0.logSumExp) }
     )
   }
 
@@ -286,7 +313,7 @@ package struct CacheScenario: Sendable {
     var fault: String?
     let (queries, keys, values, newKeys, newValues) = (queries, keys, values, self.newKeys, newValues)
     let tables = rotaryTables
-    let output = try Tensor(shape: problem.outputShape, scalarType: problem.scalarType, layout: .bnhd) {
+    let output = try Tensor(shape: problem.outputShape, scalarType: problem.outputType, layout: .bnhd) {
       (o) throws(AttentionError) in
       try statistics.withUnsafeMutableBufferPointer { (lse) throws(AttentionError) in
         try queries.withView { (q) throws(AttentionError) in

@@ -10,9 +10,10 @@ extension CachedAttentionPlan {
   ///   - keys: `[sequences, H_kv, capacity, D]`, `[pages, H_kv, page size, D]` or packed `[1, H_kv, total, D]`.
   ///   - values: the same with D_v.
   ///   - entries: where the keys of each sequence are.
-  ///   - output: `[B, H_q, s_q, D_v]`, packed `[1, H_q, total, D_v]`; overwritten where there are queries.
+  ///   - output: `[B, H_q, s_q, D_v]`, packed `[1, H_q, total, D_v]`; overwritten where there are queries. Of parts that are left
+  ///     `[S B, H_q, s_q, D_v]` f32, where a part without keys may hold anything; on the CPU the first part has all keys.
   ///   - logSumExp: `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is
-  ///     not needed.
+  ///     not needed. Of parts `[S, B, H_q, s_q]`, -inf in those without keys, and needed.
   /// - Throws: `AttentionError` where a view is not what the plan was made for, a number leads out of the cache, or the GPU
   ///   fails.
   public func run(
@@ -62,7 +63,7 @@ extension CachedAttentionPlan {
       ("queries", queries, problem.queryShape, problem.queryType),
       ("the cached keys", keys, problem.keyShape, problem.cacheType),
       ("the cached values", values, problem.valueShape, problem.cacheType),
-      ("output", output.readOnly, problem.outputShape, problem.scalarType),
+      ("output", output.readOnly, problem.outputShape, problem.outputType),
     ]
     if let new, let newKeys = problem.newKeys {
       tensors.append(("the new keys", new.keys, problem.newKeyShape, problem.scalarType))
@@ -85,6 +86,7 @@ extension CachedAttentionPlan {
         throw .mixedTypes(first: name, firstType: view.scalarType, second: "the plan", secondType: type)
       }
     }
+    if problem.leavesParts && logSumExp == nil { throw .notInThePlan(tensor: "log-sum-exp", isMissing: true) }
     if let logSumExp, logSumExp.count != problem.logSumExpCount {
       throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
     }
@@ -121,7 +123,7 @@ extension CachedAttentionPlan {
       return buffer
     }
     let (q, k, v) = (try upload(queries), try upload(keys), try upload(values))
-    let o = try buffer(problem.outputShape.elementCount * problem.scalarType.byteCount)
+    let o = try buffer(problem.outputShape.elementCount * problem.outputType.byteCount)
     let statistics = try buffer(problem.logSumExpCount * 4)
     let workspace = try makeWorkspace()
     buffers.append(workspace)
@@ -131,7 +133,7 @@ extension CachedAttentionPlan {
     var tensors = DeviceCacheTensors(
       queries: q.view, keys: k.view, values: v.view,
       output: DeviceTensorView(
-        address: o.address, scalarType: problem.scalarType, shape: problem.outputShape, layout: layout),
+        address: o.address, scalarType: problem.outputType, shape: problem.outputShape, layout: layout),
       lengths: try numbers(entries.lengths), logSumExp: statistics.address, batchIndex: try numbers(entries.batchIndex),
       leftPadding: try numbers(entries.leftPadding))
     if case .paged(_, _, let perSequence) = problem.cache {

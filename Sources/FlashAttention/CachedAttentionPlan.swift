@@ -3,6 +3,17 @@ internal import CPUAttention
 internal import CUDADriver
 internal import PTX
 
+/// Whether a GPU computes the query heads that share a key/value head together, so that K and V are read once for all of them, and
+/// divides the keys over blocks; or each head by itself, as without a cache.
+public enum QueryPacking: String, Hashable, Sendable, CaseIterable {
+  /// What is fast.
+  case automatic
+  /// Together, also where there are many queries.
+  case always
+  /// Each by itself: for caches without pages, left padding, new keys, e4m3 numbers and splits of a fixed length.
+  case never
+}
+
 /// How attention over a cache will be computed, decided once for all lengths: make it, print it, run it for every token.
 ///
 ///     let problem = try CachedAttentionProblem(
@@ -30,18 +41,19 @@ public struct CachedAttentionPlan: Sendable {
   /// - Parameters:
   ///   - ordinal: which GPU, as CUDA counts them.
   ///   - threads: threads at most on the CPU; nil for one per processor.
+  ///   - packing: what a GPU does with the query heads of a group; the CPU packs as it likes.
   ///   - tiling: changes to the GPU's tiling, for experiments: `groups=8,stages=4`; see `bench decode --tiling` of the tool.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU.
   public init(
     _ problem: CachedAttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil,
-    tiling: String? = nil
+    packing: QueryPacking = .automatic, tiling: String? = nil
   ) throws(AttentionError) {
     self.problem = problem
     self.threads = min(threads ?? .max, WorkerTeam.processors)
     (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
       let gpu = try GPU.device(ordinal)
-      return GPUSequencesPlan.suits(problem, gpu.limits)
+      return try GPUSequencesPlan.suits(problem, packing, gpu.limits)
         ? .gpuForward(try GPUSequencesPlan(problem, on: gpu, changes: tiling))
         : .gpu(try GPUDecodePlan(problem, on: gpu, changes: tiling))
     } cpu: { () throws(AttentionError) in
@@ -150,7 +162,7 @@ extension CachedAttentionPlan: CustomStringConvertible {
     switch path {
     case .cpu: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan.plan)\n\(reason)"
-    case .gpuForward(let plan): "\(plan.plan)\nEnough rows for the kernels of whole sequences. \(reason)"
+    case .gpuForward(let plan): "\(plan.plan)\nThe kernels of whole sequences, each head by itself. \(reason)"
     }
   }
 }

@@ -72,7 +72,8 @@ extension DeviceCacheTensors {
     let appends = problem.newKeys != nil
     try keys.check("the cached keys", isFor: problem.keyShape, problem.cacheType, isWritten: appends)
     try values.check("the cached values", isFor: problem.valueShape, problem.cacheType, isWritten: appends)
-    try output.check("output", isFor: problem.outputShape, problem.scalarType, isWritten: true)
+    try output.check("output", isFor: problem.outputShape, problem.outputType, isWritten: true)
+    if problem.leavesParts && logSumExp == 0 { throw .notInThePlan(tensor: "log-sum-exp", isMissing: true) }
     let new = newKeys
     if let new {
       try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)

@@ -8,17 +8,34 @@ struct GPUSequencesPlan: Sendable {
   let gpu: GPU
   private let problem: CachedAttentionProblem
 
-  /// Whether there are so many rows that dividing the keys, too, would gain nothing, and nothing that only the decode kernels know:
-  /// pages, left padding, new keys, bytes, splits of a fixed length.
-  static func suits(_ problem: CachedAttentionProblem, _ limits: GPULimits) -> Bool {
-    if case .paged = problem.cache { return false }
-    let isPlain =
-      !problem.hasLeftPadding && problem.newKeys == nil && problem.keysPerSplit == nil
-      && problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType
-    if !isPlain { return false }
-    if max(problem.dimension, problem.valueDimension) > DecodePlan.dimensionLimit { return true }
-    let rows = problem.queries * problem.groupSize
-    return rows > 128 && problem.batch * problem.keyValueHeads * (rows / 128) * 2 >= limits.multiprocessors
+  /// What only the decode kernels know, in words; nil where a problem has nothing of it.
+  private static func obstacle(_ problem: CachedAttentionProblem) -> String? {
+    if case .paged = problem.cache { return "pages" }
+    if problem.hasLeftPadding { return "left padding" }
+    if problem.newKeys != nil { return "new keys" }
+    if problem.keysPerSplit != nil { return "splits of a fixed length" }
+    return problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType ? nil : "e4m3 numbers"
+  }
+
+  /// Whether these kernels are to be used: they are asked for, or there are so many rows that dividing the keys, too, would gain
+  /// nothing.
+  /// - Throws: `AttentionError.unsupported` where they are asked for and do not take the problem.
+  static func suits(
+    _ problem: CachedAttentionProblem, _ packing: QueryPacking, _ limits: GPULimits
+  ) throws(AttentionError) -> Bool {
+    let obstacle = obstacle(problem)
+    switch packing {
+    case .always: return false
+    case .never:
+      guard let obstacle else { return true }
+      throw .unsupported(
+        "The kernels without packing know no \(obstacle); leave the packing automatic, or leave out the \(obstacle).")
+    case .automatic:
+      if obstacle != nil { return false }
+      if max(problem.dimension, problem.valueDimension) > DecodePlan.dimensionLimit { return true }
+      let rows = problem.queries * problem.groupSize
+      return rows > 128 && problem.batch * problem.keyValueHeads * (rows / 128) * 2 >= limits.multiprocessors
+    }
   }
 
   init(_ problem: CachedAttentionProblem, on gpu: GPU, changes: String?) throws(AttentionError) {

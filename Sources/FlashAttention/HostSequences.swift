@@ -6,23 +6,25 @@ struct HostSequences {
   private let threads: Int
   private let queries, keys, values: TensorView
   private let entries: CacheEntries
-  /// Whether some numbers are bytes, which are made f32 first: the CPU's kernels know no scales.
-  private let hasBytes: Bool
+  /// Whether all is computed in f32: some numbers are bytes, and the CPU's kernels know no scales; or parts are left, which are f32.
+  private let isWidened: Bool
 
   init(
     _ plan: CachedAttentionPlan, queries: TensorView, keys: TensorView, values: TensorView, entries: CacheEntries
   ) {
     (problem, threads) = (plan.problem, plan.threads)
     (self.queries, self.keys, self.values, self.entries) = (queries, keys, values, entries)
-    hasBytes = problem.cacheType == .e4m3 || queries.scalarType == .e4m3
+    isWidened = problem.cacheType == .e4m3 || queries.scalarType == .e4m3 || problem.leavesParts
   }
 
   func run(output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>?) throws(AttentionError) {
+    // The first part has all keys.
+    if problem.leavesParts { logSumExp?.update(repeating: -.infinity) }
     for sequence in 0..<problem.batch {
       let queries = entries.queries(of: sequence, problem)
       if queries.isEmpty { continue }
       let count = max(0, entries.rows(of: sequence) - (entries.leftPadding?[sequence] ?? 0))
-      let one = try problem.sequence(queries: queries.count, length: count, type: hasBytes ? .f32 : nil)
+      let one = try problem.sequence(queries: queries.count, length: count, type: isWidened ? .f32 : nil)
       let q = rows(self.queries, of: sequence, queries, one.queryShape)
       let own = MutableTensorView(
         base: UnsafeMutableRawPointer(mutating: rows(output.readOnly, of: sequence, queries, one.outputShape).base),
@@ -55,8 +57,8 @@ struct HostSequences {
     _ one: AttentionProblem, _ sequence: Int, _ q: TensorView, _ output: MutableTensorView,
     _ statistics: UnsafeMutableBufferPointer<Float>
   ) throws(AttentionError) {
-    if hasBytes {
-      for head in 0..<problem.keyValueHeads { try runOfBytes(one, sequence, head: head, q, output, statistics) }
+    if isWidened {
+      for head in 0..<problem.keyValueHeads { try runWidened(one, sequence, head: head, q, output, statistics) }
       return
     }
     let plan = try CPUPlan(one, threads: threads)
@@ -75,8 +77,8 @@ struct HostSequences {
     }
   }
 
-  /// A key/value head in f32, where bytes are exact: the scales of scores go into the problem's, that of values onto the result.
-  private func runOfBytes(
+  /// A key/value head in f32, where bytes and 16 bits are exact: the scales of scores go into the problem's, that of values onto the result.
+  private func runWidened(
     _ all: AttentionProblem, _ sequence: Int, head: Int, _ q: TensorView, _ output: MutableTensorView,
     _ statistics: UnsafeMutableBufferPointer<Float>
   ) throws(AttentionError) {

@@ -34,6 +34,20 @@ import Testing
     Clause("no keys at all") { try EmulatedDecoding(lengths: [0, 0], capacity: 96) },
     Clause("f16") { try EmulatedDecoding(.f16, lengths: [130, 70], capacity: 130) },
     Clause("17 rows: two row tiles") { try EmulatedDecoding(lengths: [200], group: 17, capacity: 200) },
+    Clause("partial results are left: lengths from none to all") {
+      try EmulatedDecoding(
+        lengths: [500, 0, 64, 130], heads: 2, queries: 3, capacity: 500, keysPerSplit: 100, leavesParts: true)
+    },
+    Clause("partial results are left: rows over warps and blocks of them, window, D_v 40") {
+      try EmulatedDecoding(
+        .f16, lengths: [300, 20], group: 20, queries: 4, dimension: 72, valueDimension: 40, capacity: 300,
+        mask: .window(left: 150, right: 0), keysPerSplit: 64, leavesParts: true)
+    },
+    Clause("partial results are left: pages, new keys, e4m3 with scales") {
+      try EmulatedDecoding(
+        lengths: [300, 20, 130], pageSize: 16, capacity: 320, cacheType: .e4m3, hasScales: true, keysPerSplit: 128,
+        leavesParts: true)
+    },
     Clause("several queries, causal") {
       try EmulatedDecoding(lengths: [150, 2, 90], group: 2, queries: 5, capacity: 150)
     },

@@ -29,7 +29,8 @@ struct EmulatedDecoding {
     capacity: Int = 256,
     hasPackedKeys: Bool = false, mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
-    queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, target: Target = .sm90,
+    queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
+    target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil,
     usesForward: Bool = false, forwardChanges: String? = nil, seed: UInt64 = 1
   ) throws {
@@ -61,7 +62,7 @@ struct EmulatedDecoding {
       cache: cache,
       hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType,
       cacheType: cacheType,
-      mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit)
+      mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit, leavesParts: leavesParts)
     func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
     scenario = CacheScenario(
       problem,
@@ -111,15 +112,18 @@ struct EmulatedDecoding {
     }
     let appends = problem.newKeys != nil
     let (keys, values) = (scenario.keys, scenario.values)
-    let outputBytes = problem.outputShape.elementCount * 2
+    let outputBytes = problem.outputShape.elementCount * problem.outputType.byteCount
+    let output = memory.allocate("o", byteCount: max(outputBytes, 2), access: .readWrite)
+    // A part without keys may hold anything: NaN.
+    if problem.leavesParts { memory.write([UInt8](repeating: 0xff, count: outputBytes), to: output) }
     let workspace = memory.allocate("workspace", byteCount: max(plan.launch.workspaceByteCount, 16), access: .readWrite)
     memory.write([UInt8](repeating: 0, count: plan.launch.arrivalByteCount), to: workspace)
     var places = DecodeLaunch.Places(
       queries: put("q", scenario.queries), keys: put("k", keys, isWritten: appends),
       values: put("v", values, isWritten: appends),
       output: ForwardLaunch.Place(
-        address: memory.allocate("o", byteCount: max(outputBytes, 2), access: .readWrite),
-        strides: TensorLayout.bnhd.strides(of: problem.outputShape)), lengths: words("lengths", entries.lengths),
+        address: output, strides: TensorLayout.bnhd.strides(of: problem.outputShape)),
+      lengths: words("lengths", entries.lengths),
       workspace: workspace)
     places.logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     places.batchIndex = words("batch_index", entries.batchIndex)
@@ -208,7 +212,6 @@ struct EmulatedDecoding {
   }
 
   private func outcome(_ counters: Counters, _ places: DecodeLaunch.Places, _ memory: GlobalMemory) -> Outcome {
-    let type = problem.scalarType
     func read(_ address: UInt64, _ shape: TensorShape, _ type: ScalarType) -> Tensor {
       let bytes = shape.elementCount * type.byteCount
       let all = memory.read(UInt8.self, count: bytes, from: address)
@@ -219,7 +222,7 @@ struct EmulatedDecoding {
         }
       }
     }
-    let output = read(places.output.address, problem.outputShape, type)
+    let output = read(places.output.address, problem.outputShape, problem.outputType)
     let statistics =
       memory.read(Float.self, count: problem.logSumExpCount, from: places.logSumExp)
       ?? [Float](repeating: .nan, count: problem.logSumExpCount)

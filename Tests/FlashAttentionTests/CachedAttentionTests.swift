@@ -1,3 +1,5 @@
+import AttentionKernels
+import PTX
 import Testing
 
 @testable import FlashAttention
@@ -6,7 +8,7 @@ import Testing
 @Suite struct CachedAttentionTests {
   private func check(
     _ problem: CachedAttentionProblem, _ entries: CacheEntries, newStarts: [Int]? = nil, positions: [Int]? = nil,
-    sourceLocation: SourceLocation = #_sourceLocation
+    sourceLocation: Testing.SourceLocation = #_sourceLocation
   ) throws {
     let scenario = CacheScenario(problem, entries, newStarts: newStarts, positions: positions, seed: 3)
     let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
@@ -140,6 +142,70 @@ import Testing
     #expect(
       starts(CacheEntries(queryStarts: [0, 3], keyStarts: [0, 3, 9]))
         == "There are 2 query starts (with the end of the last) for 2 sequences; give one for each.")
+  }
+
+  @Test func packsAsAsked() throws {
+    let limits = GPULimits.typical(of: .sm90)
+    let few = try problem(.contiguous(sequences: 3, capacity: 40))
+    let many = try CachedAttentionProblem(
+      batch: 8, queries: 512, queryHeads: 32, keyValueHeads: 8, dimension: 64,
+      cache: .contiguous(sequences: 8, capacity: 1024), scalarType: .f16)
+    for (problem, packing, isApart) in [
+      (few, QueryPacking.automatic, false), (few, .always, false), (few, .never, true),
+      (many, .automatic, true), (many, .always, false), (many, .never, true),
+    ] { #expect(try GPUSequencesPlan.suits(problem, packing, limits) == isApart) }
+    let paged = try problem(.paged(pages: 4, pageSize: 8, pagesPerSequence: 2))
+    #expect(try !GPUSequencesPlan.suits(paged, .automatic, limits))
+    do {
+      _ = try GPUSequencesPlan.suits(paged, .never, limits)
+      Issue.record("nothing was refused")
+    } catch {
+      #expect(
+        "\(error)"
+          == "The kernels without packing know no pages; leave the packing automatic, or leave out the pages.")
+    }
+  }
+
+  /// On the CPU the first part has all keys; what is put together is the result.
+  @Test(arguments: [ScalarType.f32, .bf16]) func leavesParts(type: ScalarType) throws {
+    let problem = try CachedAttentionProblem(
+      batch: 2, queries: 3, queryHeads: 4, keyValueHeads: 2, dimension: 16,
+      cache: .contiguous(sequences: 2, capacity: 50), scalarType: type, keysPerSplit: 20, leavesParts: true)
+    #expect(problem.parts == 3 && problem.outputType == .f32 && problem.outputShape.batch == 6)
+    let scenario = CacheScenario(problem, CacheEntries(lengths: [45, 0]), seed: 5)
+    let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
+    #expect(result.output.passes && result.logSumExp.passes, "\(result)")
+    func sentence(_ body: () throws -> Void) -> String {
+      do {
+        try body()
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    for (keysPerSplit, packed) in [(nil, nil), (20, 6)] as [(Int?, Int?)] {
+      #expect(
+        sentence {
+          _ = try CachedAttentionProblem(
+            batch: 2, queries: 3, packedQueries: packed, queryHeads: 4, keyValueHeads: 2, dimension: 16,
+            cache: .contiguous(sequences: 2, capacity: 50), scalarType: .f16, keysPerSplit: keysPerSplit,
+            leavesParts: true)
+        }
+          == "Partial results are those of splits of a fixed length, of queries [B, s, H, D]: set keysPerSplit, and do not pack "
+          + "the queries.")
+    }
+    let plan = try CachedAttentionPlan(problem, device: .cpu)
+    let (q, k, v) = (scenario.queries, scenario.keys, scenario.values)
+    #expect(
+      sentence {
+        _ = try Tensor(shape: problem.outputShape, scalarType: .f32) { o in
+          try q.withView { q in
+            try k.withView { k in
+              try v.withView { v in
+                try plan.run(queries: q, keys: k, values: v, entries: scenario.entries, output: o)
+              }
+            }
+          }
+        }
+      } == "There is no log-sum-exp, and the plan needs it; give its address.")
   }
 
   @Test func refusesInSentences() throws {

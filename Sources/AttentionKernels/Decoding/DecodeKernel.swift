@@ -150,6 +150,7 @@ struct DecodeBody {
 
     let merge = KeyGroupMerge(self, rows: unitRows, ownRows: ownRows, scales: scales)
     merge.merge(output, softmax)
+    if s.leavesParts { return merge.leavePart(softmax, unit, part: part) }
     let isWhole = unit.parts.first .== unit.parts.last
     k.if(isWhole) {
       merge.storeOutput(softmax)

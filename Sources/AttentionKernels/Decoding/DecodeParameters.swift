@@ -33,6 +33,8 @@ struct DecodeParameters {
   let newKeys, capacity: Register<S32>
   /// Tiles of a split of fixed length.
   let splitTiles: Register<S32>
+  /// Partial results of each row that the caller has room for.
+  let leftParts: Register<U32>
   /// Queries of each sequence at most, H_kv, and the blocks of rows that a head has at most.
   let queries, keyValueHeads, rowBlocks: Register<U32>
   /// Keys on a page.
@@ -65,6 +67,7 @@ struct DecodeParameters {
     newKeys = k.parameter("new_keys", S32.self)
     capacity = k.parameter("capacity", S32.self)
     splitTiles = k.parameter("split_tiles", S32.self)
+    leftParts = k.parameter("left_parts", U32.self)
     queries = k.parameter("query_count", U32.self)
     keyValueHeads = k.parameter("key_value_heads", U32.self)
     rowBlocks = k.parameter("row_blocks", U32.self)
@@ -86,9 +89,9 @@ public struct DecodeLaunch: Hashable, Sendable {
     public var keys: ForwardLaunch.Place
     /// The cache of values.
     public var values: ForwardLaunch.Place
-    /// `[B, s_q, H_q, D_v]`; packed `[total, H_q, D_v]`.
+    /// `[B, s_q, H_q, D_v]`; packed `[total, H_q, D_v]`; of parts `[S B, s_q, H_q, D_v]` f32.
     public var output: ForwardLaunch.Place
-    /// `[B, H_q, s_q]` f32, packed `[H_q, total]`; or 0.
+    /// `[B, H_q, s_q]` f32, packed `[H_q, total]`; or 0, but not of parts `[S, B, H_q, s_q]`.
     public var logSumExp: UInt64 = 0
     /// `[B]` s32; 0 for packed keys that all count.
     public var lengths: UInt64
@@ -184,7 +187,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
-    let parts = splitTiles == 0 ? 2 * self.blocks : splits == 1 ? 0 : units * splits
+    let parts = splitTiles == 0 ? 2 * self.blocks : splits == 1 || problem.leavesParts ? 0 : units * splits
     sharedByteCount = DecodeMemoryPlan(specialization).byteCount
     arrivalByteCount = (max(units, Self.sharedUnits) * 4 + 15) / 16 * 16
     partBytes = parts * tiling.rows * problem.valueDimension * 4
@@ -224,7 +227,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     queries.strides.append(to: &list, problem.scalarType, isPacked: problem.packedQueries != nil)
     places.keys.strides.append(to: &list, problem.cacheType, isPacked: problem.hasPackedKeys)
     places.values.strides.append(to: &list, problem.cacheType, isPacked: problem.hasPackedKeys)
-    places.output.strides.append(to: &list, problem.scalarType, isPacked: problem.packedQueries != nil)
+    places.output.strides.append(to: &list, problem.outputType, isPacked: problem.packedQueries != nil)
     pointer(places.lengths)
     pointer(places.batchIndex)
     pointer(places.leftPadding)
@@ -248,6 +251,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     count(problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0)
     count(problem.capacity)
     count(splitTiles)
+    list.append(.u32(UInt32(problem.parts)))
     list.append(.u32(UInt32(problem.queries)))
     list.append(.u32(UInt32(problem.keyValueHeads)))
     list.append(.u32(UInt32(rowBlocks)))

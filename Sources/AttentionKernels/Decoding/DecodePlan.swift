@@ -46,7 +46,7 @@ public struct DecodePlan: Hashable, Sendable {
     (self.problem, self.gpu) = (problem, gpu)
     specialization = DecodeSpecialization(
       problem, inputs: inputs, tiling: tiling, target: gpu.target,
-      combination: combination ?? Self.combination(problem, tiling, gpu))
+      combination: problem.leavesParts ? .lastBlock : combination ?? Self.combination(problem, tiling, gpu))
     let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
     let rows = problem.queries * problem.groupSize
     var pageSize = 1
@@ -186,8 +186,8 @@ extension DecodeTiling {
       switch (rowTiles, dimension) {
       case (...1, _): (cacheBytes <= 64 << 20 ? 4 : 8, 16, 3)
       case (2, _): (cacheBytes <= 150 << 20 ? 2 : 4, 32, 3)
-      case (3...4, ...128): cacheBytes <= 200 << 20 ? (1, 64, 4) : (2, 32, 4)
-      case (_, ...128): (2, 64, 2)
+      case (3...4, ...128): cacheBytes <= 100 << 20 ? (1, 64, 4) : (2, 32, 4)
+      case (_, ...128): cacheBytes <= 100 << 20 ? (1, 64, 4) : (2, 64, 2)
       default: (2, 32, 3)
       }
     self.init(

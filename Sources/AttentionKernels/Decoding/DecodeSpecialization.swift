@@ -32,6 +32,8 @@ public struct DecodeSpecialization: Hashable, Sendable {
   public var hasScales: Bool
   /// Whether units are cut into splits of a fixed length.
   public var hasFixedSplits: Bool
+  /// Whether the results of the splits are left to the caller.
+  public var leavesParts: Bool
   /// Whether another launch must be waited for, which brings keys or turns queries.
   public var waitsForPreparation: Bool
   /// How the work is cut.
@@ -81,6 +83,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
     hasNewKeys = problem.newKeys != nil
     hasScales = problem.cacheType == .e4m3 || problem.queryType == .e4m3
     hasFixedSplits = problem.keysPerSplit != nil
+    leavesParts = problem.leavesParts
     let preparation = PreparationKernel.Specialization(problem, inputs: inputs, isOvertaken: target >= .sm90)
     waitsForPreparation = preparation?.isOvertaken ?? false
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
@@ -123,7 +126,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
     if hasPackedQueries { name += "_queries" }
     if hasNewKeys { name += "_new" }
     if hasScales { name += "_scaled" }
-    if hasFixedSplits { name += "_fixed" }
+    if hasFixedSplits { name += leavesParts ? "_left" : "_fixed" }
     if waitsForPreparation { name += "_waits" }
     return name + "_" + tiling.name
       + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")

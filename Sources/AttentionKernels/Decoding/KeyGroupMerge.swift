@@ -129,6 +129,32 @@ struct KeyGroupMerge {
     }
   }
 
+  /// Leaves a part of a unit to the caller; the first one also says that there are none behind the last.
+  func leavePart(_ softmax: OnlineSoftmax, _ unit: WorkShare.Unit, part: Register<S32>) {
+    k.comment("a part of the unit, for the caller")
+    let (p, packed) = (body.parameters, rows.packed)
+    let number = (part - unit.parts.first).reinterpreted(as: U32.self)
+    let own = rows.ofPart(number)
+    let base = own.address(in: p.outputBase, p.outputStrides)
+    forEachChunk { row, chunk, values in
+      k.store(
+        values, global: base + packed.distance(ofRow: packed.firstRow + row, p.outputStrides) + k.wide(chunk * 16))
+    }
+    k.if((body.keyGroup .== 0) & ((body.lane % 4) .== 0)) {
+      for (value, row) in zip(logSumExps(softmax), ownRows) {
+        k.if(row .< packed.count) {
+          own.store(logSumExp: value, ofRow: row)
+          k.if(number .== 0) {
+            let behind = (unit.parts.last - unit.parts.first + 1).reinterpreted(as: U32.self)
+            k.loop(from: behind, to: p.leftParts) { other in
+              rows.ofPart(other).store(logSumExp: k.constant(-.infinity), ofRow: row)
+            }
+          }
+        }
+      }
+    }
+  }
+
   /// Writes a part of a unit: O divided by its own sums, f32, and its log-sum-exps.
   func storePart(_ softmax: OnlineSoftmax, output: Register<U64>, logSumExps place: Register<U64>) {
     k.comment("a part of the unit")

@@ -5,7 +5,8 @@ struct UnitRows {
   private let k: KernelBuilder
   private let p: DecodeParameters
   private let groupSize: Int
-  private let sequence: Register<U32>
+  /// The sequence, or its place among those of all parts.
+  private var sequence: Register<U32>
   /// The row of the sequence's first query, where queries are packed.
   private let firstQuery: Register<U32>?
   private let firstHead: Register<U32>
@@ -23,6 +24,14 @@ struct UnitRows {
     firstHead = s.groupSize == 1 ? unit.head : unit.head * s.groupSize
     packed = PackedQueries(
       k, groupSize: s.groupSize, firstRow: firstRow, queries: unit.queries.reinterpreted(as: U32.self))
+  }
+
+  /// The rows of O and the log-sum-exps of a part that is left to the caller: those of all sequences lie behind those of the part
+  /// before.
+  func ofPart(_ part: Register<U32>) -> UnitRows {
+    var rows = self
+    rows.sequence = sequence + part * p.batch.reinterpreted(as: U32.self)
+    return rows
   }
 
   /// The address of the unit's first head at the sequence's first query.

@@ -51,6 +51,9 @@ struct BenchDecodeCommand: ParsableCommand {
   @Option(help: "Keys of a split, for results that do not depend on the batch; what is fast without.")
   var keysPerSplit: Int?
 
+  @Option(help: "Query heads that share a key/value head together: automatic, always or never.")
+  var packing = QueryPacking.automatic
+
   @Option(
     help: ArgumentHelp(
       "Compare with others' times of the same cases: lines of JSON with peer, B, Nk, Nq, Hq, Hkv, D and ms_graph.",
@@ -159,7 +162,7 @@ struct BenchDecodeCommand: ParsableCommand {
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
     let plans = try reportingOptionErrors {
-      try cases.map { try CachedAttentionPlan(problem($0), device: .gpu, tiling: tiling) }
+      try cases.map { try CachedAttentionPlan(problem($0), device: .gpu, packing: packing, tiling: tiling) }
     }
     try reportingFileErrors {
       let bench = try DecodeBench(plans)

@@ -5,6 +5,7 @@ public import FlashAttention
 extension ScalarType: ExpressibleByArgument {}
 extension TensorLayout: ExpressibleByArgument {}
 extension Device: ExpressibleByArgument {}
+extension QueryPacking: ExpressibleByArgument {}
 
 extension Rung: ExpressibleByArgument {
   /// The rung of a name such as `split-q-shared-kv`.

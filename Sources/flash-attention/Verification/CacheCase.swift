@@ -37,6 +37,7 @@ package struct CacheCase: Sendable {
     ])
     let (scale, softcap) = (kernel.pick([nil, nil, 0.3, -0.2]), kernel.pick([nil, nil, nil, 4.0]))
     let keysPerSplit = kernel.int(0...3) == 0 ? kernel.pick([1, 100, 256]) : nil
+    let leavesParts = keysPerSplit ?? 0 > 1 && !hasPackedQueries && kernel.int(0...1) == 0
 
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 43)
     let batch = random.pick([1, 1, 2, 3, 5, 40])
@@ -87,7 +88,7 @@ package struct CacheCase: Sendable {
       hasLeftPadding: hasLeftPadding,
       newKeys: appends ? .init(longestNew, packedTotal: hasPackedNew ? new.reduce(0, +) : nil, rotary: rotary) : nil,
       scalarType: type, queryType: queryType, cacheType: cacheType, mask: mask, scale: scale, softcap: softcap,
-      keysPerSplit: keysPerSplit)
+      keysPerSplit: keysPerSplit, leavesParts: leavesParts)
     func scales(_ isThere: Bool) -> [Float]? {
       isThere ? (0..<batch * heads).map { _ in Float(random.int(1...400)) / 100 } : nil
     }
