@@ -124,6 +124,8 @@ extension CachedAttentionPlan {
     }
     let (q, k, v) = (try upload(queries), try upload(keys), try upload(values))
     let o = try buffer(problem.outputShape.elementCount * problem.outputType.byteCount)
+    // Parts without keys are not written, but copied back.
+    if problem.leavesParts { try o.fill(0) }
     let statistics = try buffer(problem.logSumExpCount * 4)
     let workspace = try makeWorkspace()
     buffers.append(workspace)

@@ -39,10 +39,11 @@ struct TuneDecodeCommand: ParsableCommand {
       var (rows, ratios) = ([[String]](), [Double]())
       for (number, (one, own)) in zip(cases, plans).enumerated() {
         progress.show("tune decode: case \(number + 1) of \(cases.count)")
-        let chosen = try bench.measure(own, context: one.context, iterations: iterations)
+        let chosen = try bench.measure(own, context: one.context, iterations: iterations, isChecked: false)
         var best: (seconds: Double, keys: Int, splits: Int)?
         for keys in sequence(first: 64, next: { $0 < one.context ? 2 * $0 : nil }) {
-          let result = try bench.measure(try plan(one, keys), context: one.context, iterations: iterations)
+          let result = try bench.measure(
+            try plan(one, keys), context: one.context, iterations: iterations, isChecked: false)
           let seconds = median(result.seconds)
           if seconds < best?.seconds ?? .infinity { best = (seconds, keys, result.splits) }
         }
