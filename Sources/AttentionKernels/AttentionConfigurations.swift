@@ -46,7 +46,7 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
     return list + (try decoding())
   }
 
-  /// Decoding: from one query of one head to 128 rows, contiguous and on pages; and the second launch.
+  /// Decoding: from one query of one head to 128 rows, contiguous and on pages, with partial results left; and the second launch.
   private static func decoding() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for target in [Target.sm80, .sm90] {
@@ -58,7 +58,8 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
           batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
           cache: pageSize.map { .paged(pages: 1000, pageSize: $0, pagesPerSequence: 65536 / $0) }
             ?? .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16,
-          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
+          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal, keysPerSplit: dimension == 72 ? 4096 : nil,
+          leavesParts: dimension == 72)
         let plan = try DecodePlan(problem, on: .typical(of: target))
         for kernel in [try plan.kernel(), try plan.combineKernel()].compactMap({ $0 }) {
           // 128 rows x D 128 take all registers there are for O.

@@ -63,6 +63,43 @@ import Testing
     }
   }
 
+  /// By a power of two, quotients are shifts and some remainders masks, which must not show.
+  @Test(arguments: [1, 2, 8, 1 << 30, 3, 7]) func quotientsByConstants(divisor: Int) throws {
+    let results = try run(Self.a, Self.b) { k, x, _ in
+      let s = x.reinterpreted(as: S32.self)
+      return [x / divisor, x % divisor] + [s / divisor, s % divisor].map { $0.reinterpreted(as: U32.self) }
+    }
+    let signed = Self.a.map { Int32(bitPattern: $0) }
+    #expect(results[0] == Self.a.map { $0 / UInt32(divisor) })
+    #expect(results[1] == Self.a.map { $0 % UInt32(divisor) })
+    #expect(results[2] == signed.map { UInt32(bitPattern: $0 / Int32(divisor)) })
+    #expect(results[3] == signed.map { UInt32(bitPattern: $0 % Int32(divisor)) })
+  }
+
+  /// What a mutation test changes: each fence and barrier is left out, and each part of an access's ordering.
+  @Test func mutationsWeakenWhatOrders() throws {
+    let kernel = try Kernel.build("orders", threadsPerBlock: 32) { k in
+      let x = k.pointer("x")
+      let one = k.constant(1, U32.self)
+      _ = k.atomic(.add, global: x, one, ordering: .acquireRelease)
+      _ = k.atomic(.add, global: x, one)
+      k.store(k.load(U32.self, global: x, ordering: .acquire), global: x, ordering: .release)
+      k.barrier()
+    }
+    #expect(
+      Mutation.all(of: kernel).map { "\($0)".split(separator: ": ", maxSplits: 1)[1].split(separator: " ")[0] }
+        == [
+          "atom.acq_rel.gpu.global.add.u32", "atom.acq_rel.gpu.global.add.u32", "ld.acquire.gpu.global.b32",
+          "st.release.gpu.global.b32", "bar.sync",
+        ])
+    #expect(
+      Mutation.all(of: kernel).map { $0.replacement?.split(separator: " ").first }
+        == [
+          "atom.acquire.gpu.global.add.u32", "atom.release.gpu.global.add.u32", "ld.relaxed.gpu.global.b32",
+          "st.relaxed.gpu.global.b32", nil,
+        ])
+  }
+
   @Test func bytesAndBits() throws {
     let results = try run(Self.a, Self.b) { k, x, y in
       [

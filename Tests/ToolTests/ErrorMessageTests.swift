@@ -81,6 +81,12 @@ import Testing
     Mistake(
       "emit --dim 64 --tiling rung=split-q-shared-qkv,queries=shared", 64,
       "Error: The tiling (split-q-shared-qkv, 2 stages:"),
+    Mistake(
+      "emit --cache --tiling warps=2", 64,
+      "Error: --tiling 'warps=2' is not understood; with --cache, write any of row-warps=1|2|4, groups=1...8"),
+    Mistake(
+      "emit --cache --explain", 64,
+      "Error: --cache goes without --example and --explain; bench decode --explain tells how work is cut."),
     Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of rung=split-kv|"),
     Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
     Mistake(

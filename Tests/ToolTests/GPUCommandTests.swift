@@ -30,6 +30,17 @@ import Testing
     }
   }
 
+  @Test func emitsTheKernelThatDecodes() throws {
+    let result = try CommandLineTool.run(
+      "emit --cache --batch 4 --queries 4 --query-heads 16 --kv-heads 1 --keys 16384 --dim 128 --dtype bf16 "
+        + "--tiling groups=2,keys=32")
+    #expect(result.code == 0)
+    #expect(result.output.contains("decode_bf16_d128_group16_64x64_groups2"), "\(result.output.prefix(400))")
+    for part in ["over a cache of 16384 keys", "H200", "2 groups of 4 warps", "registers "] {
+      #expect(result.errors.contains(part), "\(part) is not in: \(result.errors)")
+    }
+  }
+
   /// The length is no part of the text.
   @Test func theTextDoesNotDependOnTheLength() throws {
     let texts = try ["512", "8192"].map {
