@@ -169,8 +169,8 @@ extension DecodeTiling {
   ///
   /// Measured on an NVIDIA H200, 2026-11-21, by `bench decode --tiling ...` (Documentation/GPULog.md). One row tile: eight warps
   /// with keys of their own, four where the caches are small, so that more blocks have some. Four row tiles: one group of four
-  /// warps where the caches are small, whose barriers and parts cost least; beyond, two blocks of rows that read the same K and
-  /// V are faster than one.
+  /// warps where the caches are small, whose barriers and parts cost least; beyond, two groups with more and shorter steps under
+  /// way. More rows: two blocks of 64 that read the same K and V are faster than one of 128.
   init(_ problem: CachedAttentionProblem, on gpu: GPULimits) {
     let rows = problem.queries * problem.groupSize
     let dimension = max(problem.dimension, problem.valueDimension)
