@@ -165,8 +165,8 @@ public struct CachedAttentionProblem: Hashable, Sendable {
   }
   /// S: how many partial results there are of each row, where they are left; 1 where they are put together.
   public var parts: Int {
-    guard leavesParts, let keysPerSplit else { return 1 }
-    return max(1, (capacity + keysPerSplit - 1) / keysPerSplit)
+    guard leavesParts, let keysPerSplit, capacity > 0 else { return 1 }
+    return (capacity - 1) / keysPerSplit + 1
   }
   /// `[B, H_q, s_q, D_v]`; packed, `[1, H_q, total, D_v]`; of parts `[S B, H_q, s_q, D_v]`, a part behind the other.
   public var outputShape: TensorShape {

@@ -46,7 +46,7 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
     return list + (try decoding())
   }
 
-  /// Decoding: from one query of one head to 128 rows, contiguous and on pages, with partial results left; and the second launch.
+  /// Decoding: from one query of one head to 128 rows, contiguous and on pages; and the second launch.
   private static func decoding() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for target in [Target.sm80, .sm90] {
@@ -58,8 +58,7 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
           batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
           cache: pageSize.map { .paged(pages: 1000, pageSize: $0, pagesPerSequence: 65536 / $0) }
             ?? .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16,
-          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal, keysPerSplit: dimension == 72 ? 4096 : nil,
-          leavesParts: dimension == 72)
+          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
         let plan = try DecodePlan(problem, on: .typical(of: target))
         for kernel in [try plan.kernel(), try plan.combineKernel()].compactMap({ $0 }) {
           // 128 rows x D 128 take all registers there are for O.
@@ -71,9 +70,16 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
     return list + (try sequences())
   }
 
-  /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits.
+  /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits, and
+  /// partial results that are left.
   private static func sequences() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
+    let left = try CachedAttentionProblem(
+      batch: 1, queries: 4, queryHeads: 8, keyValueHeads: 1, dimension: 128,
+      cache: .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16, keysPerSplit: 4096, leavesParts: true)
+    list.append(
+      AttentionConfiguration(
+        kernel: try DecodePlan(left, on: .typical(of: .sm90)).kernel(), target: .sm90, spillAllowance: 0))
     for (dimension, mask) in [(128, AttentionMask.causal)] {
       let problem = try CachedAttentionProblem(
         batch: 8, queries: 4096, packedQueries: 8192, queryHeads: 32, keyValueHeads: 8, dimension: dimension,

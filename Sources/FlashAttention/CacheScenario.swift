@@ -236,7 +236,7 @@ package struct CacheScenario: Sendable {
     let count = logSumExps.count / problem.parts
     let rows = (0..<count).map { row in
       let own = (0..<problem.parts).map { Double(logSumExps[$0 * count + row]) }
-      let largest = own.max()!
+      let largest = own.contains { $0.isNaN } ? .nan : own.max()!
       if largest == -.infinity { return (weights: own.map { _ in 0.0 }, logSumExp: largest) }
       let sum = own.reduce(0) { $0 + exp($1 - largest) }
       return (weights: own.map { exp($0 - largest) / sum }, logSumExp: largest + log(sum))

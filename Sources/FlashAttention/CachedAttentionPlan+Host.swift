@@ -2,7 +2,7 @@ internal import CPUAttention
 internal import CUDADriver
 
 extension CachedAttentionPlan {
-  /// Computes a call that brings no keys on borrowed memory of the host. On the CPU nothing is copied but pages and e4m3 numbers;
+  /// Computes a call that brings no keys on borrowed memory of the host. On the CPU nothing is copied but pages, e4m3 numbers and, for parts that are left, 16-bit numbers;
   /// for a GPU, everything is copied there and the result back: for tests and small things.
   ///
   /// - Parameters:

@@ -30,6 +30,7 @@ public struct CachedAttentionPlan: Sendable {
   /// Why this device was chosen, as a sentence.
   public let reason: String
   private let path: Path
+  private let packing: QueryPacking
   let threads: Int
 
   private enum Path: Sendable {
@@ -49,7 +50,7 @@ public struct CachedAttentionPlan: Sendable {
     _ problem: CachedAttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil,
     packing: QueryPacking = .automatic, tiling: String? = nil
   ) throws(AttentionError) {
-    self.problem = problem
+    (self.problem, self.packing) = (problem, packing)
     self.threads = min(threads ?? .max, WorkerTeam.processors)
     (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
       let gpu = try GPU.device(ordinal)
@@ -162,7 +163,8 @@ extension CachedAttentionPlan: CustomStringConvertible {
     switch path {
     case .cpu: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan.plan)\n\(reason)"
-    case .gpuForward(let plan): "\(plan.plan)\nThe kernels of whole sequences, each head by itself. \(reason)"
+    case .gpuForward(let plan):
+      "\(plan.plan)\n\(packing == .never ? "No packing was asked for: " : "Enough rows for ")the kernels of whole sequences. \(reason)"
     }
   }
 }

@@ -6,9 +6,10 @@ public struct DeviceCacheTensors: Hashable, Sendable {
   public var keys: DeviceTensorView
   /// The same with D_v.
   public var values: DeviceTensorView
-  /// `[B, H_q, s_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten.
+  /// `[B, H_q, s_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten. Of parts that are left `[S B, H_q, s_q, D_v]` f32; those without
+  /// keys are not written.
   public var output: DeviceTensorView
-  /// `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32.
+  /// `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32. Of parts `[S, B, H_q, s_q]`, and needed: -inf in those without keys.
   public var logSumExp: UInt64
   /// `[B]` int32: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the
   /// capacity, and read as the capacity where they are more. May be missing where keys are packed.

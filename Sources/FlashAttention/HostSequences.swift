@@ -14,7 +14,8 @@ struct HostSequences {
   ) {
     (problem, threads) = (plan.problem, plan.threads)
     (self.queries, self.keys, self.values, self.entries) = (queries, keys, values, entries)
-    isWidened = problem.cacheType == .e4m3 || queries.scalarType == .e4m3 || problem.leavesParts
+    isWidened =
+      problem.cacheType == .e4m3 || queries.scalarType == .e4m3 || (problem.leavesParts && problem.scalarType != .f32)
   }
 
   func run(output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>?) throws(AttentionError) {

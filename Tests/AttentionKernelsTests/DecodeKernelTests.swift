@@ -28,7 +28,7 @@ import Testing
     },
     Clause("sequences alike: whole units to each block") {
       try EmulatedDecoding(
-        lengths: [Int](repeating: 576, count: 31), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+        lengths: [Int](repeating: 576, count: 30), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
     },
     Clause("sequences without a key") { try EmulatedDecoding(lengths: [0, 90, 0], capacity: 96) },
     Clause("no keys at all") { try EmulatedDecoding(lengths: [0, 0], capacity: 96) },
@@ -45,7 +45,16 @@ import Testing
     },
     Clause("partial results are left: pages, new keys, e4m3 with scales") {
       try EmulatedDecoding(
-        lengths: [300, 20, 130], pageSize: 16, capacity: 320, cacheType: .e4m3, hasScales: true, keysPerSplit: 128,
+        lengths: [300, 20, 130], pageSize: 16, capacity: 320, new: .init(counts: [3, 3, 3]), cacheType: .e4m3,
+        hasScales: true, keysPerSplit: 128, leavesParts: true)
+    },
+    Clause("partial results are left: padding, splits longer than the cache") {
+      try EmulatedDecoding(
+        lengths: [120, 40], capacity: 120, leftPadding: [7, 40], keysPerSplit: .max, leavesParts: true)
+    },
+    Clause("partial results are left: packed keys, chunks") {
+      try EmulatedDecoding(
+        lengths: [300, 0, 77], queries: 5, capacity: 300, hasPackedKeys: true, mask: .chunks(of: 90), keysPerSplit: 64,
         leavesParts: true)
     },
     Clause("several queries, causal") {
@@ -318,8 +327,23 @@ import Testing
     #expect(rule.share(total: units * tiles, units: units, blocks: 132) == share)
     let even = (units * tiles + 131) / 132
     #expect(rule.share(total: units * tiles, units: nil, blocks: 132) == even)
-    // Units that differ are not rounded.
+    // Where something is left over the units, they differ.
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
+  }
+
+  /// An even share is 17 tiles of 9 a unit; with 18 no unit has parts.
+  @Test func sharesAreWholeInTheKernel() throws {
+    let decoding = try EmulatedDecoding(
+      lengths: [Int](repeating: 576, count: 30), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+    let outcome = try decoding.run()
+    #expect(outcome.passes && decoding.plan.shares(lengths: [Int](repeating: 576, count: 30)).tilesOfBlock == 18)
+    #expect(outcome.counters.traffic["workspace"]?.bytesWritten ?? 0 == 0)
+    // With a key less in the last tile but one of them, the same; with a tile less, the units differ.
+    let ragged = try EmulatedDecoding(
+      lengths: [Int](repeating: 576, count: 29) + [512], group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+    let raggedOutcome = try ragged.run()
+    #expect(raggedOutcome.passes)
+    #expect(try #require(raggedOutcome.counters.traffic["workspace"]).bytesWritten > 0)
   }
 
   /// The rule on the CPU says how many parts the kernel writes: O and log-sum-exps of each, f32.
@@ -416,7 +440,9 @@ import Testing
     }
   }
 
-  @Test(arguments: ["one group of rows", "warps divide rows", "pages", "new keys", "fixed splits", "bytes"])
+  @Test(arguments: [
+    "one group of rows", "warps divide rows", "pages", "new keys", "fixed splits", "bytes", "parts left",
+  ])
   func everyMutationIsCaught(kind: String) throws {
     let decoding =
       switch kind {
@@ -428,6 +454,10 @@ import Testing
           multiprocessors: 2)
       case "fixed splits":
         try EmulatedDecoding(lengths: [60, 700, 20, 700, 60], capacity: 700, keysPerSplit: 200, multiprocessors: 3)
+      case "parts left":
+        try EmulatedDecoding(
+          lengths: [60, 700, 20, 300], queries: 3, capacity: 700, keysPerSplit: 200, leavesParts: true,
+          multiprocessors: 3)
       case "bytes":
         try EmulatedDecoding(
           lengths: [700, 60, 20, 30, 25], queryCounts: [2, 0, 1, 5, 1], capacity: 700, cacheType: .e4m3,

@@ -181,6 +181,7 @@ import Testing
         return "nothing was refused"
       } catch { return "\(error)" }
     }
+    try combines(problem, scenario)
     for (keysPerSplit, packed) in [(nil, nil), (20, 6)] as [(Int?, Int?)] {
       #expect(
         sentence {
@@ -206,6 +207,52 @@ import Testing
           }
         }
       } == "There is no log-sum-exp, and the plan needs it; give its address.")
+  }
+
+  /// `PartialResults` takes what a plan leaves, and makes of it what the plan that leaves nothing makes.
+  private func combines(_ problem: CachedAttentionProblem, _ scenario: CacheScenario) throws {
+    let whole = try CachedAttentionProblem(
+      batch: problem.batch, queries: problem.queries, queryHeads: problem.queryHeads,
+      keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, cache: problem.cache, scalarType: .f32)
+    let parts = try PartialResultsProblem(
+      parts: problem.parts, batch: problem.batch, heads: problem.queryHeads, queries: problem.queries,
+      dimension: problem.valueDimension)
+    func run(_ problem: CachedAttentionProblem) throws -> (output: Tensor, logSumExp: [Float]) {
+      var statistics = [Float](repeating: .nan, count: problem.logSumExpCount)
+      let output = try statistics.withUnsafeMutableBufferPointer { statistics in
+        try Tensor(shape: problem.outputShape, scalarType: .f32) { o in
+          // What is not written may be anything.
+          for row in 0..<o.shape.elementCount / o.shape.dimension {
+            for d in 0..<o.shape.dimension {
+              (o.base + row * o.strides.length * 4).storeBytes(of: Float.nan, toByteOffset: d * 4, as: Float.self)
+            }
+          }
+          try scenario.queries.converted(to: problem.scalarType).withView { q in
+            try scenario.keys.converted(to: problem.scalarType).withView { k in
+              try scenario.values.converted(to: problem.scalarType).withView { v in
+                try CachedAttentionPlan(problem, device: .cpu).run(
+                  queries: q, keys: k, values: v, entries: scenario.entries, output: o, logSumExp: statistics)
+              }
+            }
+          }
+        }
+      }
+      return (output, statistics)
+    }
+    let (left, expected) = (try run(problem), try run(whole))
+    let result = try Tensor(shape: parts.shape, scalarType: .f32) { output in
+      try left.output.withView { view in
+        try left.logSumExp.withUnsafeBufferPointer { logSumExps in
+          let views = (0..<parts.parts).map { part in
+            TensorView(
+              base: view.row(batch: part * parts.batch, head: 0, token: 0), scalarType: .f32, shape: parts.shape,
+              strides: view.strides)
+          }
+          try PartialResults.combine(parts, partials: views, logSumExps: logSumExps, output: output)
+        }
+      }
+    }
+    for (own, other) in zip(result.floats, expected.output.floats) { #expect(abs(own - other) < 1e-5) }
   }
 
   @Test func refusesInSentences() throws {

@@ -16,7 +16,7 @@ public struct DecodePlan: Hashable, Sendable {
   public let gpu: GPULimits
 
   /// - Parameters:
-  ///   - combination: who puts parts together; nil for what suits.
+  ///   - combination: who puts parts together; nil for what suits. Nobody does where the problem leaves them.
   ///   - changes: changes the tiling that suits, for experiments, as `DecodeTiling.changed(by:)` reads it.
   /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length.
   public init(
@@ -81,7 +81,7 @@ public struct DecodePlan: Hashable, Sendable {
     func bytes(_ parts: Int) -> Int { parts * min(rows, tiling.rows) * problem.valueDimension * 4 }
     if let keys = problem.keysPerSplit {
       // Not by what else is in the batch.
-      return bytes((problem.capacity + keys - 1) / keys) <= 64 << 10 ? .lastBlock : behind
+      return bytes(max(problem.capacity - 1, 0) / keys + 1) <= 64 << 10 ? .lastBlock : behind
     }
     return DecodeCost.lastBlock(bytes: bytes(parts))
       <= DecodeCost.launchBehind(rows: problem.batch * problem.keyValueHeads * rows)
@@ -136,7 +136,7 @@ public struct DecodePlan: Hashable, Sendable {
     let most = sequences.map(\.parts).max() ?? 0
     let rows = problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize
     let combination =
-      most < 2
+      most < 2 || problem.leavesParts
       ? 0
       : specialization.combination == .lastBlock
         ? DecodeCost.lastBlock(

@@ -126,7 +126,7 @@ public struct DecodeSpecialization: Hashable, Sendable {
     if hasPackedQueries { name += "_queries" }
     if hasNewKeys { name += "_new" }
     if hasScales { name += "_scaled" }
-    if hasFixedSplits { name += leavesParts ? "_left" : "_fixed" }
+    if hasFixedSplits { name += leavesParts ? "_partial" : "_fixed" }
     if waitsForPreparation { name += "_waits" }
     return name + "_" + tiling.name
       + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
@@ -170,6 +170,9 @@ public struct DecodeTiling: Hashable, Sendable {
   var groupThreads: Int { rowWarps * 32 }
   /// Keys of a tile, the unit of sharing out work.
   public var tileKeys: Int { keyGroups * keysPerStep }
+
+  /// Rows that a thread writes or puts together at once: with many, their loads are then under way together.
+  var rowsAtOnce: Int { min(4, rows / 16) }
 
   var name: String {
     "\(rows)x\(tileKeys)_groups\(keyGroups)_stages\(stages)" + (keepsQueries ? "_q" : "")

@@ -76,8 +76,7 @@ struct KeyGroupMerge {
   ) {
     let packed = rows.packed
     let count = k.minimum(packed.count - packed.firstRow, k.constant(tiling.rows, U32.self)) * chunks
-    // Several at a time where there are many, so that their loads are under way together.
-    let atOnce = min(4, tiling.rows / 16)
+    let atOnce = tiling.rowsAtOnce
     k.loop(from: self.body.thread, to: count, by: tiling.threads * atOnce) { first in
       let items = (0..<atOnce).map { first + $0 * tiling.threads }
       let results = items.map { result(ofItem: atOnce == 1 ? $0 : k.minimum($0, count - 1)) }

@@ -13,7 +13,7 @@ struct SplitCombine {
   /// Chunks of 4 columns of a row.
   var chunks: Int { columns / 4 }
 
-  /// Parts whose loads are under way together.
+  /// Parts whose loads are under way together, over all rows that a thread has at once.
   private static let atOnce = 8
 
   init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters) {
@@ -66,17 +66,15 @@ struct SplitCombine {
   func storeSums(_ unit: WorkShare.Unit, _ rows: UnitRows, thread: Register<U32>) {
     let packed = rows.packed
     let count = k.minimum(packed.count - packed.firstRow, k.constant(rowsOfPart, U32.self)) * chunks
-    // Of many rows several at a time, and then fewer parts of each.
-    let rowsAtOnce = min(4, rowsOfPart / 16)
+    let rowsAtOnce = s.tiling.rowsAtOnce
     k.loop(from: thread, to: count, by: s.tiling.threads * rowsAtOnce) { first in
       let items = (0..<rowsAtOnce).map { first + $0 * s.tiling.threads }
+      let own = rowsAtOnce == 1 ? items : items.map { k.minimum($0, count - 1) }
       let sums = sums(
-        unit, places: items.map { k.minimum($0, count - 1) }.map { (row: $0 / chunks, chunk: $0 % chunks) },
-        first: k.constant(0, S32.self), step: 1)
+        unit, places: own.map { (row: $0 / chunks, chunk: $0 % chunks) }, first: k.constant(0, S32.self), step: 1)
       for (item, sum) in zip(items, sums) {
-        k.if(item .< count) {
-          store(sum, rows, row: packed.firstRow + item / chunks, chunk: item % chunks)
-        }
+        func storeOwn() { store(sum, rows, row: packed.firstRow + item / chunks, chunk: item % chunks) }
+        if rowsAtOnce == 1 { storeOwn() } else { k.if(item .< count, storeOwn) }
       }
     }
   }

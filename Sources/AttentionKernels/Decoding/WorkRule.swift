@@ -72,11 +72,12 @@ struct WorkRule<Number: RuleNumber> {
     return tiles.dividedUp(by: splitTiles).multiplied(by: splitTiles)
   }
 
-  /// Shares up to this are not made longer: one tile more would be too much.
+  /// Shares up to this are not made longer: one tile more would be more than a sixteenth.
   private static var evenShare: Int { 16 }
 
-  /// The places of each block: as many as every other, or up to a sixteenth more, where all units are alike and blocks then have
-  /// whole units or whole parts of one: what begins and ends in the middle of a unit costs a block some microseconds.
+  /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of tiles on the
+  /// average, as those that are alike do, and blocks then have whole units of that size or whole parts of one: what begins and ends in
+  /// the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench decode`, Documentation/GPULog.md).
   ///
   /// - Parameter units: of all sequences; nil where only the sequences tell.
   func share(total: Number, units: Number?, blocks: Number) -> Number {
@@ -90,7 +91,7 @@ struct WorkRule<Number: RuleNumber> {
       let parts = tiles.divided(by: even).orAtLeast(1)
       let part = tiles.dividedUp(by: parts).orAtLeast(1)
       let whole = even.dividedUp(by: part).multiplied(by: part)
-      // What must be zero: units that differ, parts that differ, and what is too much.
+      // What must be zero: what is left over units, what is left over parts, and what is too much.
       let differences = total.subtracting(tiles.multiplied(by: units))
         .adding(part.multiplied(by: parts).subtracting(tiles))
         .adding(whole.subtracting(even).subtracting(even.divided(by: 16)).orAtLeast(0))

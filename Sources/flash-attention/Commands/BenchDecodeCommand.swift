@@ -99,6 +99,9 @@ struct BenchDecodeCommand: ParsableCommand {
       if let value, value < 1 { throw ValidationError("\(name) is \(value); it must be at least 1.") }
     }
     if explain && batch == nil { throw ValidationError("--explain is for a shape; give --batch and --context too.") }
+    if explain && packing == .never {
+      throw ValidationError("--explain tells how packed rows are shared out; leave out --packing never.")
+    }
     if let lengths {
       guard explain else { throw ValidationError("--lengths belongs to --explain; give both.") }
       let numbers = lengths.split(separator: ",").map { Int($0) }

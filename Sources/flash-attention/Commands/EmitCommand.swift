@@ -27,7 +27,8 @@ struct EmitCommand: ParsableCommand {
   var tiling: String?
 
   @Flag(
-    help: "The kernel that decodes, for queries over a cache of so many keys, on an sm_90 where no --arch is given.")
+    help:
+      "The kernel that decodes, for packed queries over a cache of so many keys, on an sm_90 where no --arch is given.")
   var cache = false
 
   @Option(help: "An example instead of attention: gemm or softmax.")
@@ -91,9 +92,12 @@ struct EmitCommand: ParsableCommand {
       let text = try plan.kernel().text(target: target, locations: lines)
       print(text, terminator: "")
       printError(
-        fields([
-          ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, target ?? .sm90)),
-        ]))
+        fields(
+          [
+            ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, target ?? .sm90)),
+          ]
+            + (plan.specialization.combination == .lastBlock
+              ? [] : [("behind it", "a second launch puts the parts together; it is not printed")])))
     } catch {
       throw ValidationError("\(error)")
     }
