@@ -43,7 +43,8 @@ func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
   }
 }
 
-/// A caller's struct, which begins with its size, as far as this version and the caller's both know it; what the caller's does not have is zero.
+/// A caller's struct, which begins with its size, as far as this version and the caller's both know it; what the caller's does not
+/// have is zero.
 func parameters<Parameters: BitwiseCopyable>(
   _ pointer: UnsafePointer<Parameters>?, _ zero: Parameters
 ) throws(AttentionError) -> Parameters {

@@ -2,8 +2,8 @@ internal import CPUAttention
 internal import CUDADriver
 
 extension CachedAttentionPlan {
-  /// Computes a call that brings no keys on borrowed memory of the host. On the CPU nothing is copied but pages, e4m3 numbers and, for parts that are left, 16-bit numbers;
-  /// for a GPU, everything is copied there and the result back: for tests and small things.
+  /// Computes a call that brings no keys on borrowed memory of the host. On the CPU nothing is copied but pages, e4m3 numbers and,
+  /// for parts that are left, 16-bit numbers; for a GPU, everything is copied there and the result back: for tests and small things.
   ///
   /// - Parameters:
   ///   - queries: `[B, H_q, s_q, D]`, packed `[1, H_q, total, D]`; strides of any kind, unit stride along D.

@@ -3,17 +3,6 @@ internal import CPUAttention
 internal import CUDADriver
 internal import PTX
 
-/// Whether a GPU computes the query heads that share a key/value head together, so that K and V are read once for all of them, and
-/// divides the keys over blocks; or each head by itself, as without a cache.
-public enum QueryPacking: String, Hashable, Sendable, CaseIterable {
-  /// What is fast.
-  case automatic
-  /// Together, also where there are many queries.
-  case always
-  /// Each by itself: for caches without pages, left padding, new keys, e4m3 numbers and splits of a fixed length.
-  case never
-}
-
 /// How attention over a cache will be computed, decided once for all lengths: make it, print it, run it for every token.
 ///
 ///     let problem = try CachedAttentionProblem(
@@ -164,7 +153,8 @@ extension CachedAttentionPlan: CustomStringConvertible {
     case .cpu: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan.plan)\n\(reason)"
     case .gpuForward(let plan):
-      "\(plan.plan)\n\(packing == .never ? "No packing was asked for: " : "Enough rows for ")the kernels of whole sequences. \(reason)"
+      "\(plan.plan)\nThe kernels of whole sequences, because "
+        + "\(packing == .never ? "no packing was asked for" : "there are enough rows, or D is too large for the others"). \(reason)"
     }
   }
 }

@@ -78,7 +78,8 @@ struct HostSequences {
     }
   }
 
-  /// A key/value head in f32, where bytes and 16 bits are exact: the scales of scores go into the problem's, that of values onto the result.
+  /// A key/value head in f32, where bytes and 16 bits are exact: the scales of scores go into the problem's, that of values onto
+  /// the result.
   private func runWidened(
     _ all: AttentionProblem, _ sequence: Int, head: Int, _ q: TensorView, _ output: MutableTensorView,
     _ statistics: UnsafeMutableBufferPointer<Float>
