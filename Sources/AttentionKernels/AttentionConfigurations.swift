@@ -61,9 +61,7 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
           mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
         let plan = try DecodePlan(problem, on: .typical(of: target))
         for kernel in [try plan.kernel(), try plan.combineKernel()].compactMap({ $0 }) {
-          // 128 rows x D 128 take all registers there are for O.
-          let allowance = group * queries > 64 ? 16 : 0
-          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: allowance))
+          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 0))
         }
       }
     }

@@ -58,7 +58,7 @@ struct DecodeBody {
     lane = k.special(.lane)
     keyGroup = (thread / tiling.groupThreads).named("key_group")
     groupThread = (thread % tiling.groupThreads).named("group_thread")
-    firstRow = ((groupThread / 32) * (tiling.rowTilesPerWarp * 16)).named("warp_row")
+    firstRow = ((groupThread / 32) * 16).named("warp_row")
   }
 
   func emit() {
@@ -91,7 +91,7 @@ struct DecodeBody {
     let unitRows = UnitRows(k, s, parameters, unit, firstRow: unit.rowBlock * tiling.rows)
     let rows = unitRows.packed
     let firstOwn = rows.firstRow + firstRow + lane / 4
-    let ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
+    let ownRows = [firstOwn, firstOwn + 8]
     let diagonal = unit.length - unit.queries
     let mask = ScoreMask(
       k, s.mask,
@@ -111,12 +111,12 @@ struct DecodeBody {
     let scales = UnitScales(k, s, parameters, unit)
     let softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.scores, sums: .f32)
-    let output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.valueDimension, named: "o")
-    let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerStep, named: "s")
+    let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
+    let scores = Accumulators(k, rowTiles: 1, columns: tiling.keysPerStep, named: "s")
     k.waitForCopies(pending: tiling.stages - 2)
     k.barrier()
     let queries = QueryFragments(
-      k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: tiling.rowTilesPerWarp,
+      k, memory.queries, at: shared, firstRow: firstRow, lane: lane, rowTiles: 1,
       areKept: tiling.keepsQueries, isNegated: s.isScaleNegative, matchesBytes: products.bytes != nil)
     let ownStart = (keyGroup * tiling.keysPerStep).reinterpreted(as: S32.self)
     k.loop(from: tiles.first, to: tiles.end) { tile in
@@ -150,7 +150,7 @@ struct DecodeBody {
 
     let merge = KeyGroupMerge(self, rows: unitRows, ownRows: ownRows, scales: scales)
     merge.merge(output, softmax)
-    if s.leavesParts { return merge.leavePart(softmax, unit, part: part) }
+    if s.combination == .caller { return merge.leavePart(softmax, unit, part: part) }
     let isWhole = unit.parts.first .== unit.parts.last
     k.if(isWhole) {
       merge.storeOutput(softmax)

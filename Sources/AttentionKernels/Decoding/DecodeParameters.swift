@@ -180,14 +180,15 @@ public struct DecodeLaunch: Hashable, Sendable {
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
     let units = problem.batch * problem.keyValueHeads * rowBlocks
     combineBlocks =
-      specialization.combination != .lastBlock
+      specialization.combination.hasLaunch
       ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys)
     splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
-    let parts = splitTiles == 0 ? 2 * self.blocks : splits == 1 || problem.leavesParts ? 0 : units * splits
+    let parts =
+      splitTiles == 0 ? 2 * self.blocks : splits == 1 || specialization.combination == .caller ? 0 : units * splits
     sharedByteCount = DecodeMemoryPlan(specialization).byteCount
     arrivalByteCount = (max(units, Self.sharedUnits) * 4 + 15) / 16 * 16
     partBytes = parts * tiling.rows * problem.valueDimension * 4

@@ -16,7 +16,7 @@ public struct DecodePlan: Hashable, Sendable {
   public let gpu: GPULimits
 
   /// - Parameters:
-  ///   - combination: who puts parts together; nil for what suits. Nobody does where the problem leaves them.
+  ///   - combination: who puts parts together; nil for what suits. Always the caller where the problem leaves them.
   ///   - changes: changes the tiling that suits, for experiments, as `DecodeTiling.changed(by:)` reads it.
   /// - Throws: `AttentionError` where these kernels do not take the type, a dimension or a length.
   public init(
@@ -46,7 +46,7 @@ public struct DecodePlan: Hashable, Sendable {
     (self.problem, self.gpu) = (problem, gpu)
     specialization = DecodeSpecialization(
       problem, inputs: inputs, tiling: tiling, target: gpu.target,
-      combination: problem.leavesParts ? .lastBlock : combination ?? Self.combination(problem, tiling, gpu))
+      combination: problem.leavesParts ? .caller : combination ?? Self.combination(problem, tiling, gpu))
     let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
     let rows = problem.queries * problem.groupSize
     var pageSize = 1
@@ -136,12 +136,13 @@ public struct DecodePlan: Hashable, Sendable {
     let most = sequences.map(\.parts).max() ?? 0
     let rows = problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize
     let combination =
-      most < 2 || problem.leavesParts
-      ? 0
-      : specialization.combination == .lastBlock
-        ? DecodeCost.lastBlock(
+      switch specialization.combination {
+      case _ where most < 2, .caller: 0.0
+      case .lastBlock:
+        DecodeCost.lastBlock(
           bytes: most * min(problem.queries * problem.groupSize, tiling.rows) * problem.valueDimension * 4)
-        : DecodeCost.launchBehind(rows: rows)
+      case .secondLaunch, .dependentLaunch: DecodeCost.launchBehind(rows: rows)
+      }
     return Shares(
       sequences: sequences, units: units, tilesOfBlock: share, busyBlocks: (all + share - 1) / share,
       cost: DecodeCost(
@@ -157,7 +158,7 @@ public struct DecodePlan: Hashable, Sendable {
 
   /// The kernel of the second launch; nil where there is none.
   public func combineKernel() throws(KernelError) -> Kernel? {
-    specialization.combination != .lastBlock ? try CombineKernel(specialization).kernel() : nil
+    specialization.combination.hasLaunch ? try CombineKernel(specialization).kernel() : nil
   }
 
   /// The kernel of the specialization.

@@ -32,8 +32,6 @@ public struct DecodeSpecialization: Hashable, Sendable {
   public var hasScales: Bool
   /// Whether units are cut into splits of a fixed length.
   public var hasFixedSplits: Bool
-  /// Whether the results of the splits are left to the caller.
-  public var leavesParts: Bool
   /// Whether another launch must be waited for, which brings keys or turns queries.
   public var waitsForPreparation: Bool
   /// How the work is cut.
@@ -49,6 +47,20 @@ public struct DecodeSpecialization: Hashable, Sendable {
     case secondLaunch
     /// The same, begun while the first still runs; from sm_90 on.
     case dependentLaunch
+    /// Nobody here: the results of splits of a fixed length are left to the caller.
+    case caller
+
+    /// Whether a second launch does.
+    var hasLaunch: Bool { self == .secondLaunch || self == .dependentLaunch }
+
+    var name: String {
+      switch self {
+      case .lastBlock: ""
+      case .secondLaunch: "_parts"
+      case .dependentLaunch: "_parts_first"
+      case .caller: "_parts_left"
+      }
+    }
   }
 
   /// Where a key of a sequence is in the cache.
@@ -83,7 +95,6 @@ public struct DecodeSpecialization: Hashable, Sendable {
     hasNewKeys = problem.newKeys != nil
     hasScales = problem.cacheType == .e4m3 || problem.queryType == .e4m3
     hasFixedSplits = problem.keysPerSplit != nil
-    leavesParts = problem.leavesParts
     let preparation = PreparationKernel.Specialization(problem, inputs: inputs, isOvertaken: target >= .sm90)
     waitsForPreparation = preparation?.isOvertaken ?? false
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
@@ -126,10 +137,9 @@ public struct DecodeSpecialization: Hashable, Sendable {
     if hasPackedQueries { name += "_queries" }
     if hasNewKeys { name += "_new" }
     if hasScales { name += "_scaled" }
-    if hasFixedSplits { name += leavesParts ? "_partial" : "_fixed" }
+    if hasFixedSplits { name += "_fixed" }
     if waitsForPreparation { name += "_waits" }
-    return name + "_" + tiling.name
-      + (combination == .lastBlock ? "" : combination == .secondLaunch ? "_parts" : "_parts_first")
+    return name + "_" + tiling.name + combination.name
   }
 }
 
@@ -139,8 +149,6 @@ public struct DecodeTiling: Hashable, Sendable {
   public var rowWarps: Int
   /// Groups of warps that have different keys and the same rows.
   public var keyGroups: Int
-  /// 16-row tiles of a warp.
-  public var rowTilesPerWarp: Int
   /// Keys that a group takes at a time, a multiple of 16.
   public var keysPerStep: Int
   /// Steps of K and V that a group has in shared memory at once, 2 or more.
@@ -152,16 +160,16 @@ public struct DecodeTiling: Hashable, Sendable {
 
   /// A tiling of the given sizes.
   public init(
-    rowWarps: Int = 1, keyGroups: Int = 4, rowTilesPerWarp: Int = 1, keysPerStep: Int = 16, stages: Int = 3,
+    rowWarps: Int = 1, keyGroups: Int = 4, keysPerStep: Int = 16, stages: Int = 3,
     blocksPerMultiprocessor: Int = 2, keepsQueries: Bool = true
   ) {
-    (self.rowWarps, self.keyGroups, self.rowTilesPerWarp) = (rowWarps, keyGroups, rowTilesPerWarp)
+    (self.rowWarps, self.keyGroups) = (rowWarps, keyGroups)
     (self.keysPerStep, self.stages, self.blocksPerMultiprocessor) = (keysPerStep, stages, blocksPerMultiprocessor)
     self.keepsQueries = keepsQueries
   }
 
   /// Packed query rows of a block.
-  public var rows: Int { rowWarps * rowTilesPerWarp * 16 }
+  public var rows: Int { rowWarps * 16 }
   /// Warps of a block.
   public var warps: Int { rowWarps * keyGroups }
   /// Threads of a block.
@@ -170,9 +178,6 @@ public struct DecodeTiling: Hashable, Sendable {
   var groupThreads: Int { rowWarps * 32 }
   /// Keys of a tile, the unit of sharing out work.
   public var tileKeys: Int { keyGroups * keysPerStep }
-
-  /// Rows that a thread writes or puts together at once: with many, their loads are then under way together.
-  var rowsAtOnce: Int { min(4, rows / 16) }
 
   var name: String {
     "\(rows)x\(tileKeys)_groups\(keyGroups)_stages\(stages)" + (keepsQueries ? "_q" : "")

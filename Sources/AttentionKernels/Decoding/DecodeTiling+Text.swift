@@ -1,7 +1,7 @@
 extension DecodeTiling: TilingText {
   /// What `changed(by:)` reads, for help and errors.
   public static let changeSyntax =
-    "row-warps=1|2|4, groups=1...8 (of warps with keys of their own), row-tiles=1|2, keys=16...64 in 16s (of a group's step), "
+    "row-warps=1|2|4, groups=1...8 (of warps with keys of their own), keys=16...64 in 16s (of a group's step), "
     + "stages=2...8, blocks=1...8, queries=registers|shared"
 
   /// Changes this tiling as a text says, from left to right: `groups=8,stages=4,blocks=1`. Returns nil for a text that says
@@ -19,7 +19,6 @@ extension DecodeTiling: TilingText {
     switch name {
     case "row-warps": return set(\.rowWarps, [1, 2, 4])
     case "groups": return set(\.keyGroups, 1...8)
-    case "row-tiles": return set(\.rowTilesPerWarp, 1...2)
     case "keys": return set(\.keysPerStep, stride(from: 16, through: 64, by: 16))
     case "stages": return set(\.stages, 2...8)
     case "blocks": return set(\.blocksPerMultiprocessor, 1...8)

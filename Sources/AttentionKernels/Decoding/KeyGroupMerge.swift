@@ -74,27 +74,15 @@ struct KeyGroupMerge {
   private func forEachChunk(
     _ body: (_ row: Register<U32>, _ chunk: Register<U32>, _ values: [Register<F32>]) -> Void
   ) {
-    let packed = rows.packed
-    let count = k.minimum(packed.count - packed.firstRow, k.constant(tiling.rows, U32.self)) * chunks
-    let atOnce = tiling.rowsAtOnce
-    k.loop(from: self.body.thread, to: count, by: tiling.threads * atOnce) { first in
-      let items = (0..<atOnce).map { first + $0 * tiling.threads }
-      let results = items.map { result(ofItem: atOnce == 1 ? $0 : k.minimum($0, count - 1)) }
-      for (item, result) in zip(items, results) {
-        if atOnce == 1 {
-          body(result.row, result.chunk, result.values)
-        } else {
-          k.if(item .< count) { body(result.row, result.chunk, result.values) }
-        }
-      }
+    RowChunks(k: k, tiling: tiling, rows: rows.packed, chunks: chunks).forEach(thread: self.body.thread) {
+      $0.map { output(row: $0.row, chunk: $0.chunk) }
+    } then: {
+      body($0.row, $0.chunk, $1)
     }
   }
 
   /// O in a chunk of a row, summed over the groups and divided by the row's sum of weights.
-  private func result(
-    ofItem item: Register<U32>
-  ) -> (row: Register<U32>, chunk: Register<U32>, values: [Register<F32>]) {
-    let (row, chunk) = (item / chunks, item % chunks)
+  private func output(row: Register<U32>, chunk: Register<U32>) -> [Register<F32>] {
     let place = region + row * (memory.rowWords * 4) + chunk * 16
     var sums: [Register<F32>] = []
     for group in 0..<tiling.keyGroups {
@@ -109,7 +97,7 @@ struct KeyGroupMerge {
     // Chosen, not multiplied: what a row without keys holds may be anything.
     let (hasKeys, inverse) = (total .!= 0, k.reciprocal(total))
     let factor = scale.map { inverse * $0 } ?? inverse
-    return (row, chunk, sums.map { k.select(hasKeys, $0 * factor, 0) })
+    return sums.map { k.select(hasKeys, $0 * factor, 0) }
   }
 
   /// Writes O, and the log-sum-exps where somebody wants them.

@@ -64,18 +64,10 @@ struct SplitCombine {
 
   /// Puts together all rows of a unit, shared out over the threads of a block.
   func storeSums(_ unit: WorkShare.Unit, _ rows: UnitRows, thread: Register<U32>) {
-    let packed = rows.packed
-    let count = k.minimum(packed.count - packed.firstRow, k.constant(rowsOfPart, U32.self)) * chunks
-    let rowsAtOnce = s.tiling.rowsAtOnce
-    k.loop(from: thread, to: count, by: s.tiling.threads * rowsAtOnce) { first in
-      let items = (0..<rowsAtOnce).map { first + $0 * s.tiling.threads }
-      let own = rowsAtOnce == 1 ? items : items.map { k.minimum($0, count - 1) }
-      let sums = sums(
-        unit, places: own.map { (row: $0 / chunks, chunk: $0 % chunks) }, first: k.constant(0, S32.self), step: 1)
-      for (item, sum) in zip(items, sums) {
-        func storeOwn() { store(sum, rows, row: packed.firstRow + item / chunks, chunk: item % chunks) }
-        if rowsAtOnce == 1 { storeOwn() } else { k.if(item .< count, storeOwn) }
-      }
+    RowChunks(k: k, tiling: s.tiling, rows: rows.packed, chunks: chunks).forEach(thread: thread) {
+      sums(unit, places: $0, first: k.constant(0, S32.self), step: 1)
+    } then: { place, sum in
+      store(sum, rows, row: rows.packed.firstRow + place.row, chunk: place.chunk)
     }
   }
 
@@ -85,7 +77,7 @@ struct SplitCombine {
   ///   - places: the row of the unit's block of rows, and which 4 columns.
   ///   - first: counted from the unit's first part on, the first part that counts; of the others every `step`-th does.
   func sums(
-    _ unit: WorkShare.Unit, places: [(row: Register<U32>, chunk: Register<U32>)], first: Register<S32>, step: Int
+    _ unit: WorkShare.Unit, places: [RowChunks.Place], first: Register<S32>, step: Int
   ) -> [PartialSum] {
     let sums = places.map { _ in PartialSum(k) }
     let atOnce = Self.atOnce / places.count

@@ -72,8 +72,8 @@ struct WorkRule<Number: RuleNumber> {
     return tiles.dividedUp(by: splitTiles).multiplied(by: splitTiles)
   }
 
-  /// Shares up to this are not made longer: one tile more would be more than a sixteenth.
-  private static var evenShare: Int { 16 }
+  /// Of a share, the part by which it may be longer than an even one; shares of up to so many tiles then cannot be.
+  private static var slack: Int { 16 }
 
   /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of tiles on the
   /// average, as those that are alike do, and blocks then have whole units of that size or whole parts of one: what begins and ends in
@@ -86,7 +86,7 @@ struct WorkRule<Number: RuleNumber> {
     }
     let even = total.dividedUp(by: blocks).orAtLeast(1)
     guard let units else { return even }
-    return even.refined(above: Self.evenShare) {
+    return even.refined(above: Self.slack) {
       let tiles = total.divided(by: units)
       let parts = tiles.divided(by: even).orAtLeast(1)
       let part = tiles.dividedUp(by: parts).orAtLeast(1)
@@ -94,7 +94,7 @@ struct WorkRule<Number: RuleNumber> {
       // What must be zero: what is left over units, what is left over parts, and what is too much.
       let differences = total.subtracting(tiles.multiplied(by: units))
         .adding(part.multiplied(by: parts).subtracting(tiles))
-        .adding(whole.subtracting(even).subtracting(even.divided(by: 16)).orAtLeast(0))
+        .adding(whole.subtracting(even).subtracting(even.divided(by: Self.slack)).orAtLeast(0))
       return differences.whereZero(whole, else: even)
     }
   }

@@ -96,7 +96,7 @@ struct EmitCommand: ParsableCommand {
           [
             ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, target ?? .sm90)),
           ]
-            + (plan.specialization.combination == .lastBlock
+            + (plan.launch.combineBlocks == 0
               ? [] : [("behind it", "a second launch puts the parts together; it is not printed")])))
     } catch {
       throw ValidationError("\(error)")
