@@ -26,10 +26,6 @@ import Testing
     Clause("more sequences than are looked at together") {
       try EmulatedDecoding(lengths: (0..<140).map { $0 * 11 % 29 }, group: 1, dimension: 16, capacity: 32)
     },
-    Clause("sequences alike: whole units to each block") {
-      try EmulatedDecoding(
-        lengths: [Int](repeating: 576, count: 30), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
-    },
     Clause("sequences without a key") { try EmulatedDecoding(lengths: [0, 90, 0], capacity: 96) },
     Clause("no keys at all") { try EmulatedDecoding(lengths: [0, 0], capacity: 96) },
     Clause("f16") { try EmulatedDecoding(.f16, lengths: [130, 70], capacity: 130) },
@@ -338,7 +334,7 @@ import Testing
     let outcome = try decoding.run()
     #expect(outcome.passes && decoding.plan.shares(lengths: [Int](repeating: 576, count: 30)).tilesOfBlock == 18)
     #expect(outcome.counters.traffic["workspace"]?.bytesWritten ?? 0 == 0)
-    // With a key less in the last tile but one of them, the same; with a tile less, the units differ.
+    // Where one has a tile less, the units differ, and some have parts.
     let ragged = try EmulatedDecoding(
       lengths: [Int](repeating: 576, count: 29) + [512], group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
     let raggedOutcome = try ragged.run()

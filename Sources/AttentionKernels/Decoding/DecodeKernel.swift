@@ -9,7 +9,7 @@ public import PTX
 ///         S = Q K^T;  mask;  softmax;  O += P V
 ///       O of all groups, put together by their maxima
 ///       all tiles of the unit?  write O:  write a part and its log-sum-exp
-///     the last to write a part of a unit puts its parts together
+///     the last to write a part of a unit puts its parts together, unless a second launch does, or the caller
 ///
 /// Each byte of K and V is read once from memory, by the one group that multiplies it, and groups wait for each other only at the
 /// end of a unit. So much is under way all the time: (stages - 1) steps of each group.
