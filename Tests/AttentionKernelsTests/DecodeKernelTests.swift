@@ -484,6 +484,38 @@ import Testing
     #expect(survivors.isEmpty, "\(survivors)")
   }
 
+  /// `PartialResults` makes of the parts that a kernel left what a call makes that leaves none.
+  @Test func partsThatAreLeftCanBePutTogether() throws {
+    func decoding(leavesParts: Bool) throws -> EmulatedDecoding {
+      try EmulatedDecoding(
+        lengths: [300, 0, 70], heads: 2, queries: 3, capacity: 300, keysPerSplit: 64, leavesParts: leavesParts)
+    }
+    let (apart, whole) = (try decoding(leavesParts: true), try decoding(leavesParts: false))
+    let left = try apart.run().written
+    let problem = try PartialResultsProblem(
+      parts: apart.problem.parts, batch: 3, heads: 8, queries: 3, dimension: 64, outputType: .bf16)
+    #expect(problem.parts == 5)
+    var logSumExp = [Float](repeating: 0, count: problem.rows)
+    let output = try logSumExp.withUnsafeMutableBufferPointer { logSumExp in
+      try Tensor(shape: problem.shape, scalarType: .bf16) { output in
+        try left.output.withView { view in
+          let partials = (0..<problem.parts).map {
+            TensorView(
+              base: view.row(batch: $0 * 3, head: 0, token: 0), scalarType: .f32, shape: problem.shape,
+              strides: view.strides)
+          }
+          try left.logSumExp.withUnsafeBufferPointer {
+            try PartialResults.combine(
+              problem, partials: partials, logSumExps: $0, output: output, logSumExp: logSumExp)
+          }
+        }
+      }
+    }
+    let result = try whole.scenario.compare(
+      output: { output[$0, $1, $2, $3] }, logSumExp: logSumExp, hasCutSums: false)
+    #expect(result.output.passes && result.logSumExp.passes, "\(result)")
+  }
+
   /// Each byte of the cache once, for all heads of a group and all queries.
   @Test func readsTheCacheOnce() throws {
     let decoding = try EmulatedDecoding(

@@ -82,6 +82,8 @@ struct EmulatedDecoding {
     let output, logSumExp: Comparison
     let cacheFault: String?
     let bits: [UInt16]
+    /// What the call wrote.
+    let written: (output: Tensor, logSumExp: [Float])
     var passes: Bool { output.passes && logSumExp.passes && cacheFault == nil }
     var description: String { "output \(output), log-sum-exp \(logSumExp), \(cacheFault ?? "cache right")" }
   }
@@ -239,7 +241,7 @@ struct EmulatedDecoding {
         return Outcome(
           counters: counters, output: result.output, logSumExp: result.logSumExp,
           cacheFault: scenario.fault(ofCache: k, isKey: true) ?? scenario.fault(ofCache: v, isKey: false),
-          bits: output.withBytes { Array($0.bindMemory(to: UInt16.self)) })
+          bits: output.withBytes { Array($0.bindMemory(to: UInt16.self)) }, written: (output, statistics))
       }
     }
   }
