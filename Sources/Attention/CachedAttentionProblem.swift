@@ -232,8 +232,9 @@ extension CachedAttentionProblem.NewKeys {
     }
     if let rotary {
       guard rotary.dimension % 16 == 0, (1...dimension).contains(rotary.dimension) else {
-        throw .dimension(
-          tensor: "the rotary embedding", value: rotary.dimension, path: "embedding", multiple: 16, limit: dimension)
+        throw .unsupported(
+          "The rotary dimension is \(rotary.dimension); it must be a multiple of 16 from 16 to the head dimension, \(dimension)."
+        )
       }
       if rotary.positions < 1 {
         throw .extent(tensor: "the rotary embedding", axis: "number of positions", value: rotary.positions)

@@ -12,7 +12,8 @@ public struct RotaryEmbedding: Hashable, Sendable {
   public var dimension: Int
   /// Whether neighbours are pairs (GPT-J); otherwise element j and `j + dimension / 2` are (GPT-NeoX, Llama).
   public var isInterleaved: Bool
-  /// Rows of the tables. Positions beyond are read as the last.
+  /// Rows of the tables. A position that has none is an error where the host knows the positions; on a GPU's own memory, what is
+  /// turned by it becomes NaN.
   public var positions: Int
 
   /// An embedding of the first `dimension` elements.
@@ -45,6 +46,6 @@ public struct RotaryEmbedding: Hashable, Sendable {
   ///   - base: the position of the first new key.
   ///   - isKey: whether it is a key.
   public func position(_ number: Int, base: Int, isKey: Bool, mask: AttentionMask) -> Int {
-    min(max(isKey || mask.isLimited ? base + number : base, 0), positions - 1)
+    isKey || mask.isLimited ? base + number : base
   }
 }

@@ -82,7 +82,12 @@ extension fa_sequences_params {
       (new.cosines, new.sines) = (UInt64(cosines), UInt64(sines))
       tensors.newKeys = new
     }
-    try plan.launch(tensors, workspace: UInt64(workspace), stream: streamHandle(stream))
+    if counters != nil && counters_size < plan.counterByteCount {
+      throw .unsupported(
+        "There are counters of \(counters_size) bytes; these parameters need \(plan.counterByteCount) (fa_counters).")
+    }
+    try plan.launch(
+      tensors, workspace: UInt64(workspace), counters: UInt64(counters), stream: streamHandle(stream))
   }
 
   fileprivate func run(_ plan: CachedAttentionPlan) throws(AttentionError) {
@@ -148,6 +153,19 @@ extension fa_sequences_params {
   status { () throws(AttentionError) in
     guard let byteCount else { throw .unsupported("There is no place for the number of bytes; give its address.") }
     byteCount.pointee = try fa_sequences_params.read(params).plan.workspaceByteCount
+  }
+}
+
+/// `fa_counters` of `flash_attention.h`, which describes it.
+@c @implementation public func fa_counters(
+  _ ordinal: Int32, _ stream: UnsafeMutableRawPointer!, _ size: Int,
+  _ counters: UnsafeMutablePointer<UnsafeMutableRawPointer?>!
+) -> fa_status {
+  status { () throws(AttentionError) in
+    guard let counters else { throw .unsupported("There is no place for the address of the counters; give one.") }
+    if size < 0 { throw .unsupported("The counters have \(size) bytes; give a size of 0 or more.") }
+    let address = try GPU.device(Int(ordinal)).counters(byteCount: size, stream: streamHandle(stream))
+    counters.pointee = UnsafeMutableRawPointer(bitPattern: UInt(address))
   }
 }
 

@@ -50,6 +50,16 @@ public struct DriverFunctions: Sendable {
   package var synchronizeStream: @Sendable (Handle?) -> Status = { _ in 999 }
   package var beginCapture: @Sendable (Handle?, Int32) -> Status = { _, _ in 999 }
   package var endCapture: @Sendable (Handle?, Out<Handle?>) -> Status = { _, _ in 999 }
+  package var exchangeCaptureMode: @Sendable (Out<Int32>) -> Status = { _ in 999 }
+  package typealias GetCapture =
+    @Sendable (
+      Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
+    ) -> Status
+  package var getCaptureInfo: GetCapture = { _, _, _, _, _, _ in 999 }
+  package typealias HostFunction = @convention(c) (UnsafeMutableRawPointer?) -> Void
+  package var createUserObject: @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status =
+    { _, _, _, _, _ in 999 }
+  package var retainUserObject: @Sendable (Handle?, Handle?, UInt32, UInt32) -> Status = { _, _, _, _ in 999 }
   package var instantiateGraph: @Sendable (Out<Handle?>, Handle?, UInt64) -> Status = { _, _, _ in 999 }
   package var launchGraph: @Sendable (Handle?, Handle?) -> Status = { _, _ in 999 }
   package var destroyGraph: @Sendable (Handle?) -> Status = { _ in 999 }
@@ -146,6 +156,18 @@ extension DriverFunctions {
     f.synchronizeStream = try find("cuStreamSynchronize", TakeHandle.self)
     f.beginCapture = try find("cuStreamBeginCapture", (@convention(c) @Sendable (Handle?, Int32) -> Status).self)
     f.endCapture = try find("cuStreamEndCapture", (@convention(c) @Sendable (Handle?, Out<Handle?>) -> Status).self)
+    f.exchangeCaptureMode = try find(
+      "cuThreadExchangeStreamCaptureMode", (@convention(c) @Sendable (Out<Int32>) -> Status).self)
+    typealias GetCaptureC =
+      @convention(c) @Sendable (
+        Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
+      ) -> Status
+    f.getCaptureInfo = try find("cuStreamGetCaptureInfo", GetCaptureC.self)
+    typealias CreateObject =
+      @convention(c) @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status
+    f.createUserObject = try find("cuUserObjectCreate", CreateObject.self)
+    f.retainUserObject = try find(
+      "cuGraphRetainUserObject", (@convention(c) @Sendable (Handle?, Handle?, UInt32, UInt32) -> Status).self)
     f.instantiateGraph = try find(
       "cuGraphInstantiate", (@convention(c) @Sendable (Out<Handle?>, Handle?, UInt64) -> Status).self)
     f.launchGraph = try find("cuGraphLaunch", TakeTwo.self)

@@ -42,6 +42,49 @@ public struct Stream: ~Copyable, Sendable {
   }
 }
 
+extension CUDADriver {
+  /// Runs what a capture would otherwise forbid: loading, allocating and waiting, none of which goes into the graph.
+  ///
+  /// Source: CUDA Driver API, `cuThreadExchangeStreamCaptureMode`.
+  public func duringCaptures<Result: ~Copyable>(
+    _ body: () throws(CUDAError) -> Result
+  ) throws(CUDAError) -> Result {
+    // CU_STREAM_CAPTURE_MODE_RELAXED
+    var mode: Int32 = 2
+    try functions.check(functions.exchangeCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode")
+    defer { _ = functions.exchangeCaptureMode(&mode) }
+    return try body()
+  }
+
+  /// The graph that is being made of what goes into a stream.
+  public struct Capture: @unchecked Sendable {
+    /// Its number, which no other capture of the process has.
+    public let number: UInt64
+    let graph: Handle?
+  }
+
+  /// The capture that is under way in a stream; nil where there is none. The stream's context must be current.
+  public func capture(in stream: StreamHandle) throws(CUDAError) -> Capture? {
+    var (status, number, graph) = (Int32(0), UInt64(0), Handle?.none)
+    try functions.check(
+      functions.getCaptureInfo(stream.pointer, &status, &number, &graph, nil, nil), "cuStreamGetCaptureInfo")
+    return status == 0 ? nil : Capture(number: number, graph: graph)
+  }
+
+  /// Calls a function with an argument when neither the captured graph nor what was made of it can run any more. It must not call
+  /// the driver.
+  ///
+  /// Source: CUDA Driver API, section 6.22, `cuUserObjectCreate`, `cuGraphRetainUserObject`.
+  public func whenGone(
+    _ capture: Capture, _ argument: UnsafeMutableRawPointer, call function: @convention(c) (UnsafeMutableRawPointer?) -> Void
+  ) throws(CUDAError) {
+    var object: Handle?
+    // CU_USER_OBJECT_NO_DESTRUCTOR_SYNC, CU_GRAPH_USER_OBJECT_MOVE
+    try functions.check(functions.createUserObject(&object, argument, function, 1, 1), "cuUserObjectCreate")
+    try functions.check(functions.retainUserObject(capture.graph, object, 1, 1), "cuGraphRetainUserObject")
+  }
+}
+
 /// Captured work, ready to run again and again at the cost of one launch.
 public struct Graph: ~Copyable, Sendable {
   private let functions: DriverFunctions

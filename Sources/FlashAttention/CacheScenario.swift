@@ -100,7 +100,7 @@ package struct CacheScenario: Sendable {
     guard let rotary else { return plain }
     let base = positions?[b] ?? rowsBefore(b)
     let advances = isKey || problem.mask.isLimited
-    let position = min(max(advances ? base + number : base, 0), rotary.positions - 1)
+    let position = advances ? base + number : base
     let half = rotary.dimension / 2
     var result = plain
     for i in 0..<half {

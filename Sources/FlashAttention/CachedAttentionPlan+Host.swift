@@ -91,6 +91,26 @@ extension CachedAttentionPlan {
       throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
     }
     try entries.check(problem, newStarts: new?.starts)
+    if let new, let rotary = problem.newKeys?.rotary { try check(rotary, new, entries) }
+  }
+
+  /// - Throws: where the tables have no row for a position.
+  private func check(
+    _ rotary: RotaryEmbedding, _ new: NewKeyViews, _ entries: CacheEntries
+  ) throws(AttentionError) {
+    for b in 0..<problem.batch {
+      let newCount = new.starts.map { $0[b + 1] - $0[b] } ?? problem.newKeys?.count ?? 0
+      let base = new.positions?[b] ?? entries.rows(of: b)
+      for (count, isKey) in [(newCount, true), (entries.queries(of: b, problem).count, false)] where count > 0 {
+        for number in [0, count - 1] {
+          let position = rotary.position(number, base: base, isKey: isKey, mask: problem.mask)
+          if (0..<rotary.positions).contains(position) { continue }
+          throw .unsupported(
+            "Sequence \(b) reaches position \(position), and the rotary tables have \(rotary.positions) rows; give tables with a "
+              + "row for each position from 0 on.")
+        }
+      }
+    }
   }
 
   // MARK: - On a GPU

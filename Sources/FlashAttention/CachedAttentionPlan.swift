@@ -71,6 +71,11 @@ public struct CachedAttentionPlan: Sendable {
     if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
   }
 
+  /// Bytes of the counters at a workspace's beginning, which are zero between calls; 0 where there are none.
+  public var counterByteCount: Int {
+    if case .gpu(let plan) = path { plan.plan.launch.arrivalByteCount } else { 0 }
+  }
+
   /// Whether the counters of its workspace are where those of other such plans are.
   var sharesWorkspaces: Bool {
     if case .gpu(let plan) = path { plan.plan.launch.sharesWorkspaces } else { true }
@@ -120,17 +125,19 @@ public struct CachedAttentionPlan: Sendable {
   ///   - tensors: where everything is.
   ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; not read where these
   ///     are 0.
+  ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then need not be
+  ///     zero (`GPU.counters`); 0 where they are the workspace's first.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
   ///   the driver refuses the launch.
   public func launch(
-    _ tensors: DeviceCacheTensors, workspace: UInt64, stream: OpaquePointer? = nil
+    _ tensors: DeviceCacheTensors, workspace: UInt64, counters: UInt64 = 0, stream: OpaquePointer? = nil
   ) throws(AttentionError) {
     let gpu = try usedGPU
     let stream = stream.map { StreamHandle($0) } ?? gpu.stream.handle
     switch path {
     case .cpu: break
-    case .gpu(let plan): try plan.launch(tensors, workspace: workspace, stream: stream)
+    case .gpu(let plan): try plan.launch(tensors, workspace: workspace, counters: counters, stream: stream)
     case .gpuForward(let plan): try plan.launch(tensors, stream: stream)
     }
   }

@@ -14,6 +14,7 @@ public final class GPU: Sendable {
   let pool: MemoryPool
   package let limits: GPULimits
   private let kernels = Mutex<[KernelKey: LoadedKernel]>([:])
+  let callCounters = CallCounters()
 
   /// The GPUs in use, by their number.
   private static let opened = Mutex<[Int: GPU]>([:])
@@ -24,7 +25,8 @@ public final class GPU: Sendable {
     do throws(CUDAError) {
       return try opened.withLock { (gpus) throws(CUDAError) in
         if let gpu = gpus[ordinal] { return gpu }
-        let gpu = try GPU(try CUDADriver.find().device(ordinal))
+        let driver = try CUDADriver.find()
+        let gpu = try driver.duringCaptures { () throws(CUDAError) in try GPU(try driver.device(ordinal)) }
         gpus[ordinal] = gpu
         return gpu
       }
@@ -128,9 +130,12 @@ final class LoadedKernel: Sendable {
   let resources: Library.Resources
 
   init(_ plan: some KernelPlan, on gpu: GPU) throws(CUDAError) {
-    library = try gpu.compile(named: plan.kernelName) { () throws(KernelError) in try plan.kernel() }
-    resources = try library.resources(on: gpu.device)
-    try library.allow(dynamicSharedByteCount: plan.sharedByteCount, on: gpu.device)
+    let library = try gpu.compile(named: plan.kernelName) { () throws(KernelError) in try plan.kernel() }
+    resources = try gpu.device.driver.duringCaptures { () throws(CUDAError) in
+      try library.allow(dynamicSharedByteCount: plan.sharedByteCount, on: gpu.device)
+      return try library.resources(on: gpu.device)
+    }
+    self.library = library
   }
 }
 
@@ -144,8 +149,11 @@ extension GPU {
     } catch {
       throw .rejectedPTX(kernel: name, log: "\(error)")
     }
-    return try context.use { () throws(CUDAError) in
-      try Library(device.driver, ptx: text, version: "\(version)", kernel: entry)
+    // A call that is being captured may be the first of its kind.
+    return try device.driver.duringCaptures { () throws(CUDAError) in
+      try context.use { () throws(CUDAError) in
+        try Library(device.driver, ptx: text, version: "\(version)", kernel: entry)
+      }
     }
   }
 }

@@ -36,10 +36,14 @@ final class GPUDecodePlan: Sendable {
 
   /// Puts a call into a stream; nothing is waited for.
   func launch(
-    _ tensors: DeviceCacheTensors, workspace: UInt64, stream: StreamHandle
+    _ tensors: DeviceCacheTensors, workspace: UInt64, counters: UInt64, stream: StreamHandle
   ) throws(AttentionError) {
     try tensors.check(plan.problem, workspace: workspace)
-    let places = DecodeLaunch.Places(tensors, workspace: workspace)
+    if counters % 4 != 0 {
+      throw .alignment(tensor: "the counters", what: "address", bytes: Int(truncatingIfNeeded: counters), multiple: 4)
+    }
+    var places = DecodeLaunch.Places(tensors, workspace: workspace)
+    places.counters = counters
     try reportingDeviceErrors { () throws(CUDAError) in
       let kernels = try loaded()
       try gpu.context.use { () throws(CUDAError) in

@@ -14,7 +14,7 @@ public enum PartialResults {
   ///
   /// - Parameters:
   ///   - partials: f32 of `problem.shape`, a view for each part.
-  ///   - logSumExps: `[S, B, H, s]`.
+  ///   - logSumExps: `[S, B, H, s]`; -inf, or +inf, of parts without keys, whose results may be anything.
   ///   - output: `problem.shape` in the problem's type; overwritten.
   ///   - logSumExp: `[B, H, s]`; nil where it is not needed.
   /// - Throws: `AttentionError` where a tensor is not what the problem says.
@@ -42,7 +42,11 @@ public enum PartialResults {
     for row in 0..<problem.rows {
       let (line, query) = (row / problem.queries, row % problem.queries)
       let (b, h) = (line / problem.heads, line % problem.heads)
-      let own = (0..<problem.parts).map { logSumExps[$0 * problem.rows + row] }
+      // FlashAttention 2 marks parts without keys by +inf.
+      let own = (0..<problem.parts).map { part in
+        let logSumExp = logSumExps[part * problem.rows + row]
+        return logSumExp == .infinity ? -.infinity : logSumExp
+      }
       let largest = own.reduce(-Float.infinity) { $0.isNaN || $1.isNaN ? .nan : max($0, $1) }
       // In double, where the sums of any two floats are as good as exact.
       let top = largest == -.infinity ? 0 : Double(largest)

@@ -13,10 +13,10 @@ import Testing
     func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }
     var logSumExps = (0..<parts * problem.rows).map { number($0) * 9 }
     var values = (0..<parts * count).map { number($0 + 7) }
-    // A part without keys holds NaN; a row has no keys at all.
+    // A part without keys holds NaN, and is marked by -inf or +inf; a row has no keys at all.
     for part in 0..<parts {
       for row in [3, 3 + part] {
-        logSumExps[part * problem.rows + row] = -.infinity
+        logSumExps[part * problem.rows + row] = part % 2 == 0 ? -.infinity : .infinity
         for d in 0..<20 { values[part * count + row * 20 + d] = .nan }
       }
     }

@@ -58,6 +58,24 @@ final class RecordingDriver: Sendable {
     f.popContext = { [self] _ in
       record("pop"); return 0
     }
+    f.exchangeCaptureMode = { [self] mode in
+      record("capture mode \(mode.pointee)")
+      mode.pointee = 2 - mode.pointee
+      return 0
+    }
+    f.getCaptureInfo = { stream, status, number, graph, _, _ in
+      (status.pointee, number?.pointee, graph?.pointee) = (1, 7, OpaquePointer(bitPattern: 0x700))
+      return 0
+    }
+    f.createUserObject = { [self] object, argument, function, count, flags in
+      record("user object x\(count), \(flags)")
+      object.pointee = OpaquePointer(bitPattern: 0x710)
+      return 0
+    }
+    f.retainUserObject = { [self] graph, object, count, flags in
+      record("graph \(Int(bitPattern: graph)) keeps \(Int(bitPattern: object)) x\(count), \(flags)")
+      return 0
+    }
     f.getMemoryInfo = {
       $0.pointee = 3_000_000; $1.pointee = 9_000_000; return 0
     }

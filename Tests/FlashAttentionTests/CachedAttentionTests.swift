@@ -123,8 +123,7 @@ import Testing
     let rotary = RotaryEmbedding(dimension: 24, isInterleaved: true, positions: 4)
     #expect(
       sentence { _ = try wide(.contiguous(sequences: 2, capacity: 9), newKeys: .init(1, rotary: rotary)) }
-        == "The head dimension of the rotary embedding is 24; the embedding takes multiples of 16 from 16 to 32. "
-        + "Pad the dimension with zeros up to the next multiple (and keep the scale).")
+        == "The rotary dimension is 24; it must be a multiple of 16 from 16 to the head dimension, 32.")
     let appending = try wide(.contiguous(sequences: 2, capacity: 9), newKeys: .init(4))
     #expect(
       sentence { _ = try check(appending, CacheEntries(lengths: [6, 0])) }

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from swift_flash_attention import _torch as own
+from swift_flash_attention import _operators as own
 from swift_flash_attention.compat.flash_attn_interface import (
     flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache)
 
@@ -52,7 +52,7 @@ def test_operators_are_what_they_say(device):
     new = torch.randn(2, 1, 2, 64, dtype=torch.float16, device=device)
     lengths = torch.tensor([20, 49], dtype=torch.int32, device=device)
     torch.library.opcheck(
-        own.kvcache_op,
+        own.append_op,
         (q, k, v, new, new, None, None, lengths, None, None, None, None, None, None, None, None, None, None, True, True, -1,
          -1, 0, 0.0, None), test_utils=checks)
 

@@ -115,8 +115,11 @@ public struct DecodeLaunch: Hashable, Sendable {
     public var valueScales: UInt64 = 0
     /// What is appended, or nil.
     public var newKeys: NewKeyPlaces?
-    /// `DecodeLaunch.workspaceByteCount` bytes, the first `arrivalByteCount` of them zero before the first call.
+    /// `DecodeLaunch.workspaceByteCount` bytes, the first `arrivalByteCount` of them zero before the first call, unless there are
+    /// counters apart.
     public var workspace: UInt64
+    /// `arrivalByteCount` bytes that were zero before the first call; 0 where they are the workspace's first.
+    public var counters: UInt64 = 0
 
     /// The tensors that every call has.
     public init(
@@ -246,7 +249,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     let parts = places.workspace + UInt64(arrivalByteCount)
     pointer(parts)
     pointer(parts + UInt64(partBytes))
-    pointer(places.workspace)
+    pointer(places.counters == 0 ? places.workspace : places.counters)
     count(problem.batch)
     count(blocks)
     count(problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0)

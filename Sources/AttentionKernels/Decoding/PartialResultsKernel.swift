@@ -60,8 +60,9 @@ public struct PartialResultsKernel: Hashable, Sendable {
         let source = place(partials, strides) + k.wide(chunk * 16)
         let sum = PartialSum(k)
         k.loop(from: k.constant(0, U32.self), to: parts, by: 1) { part in
-          let logSumExp = k.load(F32.self, global: logSumExps + (k.multiplyWide(part, rows) + k.wide(row)) * 4)
-          // A part without keys may hold anything.
+          let given = k.load(F32.self, global: logSumExps + (k.multiplyWide(part, rows) + k.wide(row)) * 4)
+          // FlashAttention 2 marks parts without keys by +inf. Such a part may hold anything.
+          let logSumExp = k.select(given .!= .infinity, given, -.infinity)
           let isEmpty = logSumExp .== -.infinity
           let values = k.load(F32.self, count: 4, global: source + k.wide(part) * partStride)
             .map { k.select(isEmpty, k.constant(0), $0) }

@@ -314,15 +314,16 @@ private struct PreparationBody {
     if s.rotaryDimension == 0 { return own }
     let results = own.map { k.variable($0) }
     k.if(chunk .< s.rotaryDimension / 8) {
-      let line = k.maximum(k.minimum(position, p.positionCount - 1), k.constant(0, S32.self)).reinterpreted(
-        as: U32.self)
+      let line = k.maximum(k.minimum(position, p.positionCount - 1), k.constant(0, S32.self))
+      // What has no row in the tables is not a number, which shows.
+      let scale = k.select(line .== position, k.constant(1), .nan)
       // A row of the tables: half as many 16-bit numbers as elements are turned.
-      let table = k.multiplyWide(line, s.rotaryDimension)
+      let table = k.multiplyWide(line.reinterpreted(as: U32.self), s.rotaryDimension)
       let half = s.rotaryDimension / 16
       if s.isInterleaved {
         let place = table + k.wide(chunk * 8)
         let angles = [p.cosines, p.sines].map { base in
-          k.load(U32.self, count: 2, global: base + place).flatMap { unpacked($0) }
+          k.load(U32.self, count: 2, global: base + place).flatMap { unpacked($0) }.map { $0 * scale }
         }
         for i in 0..<4 {
           let (x, y, cosine, sine) = (own[2 * i], own[2 * i + 1], angles[0][i], angles[1][i])
@@ -334,7 +335,7 @@ private struct PreparationBody {
         let other = k.select(isFirst, chunk + half, chunk - half)
         let place = table + k.wide(k.select(isFirst, chunk, other) * 16)
         let angles = [p.cosines, p.sines].map { base in
-          k.load(U32.self, count: 4, global: base + place).flatMap { unpacked($0) }
+          k.load(U32.self, count: 4, global: base + place).flatMap { unpacked($0) }.map { $0 * scale }
         }
         let partners = elements(row + k.wide(other * chunkBytes), isE4M3: isE4M3)
         for i in 0..<8 {

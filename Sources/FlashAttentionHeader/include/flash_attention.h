@@ -142,6 +142,8 @@ typedef struct fa_sequences_params {
   void *workspace;             /* GPU: fa_sequences_workspace bytes that were zero before its first call; one for each stream */
   size_t workspace_size;
   void *stream;
+  void *counters;              /* GPU: of fa_counters; the workspace then need not be zero. NULL for its first bytes */
+  size_t counters_size;
 } fa_sequences_params;
 
 /* Results over parts of the keys, put together. */
@@ -154,7 +156,7 @@ typedef struct fa_combine_params {
   int64_t parts, batch, queries, heads, dimension;
   fa_tensor partials;              /* f32, of the first part */
   int64_t part_stride;             /* in elements */
-  const float *log_sum_exps;       /* [parts, batch, heads, queries]; -inf where a part has no key for a query */
+  const float *log_sum_exps;       /* [parts, batch, heads, queries]; -inf, or +inf, where a part has no key for a query */
   fa_tensor o;
   float *log_sum_exp;              /* [batch, heads, queries]; or NULL */
   void *stream;
@@ -180,6 +182,12 @@ fa_status fa_sequences_prepare(const fa_sequences_params *params);
 /* The workspace that calls with such parameters need; 0 on the CPU. Calls of one thread in one stream may share a workspace, as large
  * as the largest of them needs, if batch x key_value_heads x blocks of 16 rows (queries x group) is at most 65536 for each. */
 fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
+
+/* Counters for fa_sequences: `size` bytes of GPU memory (262144 for batch x key_value_heads x blocks of 16 rows up to 65536, 4 for each
+ * otherwise) that are zero, and zero again after every call. While `stream` is capturing a graph they belong to that graph, all of
+ * whose calls in this stream share them, and go with it; otherwise they belong to the calling thread and the stream as long as the
+ * process runs. This may allocate and wait, during a capture too, and puts nothing into the graph. */
+fa_status fa_counters(int32_t ordinal, void *stream, size_t size, void **counters);
 
 /* Which path would run and why, in a few lines, as far as they fit. */
 fa_status fa_forward_describe(const fa_forward_params *params, char *text, size_t size);

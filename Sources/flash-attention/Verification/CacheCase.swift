@@ -79,7 +79,8 @@ package struct CacheCase: Sendable {
     let queryCounts = (0..<batch).map { _ in hasPackedQueries ? random.int(0...queries) : queries }
     let rotary =
       hasRotary
-      ? RotaryEmbedding(dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + 8) : nil
+      ? RotaryEmbedding(
+        dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + max(queries, longestNew)) : nil
     // Every draw is valid; one that is not is a mistake here.
     let problem = try! CachedAttentionProblem(
       batch: batch, queries: queries, packedQueries: hasPackedQueries ? queryCounts.reduce(0, +) : nil,

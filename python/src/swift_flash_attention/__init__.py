@@ -7,9 +7,9 @@
 import ctypes
 
 from . import _library as c
-from ._arrays import array, empty, finished, stream
+from ._arrays import array, empty, finished, is_torch, stream, writable
 
-__all__ = ["__version__", "attention", "gpu_is_usable", "plan"]
+__all__ = ["__version__", "attention", "gpu_is_usable", "plan", "prepare"]
 __version__ = c.library.fa_version().decode()
 
 
@@ -18,27 +18,45 @@ def gpu_is_usable(ordinal=0):
     return c.library.fa_gpu_check(ordinal) == c.OK
 
 
-def scores(causal, window, chunk, softcap, scale):
-    """``fa_scores``; the sides of a window are None where it is unlimited."""
-    result = c.Scores(chunk=chunk or 0, softcap=softcap or 0.0)
+def _one_number(name, value, kinds, what):
+    """What a number is, also one in an array of no axes; it is read at every call."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
+        raise TypeError(f"{name} is {value!r}; it must be {what}.")
+    return value
+
+
+def _options(causal, window, chunk, softcap, scale):
+    """``(causal, left, right, chunk, softcap, scale)``; sides are -1 where they are unlimited."""
+    causal = _one_number("causal", causal, (bool,), "True or False")
+    left = right = -1
+    if window is not None:
+        if isinstance(window, (str, bytes)) or not hasattr(window, "__len__") or len(window) != 2:
+            raise TypeError(f"window is {window!r}; it must be (left, right), the keys before and after its own that a query sees.")
+        left, right = (
+            -1 if side is None else max(-1, _one_number("window", side, (int,), "two whole numbers or None")) for side in window)
+    chunk = 0 if chunk is None else _one_number("chunk", chunk, (int,), "a whole number")
+    softcap = 0.0 if softcap is None else float(_one_number("softcap", softcap, (int, float), "a number"))
+    scale = None if scale is None else float(_one_number("scale", scale, (int, float), "a number"))
+    return causal, left, 0 if causal else right, chunk, softcap, scale
+
+
+def scores(causal, left, right, chunk, softcap, scale):
+    """``fa_scores``."""
+    result = c.Scores(chunk=chunk, softcap=softcap)
     if scale is not None:
         result.scale_is_given, result.scale = 1, scale
-    # None, and below 0 as FlashAttention has it, is unlimited.
-    left, right = (None if side is None or side < 0 else side for side in window or (None, None))
-    if causal:
-        right = 0
-    if left is None and right is None:
+    if left < 0 and right < 0:
         result.mask = c.MASK_NONE
-    elif left is None and right == 0:
+    elif left < 0 and right == 0:
         result.mask = c.MASK_CAUSAL
     else:
-        result.mask = c.MASK_WINDOW
-        result.window_left = -1 if left is None else left
-        result.window_right = -1 if right is None else right
+        result.mask, result.window_left, result.window_right = c.MASK_WINDOW, left, right
     return result
 
 
-def _params(q, k, v, causal, window, chunk, softcap, scale):
+def _params(q, k, v, options):
     arrays = {name: array(name, value) for name, value in (("q", q), ("k", k), ("v", v))}
     for name, a in arrays.items():
         if len(a.shape) != 4:
@@ -47,12 +65,12 @@ def _params(q, k, v, causal, window, chunk, softcap, scale):
             raise ValueError(f"{name} must have the device and the element type of q.")
     (b, n, h, d), (bk, nk, hk, dk), (bv, nv, hv, dv) = (arrays[name].shape for name in "qkv")
     if (b, d) != (bk, dk) or (bk, nk, hk) != (bv, nv, hv):
-        raise ValueError(f"The shapes of q {q.shape}, k {k.shape} and v {v.shape} do not fit each other.")
+        raise ValueError(f"The shapes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit each other.")
     params = c.ForwardParams(
         size=ctypes.sizeof(c.ForwardParams), device=arrays["q"].device, ordinal=arrays["q"].ordinal,
         type=arrays["q"].type, batch=b, queries=n, keys=nk, query_heads=h, key_value_heads=hk, dimension=d,
         value_dimension=dv)
-    params.scores = scores(causal, window, chunk, softcap, scale)
+    params.scores = scores(*options)
     for name, a in arrays.items():
         setattr(params, name, a.tensor(name))
     return params, arrays
@@ -64,7 +82,7 @@ def attention(
     """Computes ``softmax(mask(scale * q k^T)) v``, exactly and without a tokens x tokens buffer.
 
     Args:
-        q: ``[batch, tokens, heads, dimension]``, any strides but along the dimension.
+        q: ``[batch, tokens, heads, dimension]``, any strides but along the dimension (torch's tensors are copied then).
         k: ``[batch, keys, kv_heads, dimension]``; ``heads`` is a multiple of ``kv_heads`` (grouped-query attention).
         v: ``[batch, keys, kv_heads, value_dimension]``.
         causal: Whether a query sees no later keys; the last query stands on the last key.
@@ -75,21 +93,30 @@ def attention(
         out: Where to write ``[batch, tokens, heads, value_dimension]``; new by default.
         return_lse: Whether also to return the log-sum-exp, float32 ``[batch, heads, tokens]``.
 
+    Of torch's tensors, a trace or ``torch.compile`` holds an operator, and gradients raise in the backward pass.
+
     Raises:
-        ValueError: What cannot be computed, as a sentence.
+        ValueError, TypeError: What cannot be computed, as a sentence.
         RuntimeError: The device cannot be used or failed.
     """
-    params, arrays = _params(q, k, v, causal, window, chunk, softcap, scale)
+    options = _options(causal, window, chunk, softcap, scale)
+    if is_torch(q) or is_torch(k) or is_torch(v):
+        from . import _whole
+
+        return _whole.attention(q, k, v, options, out, bool(return_lse))
+    params, arrays = _params(q, k, v, options)
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
     result = empty(q, shape) if out is None else out
     o = array("out", result)
     if o.shape != shape or o.type != params.type or (o.device, o.ordinal) != (params.device, params.ordinal):
         raise ValueError(f"out must have the shape {shape} and the device and element type of q.")
+    if out is not None:
+        writable("out", out, o, arrays)
     params.o = o.tensor("out")
     lse = None
     if return_lse:
-        lse = empty(q, (b, h, n), _float32(q))
+        lse = empty(q, (b, h, n), "float32")
         params.log_sum_exp = array("lse", lse).pointer
     params.stream = stream(q, params.device)
     c.check(c.library.fa_forward(ctypes.byref(params)))
@@ -97,21 +124,24 @@ def attention(
     return (result, finished(q, lse)) if return_lse else result
 
 
-def _is_torch(value):
-    return type(value).__module__.partition(".")[0] == "torch"
-
-
-def _float32(like):
-    if _is_torch(like):
-        import torch
-
-        return torch.float32
-    return "float32"
-
-
 def plan(q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None):
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
-    params, _ = _params(q, k, v, causal, window, chunk, softcap, scale)
+    params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
     return text.value.decode()
+
+
+def prepare(function, *arguments, **options):
+    """Compiles and loads what a call with such torch tensors needs, without computing anything: on a GPU, the first call of a shape
+    takes as long as the driver needs to compile its kernel.
+
+        prepare(attention, q, k, v, causal=True)
+        prepare(flash_attn_with_kvcache, q, k_cache, v_cache, cache_seqlens=lengths)
+
+    What the call would return is not returned, since nothing is in it; no tensor is changed.
+    """
+    from ._torch import preparing
+
+    with preparing():
+        function(*arguments, **options)

@@ -1,10 +1,13 @@
 """Arrays of other libraries as addresses, extents and strides, without a copy."""
 
 import ctypes
+import sys
 from dataclasses import dataclass
 
 from . import _library as c
+from ._overlap import overlaps_itself
 
+_SIZES = {c.F32: 4, c.F16: 2, c.BF16: 2, c.E4M3: 1}
 _BY_NAME = {"float32": c.F32, "float16": c.F16, "bfloat16": c.BF16, "float8_e4m3fn": c.E4M3}
 
 
@@ -19,6 +22,17 @@ class Array:
     device: int
     ordinal: int
     owner: object
+    is_read_only: bool = False
+
+    def reach(self):
+        """The first byte, and the one behind the last."""
+        if 0 in self.shape:
+            return 0, 0
+        size = _SIZES[self.type]
+        steps = [(extent - 1) * stride * size for extent, stride in zip(self.shape, self.strides)]
+        return (
+            self.pointer + sum(step for step in steps if step < 0),
+            self.pointer + sum(step for step in steps if step > 0) + size)
 
     def tensor(self, name):
         """``fa_tensor`` of ``[batch, tokens, heads, dimension]``."""
@@ -42,10 +56,21 @@ def _contiguous(shape):
     return tuple(reversed(strides))
 
 
+def is_torch(value):
+    """Whether it is a tensor of torch, of whatever class."""
+    return type(value).__module__.partition(".")[0] == "torch" or "torch" in sys.modules and isinstance(
+        value, sys.modules["torch"].Tensor)
+
+
+def _is_masked(value):
+    return "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ma.MaskedArray)
+
+
 def array(name, value):
     """An array of torch, numpy, cupy, jax or anything else that speaks DLPack."""
-    module = type(value).__module__.partition(".")[0]
-    if module == "torch":
+    if _is_masked(value):
+        raise TypeError(f"{name} is a masked array, whose mask nothing here would look at; give its data, with the values you mean.")
+    if is_torch(value):
         device = value.device
         if device.type not in ("cpu", "cuda"):
             raise TypeError(f"{name} is on {device}; supported are the CPU and CUDA devices.")
@@ -62,12 +87,50 @@ def array(name, value):
         code, shape = _type(name, value.dtype), tuple(interface["shape"])
         size = value.dtype.itemsize
         strides = interface.get("strides")
+        if strides is not None and any(stride % size for stride, extent in zip(strides, shape) if extent > 1):
+            raise ValueError(f"{name} has strides of {strides} bytes, which are not whole elements of {size} bytes; give a copy.")
         steps = _contiguous(shape) if strides is None else tuple(stride // size for stride in strides)
-        ordinal = getattr(getattr(value, "device", None), "id", 0) if on_gpu else 0
+        ordinal = _ordinal(name, value) if on_gpu else 0
         return Array(interface["data"][0], shape, steps, code, c.GPU if on_gpu else c.CPU, ordinal, value)
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(name, value)
     raise TypeError(f"{name} is a {type(value).__name__}; give an array of torch, numpy, cupy, jax or any with DLPack.")
+
+
+def _ordinal(name, value):
+    """The number of the GPU that an array is on."""
+    number = getattr(getattr(value, "device", None), "id", None)
+    if number is None and hasattr(value, "__dlpack_device__"):
+        number = value.__dlpack_device__()[1]
+    if number is None:
+        raise TypeError(f"{name} is a {type(value).__name__}, which does not say on which GPU it is; give an array with DLPack.")
+    return int(number)
+
+
+def writable(name, value, own, others):
+    """Whether results may be written to an array: it may be changed, and each element has memory of its own, also apart from inputs.
+
+    Args:
+        own: Its ``Array``.
+        others: The inputs' by their names.
+
+    Raises:
+        ValueError: Why not.
+    """
+    interface = getattr(value, "__cuda_array_interface__", None) or getattr(value, "__array_interface__", None)
+    is_fixed = type(value).__module__.partition(".")[0] in ("jax", "jaxlib") or interface is not None and interface["data"][1]
+    if is_fixed or own.is_read_only:
+        raise ValueError(f"{name} is read-only; give an array that may be changed.")
+    if 0 in own.shape:
+        return
+    if overlaps_itself(own.shape, own.strides):
+        raise ValueError(f"{name} has the strides {own.strides}, so that its elements share memory; give memory of its own.")
+    first, last = own.reach()
+    for other, x in others.items():
+        begin, end = x.reach()
+        # Parts of one packed array lie between each other, with the same strides.
+        if first < end and begin < last and (x.pointer == own.pointer or x.strides != own.strides):
+            raise ValueError(f"{name} shares memory with {other}, which is read while {name} is written; give memory of its own.")
 
 
 class _DLTensor(ctypes.Structure):
@@ -87,6 +150,21 @@ class _DLTensor(ctypes.Structure):
     ]
 
 
+class _DLVersioned(ctypes.Structure):
+    """``DLManagedTensorVersioned`` of DLPack 1.x, as the capsules named "dltensor_versioned" hold it. Bit 0 of the flags: read-only."""
+
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _DLTensor),
+    ]
+
+
+_capsule_name = ctypes.pythonapi.PyCapsule_GetName
+_capsule_name.argtypes, _capsule_name.restype = [ctypes.py_object], ctypes.c_char_p
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.argtypes, _get_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
 # (code, bits): floats are code 2, bfloat code 4.
@@ -96,8 +174,16 @@ _DL_DEVICES = {1: c.CPU, 2: c.GPU, 3: c.CPU, 13: c.GPU}
 
 def _from_dlpack(name, value):
     # The capsule is not consumed, so that it frees itself; the value keeps the memory.
-    capsule = value.__dlpack__()
-    tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
+    is_read_only = False
+    try:
+        capsule = value.__dlpack__(max_version=(1, 0))
+    except TypeError:
+        capsule = value.__dlpack__()
+    if _capsule_name(capsule) == b"dltensor_versioned":
+        versioned = _DLVersioned.from_address(_get_pointer(capsule, b"dltensor_versioned"))
+        tensor, is_read_only = versioned.tensor, bool(versioned.flags & 1)
+    else:
+        tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
     code = _DL_TYPES.get((tensor.code, tensor.bits))
     device = _DL_DEVICES.get(tensor.device_type)
     if code is None or tensor.lanes != 1:
@@ -107,16 +193,12 @@ def _from_dlpack(name, value):
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _contiguous(shape)
     return Array(
-        tensor.data + tensor.byte_offset, shape, strides, code, device, tensor.device_id, (value, capsule))
+        tensor.data + tensor.byte_offset, shape, strides, code, device, tensor.device_id, (value, capsule), is_read_only)
 
 
 def empty(like, shape, dtype=None):
     """A new array of the library that ``like`` is of, and how it is handed out in the end."""
     module = type(like).__module__.partition(".")[0]
-    if module == "torch":
-        import torch
-
-        return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
     if module in ("jax", "jaxlib"):
         # Arrays of jax cannot be written; numpy's can, and become jax's without a copy.
         if array("q", like).device != c.CPU:
@@ -143,10 +225,6 @@ def stream(like, device):
     if device == c.CPU:
         return None
     module = type(like).__module__.partition(".")[0]
-    if module == "torch":
-        import torch
-
-        return torch.cuda.current_stream(like.device).cuda_stream
     if module == "cupy":
         import cupy
 

@@ -102,6 +102,8 @@ class SequencesParams(ctypes.Structure):
         ],
         ("workspace_size", c_size_t),
         ("stream", c_void_p),
+        ("counters", c_void_p),
+        ("counters_size", c_size_t),
     ]
 
 
@@ -128,14 +130,19 @@ for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams
 for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams)):
     _function = getattr(library, f"fa_{_name}_describe")
     _function.argtypes, _function.restype = [POINTER(_params), c_char_p, c_size_t], c_int32
+    _function = getattr(library, f"fa_{_name}_prepare")
+    _function.argtypes, _function.restype = [POINTER(_params)], c_int32
 library.fa_sequences_workspace.argtypes = [POINTER(SequencesParams), POINTER(c_size_t)]
+library.fa_counters.argtypes = [c_int32, c_void_p, c_size_t, POINTER(c_void_p)]
 library.fa_version.restype = library.fa_last_error.restype = c_char_p
 library.fa_gpu_check.argtypes = [c_int32]
 
 
-def check(status):
-    """Raises what a status means; the sentence is the library's."""
+def check(status, phrases=()):
+    """Raises what a status means; the sentence is the library's, in which phrases give way to the caller's words for them."""
     if status == OK:
         return
     sentence = library.fa_last_error().decode()
+    for own, theirs in phrases:
+        sentence = sentence.replace(own, theirs)
     raise ValueError(sentence) if status == INVALID else RuntimeError(sentence)

@@ -1,12 +1,17 @@
 """Attention for Hugging Face models: ``attn_implementation="swift_attention"`` after this module was imported.
 
-Padding to the left or right of a batch is taken into account; masks with holes are refused.
+The mask that a model asks for decides who sees whom, as with ``sdpa``; what the layer says of itself (``is_causal``,
+``sliding_window``) counts only where there is no mask. Windows to both sides, chunks, padding anywhere, packed documents, prefixes
+and blocks of images are computed; sinks, biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
 import torch
 from transformers import AttentionInterface
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from ._torch import forward, forward_op, kvcache_op, needs_operator, sequences, unit_stride
+from . import _mask_rules, _operators
+from ._mask_rules import Rule
+from ._mask_runs import boolean, runs
 
 try:
     from transformers import AttentionMaskInterface
@@ -18,75 +23,295 @@ __all__ = ["NAME", "attention", "mask"]
 NAME = "swift_attention"
 
 
+class Mask(torch.Tensor):
+    """A mask for ``attention``, which nobody else can use by mistake: models that attend by themselves and take only their mask from
+    here would add it to scores, and see the future or fail in other words.
+
+    With a rule, the tensor is int32 ``[1, 1, 3, batch]``: the key behind which each sequence's last query stands, where its keys end and
+    where they begin. Without, it is the mask itself, bool ``[batch, 1, queries, keys]``.
+
+    Attributes:
+        model: The model's type, for sentences.
+        shape_of: ``(batch, queries, keys)``.
+        rule: A ``Rule``, or None.
+        is_whole: Whether the rule is all there is to know: no padding, and the last query stands on the last key.
+        has_counts: Whether queries behind a sequence's last key are padding, and must be left out.
+        runs: ``Runs`` of a mask without a rule, unless that is for the call to find out.
+    """
+
+    _attributes = ("model", "shape_of", "rule", "is_whole", "has_counts", "runs")
+    _moves = (
+        torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.detach,
+        torch.Tensor.pin_memory, torch.Tensor.__deepcopy__)
+    _questions = (
+        torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.ndim.__get__,
+        torch.Tensor.requires_grad.__get__, torch.Tensor.is_cuda.__get__, torch.Tensor.layout.__get__,
+        torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_contiguous, torch.Tensor.is_floating_point,
+        torch.Tensor.data_ptr, torch.Tensor.__len__)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function in cls._questions:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*arguments, **(options or {}))
+        if function in cls._moves and isinstance(arguments[0], cls):
+            with torch._C.DisableTorchFunctionSubclass():
+                moved = function(*arguments, **(options or {}))
+            if moved.dtype == arguments[0].dtype:
+                moved = moved.as_subclass(cls)
+                for name in cls._attributes:
+                    setattr(moved, name, getattr(arguments[0], name))
+                return moved
+        own = [x for x in arguments if isinstance(x, cls)]
+        raise NotImplementedError(
+            f"{own[0].model if own else 'This model'} computes with its attention mask itself instead of handing it to an attention function, "
+            f"which {NAME!r} cannot follow; use attn_implementation='eager' or 'sdpa' for this model.")
+
+    def __repr__(self, **options):
+        return f"Mask({self.model}, batch, queries, keys {tuple(self.shape_of)}, {self.rule or 'key by key'})"
+
+
+def _mask(data, model, shape, rule=None, is_whole=False, has_counts=False, runs=None):
+    made = data.as_subclass(Mask)
+    made.model, made.shape_of, made.rule = model, shape, rule
+    made.is_whole, made.has_counts, made.runs = is_whole, has_counts, runs
+    return made
+
+
 def mask(
-    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, kv_offset=0, attention_mask=None,
-    device=None, **kwargs
+    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, kv_offset=0, mask_function=causal_mask_function,
+    attention_mask=None, device=None, config=None, **options
 ):
-    """What attention must know of where a batch's keys are: None where all are there, else int32 ``[1, 1, 3, batch]``: where each
-    sequence's keys end for a causal mask, where they end without one, and where they begin. (Masks of four axes pass through
-    ``generate`` and models as they are.)"""
+    """The mask of a model's layers, in the place of ``transformers.masking_utils.sdpa_mask``, with whose meaning of the arguments.
+
+    What else transformers says (which of ``sdpa``'s shortcuts it may take, types) changes no mask.
+    """
+    model = getattr(config, "model_type", None) or "This model"
     # Transformers 4 says where the queries stand, 5 how many there are behind how many.
     if cache_position is not None:
-        q_length, last, device = cache_position.shape[0], cache_position[-1] + 1, cache_position.device
+        positions = {"cache_position": cache_position}
+        q_length, q_offset, device = cache_position.shape[0], cache_position[0], cache_position.device
     else:
-        last = q_offset + (kv_length if q_length is None else q_length)
+        positions = {"q_length": q_length, "q_offset": q_offset, "device": device or "cpu"}
     if attention_mask is not None:
-        batch_size, device = attention_mask.shape[0], attention_mask.device
-    # A cache may have room for more keys than there are. (Nobody waits for the number: it stays where it is.)
-    steps = q_length is not None and q_length != kv_length
-    if attention_mask is None and not steps:
+        device = attention_mask.device
+    device = torch.device(device or "cpu")
+    shape = (batch_size, q_length, kv_length)
+    waits = not _operators.is_traced() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    found = _mask_rules.read(mask_function, batch_size)
+    if found is not None:
+        rule, origins = found
+        made = _ruled(
+            shape, rule, origins, q_offset, kv_offset, cache_position, attention_mask, device, model, waits)
+        if made is not None:
+            return made
+    options = {name: value for name, value in options.items() if name in ("use_vmap",)}
+    seen = sdpa_mask(
+        batch_size=batch_size, kv_length=kv_length, kv_offset=kv_offset, mask_function=mask_function,
+        attention_mask=attention_mask, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
+        **positions, **options)
+    seen = seen.expand(batch_size, *seen.shape[1:])
+    return _mask(seen, model, shape, runs=runs(boolean(seen)) if waits else None)
+
+
+def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_mask, device, model, waits):
+    """The mask of a rule; None where keys are missing in between, or chunks count from elsewhere."""
+    batch, queries, keys = shape
+    if rule.chunk and not (isinstance(kv_offset, int) and kv_offset == 0):
         return None
-    # A cache of a sliding window begins at a later key; all numbers count from its first.
-    last = torch.as_tensor(last - kv_offset, dtype=torch.int32, device=device).reshape(-1)[:1].expand(batch_size)
-    if attention_mask is None:
-        return torch.stack([last, torch.full_like(last, kv_length), torch.zeros_like(last)])[None, None]
+    # A cache of a sliding window begins at a later key; all numbers count from its first. (A cache may have room for more keys than
+    # there are.)
+    last = q_offset + queries - kv_offset
+    real = None if attention_mask is None else _real_keys(attention_mask, keys, kv_offset)
+    if rule.right != 0 and rule.is_aligned and not _is_square(queries, keys, q_offset, kv_offset):
+        return None
+    if waits:
+        if real is None and isinstance(last, int) and not origins:
+            # Nothing is on the GPU that must be asked for.
+            if last > keys:
+                return None
+            numbers = torch.tensor([[last], [keys], [0]], dtype=torch.int32).expand(3, batch)
+            return _mask(numbers.to(device)[None, None], model, shape, rule, is_whole=last == keys)
+    last = torch.as_tensor(last, device=device).to(torch.int32).reshape(-1)[:1].expand(batch)
+    if real is None:
+        end, begin = torch.full_like(last, keys), torch.zeros_like(last)
+        fits = torch.ones_like(last, dtype=torch.bool)
+    else:
+        places = torch.arange(keys, device=device, dtype=torch.int32)
+        end = torch.where(real, places + 1, 0).amax(dim=1).to(torch.int32)
+        begin = torch.where(real, places, keys).amin(dim=1).to(torch.int32).minimum(end)
+        fits = real.sum(dim=1) == end - begin
+    for origin in origins:
+        fits = fits & (origin.to(device).reshape(-1).expand(batch) == begin)
+    if cache_position is not None:
+        steps = torch.arange(queries, device=device, dtype=cache_position.dtype)
+        fits = fits & (cache_position - cache_position[:1] == steps).all()
+    numbers = torch.stack([last, end, begin])
+    has_counts = rule.is_aligned and rule.right != 0 and real is not None
+    if not waits:
+        numbers = _operators.checked_padding(numbers, fits)
+        return _mask(numbers[None, None], model, shape, rule, has_counts=has_counts)
+    (lasts, ends, begins), all_fit = numbers.cpu(), fits.all().cpu()
+    if not bool(all_fit) or bool((lasts > keys).any()):
+        return None
+    is_whole = bool((begins == 0).all() and (lasts == keys).all() and (rule.right == 0 or (ends == keys).all()))
+    return _mask(numbers[None, None], model, shape, rule, is_whole=is_whole, has_counts=has_counts and not is_whole)
+
+
+def _is_square(queries, keys, q_offset, kv_offset):
+    """Whether the queries are known to stand on all keys."""
+    return queries == keys and (isinstance(q_offset, torch.Tensor) or q_offset == kv_offset)
+
+
+def _real_keys(attention_mask, keys, kv_offset):
+    """Which keys are no padding ``[batch, keys]``."""
     real = attention_mask.to(torch.bool)
-    if kv_length is not None:
-        real = real[:, kv_offset : kv_offset + kv_length]
-    if not steps and real.device.type == "cpu" and bool(real.all()):
-        return None
-    positions = torch.arange(real.shape[1], device=real.device, dtype=torch.int32)
-    end = torch.where(real, positions + 1, 0).amax(dim=1).to(torch.int32)
-    begin = torch.where(real, positions, real.shape[1]).amin(dim=1).to(torch.int32).minimum(end)
-    is_whole = (real.sum(dim=1) == end - begin).all()
-    if real.device.type == "cpu":
-        if not bool(is_whole):
-            raise NotImplementedError("attention_mask has holes; only padding to the left and right is supported.")
-    else:
-        torch._assert_async(is_whole)
-    return torch.stack([last, end, begin])[None, None]
+    if isinstance(kv_offset, torch.Tensor):
+        places = torch.arange(keys, device=real.device) + kv_offset.to(real.device)
+        inside = places < real.shape[1]
+        return real.index_select(1, places.clamp(max=real.shape[1] - 1)) & inside
+    real = real[:, kv_offset : kv_offset + keys]
+    return torch.nn.functional.pad(real, (0, keys - real.shape[1]))
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
-              is_causal=None, **kwargs):
-    """query ``[B, H, N, D]``, key and value ``[B, H_kv, S, D]``; returns ``[B, N, H, D]`` and no weights."""
+# Keywords that say nothing of what attention computes: where tokens stand (the mask and the rotary embedding have it already), and
+# what models do around attention.
+_WITHOUT_MEANING = frozenset(
+    "position_ids cache_position num_items_in_batch use_cache output_hidden_states output_router_logits return_dict".split())
+_REFUSED = {
+    "s_aux": "attention sinks (s_aux)", "position_bias": "a bias on scores (position_bias)", "head_mask": "a mask of heads (head_mask)",
+    "output_attentions": "handing out attention weights (output_attentions=True)",
+    "cache": "a paged cache of continuous batching (cache)",
+}
+
+
+def _is_nothing(value):
+    return value is None or value is False
+
+
+def _refuse(dropout, others):
     if dropout:
-        raise NotImplementedError("dropout is not supported; set attention_dropout to 0.")
-    if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("s_aux (attention sinks) is not supported.")
-    q, k, v = (unit_stride(x.transpose(1, 2)) for x in (query, key, value))
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    # A window of n keys is the query's own and n - 1 before it.
-    left = sliding_window - 1 if sliding_window is not None else -1
-    softcap = softcap or 0.0
+        raise NotImplementedError("dropout is not supported; set attention_dropout to 0, or call model.eval().")
+    for name, value in others.items():
+        if name in _WITHOUT_MEANING or _is_nothing(value):
+            continue
+        what = _REFUSED.get(name, f"the keyword {name}, which this attention does not know,")
+        raise NotImplementedError(
+            f"{what} is not supported by {NAME!r}; use attn_implementation='eager' or 'sdpa' for this model.")
+
+
+def attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, is_causal=None,
+    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **others
+):
+    """query ``[B, H, N, D]``, key and value ``[B, H_kv, S, D]``; returns ``[B, N, H, D]`` and no weights.
+
+    Raises:
+        NotImplementedError: What is not supported, by the model's own word for it.
+    """
+    _refuse(dropout, others)
+    if torch.is_autocast_enabled(query.device.type):
+        # As torch.nn.functional.scaled_dot_product_attention does.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if query.shape[0] == 1 < key.shape[0]:
+        query = query.expand(key.shape[0], -1, -1, -1)
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    scaling = None if scaling is None else float(scaling)
+    softcap = 0.0 if softcap is None else float(softcap)
+    if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
+        return _documents(
+            module, q, k, v, attention_mask, (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k), scaling, softcap,
+            sliding_window, is_causal), None
     if attention_mask is None:
-        arguments = (causal, left, -1, 0, softcap, scaling)
-        run = forward_op if needs_operator(q, k, v) else None
-        return (run(q, k, v, *arguments)[0] if run else forward(q, k, v, *arguments, False)[0]), None
-    if attention_mask.dtype != torch.int32 or attention_mask.dim() != 4:
-        raise NotImplementedError("Only masks of padding are supported, as AttentionMaskInterface makes them.")
-    # Under a causal mask, keys behind the last real one are seen by none but padding; and where they ended earlier, the
-    # queries would stand on other keys.
-    numbers = attention_mask[0, 0]
-    lengths, padding = numbers[0 if causal else 1].contiguous(), numbers[2].contiguous()
-    if needs_operator(q, k, v):
-        out, _ = kvcache_op(
-            q, k, v, None, None, None, None, lengths, None, padding, None, None, None, None, None, None, None, None, True,
-            causal, left, -1, 0, softcap, scaling)
+        rule = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
+        return _operators.whole(q, k, v, rule, softcap, scaling), None
+    if not isinstance(attention_mask, Mask):
+        # A model's own mask of four axes may be longer than the keys.
+        seen = attention_mask[..., : k.shape[1]] if attention_mask.dim() == 4 else attention_mask
+        if seen.dim() == 4 and seen.shape[-2:] != (q.shape[1], k.shape[1]):
+            seen = seen.expand(-1, -1, q.shape[1], k.shape[1])
+        return _operators.masked(q, k, v, seen, softcap, scaling), None
+    batch, queries, keys = attention_mask.shape_of
+    if (queries, keys) != (q.shape[1], k.shape[1]) or batch not in (1, q.shape[0]):
+        raise NotImplementedError(
+            f"{attention_mask.model} made its mask for {batch} x {queries} queries and {keys} keys, and attends with {q.shape[0]} x "
+            f"{q.shape[1]} queries and {k.shape[1]} keys; use attn_implementation='eager' or 'sdpa' for this model.")
+    rule, made = attention_mask.rule, attention_mask.runs
+    if rule is not None and attention_mask.is_whole:
+        return _operators.whole(q, k, v, rule, softcap, scaling), None
+    with torch._C.DisableTorchFunctionSubclass():
+        if rule is None:
+            seen = attention_mask[:]
+            if made is not None:
+                return _operators.by_runs(q, k, v, made, seen, softcap, scaling), None
+            return _operators.masked(q, k, v, seen, softcap, scaling), None
+        numbers = attention_mask[0, 0].expand(3, q.shape[0])
+        last, end, begin = numbers[0].contiguous(), numbers[1].contiguous(), numbers[2].contiguous()
+    # Under a causal mask, keys behind the last real one are seen by none but padding; and where they ended earlier, the queries would
+    # stand on other keys.
+    if attention_mask.has_counts:
+        return _operators.padded(q, k, v, end, begin, rule, softcap, scaling, leaves_out=True), None
+    return _operators.padded(q, k, v, last if rule.is_aligned else end, begin, rule, softcap, scaling), None
+
+
+def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
+    """What a layer says of itself, where its model has no mask for it."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # As under sdpa, a single query sees all keys.
+    causal = bool(causal) and queries > 1
+    if causal and queries != keys:
+        raise NotImplementedError(
+            f"A causal layer attends with {queries} queries and {keys} keys and has no mask that says where the queries stand; use "
+            "attn_implementation='eager' or 'sdpa' for this model.")
+    if sliding_window is None or sliding_window >= keys:
+        return Rule(right=0 if causal else -1)
+    if not causal:
+        raise NotImplementedError(
+            f"A layer has a window (sliding_window={sliding_window}) and no mask that says to which sides; use "
+            "attn_implementation='eager' or 'sdpa' for this model.")
+    # A window of n keys is the query's own and n - 1 before it.
+    return Rule(left=sliding_window - 1, right=0)
+
+
+def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, is_causal):
+    """Packed documents by their starts, as ``DataCollatorWithFlattening`` hands them over."""
+    names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    for name, value in zip(names, lists):
+        if value is None:
+            raise ValueError(f"{name} is missing; documents are told apart by {', '.join(names)} together.")
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q tells documents of one row apart; there are {q.shape[0]} rows.")
+    rule = None
+    if isinstance(given, Mask):
+        # A mask from position_ids knows the documents already; one of padding cannot be joined with them.
+        if given.rule is None or not given.is_whole:
+            if given.runs is not None and _tells_apart(given.runs, lists[0]):
+                with torch._C.DisableTorchFunctionSubclass():
+                    return _operators.by_runs(q, k, v, given.runs, given[:], softcap, scaling)
+            raise NotImplementedError(
+                "cu_seq_lens_q is not supported together with padding in attention_mask; leave one of them out.")
+        rule = given.rule
+    elif given is not None:
+        raise NotImplementedError("cu_seq_lens_q is not supported together with an attention_mask of four axes; leave one of them out.")
     else:
-        out, _ = sequences(
-            q, k, v, lengths=lengths, left_padding=padding, scale=scaling, causal=causal, left=left, softcap=softcap)
-    return out, None
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if sliding_window is not None and not causal:
+            raise NotImplementedError(
+                f"A layer has a window (sliding_window={sliding_window}) and no mask that says to which sides; use "
+                "attn_implementation='eager' or 'sdpa' for this model.")
+        rule = Rule(left=-1 if sliding_window is None else sliding_window - 1, right=0 if causal else -1)
+    return _operators.documents(q, k, v, *lists, rule, softcap, scaling)
+
+
+def _tells_apart(made, starts):
+    """Whether no run of queries crosses the start of a document."""
+    own = set()
+    for group in made.groups:
+        if group.rows is not None:
+            return False
+        own.update(group.starts.tolist())
+    return own.issuperset(starts.tolist())
 
 
 AttentionInterface.register(NAME, attention)

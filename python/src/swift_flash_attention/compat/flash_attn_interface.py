@@ -1,20 +1,24 @@
 """FlashAttention 3's ``flash_attn_interface``: the same names, arguments, defaults and results.
 
 ``num_splits``, ``pack_gqa``, ``sm_margin``, ``deterministic`` and ``scheduler_metadata`` are hints that change no result; they are
-taken and not needed. What is not supported raises ``NotImplementedError`` and names the argument.
+taken and not needed. What is not supported raises ``NotImplementedError`` and names the argument. Lists of numbers are int32 tensors on
+the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are converted at every call.
 """
-
-import ctypes
 
 import torch
 
-from swift_flash_attention import _library as c
-from swift_flash_attention._torch import (
-    forward, forward_op, kvcache_op, needs_operator, sequences, unit_stride, varlen_op)
+from swift_flash_attention import _arguments as given
+from swift_flash_attention._operators import (
+    KVCACHE, VARLEN, combine_op, forward_op, kvcache_op, needs_operator, varlen_op)
+from swift_flash_attention._overlap import overlaps_itself
+from swift_flash_attention._torch import forward, output_fits_parts, sequences, unit_stride
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
     "flash_attn_with_kvcache", "get_scheduler_metadata"]
+
+_WHOLE = "[batch, tokens, heads, dimension]"
+_PACKED = "[total, heads, dimension]"
 
 
 def _refuse(**arguments):
@@ -23,19 +27,33 @@ def _refuse(**arguments):
             raise NotImplementedError(f"{name} is not supported by swift_flash_attention.")
 
 
-def _side(value):
-    """A side of a window; an integer or a tensor of one element."""
-    return int(value) if value is not None else -1
+def _tensors(axes, shape, **tensors):
+    """Tensors as they are in memory; all must have as many axes."""
+    return [
+        x if type(x) is torch.Tensor and x.layout is torch.strided and x.dim() == axes and not given.is_lazy(x)
+        else given.tensor(name, x, axes, shape) for name, x in tensors.items()]
 
 
-def _scales(scales):
+def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
+    """Numbers as numbers: nothing else may be remembered of a call."""
+    left, right = (-1, -1) if window_size == (-1, -1) else given.window("window_size", window_size)
+    return (
+        given.flag("causal", causal), left, right, given.whole("attention_chunk", attention_chunk),
+        given.number("softcap", softcap), None if softmax_scale is None else given.number("softmax_scale", softmax_scale))
+
+
+def _scales(**scales):
     """Scales ``[b, h_k]``, which may be expanded, as they are needed."""
-    return None if scales is None else scales.contiguous()
+    return [None if x is None else given.tensor(name, x).contiguous() for name, x in scales.items()]
 
 
 def _lengths(value, batch, device):
     """The same number for all sequences. (Not kept: a graph may come to own it, and another stream must not see it unfilled.)"""
     return torch.full((batch,), value, dtype=torch.int32, device=device)
+
+
+def _list(name, value, like, shape=None, words=""):
+    return None if value is None else given.int32(name, value, like, shape, words)
 
 
 def flash_attn_func(
@@ -45,19 +63,25 @@ def flash_attn_func(
 ):
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``)."""
     _refuse(qv=qv)
-    left, right = _side(window_size[0]), _side(window_size[1])
+    q, k, v = _tensors(4, _WHOLE, q=q, k=k, v=v)
+    options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
+    wants_lse = given.flag("return_attn_probs", return_attn_probs)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
         arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
-        out, lse = _kvcache(
-            q, unit_stride(k), unit_stride(v), *arguments, q_descale, k_descale, v_descale, True, causal, left, right,
-            attention_chunk, softcap, softmax_scale, return_attn_probs)
-        return (out, lse) if return_attn_probs else out
-    arguments = (causal, left, right, attention_chunk, softcap, softmax_scale)
+        scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+        out, lse = _kvcache(q, unit_stride(k), unit_stride(v), *arguments, *scales, True, *options, wants_lse, words=_E4M3)
+        return (out, lse) if wants_lse else out
+    for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
+        if value is not None:
+            raise ValueError(f"{name} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
     if needs_operator(q, k, v):
-        out, lse = forward_op(q, k, v, *arguments)
+        out, lse = forward_op(q, k, v, *options)
     else:
-        out, lse = forward(unit_stride(q), unit_stride(k), unit_stride(v), *arguments, return_attn_probs)
-    return (out, lse) if return_attn_probs else out
+        out, lse = forward(q, k, v, *options, wants_lse)
+    return (out, lse) if wants_lse else out
+
+
+_E4M3 = KVCACHE._replace(names={**KVCACHE.names, "k": "k", "v": "v"})
 
 
 def flash_attn_qkvpacked_func(
@@ -65,13 +89,24 @@ def flash_attn_qkvpacked_func(
     attention_chunk=0, softcap=0.0, deterministic=False, num_heads_q=None, sm_margin=0, return_attn_probs=False,
 ):
     """qkv ``(b, s, 3, h, d)``, or ``(b, s, h_q + 2 h_k, d)`` with ``num_heads_q``."""
+    qkv = given.tensor("qkv", qkv)
     if qkv.dim() == 5:
+        if qkv.shape[2] != 3:
+            raise ValueError(f"qkv has the shape {tuple(qkv.shape)}; with five axes it must be [batch, tokens, 3, heads, dimension].")
+        if num_heads_q is not None:
+            raise ValueError("num_heads_q is for a qkv of four axes; leave it out.")
         q, k, v = qkv.unbind(dim=-3)
-    else:
+    elif qkv.dim() == 4:
         if num_heads_q is None:
             raise ValueError("qkv of four axes needs num_heads_q, the number of query heads among its heads.")
-        heads = (qkv.shape[2] - num_heads_q) // 2
+        num_heads_q = given.whole("num_heads_q", num_heads_q)
+        heads, rest = divmod(qkv.shape[2] - num_heads_q, 2)
+        if rest or heads < 1 or num_heads_q < 1:
+            raise ValueError(
+                f"num_heads_q is {num_heads_q}, and qkv has {qkv.shape[2]} heads; what remains must be as many keys as values.")
         q, k, v = qkv.split([num_heads_q, heads, heads], dim=-2)
+    else:
+        raise ValueError(f"qkv has the shape {tuple(qkv.shape)}; it must have four or five axes.")
     return flash_attn_func(
         q, k, v, softmax_scale=softmax_scale, causal=causal, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale,
         window_size=window_size, attention_chunk=attention_chunk, softcap=softcap, deterministic=deterministic,
@@ -88,37 +123,49 @@ def flash_attn_varlen_func(
     Rows that ``seqused_q`` leaves out are not written: they may be anything.
     """
     _refuse(qv=qv)
-    left, right = _side(window_size[0]), _side(window_size[1])
-    scales = [_scales(x) for x in (q_descale, k_descale, v_descale)]
+    q, k, v = _tensors(3, _PACKED, q=q, k=k, v=v)
+    options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
+    wants_lse = given.flag("return_attn_probs", return_attn_probs)
+    cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
+    batch = cu_seqlens_q.shape[0] - 1
+    cu_seqlens_k = given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it")
+    seqused_q, seqused_k = _list("seqused_q", seqused_q, q, (batch,)), _list("seqused_k", seqused_k, q, (batch,))
+    longest = given.whole("max_seqlen_q", max_seqlen_q), given.whole("max_seqlen_k", max_seqlen_k)
+    scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     if needs_operator(q, k, v):
-        out, lse = varlen_op(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, *scales, causal, left,
-            right, attention_chunk, softcap, softmax_scale)
+        out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, *options)
     else:
+        causal, left, right, chunk, softcap, scale = options
         out, lse = sequences(
-            unit_stride(q), unit_stride(k), unit_stride(v), lengths=seqused_k, query_starts=cu_seqlens_q,
-            query_counts=seqused_q, longest_query=max_seqlen_q, key_starts=cu_seqlens_k, longest_key=max_seqlen_k,
-            query_scales=scales[0], key_scales=scales[1], value_scales=scales[2], scale=softmax_scale, causal=causal,
-            left=left, right=right, chunk=attention_chunk, softcap=softcap, wants_lse=return_attn_probs)
-    return (out, lse) if return_attn_probs else out
+            q, unit_stride(k), unit_stride(v), lengths=seqused_k, query_starts=cu_seqlens_q, query_counts=seqused_q,
+            longest_query=longest[0], key_starts=cu_seqlens_k, longest_key=longest[1], query_scales=scales[0],
+            key_scales=scales[1], value_scales=scales[2], scale=scale, causal=causal, left=left, right=right, chunk=chunk,
+            softcap=softcap, wants_lse=wants_lse, words=VARLEN)
+    return (out, lse) if wants_lse else out
+
+
+def _starts(name, value, like):
+    value = given.int32(name, value, like)
+    if value.dim() != 1 or value.shape[0] < 1:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}; it must be [batch + 1].")
+    return value
 
 
 def _kvcache(
     q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
     new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
-    softcap, scale, wants_lse,
+    softcap, scale, wants_lse, words=KVCACHE,
 ):
-    if q_descale is not None or k_descale is not None or v_descale is not None:
-        q_descale, k_descale, v_descale = _scales(q_descale), _scales(k_descale), _scales(v_descale)
-    if needs_operator(q, k, v):
+    if needs_operator(q, k_cache, v_cache, k, v):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
-            new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk, softcap, scale)
+            new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
+            softcap, scale)
     # By place: names cost a call that takes microseconds a tenth more.
     return sequences(
-        unit_stride(q), k_cache, v_cache, lengths, batch_index, left_padding, page_table, query_starts, None, longest_query,
-        None, None, k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines,
-        interleaved, positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, 0, wants_lse)
+        q, k_cache, v_cache, lengths, batch_index, left_padding, page_table, query_starts, None, longest_query, None, None,
+        k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines, interleaved,
+        positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, 0, wants_lse, False, words)
 
 
 def flash_attn_with_kvcache(
@@ -130,76 +177,139 @@ def flash_attn_with_kvcache(
 ):
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
 
-    Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
+    Positions are those of ``cache_seqlens``, or of ``rotary_seqlens``, which means nothing without ``rotary_cos``, as in FlashAttention
+    3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     if qv is not None:
         _refuse(qv=qv)
+    if k is not None:
+        for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+            if isinstance(x, torch.Tensor) and given.is_lazy(x):
+                raise ValueError(f"{name} is a lazily negated view, to which new keys cannot be appended; give the tensor itself.")
+    if cu_seqlens_q is None:
+        q, k_cache, v_cache = _tensors(4, _WHOLE, q=q, k_cache=k_cache, v_cache=v_cache)
+        batch = q.shape[0]
+        if max_seqlen_q is not None and given.whole("max_seqlen_q", max_seqlen_q) < q.shape[1]:
+            raise ValueError(f"max_seqlen_q is {max_seqlen_q}, and q has {q.shape[1]} tokens; leave it out.")
+        max_seqlen_q = None
+    else:
+        (q,) = _tensors(3, _PACKED, q=q)
+        k_cache, v_cache = _tensors(4, _WHOLE, k_cache=k_cache, v_cache=v_cache)
+        cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
+        batch = cu_seqlens_q.shape[0] - 1
+        if max_seqlen_q is not None:
+            max_seqlen_q = given.whole("max_seqlen_q", max_seqlen_q)
+    options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
+    wants_lse = given.flag("return_softmax_lse", return_softmax_lse)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         raise ValueError("k_cache and v_cache must have elements side by side along the last axis.")
     if (k is None) != (v is None):
         raise ValueError("New keys come with new values: give both k and v, or neither.")
-    if k is not None and cache_seqlens is None:
-        raise ValueError("New keys are appended behind those that the cache has: give cache_seqlens with k and v.")
-    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    if cache_seqlens is None:
-        cache_seqlens = k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = _lengths(cache_seqlens, batch, q.device)
+    if k is not None:
+        k, v, rotary_cos, rotary_sin, rotary_seqlens = _new_keys(
+            q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, page_table)
+        cu_seqlens_k_new = _list("cu_seqlens_k_new", cu_seqlens_k_new, q, (batch + 1,))
+    else:
+        for name, value in (
+            ("rotary_cos", rotary_cos), ("rotary_sin", rotary_sin), ("cu_seqlens_k_new", cu_seqlens_k_new)
+        ):
+            if value is not None:
+                raise ValueError(f"{name} is for new keys: give k and v with it.")
+        rotary_seqlens = None
+    capacity = k_cache.shape[1]
     if page_table is not None:
-        if cache_batch_idx is not None:
+        page_table = given.int32("page_table", page_table, q)
+        if page_table.dim() != 2:
+            raise ValueError(f"page_table has the shape {tuple(page_table.shape)}; it must be [batch, pages of a sequence].")
+        capacity *= page_table.shape[1]
+    if cache_seqlens is None:
+        cache_seqlens = _lengths(capacity, batch, q.device)
+    elif type(cache_seqlens) is not torch.Tensor or cache_seqlens.dim() != 1 or cache_seqlens.dtype is not torch.int32:
+        cache_seqlens = _given_lengths(cache_seqlens, batch, capacity, q)
+    if cache_batch_idx is not None:
+        cache_batch_idx = given.int32("cache_batch_idx", cache_batch_idx, q)
+        if page_table is not None:
             page_table, cache_batch_idx = page_table.index_select(0, cache_batch_idx), None
-        page_table = page_table.contiguous()
+    if cache_leftpad is not None:
+        cache_leftpad = given.int32("cache_leftpad", cache_leftpad, q)
+    if q_descale is not None or k_descale is not None or v_descale is not None:
+        q_descale, k_descale, v_descale = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     out, lse = _kvcache(
         q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
-        cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale, rotary_interleaved,
-        causal, *((-1, -1) if window_size == (-1, -1) else (_side(window_size[0]), _side(window_size[1]))),
-        attention_chunk, softcap, softmax_scale, return_softmax_lse)
-    if not return_softmax_lse:
+        cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale,
+        given.flag("rotary_interleaved", rotary_interleaved), *options, wants_lse)
+    if not wants_lse:
         return out
     nothing = torch.empty(0, dtype=torch.float32, device=q.device)
     return out, lse, nothing, nothing
 
 
+def _given_lengths(value, batch, capacity, q):
+    """``cache_seqlens`` of any kind: one number for all, or one for each sequence."""
+    if isinstance(value, (int, torch.SymInt)) or getattr(value, "ndim", None) == 0:
+        value = given.whole("cache_seqlens", value)
+        if not isinstance(value, torch.SymInt) and not 0 <= value <= capacity:
+            raise ValueError(f"cache_seqlens is {value}; it must be from 0 to {capacity}, what the cache can hold.")
+        return _lengths(value, batch, q.device)
+    return given.int32("cache_seqlens", value, q, (batch,))
+
+
+def _new_keys(
+    q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, page_table
+):
+    """New keys and values, tables and positions as the call needs them."""
+    axes, shape = (4, _WHOLE) if cu_seqlens_k_new is None else (3, _PACKED)
+    k, v = _tensors(axes, shape, k=k, v=v)
+    if cache_seqlens is None:
+        raise ValueError("New keys are appended behind those that the cache has: give cache_seqlens with k and v.")
+    for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if x.numel() and overlaps_itself(x.shape, x.stride()):
+            raise ValueError(f"{name} has the strides {x.stride()}, so that its elements share memory; new keys cannot be appended to it.")
+    if (rotary_cos is None) != (rotary_sin is None):
+        raise ValueError("A rotary embedding has two tables: give both rotary_cos and rotary_sin, or neither.")
+    if rotary_cos is None:
+        rotary_seqlens = None
+    else:
+        rotary_cos, rotary_sin = _tensors(2, "[positions, rotary dimension / 2]", rotary_cos=rotary_cos, rotary_sin=rotary_sin)
+        if page_table is not None:
+            pages = page_table.shape[1] if hasattr(page_table, "shape") else max(map(len, page_table), default=0)
+            if rotary_cos.shape[0] < k_cache.shape[1] * pages:
+                raise ValueError(
+                    f"rotary_cos has {rotary_cos.shape[0]} rows; with page_table, sequences can have {k_cache.shape[1] * pages} keys, "
+                    "and each position needs a row.")
+        rotary_seqlens = _list("rotary_seqlens", rotary_seqlens, q, (batch,))
+    if k.dtype == v.dtype == torch.float8_e4m3fn == k_cache.dtype:
+        # Every e4m3 number is a bf16 number too, and comes back as it was.
+        k, v = k.to(torch.bfloat16), v.to(torch.bfloat16)
+        if rotary_cos is not None and rotary_cos.dtype == torch.float8_e4m3fn:
+            rotary_cos, rotary_sin = rotary_cos.to(torch.bfloat16), rotary_sin.to(torch.bfloat16)
+    return k, v, rotary_cos, rotary_sin, rotary_seqlens
+
+
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
-    """out_partial ``(S, b, s, h, d)`` float32, lse_partial ``(S, b, s, h)``. Returns out ``(b, s, h, d)`` and lse ``(b, s, h)``."""
-    parts, batch, queries, heads, dimension = out_partial.shape
-    if out_partial.dtype != torch.float32 or lse_partial.dtype != torch.float32:
-        raise ValueError("out_partial and lse_partial must be float32.")
-    if tuple(lse_partial.shape) != (parts, batch, queries, heads):
-        raise ValueError(f"lse_partial has the shape {tuple(lse_partial.shape)}; {(parts, batch, queries, heads)} is needed.")
+    """out_partial ``(S, b, s, h, d)`` float32, lse_partial ``(S, b, s, h)``, -inf (or +inf, as FlashAttention 2 has it) where a part has
+    no keys for a query. Returns out ``(b, s, h, d)`` and lse ``(b, s, h)``."""
+    out_partial = given.tensor("out_partial", out_partial, 5, "[parts, batch, tokens, heads, dimension]")
+    lse_partial = given.tensor("lse_partial", lse_partial, 4, "[parts, batch, tokens, heads]")
+    shape = tuple(out_partial.shape[1:])
+    for name, x in (("out_partial", out_partial), ("lse_partial", lse_partial)):
+        if x.dtype != torch.float32:
+            raise ValueError(f"{name} is {x.dtype}; it must be torch.float32.")
+    if lse_partial.shape != out_partial.shape[:4]:
+        raise ValueError(f"lse_partial has the shape {tuple(lse_partial.shape)}; {tuple(out_partial.shape[:4])} is needed.")
     if lse_partial.device != out_partial.device:
         raise ValueError(f"lse_partial is on {lse_partial.device}, and out_partial on {out_partial.device}.")
     if out is not None:
-        if tuple(out.shape) != (batch, queries, heads, dimension) or out.device != out_partial.device:
-            raise ValueError(f"out must have the shape {(batch, queries, heads, dimension)} and be on {out_partial.device}.")
+        output_fits_parts(given.tensor("out", out), shape, out_partial)
         if out_dtype is not None and out.dtype != out_dtype:
             raise ValueError(f"out is {out.dtype}, and out_dtype {out_dtype}; give one of them.")
-    out_partial = unit_stride(out_partial)
-    result = out if out is not None else torch.empty(
-        (batch, queries, heads, dimension), dtype=out_dtype or torch.float32, device=out_partial.device)
-    # The kernel wants rows of whole 16 bytes; others are padded.
-    padded = result
-    if dimension % 8:
-        out_partial = torch.nn.functional.pad(out_partial, (0, -dimension % 8))
-    if dimension % 8 or result.stride(-1) != 1:
-        padded = torch.empty((batch, queries, heads, out_partial.shape[-1]), dtype=result.dtype, device=result.device)
-    own = lse_partial.transpose(-1, -2).contiguous()
-    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=result.device)
-    on_gpu = result.is_cuda
-    types = {torch.float32: c.F32, torch.float16: c.F16, torch.bfloat16: c.BF16}
-    params = c.CombineParams(
-        size=ctypes.sizeof(c.CombineParams), device=c.GPU if on_gpu else c.CPU,
-        ordinal=result.device.index or 0 if on_gpu else 0, type=types[result.dtype], parts=parts, batch=batch,
-        queries=queries, heads=heads, dimension=padded.shape[-1], part_stride=out_partial.stride(0),
-        log_sum_exps=own.data_ptr(), log_sum_exp=lse.data_ptr())
-    params.partials = c.Tensor(out_partial.data_ptr(), *out_partial.stride()[1:4])
-    params.o = c.Tensor(padded.data_ptr(), *padded.stride()[:3])
-    if on_gpu:
-        params.stream = torch.cuda.current_stream(result.device).cuda_stream
-    c.check(c.library.fa_combine(params))
-    if padded is not result:
-        result.copy_(padded[..., :dimension])
-    return result, lse.transpose(-1, -2)
+        if torch.is_grad_enabled() and (out_partial.requires_grad or lse_partial.requires_grad or out.requires_grad):
+            raise NotImplementedError("out cannot be given where gradients are wanted; leave it out, or call under torch.no_grad().")
+    dtype = out.dtype if out is not None else out_dtype or torch.float32
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{'out' if out is not None else 'out_dtype'} is {dtype}; it must be float32, float16 or bfloat16.")
+    result, lse = combine_op(out_partial, lse_partial, dtype)
+    return (result if out is None else out.copy_(result)), lse
 
 
 def get_scheduler_metadata(
@@ -208,4 +318,5 @@ def get_scheduler_metadata(
     causal=False, window_size=(-1, -1), attention_chunk=0, has_softcap=False, num_splits=0, pack_gqa=None, sm_margin=0,
 ):
     """A tensor to hand to ``scheduler_metadata``. Work is shared out on the GPU itself, so that there is nothing in it."""
-    return torch.zeros(1, dtype=torch.int32, device=cache_seqlens.device)
+    device = cache_seqlens.device if isinstance(cache_seqlens, torch.Tensor) else None
+    return torch.zeros(1, dtype=torch.int32, device=device)

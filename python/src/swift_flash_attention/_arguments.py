@@ -1,0 +1,127 @@
+"""What callers hand over, as what the calls need: numbers that are numbers, tensors that are tensors, lists of int32. Each refusal
+names the argument. (Nothing that was given is kept: a tensor that held a number may hold another one at the next call.)"""
+
+import numbers
+
+import torch
+
+_WIDEST = 2**31 - 1
+
+
+def _one(name, value):
+    """What an array of one element holds, or the value itself."""
+    if isinstance(value, torch.Tensor) or (hasattr(value, "__array__") and hasattr(value, "item")):
+        if getattr(value, "ndim", 0) != 0 and getattr(value, "size", 0) != 1 and tuple(value.shape) != (1,):
+            raise TypeError(f"{name} has the shape {tuple(value.shape)}; it must be one number.")
+        return value.item()
+    return value
+
+
+def number(name, value):
+    """A float, of whatever holds one number."""
+    if type(value) is float:
+        return value
+    value = _one(name, value)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name} is {value!r}; it must be a number.")
+    return float(value)
+
+
+def whole(name, value):
+    """An int, of whatever holds one whole number."""
+    if type(value) is int:
+        return value
+    if isinstance(value, torch.SymInt):
+        return value
+    value = _one(name, value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
+
+
+def flag(name, value):
+    """A bool, of True, False, 1, 0 or what holds one of them."""
+    if value is True or value is False:
+        return value
+    value = _one(name, value)
+    if isinstance(value, bool) or isinstance(value, numbers.Integral) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{name} is {value!r}; it must be True or False.")
+
+
+def window(name, value):
+    """Both sides of a window, -1 where one is unlimited (None, or anything below 0)."""
+    if value is None:
+        return -1, -1
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+        raise TypeError(f"{name} is {value!r}; it must be (left, right): the keys before and after a query's own that it sees.")
+    sides = []
+    for side, what in zip(value, ("left", "right")):
+        side = -1 if side is None else whole(f"{name} ({what})", side)
+        sides.append(-1 if side < 0 else side)
+    return tuple(sides)
+
+
+def tensor(name, value, axes=None, shape=None):
+    """A dense tensor whose numbers are what its memory holds.
+
+    Args:
+        axes: How many axes it must have, where that is known.
+        shape: What they are, in words.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is a {_type_name(value)}; it must be a torch.Tensor.")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} has the layout {value.layout}; it must be a dense tensor.")
+    if axes is not None and value.dim() != axes:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}; it must be {shape}.")
+    return value.resolve_neg() if is_lazy(value) else value
+
+
+def is_lazy(value):
+    """Whether a tensor's numbers are those of its memory with the other sign. (An operator of a trace looks for itself.)"""
+    return not torch.compiler.is_compiling() and value.is_neg()
+
+
+def _type_name(value):
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def int32(name, value, like, shape=None, words=""):
+    """A list of whole numbers as contiguous int32 on the device of ``like``: a tensor of any whole type, an array of NumPy, a list.
+
+    Args:
+        shape: The extents that it must have, where they are known.
+        words: What they are, in words.
+    """
+    if type(value) is torch.Tensor and value.dtype is torch.int32 and value.is_contiguous() and not is_lazy(value):
+        result = value
+    else:
+        result = _listed(name, value, like)
+    if result.get_device() != like.get_device():
+        raise ValueError(f"{name} is on {result.device}, and the queries are on {like.device}.")
+    if shape is not None and tuple(result.shape) != tuple(shape):
+        raise ValueError(f"{name} has the shape {tuple(result.shape)}; {tuple(shape)} is needed{words}.")
+    return result
+
+
+def _listed(name, value, like):
+    if not isinstance(value, torch.Tensor):
+        if not isinstance(value, (list, tuple)) and not hasattr(value, "__array__"):
+            raise TypeError(f"{name} is a {_type_name(value)}; it must be a tensor or a list of whole numbers.")
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must hold whole numbers: {error}") from None
+        if value.numel() == 0 and not hasattr(value, "__array__"):
+            value = value.to(torch.int32)
+        value = value.to(like.device)
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} has the layout {value.layout}; it must be a dense tensor.")
+    if value.dtype is torch.bool or value.dtype.is_floating_point or value.dtype.is_complex:
+        raise TypeError(f"{name} is {value.dtype}; it must hold whole numbers, of int32 best.")
+    if value.dtype in (torch.int64, torch.uint32, torch.uint64):
+        # What no int32 holds stays too large.
+        value = value.to(torch.int64).clamp(-_WIDEST - 1, _WIDEST)
+    return value.to(torch.int32).contiguous()

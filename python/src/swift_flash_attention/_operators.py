@@ -1,0 +1,314 @@
+"""Operators for whoever does not just compute: ``torch.compile``, traces, exports, autograd, ``vmap``. A trace holds the operator,
+which computes when the trace runs."""
+
+import ctypes
+
+import torch
+
+from . import _library as c
+from ._mask_runs import boolean, runs
+from ._torch import Words, forward, sequences, unit_stride
+
+
+def is_traced():
+    """Whether somebody records what is done with tensors, or does it to others than these."""
+    return (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None or torch._C._functorch.maybe_current_level() is not None)
+
+
+def needs_operator(*tensors):
+    """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind."""
+    if is_traced():
+        return True
+    wants_gradients = torch.is_grad_enabled()
+    for x in tensors:
+        if x is not None:
+            kind = type(x)
+            if kind is not torch.Tensor and kind is not torch.nn.Parameter or wants_gradients and x.requires_grad:
+                return True
+    return False
+
+
+def _operator(name, function, fake, mutates=()):
+    """An operator whose gradients raise."""
+    operator = torch.library.custom_op(f"swift_flash_attention::{name}", function, mutates_args=mutates)
+    operator.register_fake(fake)
+    if not mutates:
+        operator.register_autograd(_no_backward)
+    return operator
+
+
+def _no_backward(ctx, *gradients):
+    raise NotImplementedError(
+        "swift_flash_attention's attention has no backward pass; compute gradients with another attention function.")
+
+
+def _no_vmap(operator, names):
+    """``vmap`` of an operator is a sentence."""
+
+    def refuse(info, in_dims, *arguments):
+        raise NotImplementedError(f"vmap over {names} is not supported; make the axis a part of the batch.")
+
+    operator.register_vmap(refuse)
+
+
+# MARK: - Whole tensors
+
+
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, left: int, right: int, chunk: int, softcap: float,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return forward(_plain(q), _plain(k), _plain(v), causal, left, right, chunk, softcap, scale, True)
+
+
+def _plain(tensor):
+    """The tensor with its numbers as they are in memory, side by side along the last axis."""
+    return None if tensor is None else unit_stride(tensor.resolve_neg())
+
+
+def _fake_forward(q, k, v, causal, left, right, chunk, softcap, scale):
+    return (
+        q.new_empty((*q.shape[:3], v.shape[-1])), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32))
+
+
+forward_op = _operator("forward", _forward, _fake_forward)
+
+
+def _vmap_forward(info, in_dims, q, k, v, *options):
+    """The axis becomes a part of the batch."""
+    own = []
+    for x, axis in zip((q, k, v), in_dims):
+        x = x.expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)
+        own.append(x.flatten(0, 1))
+    out, lse = forward_op(*own, *options)
+    return (out.unflatten(0, (info.batch_size, -1)), lse.unflatten(0, (info.batch_size, -1))), (0, 0)
+
+
+forward_op.register_vmap(_vmap_forward)
+
+
+# MARK: - Sequences
+
+
+def _fake_sequences(q, v, query_starts, new_k):
+    dtype = q.dtype if q.dtype != torch.float8_e4m3fn else new_k.dtype if new_k is not None else torch.bfloat16
+    shape = (q.shape[1], q.shape[0]) if query_starts is not None else (q.shape[0], q.shape[2], q.shape[1])
+    return q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=dtype), q.new_empty(shape, dtype=torch.float32)
+
+
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor,
+    query_counts: torch.Tensor | None, key_counts: torch.Tensor | None, longest_query: int, longest_key: int,
+    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None, causal: bool,
+    left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return sequences(
+        _plain(q), _plain(k), _plain(v), lengths=key_counts, query_starts=query_starts, query_counts=query_counts,
+        longest_query=longest_query, key_starts=key_starts, longest_key=longest_key, query_scales=query_scales,
+        key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left, right=right, chunk=chunk,
+        softcap=softcap, wants_lse=True, is_recorded=True, words=VARLEN)
+
+
+VARLEN = Words(
+    {
+        "query_starts": "cu_seqlens_q", "key_starts": "cu_seqlens_k", "query_counts": "seqused_q", "lengths": "seqused_k",
+        "longest_query": "max_seqlen_q", "query_scales": "q_descale", "key_scales": "k_descale", "value_scales": "v_descale",
+    },
+    (
+        ("query start of", "start by cu_seqlens_q of"), ("query count of", "number of queries by cu_seqlens_q (at most max_seqlen_q) of"),
+        ("key start of", "start by cu_seqlens_k of"), ("key count of", "number of keys by cu_seqlens_k (at most max_seqlen_k) of"),
+        ("The length of", "The number of keys by seqused_k of")))
+varlen_op = _operator("varlen", _varlen, lambda q, k, v, query_starts, *rest: _fake_sequences(q, v, query_starts, None))
+_no_vmap(varlen_op, "flash_attn_varlen_func")
+
+
+def _kvcache(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None,
+    cosines: torch.Tensor | None, sines: torch.Tensor | None, lengths: torch.Tensor, batch_index: torch.Tensor | None,
+    left_padding: torch.Tensor | None, page_table: torch.Tensor | None, query_starts: torch.Tensor | None,
+    new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
+    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
+    interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return sequences(
+        _plain(q), k_cache, v_cache, lengths=lengths, batch_index=batch_index, left_padding=left_padding,
+        page_table=page_table, query_starts=query_starts, longest_query=longest_query, new_k=_plain(k), new_v=_plain(v),
+        new_key_starts=new_key_starts, cosines=cosines, sines=sines, interleaved=interleaved, positions=positions,
+        query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left,
+        right=right, chunk=chunk, softcap=softcap, wants_lse=True, is_recorded=True, words=KVCACHE)
+
+
+KVCACHE = Words(
+    {
+        "k": "k_cache", "v": "v_cache", "new_k": "k", "new_v": "v", "lengths": "cache_seqlens", "batch_index": "cache_batch_idx",
+        "left_padding": "cache_leftpad", "query_starts": "cu_seqlens_q", "new_key_starts": "cu_seqlens_k_new",
+        "longest_query": "max_seqlen_q", "positions": "rotary_seqlens", "cosines": "rotary_cos", "sines": "rotary_sin",
+        "query_scales": "q_descale", "key_scales": "k_descale", "value_scales": "v_descale",
+    },
+    (
+        ("The length with", "The number of keys by cache_seqlens with"), ("The length of sequence", "cache_seqlens of sequence"),
+        ("place in the cache of", "cache_batch_idx of"), ("left padding of", "cache_leftpad of"),
+        ("query start of", "start by cu_seqlens_q of"), ("query count of", "number of queries by cu_seqlens_q (at most max_seqlen_q) of"),
+        ("new key start of", "start by cu_seqlens_k_new of"), ("new key count of", "number of new keys by cu_seqlens_k_new of"),
+        ("The page of", "A page in page_table of"), ("position of", "position by rotary_seqlens of")))
+_KVCACHE_TAIL = (
+    lambda q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest:
+    _fake_sequences(q, v_cache, query_starts, k))
+# Appends in place, which autograd and vmap cannot follow; without new keys, the other operator computes.
+append_op = _operator("with_kvcache", _kvcache, _KVCACHE_TAIL, mutates=("k_cache", "v_cache"))
+
+
+def _over_cache(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None,
+    cosines: torch.Tensor | None, sines: torch.Tensor | None, lengths: torch.Tensor, batch_index: torch.Tensor | None,
+    left_padding: torch.Tensor | None, page_table: torch.Tensor | None, query_starts: torch.Tensor | None,
+    new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
+    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
+    interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _kvcache(
+        q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
+        new_key_starts, longest_query, positions, query_scales, key_scales, value_scales, interleaved, causal, left, right,
+        chunk, softcap, scale)
+
+
+cache_op = _operator("over_cache", _over_cache, _KVCACHE_TAIL)
+_no_vmap(cache_op, "flash_attn_with_kvcache")
+
+
+def kvcache_op(q, k_cache, v_cache, k, v, *rest):
+    """The operator for a call: with new keys, the one that changes the caches."""
+    if k is None:
+        return cache_op(q, k_cache, v_cache, k, v, *rest)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache, k, v)):
+        raise NotImplementedError(
+            "flash_attn_with_kvcache appends k and v in place, and has no gradient; call it under torch.no_grad().")
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise NotImplementedError("vmap over flash_attn_with_kvcache is not supported; make the axis a part of the batch.")
+    return append_op(q, k_cache, v_cache, k, v, *rest)
+
+
+# MARK: - Parts
+
+
+def _combine(
+    partials: torch.Tensor, log_sum_exps: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    parts, batch, queries, heads, dimension = partials.shape
+    partials = _plain(partials)
+    # The kernel wants rows of whole 16 bytes; others are padded.
+    if dimension % 8:
+        partials = torch.nn.functional.pad(partials, (0, -dimension % 8))
+    result = torch.empty((batch, queries, heads, partials.shape[-1]), dtype=dtype, device=partials.device)
+    own = log_sum_exps.resolve_neg().transpose(-1, -2).contiguous()
+    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=partials.device)
+    on_gpu = result.is_cuda
+    types = {torch.float32: c.F32, torch.float16: c.F16, torch.bfloat16: c.BF16}
+    params = c.CombineParams(
+        size=ctypes.sizeof(c.CombineParams), device=c.GPU if on_gpu else c.CPU,
+        ordinal=result.device.index or 0 if on_gpu else 0, type=types[dtype], parts=parts, batch=batch, queries=queries,
+        heads=heads, dimension=result.shape[-1], part_stride=partials.stride(0), log_sum_exps=own.data_ptr(),
+        log_sum_exp=lse.data_ptr())
+    params.partials = c.Tensor(partials.data_ptr(), *partials.stride()[1:4])
+    params.o = c.Tensor(result.data_ptr(), *result.stride()[:3])
+    if on_gpu:
+        params.stream = torch.cuda.current_stream(result.device).cuda_stream
+    c.check(c.library.fa_combine(params))
+    if dimension % 8:
+        result = result[..., :dimension].contiguous()
+    return result, lse.transpose(-1, -2).contiguous()
+
+
+def _fake_combine(partials, log_sum_exps, dtype):
+    return partials.new_empty(partials.shape[1:], dtype=dtype), log_sum_exps.new_empty(log_sum_exps.shape[1:])
+
+
+combine_op = _operator("combine", _combine, _fake_combine)
+_no_vmap(combine_op, "flash_attn_combine")
+
+
+# MARK: - Masks of models
+
+
+def whole(q, k, v, rule, softcap, scale):
+    """Queries of which the last stands on the last key."""
+    arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
+    if needs_operator(q, k, v):
+        return forward_op(q, k, v, *arguments)[0]
+    return forward(_plain(q), _plain(k), _plain(v), *arguments, False)[0]
+
+
+def _padded(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, begins: torch.Tensor, left: int, right: int,
+    chunk: int, softcap: float, scale: float | None, leaves_out: bool,
+) -> torch.Tensor:
+    q, k, v = _plain(q), _plain(k), _plain(v)
+    options = {
+        "lengths": ends, "left_padding": begins, "scale": scale, "causal": right == 0, "left": left, "right": right,
+        "chunk": chunk, "softcap": softcap, "is_recorded": True}
+    if not leaves_out:
+        return sequences(q, k, v, **options)[0]
+    batch, count = q.shape[:2]
+    starts = torch.arange(0, (batch + 1) * count, max(count, 1), dtype=torch.int32, device=q.device)[: batch + 1]
+    out, _ = sequences(
+        q.flatten(0, 1), k, v, query_starts=starts, query_counts=ends, longest_query=count, **options)
+    # Rows that are left out are not written.
+    out = out.view(batch, count, *out.shape[1:])
+    is_left_out = torch.arange(count, device=q.device) >= ends[:, None]
+    return out.masked_fill_(is_left_out[:, :, None, None], 0)
+
+
+padded_op = _operator("padded", _padded, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
+
+
+def padded(q, k, v, ends, begins, rule, softcap, scale, leaves_out=False):
+    """Sequences whose keys begin and end somewhere, int32 ``[B]``; with ``leaves_out``, so do their queries."""
+    run = padded_op if needs_operator(q, k, v) else _padded
+    return run(q, k, v, ends, begins, rule.left, rule.right, rule.chunk, softcap, scale, leaves_out)
+
+
+def _masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, softcap: float, scale: float | None
+) -> torch.Tensor:
+    seen = boolean(mask).expand(q.shape[0], -1, -1)
+    return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap)
+
+
+masked_op = _operator("masked", _masked, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
+
+
+def masked(q, k, v, mask, softcap, scale):
+    """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
+    return (masked_op if needs_operator(q, k, v) else _masked)(q, k, v, mask, softcap, scale)
+
+
+def by_runs(q, k, v, made, mask, softcap, scale):
+    """A mask of which the runs are known already."""
+    if needs_operator(q, k, v):
+        return masked_op(q, k, v, mask, softcap, scale)
+    return made.apply(_plain(q), _plain(k), _plain(v), scale, softcap)
+
+
+def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
+    """Documents of one row, one behind the other."""
+    options = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
+    lists = (query_starts.to(torch.int32), key_starts.to(torch.int32), None, None, int(longest_query), int(longest_key))
+    run = varlen_op if needs_operator(q, k, v) else _varlen
+    return run(q[0], k[0], v[0], *lists, None, None, None, *options)[0][None]
+
+
+def _check_padding(numbers: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise NotImplementedError(
+            "attention_mask cannot be looked into while a CUDA graph is captured; let the model make its mask before, as "
+            "generate() does, or leave attention_mask out.")
+    if not bool(fits.all()):
+        raise NotImplementedError(
+            "attention_mask has holes, which a compiled model cannot look for; pad to the left or the right, or do not compile.")
+    return numbers.clone()
+
+
+checked_padding = torch.library.custom_op("swift_flash_attention::check_padding", _check_padding, mutates_args=())
+checked_padding.register_fake(lambda numbers, fits: torch.empty_like(numbers))
