@@ -54,6 +54,23 @@ import Testing
     #expect(recorder.calls == ["push", "pop"])
   }
 
+  @Test func loadsDuringACaptureWithoutEndingIt() throws {
+    let driver = try driver()
+    recorder.forget()
+    _ = sentence { try driver.duringCaptures { () throws(CUDAError) in throw CUDAError.noDevice } }
+    // Relaxed, and back to what it was.
+    #expect(recorder.calls == ["capture mode 2", "capture mode 0"])
+  }
+
+  @Test func aGraphKeepsWhatItsCallsNeed() throws {
+    let driver = try driver()
+    let capture = try #require(try driver.capture(in: StreamHandle(nil)))
+    #expect(capture.number == 7)
+    recorder.forget()
+    try driver.whenGone(capture, UnsafeMutableRawPointer(bitPattern: 0x720)!) { _ in }
+    #expect(recorder.calls == ["user object x1, 1", "graph \(0x700) keeps \(0x710) x1, 1"])
+  }
+
   @Test func launchesWithItsArgumentsAndAttributes() throws {
     let driver = try driver()
     let device = try driver.device(0)

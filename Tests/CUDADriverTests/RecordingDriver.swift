@@ -64,7 +64,9 @@ final class RecordingDriver: Sendable {
       return 0
     }
     f.getCaptureInfo = { stream, status, number, graph, _, _ in
-      (status.pointee, number?.pointee, graph?.pointee) = (1, 7, OpaquePointer(bitPattern: 0x700))
+      status.pointee = 1
+      number?.pointee = 7
+      graph?.pointee = OpaquePointer(bitPattern: 0x700)
       return 0
     }
     f.createUserObject = { [self] object, argument, function, count, flags in

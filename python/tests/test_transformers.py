@@ -3,6 +3,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 import swift_flash_attention.transformers  # noqa: E402
+from swift_flash_attention.transformers import NAME, attention  # noqa: E402
 
 
 def llama(implementation, device, dtype):
@@ -42,9 +43,195 @@ def test_generates_the_same_tokens(device, lengths, cache):
         assert torch.equal(results[0][:, : max(lengths) + 1], results[1][:, : max(lengths) + 1]) or same > 0.9
 
 
-def test_refuses_masks_with_holes():
-    model = llama(swift_flash_attention.transformers.NAME, "cpu", torch.float32)
-    tokens = torch.randint(3, 199, (2, 6))
-    mask = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    with pytest.raises(NotImplementedError, match="holes"), torch.no_grad():
-        model(tokens, attention_mask=mask)
+# MARK: - Masks
+
+TOKENS = torch.randint(3, 199, (1, 15), generator=torch.Generator().manual_seed(0))
+# Three documents.
+POSITIONS = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6]])
+STARTS = torch.tensor([0, 5, 8, 15], dtype=torch.int32)
+KEYWORDS = {"cu_seq_lens_q": STARTS, "cu_seq_lens_k": STARTS, "max_length_q": 7, "max_length_k": 7}
+
+
+def small(implementation, window=None):
+    options = {
+        "vocab_size": 199, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": None}
+    torch.manual_seed(0)
+    if window is None:
+        model = transformers.LlamaForCausalLM._from_config(
+            transformers.LlamaConfig(**options), attn_implementation=implementation)
+    else:
+        model = transformers.MistralForCausalLM._from_config(
+            transformers.MistralConfig(sliding_window=window, **options), attn_implementation=implementation)
+    return model.eval()
+
+
+def logits(implementation, window=None, tokens=TOKENS, **options):
+    with torch.no_grad():
+        return small(implementation, window)(tokens, **options).logits
+
+
+def check_equal(window=None, real=None, **options):
+    one, other = (logits(name, window, **options) for name in ("eager", NAME))
+    if real is not None:
+        one, other = one[real.bool()], other[real.bool()]
+    assert (one - other).abs().max() < 1e-4 * one.abs().max()
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_documents_do_not_see_each_other(window):
+    check_equal(window, position_ids=POSITIONS, use_cache=False)
+    model = small("eager", window)
+    with torch.no_grad():
+        apart = torch.cat([model(TOKENS[:, a:b]).logits for a, b in zip(STARTS[:-1], STARTS[1:])], 1)
+    # As DataCollatorWithFlattening hands them over, whether the mask knows the documents too or not.
+    for use_cache in (False, True):
+        own = logits(NAME, window, position_ids=POSITIONS, use_cache=use_cache, **KEYWORDS)
+        assert (own - apart).abs().max() < 1e-4 * apart.abs().max()
+
+
+def test_documents_need_all_of_their_keywords():
+    with pytest.raises(ValueError, match="^cu_seq_lens_k is missing"):
+        logits(NAME, cu_seq_lens_q=STARTS)
+    with pytest.raises(ValueError, match="cu_seq_lens_q tells documents of one row apart; there are 2 rows"):
+        logits(NAME, tokens=TOKENS.repeat(2, 1), **KEYWORDS)
+    padded = torch.ones_like(TOKENS)
+    padded[0, :2] = 0
+    with pytest.raises(NotImplementedError, match="cu_seq_lens_q is not supported together with padding"):
+        logits(NAME, attention_mask=padded, **KEYWORDS)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_padding_anywhere(window):
+    for gone in (slice(0, 4), slice(11, 15), slice(4, 7), [2, 3, 9]):
+        real = torch.ones(2, 15, dtype=torch.long)
+        real[1, gone] = 0
+        check_equal(window, real, tokens=TOKENS.repeat(2, 1), attention_mask=real)
+
+
+def test_right_padded_prompts_generate():
+    tokens, real = TOKENS.repeat(2, 1), torch.ones(2, 15, dtype=torch.long)
+    real[1, 9:] = 0
+    one, other = (
+        small(name).generate(tokens, attention_mask=real, max_new_tokens=6, do_sample=False) for name in ("eager", NAME))
+    assert torch.equal(one, other)
+
+
+def test_masks_of_four_axes():
+    causal = torch.ones(15, 15, dtype=torch.bool).tril()[None, None]
+    scattered = torch.rand(1, 1, 15, 15, generator=torch.Generator().manual_seed(1)) > 0.5
+    blocks = causal | (torch.arange(15)[:, None] // 5 == torch.arange(15) // 5)
+    for seen in (causal, blocks):
+        expected = logits("sdpa", attention_mask=seen)
+        lowest = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+        for given in (seen, lowest):
+            own = logits(NAME, attention_mask=given)
+            assert (own - expected).abs().max() < 1e-4 * expected.abs().max()
+    with pytest.raises(NotImplementedError, match="see keys on both sides of some that they do not see"):
+        logits(NAME, attention_mask=scattered | causal.transpose(2, 3) & causal)
+    with pytest.raises(NotImplementedError, match="a bias that is added to scores"):
+        logits(NAME, attention_mask=torch.where(causal, 0.5, torch.finfo(torch.float32).min))
+    with pytest.raises(NotImplementedError, match="attention_mask has 4 axes of torch.int64"):
+        logits(NAME, attention_mask=causal.long())
+
+
+# MARK: - Keywords
+
+
+def test_unknown_keywords_raise():
+    with pytest.raises(NotImplementedError, match="^the keyword block_mask, which this attention does not know"):
+        logits(NAME, block_mask=torch.ones(3))
+    with pytest.raises(NotImplementedError, match="output_attentions=True"):
+        logits(NAME, output_attentions=True)
+
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+
+def test_a_layer_without_a_mask():
+    q, k = torch.randn(1, 2, 6, 16), torch.randn(1, 2, 9, 16)
+    with pytest.raises(NotImplementedError, match="6 queries and 9 keys and has no mask that says where the queries stand"):
+        attention(Layer(), q, k, k, None)
+    # As sdpa does, one query sees all keys.
+    own, _ = attention(Layer(), q[:, :, :1], k, k, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(q[:, :, :1], k, k).transpose(1, 2)
+    assert torch.allclose(own, expected, atol=1e-5)
+    with pytest.raises(NotImplementedError, match=r"window \(sliding_window=4\) and no mask that says to which sides"):
+        attention(Layer(), q, q, q, None, sliding_window=4, is_causal=False)
+    with pytest.raises(NotImplementedError, match="dropout is not supported; set attention_dropout to 0"):
+        attention(Layer(), q, q, q, None, dropout=0.1)
+    with pytest.raises(NotImplementedError, match="differs between heads"):
+        attention(Layer(), q, q, q, torch.ones(1, 2, 6, 6, dtype=torch.bool).tril() ^ torch.eye(6, dtype=torch.bool).expand(1, 2, 6, 6) &
+                  torch.tensor([True, False])[None, :, None, None])
+
+
+def test_a_mask_for_other_lengths_is_refused():
+    config = transformers.LlamaConfig()
+    embeds = torch.randn(2, 6, 16)
+    config._attn_implementation = NAME
+    from transformers.masking_utils import create_causal_mask
+
+    names = {"inputs_embeds" if transformers.__version__ >= "5" else "input_embeds": embeds}
+    names |= {"cache": None} if transformers.__version__ >= "5" else {
+        "past_key_values": None, "cache_position": torch.arange(6)}
+    made = create_causal_mask(config=config, attention_mask=None, **names)
+    q, k = torch.randn(2, 2, 6, 16), torch.randn(2, 2, 9, 16)
+    with pytest.raises(NotImplementedError, match="llama made its mask for 2 x 6 queries and 6 keys, and attends with 2 x 6 queries and 9"):
+        attention(Layer(), q, k, k, made)
+    with pytest.raises(NotImplementedError, match="llama computes with its attention mask itself"):
+        torch.zeros(2, 2, 6, 6) + made
+    assert attention(Layer(), q, q, q, made.to("cpu").clone())[0].shape == (2, 6, 2, 16)
+
+
+def test_autocast_casts_as_sdpa_does():
+    results = []
+    for name in ("sdpa", NAME):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(small(name)(TOKENS).logits.float())
+    assert (results[0] - results[1]).abs().max() < 0.05 * results[0].abs().max()
+    q = torch.randn(1, 2, 6, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(Layer(), q, q, q.bfloat16(), None)[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="v is torch.bfloat16; torch.float32 is needed"):
+        attention(Layer(), q, q, q.bfloat16(), None)
+
+
+# MARK: - Traces
+
+
+@pytest.mark.parametrize("case", ["plain", "left", "right", "documents", "cache"])
+def test_compiles_whole(case):
+    real = torch.ones(2, 15, dtype=torch.long)
+    tokens, options = TOKENS.repeat(2, 1), {"use_cache": case == "cache"}
+    if case == "documents":
+        options["position_ids"] = POSITIONS.repeat(2, 1)
+    elif case in ("left", "right"):
+        real[1, slice(0, 4) if case == "left" else slice(11, 15)] = 0
+        options["attention_mask"] = real
+    expected = logits("eager", tokens=tokens, **options)[real.bool()]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(small(NAME), backend="aot_eager", fullgraph=True)
+        own = compiled(tokens, **options).logits[real.bool()]
+        assert (own - expected).abs().max() < 1e-4 * expected.abs().max()
+        if case == "left":
+            real[1, 6] = 0
+            with pytest.raises(NotImplementedError, match="attention_mask has holes, which a compiled model cannot look for"):
+                compiled(tokens, **options)
+
+
+def test_exports():
+    real = torch.ones(2, 15, dtype=torch.long)
+    real[1, :4] = 0
+    options = {"input_ids": TOKENS.repeat(2, 1), "attention_mask": real, "use_cache": False}
+    expected = logits("eager", tokens=options["input_ids"], attention_mask=real)[real.bool()]
+    with torch.no_grad():
+        own = torch.export.export(small(NAME), (), options).module()(**options).logits[real.bool()]
+    assert (own - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_training_raises():
+    loss = small(NAME).train()(TOKENS, labels=TOKENS).loss
+    with pytest.raises(NotImplementedError, match="no backward pass"):
+        loss.backward()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ._mask_rules import Rule
 from ._torch import forward, sequences
 
 
@@ -42,8 +43,9 @@ class Runs:
             order = self.order.to(k.device)[:, :, None, None]
             k, v = (x.gather(1, order.expand(-1, -1, *x.shape[2:])) for x in (k, v))
         batch, count, heads, dimension = q.shape
-        if self._is_one_problem(batch, k.shape[1]):
-            return forward(q, k, v, self.groups[0].causal, self.groups[0].left, -1, 0, softcap, scale, False)[0]
+        rule = self.rule(batch, k.shape[1])
+        if rule is not None:
+            return forward(q, k, v, rule.right == 0, rule.left, rule.right, 0, softcap, scale, False)[0]
         flat = q.reshape(batch * count, heads, dimension)
         results = []
         for group in self.groups:
@@ -61,11 +63,14 @@ class Runs:
             whole.index_copy_(0, rows, out)
         return whole.view(batch, count, heads, v.shape[-1])
 
-    def _is_one_problem(self, batch, keys):
-        """Whether all queries of each sequence are one run that ends with the last key."""
-        if len(self.groups) != 1 or len(self.groups[0].sequence) != batch:
-            return False
-        return bool((self.groups[0].begin == 0).all() and (self.groups[0].end == keys).all())
+    def rule(self, batch, keys):
+        """The rule of the whole, where all queries of each sequence are one run that ends with the last key; else None."""
+        if len(self.groups) != 1 or self.order is not None or len(self.groups[0].sequence) != batch:
+            return None
+        group = self.groups[0]
+        if not bool((group.begin == 0).all() and (group.end == keys).all()):
+            return None
+        return Rule(left=group.left, right=0 if group.causal else -1)
 
 
 def _ranges(mask):
@@ -106,6 +111,26 @@ def boolean(mask, name="attention_mask"):
     return mask
 
 
+def ranges_of(rule, numbers, queries):
+    """The first key that each query sees by a rule, and the one behind the last, ``[batch, queries]``.
+
+    Args:
+        numbers: ``[3, batch]``: the key behind which the last query stands, where the keys end, and where they begin.
+    """
+    last, end, begin = (x[:, None].long() for x in numbers)
+    place = last - queries + torch.arange(queries, device=numbers.device)
+    lower, upper = begin.expand_as(place), end.expand_as(place)
+    if rule.left >= 0:
+        lower = torch.maximum(lower, place - rule.left)
+    if rule.right >= 0:
+        upper = torch.minimum(upper, place + rule.right + 1)
+    if rule.chunk:
+        start = begin + torch.div(place - begin, rule.chunk, rounding_mode="floor") * rule.chunk
+        lower, upper = torch.maximum(lower, start), torch.minimum(upper, start + rule.chunk)
+    empty = lower >= upper
+    return lower.masked_fill(empty, 0), upper.masked_fill(empty, 0)
+
+
 def runs(mask, name="attention_mask"):
     """``Runs`` of a mask ``[batch, queries, keys]`` of booleans. On a GPU this waits for it, once.
 
@@ -121,6 +146,11 @@ def runs(mask, name="attention_mask"):
             raise NotImplementedError(
                 f"{name} has queries that see keys on both sides of some that they do not see, which is not supported; use "
                 "attn_implementation='sdpa' for this model.")
+    return runs_of_ranges(first, end, order)
+
+
+def runs_of_ranges(first, end, order=None):
+    """``Runs`` of ranges of keys ``[batch, queries]``."""
     first, end = torch.stack([first, end]).cpu()
     batch, count = first.shape
     if batch * count == 0:

@@ -6,7 +6,8 @@ import ctypes
 import torch
 
 from . import _library as c
-from ._mask_runs import boolean, runs
+from ._mask_rules import Rule
+from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
 from ._torch import Words, forward, sequences, unit_stride
 
 
@@ -241,32 +242,40 @@ def whole(q, k, v, rule, softcap, scale):
 
 
 def _padded(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, begins: torch.Tensor, left: int, right: int,
-    chunk: int, softcap: float, scale: float | None, leaves_out: bool,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
+    chunk: int, softcap: float, scale: float | None,
 ) -> torch.Tensor:
-    q, k, v = _plain(q), _plain(k), _plain(v)
-    options = {
-        "lengths": ends, "left_padding": begins, "scale": scale, "causal": right == 0, "left": left, "right": right,
-        "chunk": chunk, "softcap": softcap, "is_recorded": True}
-    if not leaves_out:
-        return sequences(q, k, v, **options)[0]
-    batch, count = q.shape[:2]
-    starts = torch.arange(0, (batch + 1) * count, max(count, 1), dtype=torch.int32, device=q.device)[: batch + 1]
-    out, _ = sequences(
-        q.flatten(0, 1), k, v, query_starts=starts, query_counts=ends, longest_query=count, **options)
-    # Rows that are left out are not written.
-    out = out.view(batch, count, *out.shape[1:])
-    is_left_out = torch.arange(count, device=q.device) >= ends[:, None]
-    return out.masked_fill_(is_left_out[:, :, None, None], 0)
+    q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
+    numbers = numbers.expand(3, q.shape[0])
+    if bool(overhangs):
+        return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap)
+    last, end, begin = numbers.unbind(0)
+    ends = last if rule.is_aligned else end
+    return sequences(
+        q, k, v, lengths=ends.contiguous(), left_padding=begin.contiguous(), scale=scale, causal=right == 0, left=left, right=right,
+        chunk=chunk, softcap=softcap, is_recorded=True)[0]
 
 
 padded_op = _operator("padded", _padded, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
 
 
-def padded(q, k, v, ends, begins, rule, softcap, scale, leaves_out=False):
-    """Sequences whose keys begin and end somewhere, int32 ``[B]``; with ``leaves_out``, so do their queries."""
+def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
+    """Sequences whose keys begin and end somewhere.
+
+    Args:
+        numbers: int32 ``[3, B]``: the key behind which the last query stands, where the keys end, and where they begin.
+        overhangs: A bool on the host: whether it makes a difference that keys end elsewhere than the queries.
+    """
     run = padded_op if needs_operator(q, k, v) else _padded
-    return run(q, k, v, ends, begins, rule.left, rule.right, rule.chunk, softcap, scale, leaves_out)
+    return run(q, k, v, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
+
+
+def overhang(rule, numbers):
+    """Whether a sequence's keys end elsewhere than its queries, and the kernels' masks, which count from one end, do not have it so."""
+    last, end, _ = numbers
+    if not rule.is_aligned:
+        return torch.zeros((), dtype=torch.bool)
+    return ((end < last) if rule.right == 0 else (end != last)).any().cpu()
 
 
 def _masked(
@@ -284,11 +293,9 @@ def masked(q, k, v, mask, softcap, scale):
     return (masked_op if needs_operator(q, k, v) else _masked)(q, k, v, mask, softcap, scale)
 
 
-def by_runs(q, k, v, made, mask, softcap, scale):
-    """A mask of which the runs are known already."""
-    if needs_operator(q, k, v):
-        return masked_op(q, k, v, mask, softcap, scale)
-    return made.apply(_plain(q), _plain(k), _plain(v), scale, softcap)
+def by_runs(q, k, v, made, softcap, scale):
+    """A mask of which the runs are known already; None where an operator is needed, which must find them itself."""
+    return None if needs_operator(q, k, v) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap)
 
 
 def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
@@ -299,7 +306,9 @@ def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rul
     return run(q[0], k[0], v[0], *lists, None, None, None, *options)[0][None]
 
 
-def _check_padding(numbers: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+def _check_padding(
+    numbers: torch.Tensor, fits: torch.Tensor, left: int, right: int, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
         raise NotImplementedError(
             "attention_mask cannot be looked into while a CUDA graph is captured; let the model make its mask before, as "
@@ -307,8 +316,14 @@ def _check_padding(numbers: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
     if not bool(fits.all()):
         raise NotImplementedError(
             "attention_mask has holes, which a compiled model cannot look for; pad to the left or the right, or do not compile.")
-    return numbers.clone()
+    return numbers.clone(), overhang(Rule(left, right, chunk), numbers).clone()
 
 
-checked_padding = torch.library.custom_op("swift_flash_attention::check_padding", _check_padding, mutates_args=())
-checked_padding.register_fake(lambda numbers, fits: torch.empty_like(numbers))
+check_padding_op = torch.library.custom_op("swift_flash_attention::check_padding", _check_padding, mutates_args=())
+check_padding_op.register_fake(
+    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")))
+
+
+def checked_padding(numbers, fits, rule):
+    """The numbers of sequences, and ``overhang``, when the trace runs; raises then where they do not say all."""
+    return check_padding_op(numbers, fits, *rule)

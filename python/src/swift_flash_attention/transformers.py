@@ -11,7 +11,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from . import _mask_rules, _operators
 from ._mask_rules import Rule
-from ._mask_runs import boolean, runs
+from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
 
 try:
     from transformers import AttentionMaskInterface
@@ -35,11 +35,11 @@ class Mask(torch.Tensor):
         shape_of: ``(batch, queries, keys)``.
         rule: A ``Rule``, or None.
         is_whole: Whether the rule is all there is to know: no padding, and the last query stands on the last key.
-        has_counts: Whether queries behind a sequence's last key are padding, and must be left out.
-        runs: ``Runs`` of a mask without a rule, unless that is for the call to find out.
+        overhangs: With a rule, a bool on the host: whether keys end elsewhere than queries, and the kernels' masks do not have it so.
+        runs: ``Runs`` where they are needed, unless that is for the call to find out.
     """
 
-    _attributes = ("model", "shape_of", "rule", "is_whole", "has_counts", "runs")
+    _attributes = ("model", "shape_of", "rule", "is_whole", "overhangs", "runs")
     _moves = (
         torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.detach,
         torch.Tensor.pin_memory, torch.Tensor.__deepcopy__)
@@ -71,10 +71,10 @@ class Mask(torch.Tensor):
         return f"Mask({self.model}, batch, queries, keys {tuple(self.shape_of)}, {self.rule or 'key by key'})"
 
 
-def _mask(data, model, shape, rule=None, is_whole=False, has_counts=False, runs=None):
+def _mask(data, model, shape, rule=None, is_whole=False, overhangs=None, runs=None):
     made = data.as_subclass(Mask)
     made.model, made.shape_of, made.rule = model, shape, rule
-    made.is_whole, made.has_counts, made.runs = is_whole, has_counts, runs
+    made.is_whole, made.overhangs, made.runs = is_whole, overhangs, runs
     return made
 
 
@@ -98,19 +98,24 @@ def mask(
     device = torch.device(device or "cpu")
     shape = (batch_size, q_length, kv_length)
     waits = not _operators.is_traced() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-    found = _mask_rules.read(mask_function, batch_size)
+    # Tracers that put tensors of their own in the place of ours (torch.export) have none of our class.
+    is_plain = not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    found = _mask_rules.read(mask_function, batch_size) if not is_plain else None
     if found is not None:
         rule, origins = found
         made = _ruled(
             shape, rule, origins, q_offset, kv_offset, cache_position, attention_mask, device, model, waits)
         if made is not None:
             return made
-    options = {name: value for name, value in options.items() if name in ("use_vmap",)}
+    dtype = options.get("dtype", torch.float32)
     seen = sdpa_mask(
         batch_size=batch_size, kv_length=kv_length, kv_offset=kv_offset, mask_function=mask_function,
         attention_mask=attention_mask, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
-        **positions, **options)
+        **positions, **{name: value for name, value in options.items() if name == "use_vmap"})
     seen = seen.expand(batch_size, *seen.shape[1:])
+    if is_plain:
+        # What eager has for a mask, so that models that attend by themselves are right, too.
+        return torch.where(seen, torch.zeros((), dtype=dtype, device=seen.device), torch.finfo(dtype).min)
     return _mask(seen, model, shape, runs=runs(boolean(seen)) if waits else None)
 
 
@@ -123,15 +128,14 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
     # there are.)
     last = q_offset + queries - kv_offset
     real = None if attention_mask is None else _real_keys(attention_mask, keys, kv_offset)
-    if rule.right != 0 and rule.is_aligned and not _is_square(queries, keys, q_offset, kv_offset):
-        return None
-    if waits:
-        if real is None and isinstance(last, int) and not origins:
-            # Nothing is on the GPU that must be asked for.
-            if last > keys:
-                return None
-            numbers = torch.tensor([[last], [keys], [0]], dtype=torch.int32).expand(3, batch)
-            return _mask(numbers.to(device)[None, None], model, shape, rule, is_whole=last == keys)
+    if waits and real is None and isinstance(last, int) and not origins:
+        # Nothing is on the GPU that must be asked for.
+        if last > keys:
+            return None
+        numbers = torch.tensor([[last], [keys], [0]], dtype=torch.int32).expand(3, batch)
+        return _mask(
+            numbers.to(device)[None, None], model, shape, rule, is_whole=last == keys,
+            overhangs=_operators.overhang(rule, numbers))
     last = torch.as_tensor(last, device=device).to(torch.int32).reshape(-1)[:1].expand(batch)
     if real is None:
         end, begin = torch.full_like(last, keys), torch.zeros_like(last)
@@ -147,20 +151,18 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         steps = torch.arange(queries, device=device, dtype=cache_position.dtype)
         fits = fits & (cache_position - cache_position[:1] == steps).all()
     numbers = torch.stack([last, end, begin])
-    has_counts = rule.is_aligned and rule.right != 0 and real is not None
     if not waits:
-        numbers = _operators.checked_padding(numbers, fits)
-        return _mask(numbers[None, None], model, shape, rule, has_counts=has_counts)
-    (lasts, ends, begins), all_fit = numbers.cpu(), fits.all().cpu()
+        numbers, overhangs = _operators.checked_padding(numbers, fits, rule)
+        return _mask(numbers[None, None], model, shape, rule, overhangs=overhangs)
+    host, all_fit = numbers.cpu(), fits.all().cpu()
+    lasts, ends, begins = host
     if not bool(all_fit) or bool((lasts > keys).any()):
         return None
-    is_whole = bool((begins == 0).all() and (lasts == keys).all() and (rule.right == 0 or (ends == keys).all()))
-    return _mask(numbers[None, None], model, shape, rule, is_whole=is_whole, has_counts=has_counts and not is_whole)
-
-
-def _is_square(queries, keys, q_offset, kv_offset):
-    """Whether the queries are known to stand on all keys."""
-    return queries == keys and (isinstance(q_offset, torch.Tensor) or q_offset == kv_offset)
+    overhangs = _operators.overhang(rule, host)
+    is_whole = bool((begins == 0).all() and (lasts == keys).all() and (ends == keys).all())
+    return _mask(
+        numbers[None, None], model, shape, rule, is_whole=is_whole, overhangs=overhangs,
+        runs=runs_of_ranges(*ranges_of(rule, host, queries)) if bool(overhangs) else None)
 
 
 def _real_keys(attention_mask, keys, kv_offset):
@@ -237,22 +239,17 @@ def attention(
         raise NotImplementedError(
             f"{attention_mask.model} made its mask for {batch} x {queries} queries and {keys} keys, and attends with {q.shape[0]} x "
             f"{q.shape[1]} queries and {k.shape[1]} keys; use attn_implementation='eager' or 'sdpa' for this model.")
-    rule, made = attention_mask.rule, attention_mask.runs
+    rule = attention_mask.rule
     if rule is not None and attention_mask.is_whole:
         return _operators.whole(q, k, v, rule, softcap, scaling), None
+    if attention_mask.runs is not None:
+        out = _operators.by_runs(q, k, v, attention_mask.runs, softcap, scaling)
+        if out is not None:
+            return out, None
     with torch._C.DisableTorchFunctionSubclass():
         if rule is None:
-            seen = attention_mask[:]
-            if made is not None:
-                return _operators.by_runs(q, k, v, made, seen, softcap, scaling), None
-            return _operators.masked(q, k, v, seen, softcap, scaling), None
-        numbers = attention_mask[0, 0].expand(3, q.shape[0])
-        last, end, begin = numbers[0].contiguous(), numbers[1].contiguous(), numbers[2].contiguous()
-    # Under a causal mask, keys behind the last real one are seen by none but padding; and where they ended earlier, the queries would
-    # stand on other keys.
-    if attention_mask.has_counts:
-        return _operators.padded(q, k, v, end, begin, rule, softcap, scaling, leaves_out=True), None
-    return _operators.padded(q, k, v, last if rule.is_aligned else end, begin, rule, softcap, scaling), None
+            return _operators.masked(q, k, v, attention_mask[:], softcap, scaling), None
+        return _operators.padded(q, k, v, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
 
 
 def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
@@ -285,13 +282,16 @@ def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, 
     rule = None
     if isinstance(given, Mask):
         # A mask from position_ids knows the documents already; one of padding cannot be joined with them.
-        if given.rule is None or not given.is_whole:
+        rule = given.rule if given.is_whole else None
+        if given.runs is not None:
+            rule = given.runs.rule(q.shape[0], k.shape[1])
+        if rule is None:
             if given.runs is not None and _tells_apart(given.runs, lists[0]):
-                with torch._C.DisableTorchFunctionSubclass():
-                    return _operators.by_runs(q, k, v, given.runs, given[:], softcap, scaling)
+                out = _operators.by_runs(q, k, v, given.runs, softcap, scaling)
+                if out is not None:
+                    return out
             raise NotImplementedError(
                 "cu_seq_lens_q is not supported together with padding in attention_mask; leave one of them out.")
-        rule = given.rule
     elif given is not None:
         raise NotImplementedError("cu_seq_lens_q is not supported together with an attention_mask of four axes; leave one of them out.")
     else:
