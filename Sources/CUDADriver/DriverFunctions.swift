@@ -57,8 +57,9 @@ public struct DriverFunctions: Sendable {
     ) -> Status
   package var getCaptureInfo: GetCapture = { _, _, _, _, _, _ in 999 }
   package typealias HostFunction = @convention(c) (UnsafeMutableRawPointer?) -> Void
-  package var createUserObject: @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status =
-    { _, _, _, _, _ in 999 }
+  package var createUserObject:
+    @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status =
+      { _, _, _, _, _ in 999 }
   package var retainUserObject: @Sendable (Handle?, Handle?, UInt32, UInt32) -> Status = { _, _, _, _ in 999 }
   package var instantiateGraph: @Sendable (Out<Handle?>, Handle?, UInt64) -> Status = { _, _, _ in 999 }
   package var launchGraph: @Sendable (Handle?, Handle?) -> Status = { _, _ in 999 }

@@ -76,7 +76,8 @@ extension CUDADriver {
   ///
   /// Source: CUDA Driver API, section 6.22, `cuUserObjectCreate`, `cuGraphRetainUserObject`.
   public func whenGone(
-    _ capture: Capture, _ argument: UnsafeMutableRawPointer, call function: @convention(c) (UnsafeMutableRawPointer?) -> Void
+    _ capture: Capture, _ argument: UnsafeMutableRawPointer,
+    call function: @convention(c) (UnsafeMutableRawPointer?) -> Void
   ) throws(CUDAError) {
     var object: Handle?
     // CU_USER_OBJECT_NO_DESTRUCTOR_SYNC, CU_GRAPH_USER_OBJECT_MOVE

@@ -159,10 +159,10 @@ import Testing
           counts: [4, 4], rotary: RotaryEmbedding(dimension: 32, isInterleaved: true, positions: 200),
           positions: [50, 3]))
     },
-    Clause("new keys, turned, without a mask, positions beyond the tables") {
+    Clause("new keys, turned, without a mask") {
       try EmulatedDecoding(
         lengths: [90], queries: 2, capacity: 128, mask: .none,
-        new: .init(counts: [5], rotary: RotaryEmbedding(dimension: 16, isInterleaved: false, positions: 60)))
+        new: .init(counts: [5], rotary: RotaryEmbedding(dimension: 16, isInterleaved: false, positions: 95)))
     },
     Clause("new keys on a GPU without launches that begin early") {
       try EmulatedDecoding(
@@ -251,6 +251,18 @@ import Testing
       #expect(outcome.passes, "\(outcome.description)")
       #expect(outcome.counters.bankConflicts == 0 || decoding.problem.valueDimension % 32 != 0)
     }
+  }
+
+  /// A key at a position that the rotary tables have no row for is not a number; what is turned by rows that there are is right.
+  @Test func positionsBeyondTheTablesShow() throws {
+    let decoding = try EmulatedDecoding(
+      lengths: [90, 10], queries: 2, capacity: 128, mask: .none,
+      new: .init(counts: [5, 5], rotary: RotaryEmbedding(dimension: 16, isInterleaved: false, positions: 92)))
+    let outcome = try decoding.run(.init(decode: Program(try decoding.plan.kernel())), .roundRobin)
+    let fault = try #require(outcome.cacheFault)
+    #expect(fault.hasPrefix("cached key (0, 0, 92, 0) is nan"), "\(fault)")
+    #expect(
+      (0..<64).allSatisfy { !outcome.written.output[1, 0, 0, $0].isNaN && outcome.written.output[0, 0, 0, $0].isNaN })
   }
 
   /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: small caches have one

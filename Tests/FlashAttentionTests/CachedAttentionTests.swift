@@ -77,11 +77,21 @@ import Testing
   }
 
   @Test(arguments: [true, false]) func newKeys(isInterleaved: Bool) throws {
-    let rotary = RotaryEmbedding(dimension: 16, isInterleaved: isInterleaved, positions: 30)
+    let rotary = RotaryEmbedding(dimension: 16, isInterleaved: isInterleaved, positions: 32)
     for mask in [AttentionMask.none, .causal] {
       try check(
         wide(.contiguous(sequences: 2, capacity: 20), newKeys: .init(3, rotary: rotary), mask: mask),
         CacheEntries(lengths: [17, 0]), positions: [2, 29])
+      for (positions, row) in [([2, 30], 32), ([2, -1], -1)] {
+        #expect(
+          sentence {
+            try check(
+              wide(.contiguous(sequences: 2, capacity: 20), newKeys: .init(3, rotary: rotary), mask: mask),
+              CacheEntries(lengths: [17, 0]), positions: positions)
+          }
+            == "Sequence 1 reaches position \(row), and the rotary tables have 32 rows; give tables with a row for each position "
+            + "from 0 on.")
+      }
     }
     try check(
       wide(.paged(pages: 9, pageSize: 4, pagesPerSequence: 4), newKeys: .init(3, packedTotal: 4, rotary: rotary)),
@@ -102,12 +112,6 @@ import Testing
   }
 
   @Test func refusesWhatCannotBe() throws {
-    func sentence(_ body: () throws -> Void) -> String {
-      do {
-        try body()
-        return "nothing was refused"
-      } catch { return "\(error)" }
-    }
     #expect(
       sentence { _ = try wide(.packed(total: 9, longest: 9), newKeys: .init(1)) }
         == "Keys that are packed leave no room for new ones; append to a contiguous or paged cache.")
@@ -174,12 +178,6 @@ import Testing
     let scenario = CacheScenario(problem, CacheEntries(lengths: [45, 0]), seed: 5)
     let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
     #expect(result.output.passes && result.logSumExp.passes, "\(result)")
-    func sentence(_ body: () throws -> Void) -> String {
-      do {
-        try body()
-        return "nothing was refused"
-      } catch { return "\(error)" }
-    }
     try combines(problem, scenario)
     for (keysPerSplit, packed) in [(nil, nil), (20, 6)] as [(Int?, Int?)] {
       #expect(
@@ -298,4 +296,12 @@ import Testing
     #expect("\(plan)".hasPrefix("CPU, ") && "\(plan)".hasSuffix("The CPU was asked for."))
     #expect(plan.workspaceByteCount == 0)
   }
+}
+
+/// What a call throws, in words.
+private func sentence(_ body: () throws -> Void) -> String {
+  do {
+    try body()
+    return "nothing was refused"
+  } catch { return "\(error)" }
 }

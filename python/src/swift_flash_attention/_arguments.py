@@ -124,4 +124,4 @@ def _listed(name, value, like):
     if value.dtype in (torch.int64, torch.uint32, torch.uint64):
         # What no int32 holds stays too large.
         value = value.to(torch.int64).clamp(-_WIDEST - 1, _WIDEST)
-    return value.to(torch.int32).contiguous()
+    return value.resolve_neg().to(torch.int32).contiguous()

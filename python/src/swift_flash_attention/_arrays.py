@@ -58,12 +58,13 @@ def _contiguous(shape):
 
 def is_torch(value):
     """Whether it is a tensor of torch, of whatever class."""
-    return type(value).__module__.partition(".")[0] == "torch" or "torch" in sys.modules and isinstance(
-        value, sys.modules["torch"].Tensor)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _is_masked(value):
-    return "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ma.MaskedArray)
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ma.MaskedArray)
 
 
 def array(name, value):

@@ -19,8 +19,15 @@ def is_traced():
 
 
 def needs_operator(*tensors):
-    """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind."""
+    """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind.
+
+    Raises:
+        NotImplementedError: ``torch.func`` wants gradients, which it would look for before it runs anything.
+    """
     if is_traced():
+        transform = None if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack()
+        if transform is not None and transform.key() in _GRADIENTS:
+            _no_backward(None)
         return True
     wants_gradients = torch.is_grad_enabled()
     for x in tensors:
@@ -29,6 +36,9 @@ def needs_operator(*tensors):
             if kind is not torch.Tensor and kind is not torch.nn.Parameter or wants_gradients and x.requires_grad:
                 return True
     return False
+
+
+_GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
 def _operator(name, function, fake, mutates=()):
@@ -153,7 +163,9 @@ KVCACHE = Words(
         ("place in the cache of", "cache_batch_idx of"), ("left padding of", "cache_leftpad of"),
         ("query start of", "start by cu_seqlens_q of"), ("query count of", "number of queries by cu_seqlens_q (at most max_seqlen_q) of"),
         ("new key start of", "start by cu_seqlens_k_new of"), ("new key count of", "number of new keys by cu_seqlens_k_new of"),
-        ("The page of", "A page in page_table of"), ("position of", "position by rotary_seqlens of")))
+        ("The page of", "A page in page_table of"),
+        ("The rotary dimension is", "The rotary dimension (twice the columns of rotary_cos) is"),
+        ("the rotary tables have", "the tables of rotary_cos and rotary_sin have")))
 _KVCACHE_TAIL = (
     lambda q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest:
     _fake_sequences(q, v_cache, query_starts, k))

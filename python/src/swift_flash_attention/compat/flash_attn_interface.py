@@ -224,7 +224,10 @@ def flash_attn_with_kvcache(
         capacity *= page_table.shape[1]
     if cache_seqlens is None:
         cache_seqlens = _lengths(capacity, batch, q.device)
-    elif type(cache_seqlens) is not torch.Tensor or cache_seqlens.dim() != 1 or cache_seqlens.dtype is not torch.int32:
+    elif (
+        type(cache_seqlens) is not torch.Tensor or cache_seqlens.dim() != 1 or cache_seqlens.dtype is not torch.int32
+        or given.is_lazy(cache_seqlens)
+    ):
         cache_seqlens = _given_lengths(cache_seqlens, batch, capacity, q)
     if cache_batch_idx is not None:
         cache_batch_idx = given.int32("cache_batch_idx", cache_batch_idx, q)
@@ -308,6 +311,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     dtype = out.dtype if out is not None else out_dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{'out' if out is not None else 'out_dtype'} is {dtype}; it must be float32, float16 or bfloat16.")
+    needs_operator(out_partial)
     result, lse = combine_op(out_partial, lse_partial, dtype)
     return (result if out is None else out.copy_(result)), lse
 
