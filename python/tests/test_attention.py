@@ -72,9 +72,9 @@ def test_arrays_of_others():
 
 
 @pytest.mark.gpu
-def test_cupy():
+def test_cupy(gpu):
     cupy = pytest.importorskip("cupy")
-    q = torch.randn(1, 50, 2, 64, dtype=torch.float16, device="cuda")
+    q = torch.randn(1, 50, 2, 64, dtype=torch.float16, device=gpu)
     own = fa.attention(*(cupy.from_dlpack(q) for _ in range(3)))
     assert isinstance(own, cupy.ndarray)
     assert torch.equal(torch.from_dlpack(own), fa.attention(q, q, q))

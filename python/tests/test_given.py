@@ -86,7 +86,7 @@ PAGES, TABLE = CACHE.view(4, 2, 2, 64), torch.arange(4, dtype=torch.int32)[None]
          "^out has the strides"),
         (lambda: flash_attn_combine(Q[None], Q[None, ..., 0], out_dtype=torch.int32), ValueError, "^out_dtype is torch.int32"),
         (lambda: fa.attention(Q, Q, Q, window=128), TypeError, r"^window is 128; it must be \(left, right\)"),
-        (lambda: fa.attention(Q, Q, Q, window=(1.5, 0)), TypeError, "^window is 1.5"),
+        (lambda: fa.attention(Q, Q, Q, window=(1.5, 0)), TypeError, "^window .left. is 1.5"),
         (lambda: fa.attention(Q, Q, Q, chunk=2.5), TypeError, "^chunk is 2.5"),
         (lambda: fa.attention(Q, Q, Q, causal=2), TypeError, "^causal is 2"),
         (lambda: fa.attention(Q, Q.numpy(), Q), TypeError, "^k is a numpy.ndarray"),

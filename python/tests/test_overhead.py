@@ -23,11 +23,11 @@ def seconds(function, count=2000):
 
 
 @pytest.mark.gpu
-def test_a_decode_call_costs_the_host_little():
-    q = torch.randn(1, 1, 32, 128, dtype=torch.bfloat16, device="cuda")
-    k, v = (torch.randn(1, 1024, 8, 128, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    lengths = torch.tensor([1024], dtype=torch.int32, device="cuda")
-    nothing = torch.empty(1, device="cuda")
+def test_a_decode_call_costs_the_host_little(gpu):
+    q = torch.randn(1, 1, 32, 128, dtype=torch.bfloat16, device=gpu)
+    k, v = (torch.randn(1, 1024, 8, 128, dtype=torch.bfloat16, device=gpu) for _ in range(2))
+    lengths = torch.tensor([1024], dtype=torch.int32, device=gpu)
+    nothing = torch.empty(1, device=gpu)
     with torch.no_grad():
         own = seconds(lambda: flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True))
         empty = seconds(nothing.zero_)

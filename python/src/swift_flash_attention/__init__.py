@@ -7,6 +7,7 @@
 import ctypes
 
 from . import _library as c
+from . import _numbers
 from ._arrays import array, empty, finished, is_torch, stream, writable
 
 __all__ = ["__version__", "attention", "gpu_is_usable", "plan", "prepare"]
@@ -18,28 +19,14 @@ def gpu_is_usable(ordinal=0):
     return c.library.fa_gpu_check(ordinal) == c.OK
 
 
-def _one_number(name, value, kinds, what):
-    """What a number is, also one in an array of no axes; it is read at every call."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
-        raise TypeError(f"{name} is {value!r}; it must be {what}.")
-    return value
-
-
 def _options(causal, window, chunk, softcap, scale):
     """``(causal, left, right, chunk, softcap, scale)``; sides are -1 where they are unlimited."""
-    causal = _one_number("causal", causal, (bool,), "True or False")
-    left = right = -1
-    if window is not None:
-        if isinstance(window, (str, bytes)) or not hasattr(window, "__len__") or len(window) != 2:
-            raise TypeError(f"window is {window!r}; it must be (left, right), the keys before and after its own that a query sees.")
-        left, right = (
-            -1 if side is None else max(-1, _one_number("window", side, (int,), "two whole numbers or None")) for side in window)
-    chunk = 0 if chunk is None else _one_number("chunk", chunk, (int,), "a whole number")
-    softcap = 0.0 if softcap is None else float(_one_number("softcap", softcap, (int, float), "a number"))
-    scale = None if scale is None else float(_one_number("scale", scale, (int, float), "a number"))
-    return causal, left, 0 if causal else right, chunk, softcap, scale
+    causal = _numbers.flag("causal", causal)
+    left, right = _numbers.window("window", window)
+    return (
+        causal, left, 0 if causal else right, 0 if chunk is None else _numbers.whole("chunk", chunk),
+        0.0 if softcap is None else _numbers.number("softcap", softcap),
+        None if scale is None else _numbers.number("scale", scale))
 
 
 def scores(causal, left, right, chunk, softcap, scale):

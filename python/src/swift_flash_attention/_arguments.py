@@ -1,65 +1,8 @@
-"""What callers hand over, as what the calls need: numbers that are numbers, tensors that are tensors, lists of int32. Each refusal
-names the argument. (Nothing that was given is kept: a tensor that held a number may hold another one at the next call.)"""
-
-import numbers
+"""What callers hand over, as what the calls need: tensors that are tensors, lists of int32. Each refusal names the argument."""
 
 import torch
 
 _WIDEST = 2**31 - 1
-
-
-def _one(name, value):
-    """What an array of one element holds, or the value itself."""
-    if isinstance(value, torch.Tensor) or (hasattr(value, "__array__") and hasattr(value, "item")):
-        if getattr(value, "ndim", 0) != 0 and getattr(value, "size", 0) != 1 and tuple(value.shape) != (1,):
-            raise TypeError(f"{name} has the shape {tuple(value.shape)}; it must be one number.")
-        return value.item()
-    return value
-
-
-def number(name, value):
-    """A float, of whatever holds one number."""
-    if type(value) is float:
-        return value
-    value = _one(name, value)
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name} is {value!r}; it must be a number.")
-    return float(value)
-
-
-def whole(name, value):
-    """An int, of whatever holds one whole number."""
-    if type(value) is int:
-        return value
-    if isinstance(value, torch.SymInt):
-        return value
-    value = _one(name, value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number.")
-    return int(value)
-
-
-def flag(name, value):
-    """A bool, of True, False, 1, 0 or what holds one of them."""
-    if value is True or value is False:
-        return value
-    value = _one(name, value)
-    if isinstance(value, bool) or isinstance(value, numbers.Integral) and value in (0, 1):
-        return bool(value)
-    raise TypeError(f"{name} is {value!r}; it must be True or False.")
-
-
-def window(name, value):
-    """Both sides of a window, -1 where one is unlimited (None, or anything below 0)."""
-    if value is None:
-        return -1, -1
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
-        raise TypeError(f"{name} is {value!r}; it must be (left, right): the keys before and after a query's own that it sees.")
-    sides = []
-    for side, what in zip(value, ("left", "right")):
-        side = -1 if side is None else whole(f"{name} ({what})", side)
-        sides.append(-1 if side < 0 else side)
-    return tuple(sides)
 
 
 def tensor(name, value, axes=None, shape=None):
@@ -99,7 +42,7 @@ def int32(name, value, like, shape=None, words=""):
         result = value
     else:
         result = _listed(name, value, like)
-    if result.get_device() != like.get_device():
+    if result.get_device() != like.get_device() or result.is_cpu != like.is_cpu:
         raise ValueError(f"{name} is on {result.device}, and the queries are on {like.device}.")
     if shape is not None and tuple(result.shape) != tuple(shape):
         raise ValueError(f"{name} has the shape {tuple(result.shape)}; {tuple(shape)} is needed{words}.")

@@ -8,7 +8,7 @@ import torch
 from . import _library as c
 from ._mask_rules import Rule
 from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
-from ._torch import Words, forward, sequences, unit_stride
+from ._torch import SCORES, Words, forward, is_captured, sequences, unit_stride
 
 
 def is_traced():
@@ -130,7 +130,7 @@ VARLEN = Words(
     (
         ("query start of", "start by cu_seqlens_q of"), ("query count of", "number of queries by cu_seqlens_q (at most max_seqlen_q) of"),
         ("key start of", "start by cu_seqlens_k of"), ("key count of", "number of keys by cu_seqlens_k (at most max_seqlen_k) of"),
-        ("The length of", "The number of keys by seqused_k of")))
+        ("The length of", "The number of keys by seqused_k of"), *SCORES))
 varlen_op = _operator("varlen", _varlen, lambda q, k, v, query_starts, *rest: _fake_sequences(q, v, query_starts, None))
 _no_vmap(varlen_op, "flash_attn_varlen_func")
 
@@ -165,7 +165,7 @@ KVCACHE = Words(
         ("new key start of", "start by cu_seqlens_k_new of"), ("new key count of", "number of new keys by cu_seqlens_k_new of"),
         ("The page of", "A page in page_table of"),
         ("The rotary dimension is", "The rotary dimension (twice the columns of rotary_cos) is"),
-        ("the rotary tables have", "the tables of rotary_cos and rotary_sin have")))
+        ("the rotary tables have", "the tables of rotary_cos and rotary_sin have"), *SCORES))
 _KVCACHE_TAIL = (
     lambda q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest:
     _fake_sequences(q, v_cache, query_starts, k))
@@ -321,7 +321,7 @@ def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rul
 def _check_padding(
     numbers: torch.Tensor, fits: torch.Tensor, left: int, right: int, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
+    if numbers.is_cuda and is_captured(numbers.get_device()):
         raise NotImplementedError(
             "attention_mask cannot be looked into while a CUDA graph is captured; let the model make its mask before, as "
             "generate() does, or leave attention_mask out.")

@@ -35,12 +35,12 @@ def _type(name, tensor):
     return code
 
 
-def _device(tensor):
+def _device(name, tensor):
     if tensor.device.type == "cuda":
         return c.GPU, tensor.device.index or 0
     if tensor.device.type == "cpu":
         return c.CPU, 0
-    raise TypeError(f"The tensors are on {tensor.device}; supported are the CPU and CUDA devices.")
+    raise TypeError(f"{name} is on {tensor.device}; supported are the CPU and CUDA devices.")
 
 
 def unit_stride(tensor):
@@ -97,6 +97,11 @@ def _fits(name, tensor, shape, like, dtype=None):
         raise ValueError(f"{name} is {tensor.dtype}; {dtype} is needed.")
 
 
+def is_elsewhere(tensor, ordinal):
+    """Whether a tensor is not on a GPU, or not on the CPU where the number is -1. (That of other devices without memory is -1, too.)"""
+    return tensor.get_device() != ordinal or ordinal < 0 and not tensor.is_cpu
+
+
 def _elsewhere(name, tensor, like):
     return ValueError(f"{name} is on {tensor.device}, and the queries are on {like.device}; all tensors must be on one device.")
 
@@ -111,7 +116,13 @@ class Words(NamedTuple):
         return self.names.get(name, name)
 
 
-_WORDS = Words({"new_k": "k", "new_v": "v"})
+# What all functions call something else than the library.
+SCORES = (
+    ("The scale is", "The scale (softmax_scale) is"), ("The window reaches", "The window (window_size) reaches"),
+    ("The chunk size of the mask", "The chunk size of the mask (attention_chunk)"),
+    ("query heads cannot share", "query heads (of q) cannot share"), ("key/value heads evenly", "key/value heads (of k and v) evenly"),
+    ("head dimension of queries and keys is", "head dimension of q and k is"), ("head dimension of values is", "head dimension of v is"))
+_WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 
 
 # MARK: - Whole tensors
@@ -128,7 +139,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     if call is None:
         b, n, h, d = q.shape
         _whole_shapes(q, k, v)
-        device, ordinal = _device(q)
+        device, ordinal = _device("q", q)
         call = c.ForwardParams(
             size=ctypes.sizeof(c.ForwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=b, queries=n,
             keys=k.shape[1], query_heads=h, key_value_heads=k.shape[2], dimension=d, value_dimension=v.shape[-1])
@@ -145,7 +156,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
         call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
-    _run(c.library.fa_forward, c.library.fa_forward_prepare, call, ())
+    _run(c.library.fa_forward, c.library.fa_forward_prepare, call, SCORES)
     return out, lse
 
 
@@ -226,6 +237,14 @@ def _workspace(byte_count, device, stream, is_shared):
     return memory
 
 
+def is_captured(ordinal):
+    """Whether what is put into a GPU's current stream goes into a graph."""
+    if torch._C._cuda_getDevice() == ordinal:
+        return torch._C._cuda_isCurrentStreamCapturing()
+    with torch.cuda.device(ordinal):
+        return torch._C._cuda_isCurrentStreamCapturing()
+
+
 def _recorded_workspace(call, byte_count, device, stream, units):
     """Memory for a call that somebody records or captures, and who owns it; the counters are the library's, which has some for each
     graph, so that nothing need be zeroed when it is replayed."""
@@ -272,10 +291,11 @@ def sequences(
         cosines is None or (cosines.shape, sines.shape, cosines.dtype, sines.dtype, interleaved), scale, causal, left,
         right, chunk, softcap, keys_per_split)
     is_cuda = q.is_cuda
-    # -1 is the CPU. Each call, as another GPU's memory would look the same to all that is remembered.
+    # Each call, as another GPU's memory would look the same to all that is remembered.
     ordinal = q.get_device()
-    if k.get_device() != ordinal or v.get_device() != ordinal:
-        raise _elsewhere(*((words.of("k"), k) if k.get_device() != ordinal else (words.of("v"), v)), q)
+    for name, x in (("k", k), ("v", v)):
+        if is_elsewhere(x, ordinal):
+            raise _elsewhere(words.of(name), x, q)
     calls = _remembered("sequences")
     found = calls.get(key)
     if found is None:
@@ -298,12 +318,12 @@ def sequences(
         if value.dtype is not dtype or not value.is_contiguous():
             raise ValueError(
                 f"{words.of(name)} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
-        if value.get_device() != ordinal:
+        if is_elsewhere(value, ordinal):
             raise _elsewhere(words.of(name), value, q)
         setattr(call, name, value.data_ptr())
     if new_k is not None:
         for name, x in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
-            if x is not None and x.get_device() != ordinal:
+            if x is not None and is_elsewhere(x, ordinal):
                 raise _elsewhere(words.of(name), x, q)
         call.new_k.data, call.new_v.data = new_k.data_ptr(), new_v.data_ptr()
         if cosines is not None:
@@ -314,7 +334,7 @@ def sequences(
         stream = torch._C._cuda_getCurrentRawStream(q.device.index)
         call.stream = stream
         if workspace_size > 0:
-            if is_recorded or torch._C._cuda_isCurrentStreamCapturing():
+            if is_recorded or is_captured(ordinal):
                 memory = _recorded_workspace(call, workspace_size, q.device, stream, units)
             else:
                 memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)
@@ -332,7 +352,7 @@ def _sequences_call(
     lists = dict(zip(_LISTS, lists))
     packed_queries, packed_keys = lists["query_starts"] is not None, lists["key_starts"] is not None
     paged, packed_new = lists["page_table"] is not None, lists["new_key_starts"] is not None
-    device, ordinal = _device(q)
+    device, ordinal = _device(words.of("q"), q)
     if packed_queries:
         (total, h, d), batch = q.shape, lists["query_starts"].shape[0] - 1
         if longest_query is None:

@@ -12,6 +12,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from . import _mask_rules, _operators
 from ._mask_rules import Rule
 from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
+from ._torch import is_captured
 
 try:
     from transformers import AttentionMaskInterface
@@ -97,7 +98,7 @@ def mask(
         device = attention_mask.device
     device = torch.device(device or "cpu")
     shape = (batch_size, q_length, kv_length)
-    waits = not _operators.is_traced() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    waits = not _operators.is_traced() and not (device.type == "cuda" and is_captured(torch.cuda.current_device() if device.index is None else device.index))
     # Tracers that put tensors of their own in the place of ours (torch.export) have none of our class.
     is_plain = not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0
     found = _mask_rules.read(mask_function, batch_size) if not is_plain else None

@@ -8,6 +8,7 @@ the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are conv
 import torch
 
 from swift_flash_attention import _arguments as given
+from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, kvcache_op, needs_operator, varlen_op)
 from swift_flash_attention._overlap import overlaps_itself
@@ -36,10 +37,10 @@ def _tensors(axes, shape, **tensors):
 
 def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
     """Numbers as numbers: nothing else may be remembered of a call."""
-    left, right = (-1, -1) if window_size == (-1, -1) else given.window("window_size", window_size)
+    left, right = (-1, -1) if window_size == (-1, -1) else window("window_size", window_size)
     return (
-        given.flag("causal", causal), left, right, given.whole("attention_chunk", attention_chunk),
-        given.number("softcap", softcap), None if softmax_scale is None else given.number("softmax_scale", softmax_scale))
+        flag("causal", causal), left, right, whole("attention_chunk", attention_chunk),
+        number("softcap", softcap), None if softmax_scale is None else number("softmax_scale", softmax_scale))
 
 
 def _scales(**scales):
@@ -65,7 +66,7 @@ def flash_attn_func(
     _refuse(qv=qv)
     q, k, v = _tensors(4, _WHOLE, q=q, k=k, v=v)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
-    wants_lse = given.flag("return_attn_probs", return_attn_probs)
+    wants_lse = flag("return_attn_probs", return_attn_probs)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
         arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
         scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
@@ -99,7 +100,7 @@ def flash_attn_qkvpacked_func(
     elif qkv.dim() == 4:
         if num_heads_q is None:
             raise ValueError("qkv of four axes needs num_heads_q, the number of query heads among its heads.")
-        num_heads_q = given.whole("num_heads_q", num_heads_q)
+        num_heads_q = whole("num_heads_q", num_heads_q)
         heads, rest = divmod(qkv.shape[2] - num_heads_q, 2)
         if rest or heads < 1 or num_heads_q < 1:
             raise ValueError(
@@ -107,10 +108,13 @@ def flash_attn_qkvpacked_func(
         q, k, v = qkv.split([num_heads_q, heads, heads], dim=-2)
     else:
         raise ValueError(f"qkv has the shape {tuple(qkv.shape)}; it must have four or five axes.")
-    return flash_attn_func(
-        q, k, v, softmax_scale=softmax_scale, causal=causal, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale,
-        window_size=window_size, attention_chunk=attention_chunk, softcap=softcap, deterministic=deterministic,
-        sm_margin=sm_margin, return_attn_probs=return_attn_probs)
+    try:
+        return flash_attn_func(
+            q, k, v, softmax_scale=softmax_scale, causal=causal, q_descale=q_descale, k_descale=k_descale,
+            v_descale=v_descale, window_size=window_size, attention_chunk=attention_chunk, softcap=softcap,
+            deterministic=deterministic, sm_margin=sm_margin, return_attn_probs=return_attn_probs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Of qkv, split into q, k and v: {error}") from None
 
 
 def flash_attn_varlen_func(
@@ -125,12 +129,12 @@ def flash_attn_varlen_func(
     _refuse(qv=qv)
     q, k, v = _tensors(3, _PACKED, q=q, k=k, v=v)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
-    wants_lse = given.flag("return_attn_probs", return_attn_probs)
+    wants_lse = flag("return_attn_probs", return_attn_probs)
     cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
     batch = cu_seqlens_q.shape[0] - 1
     cu_seqlens_k = given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it")
     seqused_q, seqused_k = _list("seqused_q", seqused_q, q, (batch,)), _list("seqused_k", seqused_k, q, (batch,))
-    longest = given.whole("max_seqlen_q", max_seqlen_q), given.whole("max_seqlen_k", max_seqlen_k)
+    longest = whole("max_seqlen_q", max_seqlen_q), whole("max_seqlen_k", max_seqlen_k)
     scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     if needs_operator(q, k, v):
         out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, *options)
@@ -189,7 +193,7 @@ def flash_attn_with_kvcache(
     if cu_seqlens_q is None:
         q, k_cache, v_cache = _tensors(4, _WHOLE, q=q, k_cache=k_cache, v_cache=v_cache)
         batch = q.shape[0]
-        if max_seqlen_q is not None and given.whole("max_seqlen_q", max_seqlen_q) < q.shape[1]:
+        if max_seqlen_q is not None and whole("max_seqlen_q", max_seqlen_q) < q.shape[1]:
             raise ValueError(f"max_seqlen_q is {max_seqlen_q}, and q has {q.shape[1]} tokens; leave it out.")
         max_seqlen_q = None
     else:
@@ -198,16 +202,23 @@ def flash_attn_with_kvcache(
         cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
         batch = cu_seqlens_q.shape[0] - 1
         if max_seqlen_q is not None:
-            max_seqlen_q = given.whole("max_seqlen_q", max_seqlen_q)
+            max_seqlen_q = whole("max_seqlen_q", max_seqlen_q)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
-    wants_lse = given.flag("return_softmax_lse", return_softmax_lse)
+    wants_lse = flag("return_softmax_lse", return_softmax_lse)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         raise ValueError("k_cache and v_cache must have elements side by side along the last axis.")
+    capacity = k_cache.shape[1]
+    if page_table is not None:
+        page_table = given.int32("page_table", page_table, q)
+        if page_table.dim() != 2:
+            raise ValueError(f"page_table has the shape {tuple(page_table.shape)}; it must be [batch, pages of a sequence].")
+        capacity *= page_table.shape[1]
     if (k is None) != (v is None):
         raise ValueError("New keys come with new values: give both k and v, or neither.")
     if k is not None:
         k, v, rotary_cos, rotary_sin, rotary_seqlens = _new_keys(
-            q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, page_table)
+            q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch,
+            None if page_table is None else capacity)
         cu_seqlens_k_new = _list("cu_seqlens_k_new", cu_seqlens_k_new, q, (batch + 1,))
     else:
         for name, value in (
@@ -216,19 +227,12 @@ def flash_attn_with_kvcache(
             if value is not None:
                 raise ValueError(f"{name} is for new keys: give k and v with it.")
         rotary_seqlens = None
-    capacity = k_cache.shape[1]
-    if page_table is not None:
-        page_table = given.int32("page_table", page_table, q)
-        if page_table.dim() != 2:
-            raise ValueError(f"page_table has the shape {tuple(page_table.shape)}; it must be [batch, pages of a sequence].")
-        capacity *= page_table.shape[1]
     if cache_seqlens is None:
         cache_seqlens = _lengths(capacity, batch, q.device)
-    elif (
-        type(cache_seqlens) is not torch.Tensor or cache_seqlens.dim() != 1 or cache_seqlens.dtype is not torch.int32
-        or given.is_lazy(cache_seqlens)
-    ):
-        cache_seqlens = _given_lengths(cache_seqlens, batch, capacity, q)
+    elif isinstance(cache_seqlens, int) or getattr(cache_seqlens, "ndim", None) == 0 or type(cache_seqlens).__name__ == "SymInt":
+        cache_seqlens = _one_length(cache_seqlens, batch, capacity, q)
+    else:
+        cache_seqlens = given.int32("cache_seqlens", cache_seqlens, q, (batch,))
     if cache_batch_idx is not None:
         cache_batch_idx = given.int32("cache_batch_idx", cache_batch_idx, q)
         if page_table is not None:
@@ -240,27 +244,29 @@ def flash_attn_with_kvcache(
     out, lse = _kvcache(
         q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
         cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale,
-        given.flag("rotary_interleaved", rotary_interleaved), *options, wants_lse)
+        flag("rotary_interleaved", rotary_interleaved), *options, wants_lse)
     if not wants_lse:
         return out
     nothing = torch.empty(0, dtype=torch.float32, device=q.device)
     return out, lse, nothing, nothing
 
 
-def _given_lengths(value, batch, capacity, q):
-    """``cache_seqlens`` of any kind: one number for all, or one for each sequence."""
-    if isinstance(value, (int, torch.SymInt)) or getattr(value, "ndim", None) == 0:
-        value = given.whole("cache_seqlens", value)
-        if not isinstance(value, torch.SymInt) and not 0 <= value <= capacity:
-            raise ValueError(f"cache_seqlens is {value}; it must be from 0 to {capacity}, what the cache can hold.")
-        return _lengths(value, batch, q.device)
-    return given.int32("cache_seqlens", value, q, (batch,))
+def _one_length(value, batch, capacity, q):
+    """``cache_seqlens`` that is one number for all sequences."""
+    value = whole("cache_seqlens", value)
+    if type(value) is int and not 0 <= value <= capacity:
+        raise ValueError(f"cache_seqlens is {value}; it must be from 0 to {capacity}, what the cache can hold.")
+    return _lengths(value, batch, q.device)
 
 
 def _new_keys(
-    q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, page_table
+    q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, paged_capacity
 ):
-    """New keys and values, tables and positions as the call needs them."""
+    """New keys and values, tables and positions as the call needs them.
+
+    Args:
+        paged_capacity: The most keys of a sequence where they are on pages; else None.
+    """
     axes, shape = (4, _WHOLE) if cu_seqlens_k_new is None else (3, _PACKED)
     k, v = _tensors(axes, shape, k=k, v=v)
     if cache_seqlens is None:
@@ -274,12 +280,11 @@ def _new_keys(
         rotary_seqlens = None
     else:
         rotary_cos, rotary_sin = _tensors(2, "[positions, rotary dimension / 2]", rotary_cos=rotary_cos, rotary_sin=rotary_sin)
-        if page_table is not None:
-            pages = page_table.shape[1] if hasattr(page_table, "shape") else max(map(len, page_table), default=0)
-            if rotary_cos.shape[0] < k_cache.shape[1] * pages:
-                raise ValueError(
-                    f"rotary_cos has {rotary_cos.shape[0]} rows; with page_table, sequences can have {k_cache.shape[1] * pages} keys, "
-                    "and each position needs a row.")
+        # As in FlashAttention 3, whatever the lengths are: those on a GPU are not known here.
+        if paged_capacity is not None and rotary_cos.shape[0] < paged_capacity:
+            raise ValueError(
+                f"rotary_cos has {rotary_cos.shape[0]} rows; with page_table, sequences can have {paged_capacity} keys, and each "
+                "position needs a row.")
         rotary_seqlens = _list("rotary_seqlens", rotary_seqlens, q, (batch,))
     if k.dtype == v.dtype == torch.float8_e4m3fn == k_cache.dtype:
         # Every e4m3 number is a bf16 number too, and comes back as it was.
