@@ -283,7 +283,7 @@ def test_backward_raises(device):
 
 def test_errors_are_sentences(device):
     q = torch.randn(1, 2, 3, 64, dtype=torch.float16, device=device)
-    with pytest.raises(ValueError, match="3 query heads cannot share 2 key/value heads evenly"):
+    with pytest.raises(ValueError, match=r"3 query heads \(of q\) cannot share 2 key/value heads \(of k and v\) evenly"):
         flash_attn_func(q, q[:, :, :2], q[:, :, :2])
     with pytest.raises(ValueError, match=r"^cache_seqlens has the shape \(3,\); \(1,\) is needed"):
         flash_attn_with_kvcache(q, q, q, cache_seqlens=int32([1, 2, 1], device))

@@ -44,7 +44,7 @@ PAGES, TABLE = CACHE.view(4, 2, 2, 64), torch.arange(4, dtype=torch.int32)[None]
         (lambda: flash_attn_func(Q, Q, Q, softcap=None), TypeError, "^softcap is None; it must be a number"),
         (lambda: flash_attn_func(Q, Q, Q, softcap=-1.0), ValueError, "softcap"),
         (lambda: flash_attn_func(Q, Q, Q, softmax_scale=torch.ones(2)), TypeError, "^softmax_scale has the shape"),
-        (lambda: flash_attn_func(Q, Q, Q, softmax_scale=float("nan")), ValueError, "scale is nan"),
+        (lambda: flash_attn_func(Q, Q, Q, softmax_scale=float("nan")), ValueError, "scale .softmax_scale. is nan"),
         (lambda: flash_attn_func(Q, Q, Q, causal="yes"), TypeError, "^causal is 'yes'; it must be True or False"),
         (lambda: flash_attn_func(Q, Q, Q, window_size=5), TypeError, r"^window_size is 5; it must be \(left, right\)"),
         (lambda: flash_attn_func(Q, Q, Q, attention_chunk=-2), ValueError, "chunk"),
@@ -402,3 +402,17 @@ def test_prepare_computes_nothing():
 def test_imports_without_torch():
     code = "import sys; sys.modules['torch'] = None; import numpy, swift_flash_attention as fa; q = numpy.ones((1, 4, 2, 32), 'f4'); fa.attention(q, q, q)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.gpu
+def test_sentences_of_a_gpu(gpu):
+    q, cache = (torch.randn(1, n, 2, 64, device=gpu) for n in (1, 8))
+    half, bytes_apart = q.half(), torch.randn(1, 1, 2, 65, device=gpu).half()[..., :64]
+    for call, sentence in (
+        (lambda: flash_attn_func(q, q, q), "The GPU has no kernel for q of f32"),
+        (lambda: flash_attn_func(bytes_apart, half, half), "The head stride of q is 130 bytes; on the GPU it must be a multiple of 16"),
+        (lambda: flash_attn_with_kvcache(half, bytes_apart, half), "of k_cache is 130 bytes"),
+        (lambda: flash_attn_with_kvcache(half, cache.half(), cache.half(), k=half, v=bytes_apart, cache_seqlens=3), "of v is 130 bytes"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()

@@ -90,6 +90,16 @@ def test_documents_do_not_see_each_other(window):
         assert (own - apart).abs().max() < 1e-4 * apart.abs().max()
 
 
+def test_documents_by_their_numbers_alone():
+    numbers = torch.tensor([[0] * 5 + [1] * 3 + [2] * 7], dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match="^seq_idx tells documents apart, and neither the mask nor cu_seq_lens_q does"):
+        logits(NAME, seq_idx=numbers)
+    own = logits(NAME, position_ids=POSITIONS, seq_idx=numbers, **KEYWORDS)
+    assert torch.equal(own, logits(NAME, position_ids=POSITIONS, **KEYWORDS))
+    check_equal(position_ids=POSITIONS, use_cache=False)
+    logits(NAME, position_ids=POSITIONS, seq_idx=numbers, use_cache=False)
+
+
 def test_documents_need_all_of_their_keywords():
     with pytest.raises(ValueError, match="^cu_seq_lens_k is missing"):
         logits(NAME, cu_seq_lens_q=STARTS)

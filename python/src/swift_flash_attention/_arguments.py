@@ -38,15 +38,12 @@ def int32(name, value, like, shape=None, words=""):
         shape: The extents that it must have, where they are known.
         words: What they are, in words.
     """
-    if type(value) is torch.Tensor and value.dtype is torch.int32 and value.is_contiguous() and not is_lazy(value):
-        result = value
-    else:
-        result = _listed(name, value, like)
-    if result.get_device() != like.get_device() or result.is_cpu != like.is_cpu:
-        raise ValueError(f"{name} is on {result.device}, and the queries are on {like.device}.")
-    if shape is not None and tuple(result.shape) != tuple(shape):
-        raise ValueError(f"{name} has the shape {tuple(result.shape)}; {tuple(shape)} is needed{words}.")
-    return result
+    if type(value) is not torch.Tensor or value.dtype is not torch.int32 or not value.is_contiguous() or is_lazy(value):
+        value = _listed(name, value, like)
+    # Devices are compared by the call itself.
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}; {tuple(shape)} is needed{words}.")
+    return value
 
 
 def _listed(name, value, like):

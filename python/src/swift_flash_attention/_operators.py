@@ -14,8 +14,13 @@ from ._torch import SCORES, Words, forward, is_captured, sequences, unit_stride
 def is_traced():
     """Whether somebody records what is done with tensors, or does it to others than these."""
     return (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None or torch._C._functorch.maybe_current_level() is not None)
+        torch.compiler.is_compiling() or _len_dispatch_stack() > 0 or _tracing_state() is not None
+        or _functorch_level() is not None)
+
+
+# Looked up once: every call asks them.
+_len_dispatch_stack, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_functorch_level = torch._C._functorch.maybe_current_level
 
 
 def needs_operator(*tensors):
@@ -31,13 +36,12 @@ def needs_operator(*tensors):
         return True
     wants_gradients = torch.is_grad_enabled()
     for x in tensors:
-        if x is not None:
-            kind = type(x)
-            if kind is not torch.Tensor and kind is not torch.nn.Parameter or wants_gradients and x.requires_grad:
-                return True
+        if x is not None and (type(x) not in _KINDS or wants_gradients and x.requires_grad):
+            return True
     return False
 
 
+_KINDS = {torch.Tensor, torch.nn.Parameter}
 _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
@@ -130,7 +134,8 @@ VARLEN = Words(
     (
         ("query start of", "start by cu_seqlens_q of"), ("query count of", "number of queries by cu_seqlens_q (at most max_seqlen_q) of"),
         ("key start of", "start by cu_seqlens_k of"), ("key count of", "number of keys by cu_seqlens_k (at most max_seqlen_k) of"),
-        ("The length of", "The number of keys by seqused_k of"), *SCORES))
+        ("The length of", "The number of keys by seqused_k of"), ("of the cached keys is", "of k is"),
+        ("of the cached values is", "of v is"), *SCORES))
 varlen_op = _operator("varlen", _varlen, lambda q, k, v, query_starts, *rest: _fake_sequences(q, v, query_starts, None))
 _no_vmap(varlen_op, "flash_attn_varlen_func")
 
@@ -165,7 +170,8 @@ KVCACHE = Words(
         ("new key start of", "start by cu_seqlens_k_new of"), ("new key count of", "number of new keys by cu_seqlens_k_new of"),
         ("The page of", "A page in page_table of"),
         ("The rotary dimension is", "The rotary dimension (twice the columns of rotary_cos) is"),
-        ("the rotary tables have", "the tables of rotary_cos and rotary_sin have"), *SCORES))
+        ("the rotary tables have", "the tables of rotary_cos and rotary_sin have"), ("of the cached keys is", "of k_cache is"),
+        ("of the cached values is", "of v_cache is"), ("of the new keys is", "of k is"), ("of the new values is", "of v is"), *SCORES))
 _KVCACHE_TAIL = (
     lambda q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest:
     _fake_sequences(q, v_cache, query_starts, k))

@@ -51,20 +51,19 @@ def unit_stride(tensor):
 @contextlib.contextmanager
 def preparing():
     """Calls of this thread compile and load what they need, and compute nothing."""
-    _local.prepares = True
+    _preparing.add(threading.get_ident())
     try:
         yield
     finally:
-        _local.prepares = False
+        _preparing.discard(threading.get_ident())
 
 
-def _run(function, prepare, call, words):
-    """Makes a call, or prepares it."""
-    if getattr(_local, "prepares", False):
-        function = prepare
-    status = function(call)
-    if status:
-        c.check(status, words)
+# The threads that do.
+_preparing = set()
+
+
+def _prepares():
+    return threading.get_ident() in _preparing
 
 
 def _strides(params, tensor, is_packed=False):
@@ -121,7 +120,8 @@ SCORES = (
     ("The scale is", "The scale (softmax_scale) is"), ("The window reaches", "The window (window_size) reaches"),
     ("The chunk size of the mask", "The chunk size of the mask (attention_chunk)"),
     ("query heads cannot share", "query heads (of q) cannot share"), ("key/value heads evenly", "key/value heads (of k and v) evenly"),
-    ("head dimension of queries and keys is", "head dimension of q and k is"), ("head dimension of values is", "head dimension of v is"))
+    ("of queries and keys is", "of q and k is"), ("of queries is", "of q is"), ("of keys is", "of k is"), ("of values is", "of v is"),
+    ("of output is", "of out is"), ("has no kernel for", "has no kernel for q of"))
 _WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 
 
@@ -156,7 +156,9 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
         call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
-    _run(c.library.fa_forward, c.library.fa_forward_prepare, call, SCORES)
+    status = c.library.fa_forward_prepare(call) if _preparing and _prepares() else c.library.fa_forward(call)
+    if status:
+        c.check(status, SCORES)
     return out, lse
 
 
@@ -293,9 +295,10 @@ def sequences(
     is_cuda = q.is_cuda
     # Each call, as another GPU's memory would look the same to all that is remembered.
     ordinal = q.get_device()
-    for name, x in (("k", k), ("v", v)):
-        if is_elsewhere(x, ordinal):
-            raise _elsewhere(words.of(name), x, q)
+    if is_elsewhere(k, ordinal):
+        raise _elsewhere(words.of("k"), k, q)
+    if is_elsewhere(v, ordinal):
+        raise _elsewhere(words.of("v"), v, q)
     calls = _remembered("sequences")
     found = calls.get(key)
     if found is None:
@@ -340,7 +343,9 @@ def sequences(
                 memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)
                 call.counters = None
             call.workspace, call.workspace_size = memory.data_ptr(), memory.numel()
-    _run(c.library.fa_sequences, c.library.fa_sequences_prepare, call, words.phrases)
+    status = c.library.fa_sequences_prepare(call) if _preparing and _prepares() else c.library.fa_sequences(call)
+    if status:
+        c.check(status, words.phrases)
     return out, lse
 
 

@@ -180,7 +180,8 @@ def _real_keys(attention_mask, keys, kv_offset):
 # Keywords that say nothing of what attention computes: where tokens stand (the mask and the rotary embedding have it already), and
 # what models do around attention.
 _WITHOUT_MEANING = frozenset(
-    "position_ids cache_position num_items_in_batch use_cache output_hidden_states output_router_logits return_dict".split())
+    "position_ids cache_position num_items_in_batch use_cache output_hidden_states output_router_logits return_dict "
+    "deterministic".split())
 _REFUSED = {
     "s_aux": "attention sinks (s_aux)", "position_bias": "a bias on scores (position_bias)", "head_mask": "a mask of heads (head_mask)",
     "output_attentions": "handing out attention weights (output_attentions=True)",
@@ -205,7 +206,7 @@ def _refuse(dropout, others):
 
 def attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, is_causal=None,
-    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **others
+    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, seq_idx=None, **others
 ):
     """query ``[B, H, N, D]``, key and value ``[B, H_kv, S, D]``; returns ``[B, N, H, D]`` and no weights.
 
@@ -226,6 +227,10 @@ def attention(
         return _documents(
             module, q, k, v, attention_mask, (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k), scaling, softcap,
             sliding_window, is_causal), None
+    if seq_idx is not None and (not isinstance(attention_mask, Mask) or attention_mask.is_whole):
+        raise NotImplementedError(
+            "seq_idx tells documents apart, and neither the mask nor cu_seq_lens_q does; give cu_seq_lens_q with it, or position_ids and "
+            "use_cache=False.")
     if attention_mask is None:
         rule = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
         return _operators.whole(q, k, v, rule, softcap, scaling), None

@@ -28,15 +28,23 @@ def _refuse(**arguments):
             raise NotImplementedError(f"{name} is not supported by swift_flash_attention.")
 
 
-def _tensors(axes, shape, **tensors):
+def _tensors(names, tensors, axes, shape):
     """Tensors as they are in memory; all must have as many axes."""
-    return [
-        x if type(x) is torch.Tensor and x.layout is torch.strided and x.dim() == axes and not given.is_lazy(x)
-        else given.tensor(name, x, axes, shape) for name, x in tensors.items()]
+    is_compiling = torch.compiler.is_compiling()
+    for x in tensors:
+        # Most calls have nothing to look at closely.
+        if type(x) is not torch.Tensor or x.layout is not torch.strided or x.dim() != axes or not is_compiling and x.is_neg():
+            return [given.tensor(name, x, axes, shape) for name, x in zip(names, tensors)]
+    return tensors
 
 
 def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
     """Numbers as numbers: nothing else may be remembered of a call."""
+    if (
+        (softmax_scale is None or type(softmax_scale) is float) and type(causal) is bool and window_size == (-1, -1)
+        and type(attention_chunk) is int and type(softcap) is float
+    ):
+        return causal, -1, -1, attention_chunk, softcap, softmax_scale
     left, right = (-1, -1) if window_size == (-1, -1) else window("window_size", window_size)
     return (
         flag("causal", causal), left, right, whole("attention_chunk", attention_chunk),
@@ -64,7 +72,7 @@ def flash_attn_func(
 ):
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``)."""
     _refuse(qv=qv)
-    q, k, v = _tensors(4, _WHOLE, q=q, k=k, v=v)
+    q, k, v = _tensors("qkv", (q, k, v), 4, _WHOLE)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
@@ -127,7 +135,7 @@ def flash_attn_varlen_func(
     Rows that ``seqused_q`` leaves out are not written: they may be anything.
     """
     _refuse(qv=qv)
-    q, k, v = _tensors(3, _PACKED, q=q, k=k, v=v)
+    q, k, v = _tensors("qkv", (q, k, v), 3, _PACKED)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
@@ -191,14 +199,14 @@ def flash_attn_with_kvcache(
             if isinstance(x, torch.Tensor) and given.is_lazy(x):
                 raise ValueError(f"{name} is a lazily negated view, to which new keys cannot be appended; give the tensor itself.")
     if cu_seqlens_q is None:
-        q, k_cache, v_cache = _tensors(4, _WHOLE, q=q, k_cache=k_cache, v_cache=v_cache)
+        q, k_cache, v_cache = _tensors(("q", "k_cache", "v_cache"), (q, k_cache, v_cache), 4, _WHOLE)
         batch = q.shape[0]
         if max_seqlen_q is not None and whole("max_seqlen_q", max_seqlen_q) < q.shape[1]:
             raise ValueError(f"max_seqlen_q is {max_seqlen_q}, and q has {q.shape[1]} tokens; leave it out.")
         max_seqlen_q = None
     else:
-        (q,) = _tensors(3, _PACKED, q=q)
-        k_cache, v_cache = _tensors(4, _WHOLE, k_cache=k_cache, v_cache=v_cache)
+        (q,) = _tensors("q", (q,), 3, _PACKED)
+        k_cache, v_cache = _tensors(("k_cache", "v_cache"), (k_cache, v_cache), 4, _WHOLE)
         cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
         batch = cu_seqlens_q.shape[0] - 1
         if max_seqlen_q is not None:
@@ -268,7 +276,7 @@ def _new_keys(
         paged_capacity: The most keys of a sequence where they are on pages; else None.
     """
     axes, shape = (4, _WHOLE) if cu_seqlens_k_new is None else (3, _PACKED)
-    k, v = _tensors(axes, shape, k=k, v=v)
+    k, v = _tensors("kv", (k, v), axes, shape)
     if cache_seqlens is None:
         raise ValueError("New keys are appended behind those that the cache has: give cache_seqlens with k and v.")
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
@@ -279,7 +287,8 @@ def _new_keys(
     if rotary_cos is None:
         rotary_seqlens = None
     else:
-        rotary_cos, rotary_sin = _tensors(2, "[positions, rotary dimension / 2]", rotary_cos=rotary_cos, rotary_sin=rotary_sin)
+        rotary_cos, rotary_sin = _tensors(
+            ("rotary_cos", "rotary_sin"), (rotary_cos, rotary_sin), 2, "[positions, rotary dimension / 2]")
         # As in FlashAttention 3, whatever the lengths are: those on a GPU are not known here.
         if paged_capacity is not None and rotary_cos.shape[0] < paged_capacity:
             raise ValueError(
