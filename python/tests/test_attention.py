@@ -86,7 +86,7 @@ def test_refuses_in_sentences():
         fa.attention(q, q[:, :, :3], q[:, :, :3])
     with pytest.raises(ValueError, match="must be \\[batch, tokens, heads, dimension\\]"):
         fa.attention(q[0], q, q)
-    with pytest.raises(ValueError, match="The head dimension of queries and keys is 12; the CPU path takes multiples of 8"):
+    with pytest.raises(ValueError, match="The head dimension of q and k is 12; the CPU path takes multiples of 8"):
         fa.attention(q[..., :12].contiguous(), q[..., :12].contiguous(), q)
     with pytest.raises(TypeError, match="torch.int32"):
         fa.attention(q.int(), q.int(), q.int())

@@ -231,6 +231,27 @@ def test_compiles_whole(case):
                 compiled(tokens, **options)
 
 
+@pytest.mark.parametrize("case", ["plain", "left", "right", "window"])
+def test_masks_made_before_a_compiled_model(case):
+    """As ``generate`` does it with a static cache on a GPU."""
+    from transformers.masking_utils import create_masks_for_generate
+
+    window = 4 if case == "window" else None
+    real = torch.ones(2, 15, dtype=torch.long)
+    if case in ("left", "right"):
+        real[1, slice(0, 4) if case == "left" else slice(11, 15)] = 0
+    tokens, model = TOKENS.repeat(2, 1), small(NAME, window)
+    expected = logits("eager", window, tokens=tokens, attention_mask=real)[real.bool()]
+    embeds = torch.zeros(2, 15, 64)
+    names = {"inputs_embeds": embeds, "cache": None} if transformers.__version__ >= "5" else {
+        "input_embeds": embeds, "past_key_values": None, "cache_position": torch.arange(15)}
+    made = create_masks_for_generate(config=model.config, attention_mask=real, **names)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        own = torch.compile(model, backend="aot_eager", fullgraph=True)(tokens, attention_mask=made, use_cache=False)
+    assert (own.logits[real.bool()] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_exports():
     real = torch.ones(2, 15, dtype=torch.long)
     real[1, :4] = 0

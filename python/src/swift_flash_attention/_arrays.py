@@ -1,5 +1,6 @@
 """Arrays of other libraries as addresses, extents and strides, without a copy."""
 
+import contextlib
 import ctypes
 import sys
 from dataclasses import dataclass
@@ -209,7 +210,9 @@ def empty(like, shape, dtype=None):
         return numpy.empty(shape, dtype=dtype or like.dtype)
     import importlib
 
-    return importlib.import_module(module).empty(shape, dtype=dtype or like.dtype)
+    # Of cupy, a device is a context; others have none to choose.
+    with like.device if module == "cupy" else contextlib.nullcontext():
+        return importlib.import_module(module).empty(shape, dtype=dtype or like.dtype)
 
 
 def finished(like, value):
@@ -229,5 +232,6 @@ def stream(like, device):
     if module == "cupy":
         import cupy
 
-        return cupy.cuda.get_current_stream().ptr
+        with like.device:
+            return cupy.cuda.get_current_stream().ptr
     return None

@@ -128,14 +128,20 @@ _WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 # MARK: - Whole tensors
 
 
-def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None):
-    """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None."""
+def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False):
+    """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None.
+
+    Args:
+        only_known: Whether to return None unless there was such a call before: its arguments were looked at then.
+    """
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
         v.device, causal, left, right, chunk, softcap, scale)
     calls = _remembered("forward")
     call = calls.get(key)
+    if only_known and (call is None or q.is_neg() or k.is_neg() or v.is_neg()):
+        return None
     if call is None:
         b, n, h, d = q.shape
         _whole_shapes(q, k, v)
@@ -268,13 +274,16 @@ def sequences(
     q, k, v, lengths=None, batch_index=None, left_padding=None, page_table=None, query_starts=None, query_counts=None,
     longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
     sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
-    causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False, words=_WORDS
+    causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False, words=_WORDS,
+    only_known=False
 ):
     """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys.
 
     Args:
         is_recorded: Whether the call may be a part of a graph that owns its memory.
         words: How the caller speaks of what it was given.
+        only_known: Whether to return None unless there was such a call before: its arguments were looked at then. (Numbers in
+            tensors are never found, since none is remembered.)
     """
     q = unit_stride(q)
     lists = (
@@ -301,6 +310,8 @@ def sequences(
         raise _elsewhere(words.of("v"), v, q)
     calls = _remembered("sequences")
     found = calls.get(key)
+    if only_known and (found is None or q.is_neg() or k.is_neg() or v.is_neg()):
+        return None
     if found is None:
         found = calls[key] = _sequences_call(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
@@ -318,7 +329,9 @@ def sequences(
         call.log_sum_exp = None
     for name, index, dtype in given:
         value = lists[index] if index < len(lists) else scales[index - len(lists)]
-        if value.dtype is not dtype or not value.is_contiguous():
+        if value.dtype is not dtype or not value.is_contiguous() or value.is_neg():
+            if only_known:
+                return None
             raise ValueError(
                 f"{words.of(name)} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
         if is_elsewhere(value, ordinal):

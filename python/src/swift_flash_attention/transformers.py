@@ -50,6 +50,14 @@ class Mask(torch.Tensor):
         torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_contiguous, torch.Tensor.is_floating_point,
         torch.Tensor.data_ptr, torch.Tensor.__len__)
 
+    _machinery = ("storage_offset", "untyped_storage", "element_size", "nbytes", "get_device", "type", "requires_grad_", "as_subclass")
+
+    @classmethod
+    def _is_machinery(cls, function):
+        name = getattr(function, "__name__", "")
+        is_private = name.startswith(("is_", "_")) and not name.startswith("__")
+        return name == "__get__" or is_private or name in cls._machinery or name == "size" and torch.compiler.is_compiling()
+
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
         if function in cls._questions:
@@ -63,6 +71,15 @@ class Mask(torch.Tensor):
                 for name in cls._attributes:
                     setattr(moved, name, getattr(arguments[0], name))
                 return moved
+        # What torch itself asks of a tensor, as torch.compile does before it begins; no model's arithmetic goes by such names.
+        if not torch.compiler.is_dynamo_compiling() and cls._is_machinery(function):
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*arguments, **(options or {}))
+        if isinstance(function, torch._ops.OpOverload):
+            # A graph that was compiled for such a mask.
+            with torch._C.DisableTorchFunctionSubclass():
+                plain = [x.as_subclass(torch.Tensor) if isinstance(x, cls) else x for x in arguments]
+                return function(*plain, **(options or {}))
         own = [x for x in arguments if isinstance(x, cls)]
         raise NotImplementedError(
             f"{own[0].model if own else 'This model'} computes with its attention mask itself instead of handing it to an attention function, "
