@@ -5,6 +5,8 @@ The mask that a model asks for decides who sees whom, as with ``sdpa``; what the
 and blocks of images are computed; sinks, biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
+import sys
+
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
@@ -50,13 +52,10 @@ class Mask(torch.Tensor):
         torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_contiguous, torch.Tensor.is_floating_point,
         torch.Tensor.data_ptr, torch.Tensor.__len__)
 
-    _machinery = ("storage_offset", "untyped_storage", "element_size", "nbytes", "get_device", "type", "requires_grad_", "as_subclass")
-
-    @classmethod
-    def _is_machinery(cls, function):
-        name = getattr(function, "__name__", "")
-        is_private = name.startswith(("is_", "_")) and not name.startswith("__")
-        return name == "__get__" or is_private or name in cls._machinery or name == "size" and torch.compiler.is_compiling()
+    @staticmethod
+    def _asks_torch_itself():
+        """Whether the code that uses the mask is torch's own, which looks at the inputs of what it compiles, keeps and copies them."""
+        return sys._getframe(2).f_globals.get("__name__", "").startswith(("torch._", "torch.fx"))
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
@@ -71,15 +70,14 @@ class Mask(torch.Tensor):
                 for name in cls._attributes:
                     setattr(moved, name, getattr(arguments[0], name))
                 return moved
-        # What torch itself asks of a tensor, as torch.compile does before it begins; no model's arithmetic goes by such names.
-        if not torch.compiler.is_dynamo_compiling() and cls._is_machinery(function):
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*arguments, **(options or {}))
         if isinstance(function, torch._ops.OpOverload):
             # A graph that was compiled for such a mask.
             with torch._C.DisableTorchFunctionSubclass():
                 plain = [x.as_subclass(torch.Tensor) if isinstance(x, cls) else x for x in arguments]
                 return function(*plain, **(options or {}))
+        if not torch.compiler.is_dynamo_compiling() and cls._asks_torch_itself():
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*arguments, **(options or {}))
         own = [x for x in arguments if isinstance(x, cls)]
         raise NotImplementedError(
             f"{own[0].model if own else 'This model'} computes with its attention mask itself instead of handing it to an attention function, "
