@@ -56,11 +56,6 @@ public struct DriverFunctions: Sendable {
       Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
     ) -> Status
   package var getCaptureInfo: GetCapture = { _, _, _, _, _, _ in 999 }
-  package typealias HostFunction = @convention(c) (UnsafeMutableRawPointer?) -> Void
-  package var createUserObject:
-    @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status =
-      { _, _, _, _, _ in 999 }
-  package var retainUserObject: @Sendable (Handle?, Handle?, UInt32, UInt32) -> Status = { _, _, _, _ in 999 }
   package var instantiateGraph: @Sendable (Out<Handle?>, Handle?, UInt64) -> Status = { _, _, _ in 999 }
   package var launchGraph: @Sendable (Handle?, Handle?) -> Status = { _, _ in 999 }
   package var destroyGraph: @Sendable (Handle?) -> Status = { _ in 999 }
@@ -164,11 +159,6 @@ extension DriverFunctions {
         Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
       ) -> Status
     f.getCaptureInfo = try find("cuStreamGetCaptureInfo", GetCaptureC.self)
-    typealias CreateObject =
-      @convention(c) @Sendable (Out<Handle?>, UnsafeMutableRawPointer?, HostFunction, UInt32, UInt32) -> Status
-    f.createUserObject = try find("cuUserObjectCreate", CreateObject.self)
-    f.retainUserObject = try find(
-      "cuGraphRetainUserObject", (@convention(c) @Sendable (Handle?, Handle?, UInt32, UInt32) -> Status).self)
     f.instantiateGraph = try find(
       "cuGraphInstantiate", (@convention(c) @Sendable (Out<Handle?>, Handle?, UInt64) -> Status).self)
     f.launchGraph = try find("cuGraphLaunch", TakeTwo.self)

@@ -56,33 +56,13 @@ extension CUDADriver {
     return try body()
   }
 
-  /// The graph that is being made of what goes into a stream.
-  public struct Capture: @unchecked Sendable {
-    /// Its number, which no other capture of the process has.
-    public let number: UInt64
-    let graph: Handle?
-  }
-
-  /// The capture that is under way in a stream; nil where there is none. The stream's context must be current.
-  public func capture(in stream: StreamHandle) throws(CUDAError) -> Capture? {
-    var (status, number, graph) = (Int32(0), UInt64(0), Handle?.none)
+  /// The number of the capture that is under way in a stream, which no other one of the process has; nil where there is none. The
+  /// stream's context must be current.
+  public func capture(in stream: StreamHandle) throws(CUDAError) -> UInt64? {
+    var (status, number) = (Int32(0), UInt64(0))
     try functions.check(
-      functions.getCaptureInfo(stream.pointer, &status, &number, &graph, nil, nil), "cuStreamGetCaptureInfo")
-    return status == 0 ? nil : Capture(number: number, graph: graph)
-  }
-
-  /// Calls a function with an argument when neither the captured graph nor what was made of it can run any more. It must not call
-  /// the driver.
-  ///
-  /// Source: CUDA Driver API, section 6.22, `cuUserObjectCreate`, `cuGraphRetainUserObject`.
-  public func whenGone(
-    _ capture: Capture, _ argument: UnsafeMutableRawPointer,
-    call function: @convention(c) (UnsafeMutableRawPointer?) -> Void
-  ) throws(CUDAError) {
-    var object: Handle?
-    // CU_USER_OBJECT_NO_DESTRUCTOR_SYNC, CU_GRAPH_USER_OBJECT_MOVE
-    try functions.check(functions.createUserObject(&object, argument, function, 1, 1), "cuUserObjectCreate")
-    try functions.check(functions.retainUserObject(capture.graph, object, 1, 1), "cuGraphRetainUserObject")
+      functions.getCaptureInfo(stream.pointer, &status, &number, nil, nil, nil), "cuStreamGetCaptureInfo")
+    return status == 0 ? nil : number
   }
 }
 

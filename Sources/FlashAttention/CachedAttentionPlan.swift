@@ -71,9 +71,9 @@ public struct CachedAttentionPlan: Sendable {
     if case .gpu(let plan) = path { plan.plan.launch.workspaceByteCount } else { 0 }
   }
 
-  /// Bytes of the counters at a workspace's beginning, which are zero between calls; 0 where there are none.
+  /// Bytes of the counters of a call, which are zero between calls; 0 where there are none.
   public var counterByteCount: Int {
-    if case .gpu(let plan) = path { plan.plan.launch.arrivalByteCount } else { 0 }
+    if case .gpu(let plan) = path { plan.plan.launch.counterByteCount } else { 0 }
   }
 
   /// Whether the counters of its workspace are where those of other such plans are.

@@ -10,29 +10,16 @@ internal import Synchronization
 /// Memory for the counters of decode calls, zero whenever none runs: of each thread in each stream, and of each captured graph.
 ///
 /// Graphs have counters of their own because they may run beside each other and beside other calls; nothing zeroes them between
-/// replays, since the kernels leave them zero. What a graph had is used again when it is gone.
+/// replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told of its end
+/// (`cuGraphRetainUserObject`) would take 2 us longer each time it runs (H100, 2026-11-28, Documentation/GPULog.md).
 final class CallCounters: Sendable {
   private enum Owner: Hashable {
     case thread(UInt, stream: UInt)
     case capture(UInt64, stream: UInt)
   }
 
-  private struct Memories {
-    var owned: [Owner: GPUBuffer] = [:]
-    var free: [GPUBuffer] = []
-  }
-
-  private let memories = Mutex(Memories())
-
-  /// What a graph holds as long as it can run.
-  private final class Lease: Sendable {
-    let counters: CallCounters
-    let owner: Owner
-    let memory: GPUBuffer
-    init(_ counters: CallCounters, _ owner: Owner, _ memory: GPUBuffer) {
-      (self.counters, self.owner, self.memory) = (counters, owner, memory)
-    }
-  }
+  /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls have them.
+  private let memories = Mutex<[Owner: [GPUBuffer]]>([:])
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
   func address(byteCount: Int, on gpu: GPU, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
@@ -41,34 +28,20 @@ final class CallCounters: Sendable {
       try gpu.context.use { () throws(CUDAError) in try driver.capture(in: StreamHandle(stream)) }
     }
     let number = UInt(bitPattern: stream)
-    let owner =
-      capture.map { Owner.capture($0.number, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
-    if let known = memories.withLock({ $0.owned[owner] }), known.byteCount >= byteCount { return known.address }
+    let owner = capture.map { Owner.capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
+    if let known = memories.withLock({ $0[owner]?.last }), known.byteCount >= byteCount { return known.address }
     let memory = try zeroed(byteCount: byteCount, on: gpu)
-    // Calls that were put in before, with fewer counters, go on with theirs: those of a graph stay until it goes.
-    memories.withLock { $0.owned[owner] = memory }
-    if let capture {
-      let lease = Unmanaged.passRetained(Lease(self, owner, memory))
-      try reportingDeviceErrors { () throws(CUDAError) in
-        try driver.whenGone(capture, lease.toOpaque()) { pointer in
-          let lease = Unmanaged<Lease>.fromOpaque(pointer!).takeRetainedValue()
-          lease.counters.takeBack(lease)
-        }
-      }
-    }
+    memories.withLock { $0[owner, default: []].append(memory) }
     return memory.address
   }
 
   /// Memory that is zero when this returns, whatever is being captured meanwhile.
   private func zeroed(byteCount: Int, on gpu: GPU) throws(AttentionError) -> GPUBuffer {
-    let used = memories.withLock { memories in
-      memories.free.firstIndex { $0.byteCount >= byteCount }.map { memories.free.remove(at: $0) }
-    }
     var failure: AttentionError?
     let memory = try reportingDeviceErrors { () throws(CUDAError) in
       try gpu.device.driver.duringCaptures { () throws(CUDAError) -> GPUBuffer? in
         do throws(AttentionError) {
-          let memory = if let used { used } else { try GPUBuffer(byteCount: max(byteCount, 16), on: gpu) }
+          let memory = try GPUBuffer(byteCount: max(byteCount, 1024), on: gpu)
           try memory.fill(0)
           try gpu.synchronize()
           return memory
@@ -81,21 +54,14 @@ final class CallCounters: Sendable {
     if let failure { throw failure }
     return memory!
   }
-
-  private func takeBack(_ lease: Lease) {
-    memories.withLock { memories in
-      memories.free.append(lease.memory)
-      if memories.owned[lease.owner] === lease.memory { memories.owned[lease.owner] = nil }
-    }
-  }
 }
 
 extension GPU {
   /// Memory for the counters of `CachedAttentionPlan.launch`: zero, and zero again after every call.
   ///
-  /// While `stream` is capturing a graph it belongs to that graph, all of whose calls in this stream share it, and goes with it;
-  /// otherwise it belongs to the calling thread and the stream. This may allocate and wait, during a capture too, and puts nothing
-  /// into the graph.
+  /// While `stream` is capturing a graph it belongs to that graph, all of whose calls in this stream share it; otherwise to the
+  /// calling thread and the stream. It stays as long as the process runs. This may allocate and wait, during a capture too, and
+  /// puts nothing into the graph.
   ///
   /// - Parameter stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.

@@ -63,19 +63,9 @@ final class RecordingDriver: Sendable {
       mode.pointee = 2 - mode.pointee
       return 0
     }
-    f.getCaptureInfo = { stream, status, number, graph, _, _ in
+    f.getCaptureInfo = { _, status, number, _, _, _ in
       status.pointee = 1
       number?.pointee = 7
-      graph?.pointee = OpaquePointer(bitPattern: 0x700)
-      return 0
-    }
-    f.createUserObject = { [self] object, argument, function, count, flags in
-      record("user object x\(count), \(flags)")
-      object.pointee = OpaquePointer(bitPattern: 0x710)
-      return 0
-    }
-    f.retainUserObject = { [self] graph, object, count, flags in
-      record("graph \(Int(bitPattern: graph)) keeps \(Int(bitPattern: object)) x\(count), \(flags)")
       return 0
     }
     f.getMemoryInfo = {

@@ -124,7 +124,7 @@ def test_graphs_beside_each_other(gpu):
             assert all(torch.equal(out, expected) for out in outs)
 
 
-def test_counters_of_graphs_that_are_gone_are_used_again(gpu):
+def test_many_graphs_need_little_memory(gpu):
     q, k, v, lengths = decoding(gpu, batch=1, heads=8, own=1, capacity=8192)
     expected = flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths)
     free = []
@@ -138,7 +138,7 @@ def test_counters_of_graphs_that_are_gone_are_used_again(gpu):
         del graph, out
         gc.collect()
         free.append(torch.cuda.mem_get_info(gpu)[0])
-    assert free[-1] >= free[3] - (1 << 20)
+    assert free[-1] >= free[3] - (2 << 20)
 
 
 def test_the_pool_of_several_graphs(gpu):

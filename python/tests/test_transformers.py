@@ -191,6 +191,8 @@ def test_a_mask_for_other_lengths_is_refused():
         attention(Layer(), q, k, k, made)
     with pytest.raises(NotImplementedError, match="llama computes with its attention mask itself"):
         torch.zeros(2, 2, 6, 6) + made
+    with pytest.raises(NotImplementedError, match="llama computes with its attention mask itself"), torch.device("cpu"):
+        made.size()
     assert attention(Layer(), q, q, q, made.to("cpu").clone())[0].shape == (2, 6, 2, 16)
 
 

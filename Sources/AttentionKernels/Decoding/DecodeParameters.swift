@@ -118,7 +118,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     /// `DecodeLaunch.workspaceByteCount` bytes, the first `arrivalByteCount` of them zero before the first call, unless there are
     /// counters apart.
     public var workspace: UInt64
-    /// `arrivalByteCount` bytes that were zero before the first call; 0 where they are the workspace's first.
+    /// `counterByteCount` bytes that were zero before the first call; 0 where they are the workspace's first.
     public var counters: UInt64 = 0
 
     /// The tensors that every call has.
@@ -163,8 +163,10 @@ public struct DecodeLaunch: Hashable, Sendable {
   public let preparationBlocks: Int
   /// Dynamic shared memory of a block.
   public let sharedByteCount: Int
-  /// Counters at the workspace's start; they are zero between calls.
+  /// Counters at the workspace's start, with room for those of other plans; they are zero between calls.
   public let arrivalByteCount: Int
+  /// Those that are used.
+  public let counterByteCount: Int
   /// Bytes that a call may write meanwhile.
   public let workspaceByteCount: Int
   /// Blocks of rows that a head has at most.
@@ -193,6 +195,7 @@ public struct DecodeLaunch: Hashable, Sendable {
     let parts =
       splitTiles == 0 ? 2 * self.blocks : splits == 1 || specialization.combination == .caller ? 0 : units * splits
     sharedByteCount = DecodeMemoryPlan(specialization).byteCount
+    counterByteCount = units * 4
     arrivalByteCount = (max(units, Self.sharedUnits) * 4 + 15) / 16 * 16
     partBytes = parts * tiling.rows * problem.valueDimension * 4
     partStatisticsBytes = (parts * tiling.rows * 4 + 15) / 16 * 16

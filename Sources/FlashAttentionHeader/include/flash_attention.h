@@ -184,10 +184,10 @@ fa_status fa_sequences_prepare(const fa_sequences_params *params);
  * as the largest of them needs, if batch x key_value_heads x blocks of 16 rows (queries x group) is at most 65536 for each. */
 fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
 
-/* Counters for fa_sequences: `size` bytes of GPU memory (262144 for batch x key_value_heads x blocks of 16 rows up to 65536, 4 for each
- * otherwise) that are zero, and zero again after every call. While `stream` is capturing a graph they belong to that graph, all of
- * whose calls in this stream share them, and go with it; otherwise they belong to the calling thread and the stream as long as the
- * process runs. This may allocate and wait, during a capture too, and puts nothing into the graph. */
+/* Counters for fa_sequences: `size` bytes of GPU memory, 4 for each block of 16 rows (queries x group, begun) of each key/value head of
+ * each sequence, that are zero, and zero again after every call. While `stream` is capturing a graph they belong to that graph, all
+ * of whose calls in this stream share them; otherwise to the calling thread and the stream. They stay as long as the process runs.
+ * This may allocate and wait, during a capture too, and puts nothing into the graph. */
 fa_status fa_counters(int32_t ordinal, void *stream, size_t size, void **counters);
 
 /* Which path would run and why, in a few lines, as far as they fit. */

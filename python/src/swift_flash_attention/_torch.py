@@ -257,7 +257,7 @@ def _recorded_workspace(call, byte_count, device, stream, units):
     """Memory for a call that somebody records or captures, and who owns it; the counters are the library's, which has some for each
     graph, so that nothing need be zeroed when it is replayed."""
     memory = torch.empty(byte_count, dtype=torch.uint8, device=device)
-    size = 4 * max(units, _SHARED_UNITS)
+    size = 4 * units
     counters = ctypes.c_void_p()
     c.check(c.library.fa_counters(device.index, stream, size, counters))
     call.counters, call.counters_size = counters, size

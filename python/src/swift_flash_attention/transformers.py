@@ -55,7 +55,11 @@ class Mask(torch.Tensor):
     @staticmethod
     def _asks_torch_itself():
         """Whether the code that uses the mask is torch's own, which looks at the inputs of what it compiles, keeps and copies them."""
-        return sys._getframe(2).f_globals.get("__name__", "").startswith(("torch._", "torch.fx"))
+        frame = sys._getframe(2)
+        while frame.f_globals.get("__name__") == "torch.utils._device":
+            # A default device looks at every call in passing.
+            frame = frame.f_back
+        return frame.f_globals.get("__name__", "").startswith(("torch._", "torch.fx"))
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
