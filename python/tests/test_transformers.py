@@ -254,6 +254,25 @@ def test_masks_made_before_a_compiled_model(case):
     assert (own.logits[real.bool()] - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("case", ["plain", "left", "right"])
+def test_compiles_on_a_gpu(gpu, case, mode):
+    real = torch.ones(2, 15, dtype=torch.long, device=gpu)
+    tokens, options = TOKENS.repeat(2, 1).to(gpu), {"use_cache": False}
+    if case != "plain":
+        real[1, slice(0, 4) if case == "left" else slice(11, 15)] = 0
+        options["attention_mask"] = real
+    models = [small(name).to(gpu, torch.bfloat16) for name in ("eager", NAME)]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = models[0](tokens, **options).logits[real.bool()].float()
+        compiled = torch.compile(models[1], mode=mode, fullgraph=True)
+        for _ in range(3):
+            own = compiled(tokens, **options).logits[real.bool()].float()
+        assert (own - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 def test_exports():
     real = torch.ones(2, 15, dtype=torch.long)
     real[1, :4] = 0

@@ -34,14 +34,17 @@ def needs_operator(*tensors):
         if transform is not None and transform.key() in _GRADIENTS:
             _no_backward(None)
         return True
-    wants_gradients = torch.is_grad_enabled()
     for x in tensors:
-        if x is not None and (type(x) not in _KINDS or wants_gradients and x.requires_grad):
+        if type(x) not in _KINDS:
             return True
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
     return False
 
 
-_KINDS = {torch.Tensor, torch.nn.Parameter}
+_KINDS = {torch.Tensor, torch.nn.Parameter, type(None)}
 _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
@@ -260,12 +263,12 @@ def whole(q, k, v, rule, softcap, scale):
 
 
 def _padded(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: bool, left: int, right: int,
     chunk: int, softcap: float, scale: float | None,
 ) -> torch.Tensor:
     q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
     numbers = numbers.expand(3, q.shape[0])
-    if bool(overhangs):
+    if overhangs:
         return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap)
     last, end, begin = numbers.unbind(0)
     ends = last if rule.is_aligned else end
@@ -274,7 +277,16 @@ def _padded(
         chunk=chunk, softcap=softcap, is_recorded=True)[0]
 
 
+def _padded_as_found(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
+    chunk: int, softcap: float, scale: float | None,
+) -> torch.Tensor:
+    return _padded(q, k, v, numbers, bool(overhangs), left, right, chunk, softcap, scale)
+
+
 padded_op = _operator("padded", _padded, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
+padded_as_found_op = _operator(
+    "padded_as_found", _padded_as_found, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
 
 
 def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
@@ -282,18 +294,19 @@ def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
 
     Args:
         numbers: int32 ``[3, B]``: the key behind which the last query stands, where the keys end, and where they begin.
-        overhangs: A bool on the host: whether it makes a difference that keys end elsewhere than the queries.
+        overhangs: Whether it makes a difference that keys end elsewhere than the queries; a tensor on the host where only the trace
+            will know.
     """
     run = padded_op if needs_operator(q, k, v) else _padded
+    if isinstance(overhangs, torch.Tensor):
+        run = padded_as_found_op
     return run(q, k, v, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
 
 
 def overhang(rule, numbers):
     """Whether a sequence's keys end elsewhere than its queries, and the kernels' masks, which count from one end, do not have it so."""
     last, end, _ = numbers
-    if not rule.is_aligned:
-        return torch.zeros((), dtype=torch.bool)
-    return ((end < last) if rule.right == 0 else (end != last)).any().cpu()
+    return rule.is_aligned and bool(((end < last) if rule.right == 0 else (end != last)).any())
 
 
 def _masked(
@@ -334,7 +347,7 @@ def _check_padding(
     if not bool(fits.all()):
         raise NotImplementedError(
             "attention_mask has holes, which a compiled model cannot look for; pad to the left or the right, or do not compile.")
-    return numbers.clone(), overhang(Rule(left, right, chunk), numbers).clone()
+    return numbers.clone(), torch.tensor(overhang(Rule(left, right, chunk), numbers))
 
 
 check_padding_op = torch.library.custom_op("swift_flash_attention::check_padding", _check_padding, mutates_args=())

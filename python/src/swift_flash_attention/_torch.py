@@ -247,10 +247,13 @@ def _workspace(byte_count, device, stream, is_shared):
 
 def is_captured(ordinal):
     """Whether what is put into a GPU's current stream goes into a graph."""
-    if torch._C._cuda_getDevice() == ordinal:
-        return torch._C._cuda_isCurrentStreamCapturing()
     with torch.cuda.device(ordinal):
-        return torch._C._cuda_isCurrentStreamCapturing()
+        return _cuda_is_capturing()
+
+
+# Looked up once: every call asks them. (A build of torch without CUDA has none of them, and never asks.)
+_cuda_is_capturing, _cuda_device, _cuda_stream = (
+    getattr(torch._C, name, None) for name in ("_cuda_isCurrentStreamCapturing", "_cuda_getDevice", "_cuda_getCurrentRawStream"))
 
 
 def _recorded_workspace(call, byte_count, device, stream, units):
@@ -304,10 +307,9 @@ def sequences(
     is_cuda = q.is_cuda
     # Each call, as another GPU's memory would look the same to all that is remembered.
     ordinal = q.get_device()
-    if is_elsewhere(k, ordinal):
-        raise _elsewhere(words.of("k"), k, q)
-    if is_elsewhere(v, ordinal):
-        raise _elsewhere(words.of("v"), v, q)
+    if k.get_device() != ordinal or v.get_device() != ordinal or ordinal < 0 and not (k.is_cpu and v.is_cpu):
+        name, x = ("k", k) if is_elsewhere(k, ordinal) else ("v", v)
+        raise _elsewhere(words.of(name), x, q)
     calls = _remembered("sequences")
     found = calls.get(key)
     if only_known and (found is None or q.is_neg() or k.is_neg() or v.is_neg()):
@@ -347,10 +349,10 @@ def sequences(
                 raise ValueError(f"{words.of('cosines')} and {words.of('sines')} must be contiguous.")
             call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
     if is_cuda:
-        stream = torch._C._cuda_getCurrentRawStream(q.device.index)
+        stream = _cuda_stream(ordinal)
         call.stream = stream
         if workspace_size > 0:
-            if is_recorded or is_captured(ordinal):
+            if is_recorded or (_cuda_is_capturing() if _cuda_device() == ordinal else is_captured(ordinal)):
                 memory = _recorded_workspace(call, workspace_size, q.device, stream, units)
             else:
                 memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)

@@ -38,7 +38,8 @@ class Mask(torch.Tensor):
         shape_of: ``(batch, queries, keys)``.
         rule: A ``Rule``, or None.
         is_whole: Whether the rule is all there is to know: no padding, and the last query stands on the last key.
-        overhangs: With a rule, a bool on the host: whether keys end elsewhere than queries, and the kernels' masks do not have it so.
+        overhangs: With a rule, whether keys end elsewhere than queries, and the kernels' masks do not have it so; a tensor on the host
+            where only the trace will know.
         runs: ``Runs`` where they are needed, unless that is for the call to find out.
     """
 
@@ -182,7 +183,7 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
     is_whole = bool((begins == 0).all() and (lasts == keys).all() and (ends == keys).all())
     return _mask(
         numbers[None, None], model, shape, rule, is_whole=is_whole, overhangs=overhangs,
-        runs=runs_of_ranges(*ranges_of(rule, host, queries)) if bool(overhangs) else None)
+        runs=runs_of_ranges(*ranges_of(rule, host, queries)) if overhangs else None)
 
 
 def _real_keys(attention_mask, keys, kv_offset):

@@ -66,23 +66,14 @@ def _list(name, value, like, shape=None, words=""):
 
 
 def _are_plain(window, flag):
-    """Whether a window is two sides and a flag True or False, so that a call can be looked up by them."""
+    """Whether a window is two sides and a flag True or False, so that a call like one before can be found by them: nothing must then
+    be looked at but what may be different, which costs a third."""
     return type(window) is tuple and len(window) == 2 and (flag is True or flag is False)
 
 
-def _again(run, *arguments, tensors=()):
-    """What a call gives that is like one before, so that nothing must be looked at but what may be different; None where it is not.
-    Most calls are: this costs a third of looking at everything."""
-    if needs_operator(*tensors):
-        return None
-    try:
-        return run(*arguments, only_known=True)
-    except (AttributeError, TypeError):
-        return None
-    except RuntimeError:
-        if all(x is None or x.layout is torch.strided for x in tensors):
-            raise
-        return None
+def _is_unlike(error, *tensors):
+    """Whether a call could not even be looked up, because something that it was given is not what it should be."""
+    return not isinstance(error, RuntimeError) or any(x is not None and x.layout is not torch.strided for x in tensors)
 
 
 def flash_attn_func(
@@ -92,9 +83,14 @@ def flash_attn_func(
 ):
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``)."""
     if qv is q_descale is k_descale is v_descale is None and _are_plain(window_size, return_attn_probs):
-        known = _again(
-            forward, q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs,
-            tensors=(q, k, v))
+        known = None
+        try:
+            if not needs_operator(q, k, v):
+                known = forward(
+                    q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs, None, True)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            if not _is_unlike(error, q, k, v):
+                raise
         if known is not None:
             return known if return_attn_probs else known[0]
     _refuse(qv=qv)
@@ -219,12 +215,17 @@ def flash_attn_with_kvcache(
     3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     if qv is None and (k is None) == (v is None) and _are_plain(window_size, return_softmax_lse):
-        known = _again(
-            sequences, q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
-            max_seqlen_q, None, None, k, v, cu_seqlens_k_new,
-            rotary_cos, rotary_sin, rotary_interleaved, rotary_seqlens, q_descale, k_descale, v_descale, softmax_scale, causal,
-            *window_size, attention_chunk, softcap, 0, return_softmax_lse, False, KVCACHE,
-            tensors=(q, k_cache, v_cache, k, v))
+        known = None
+        try:
+            if not needs_operator(q, k_cache, v_cache, k, v):
+                known = sequences(
+                    q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
+                    max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_interleaved,
+                    rotary_seqlens, q_descale, k_descale, v_descale, softmax_scale, causal, *window_size, attention_chunk,
+                    softcap, 0, return_softmax_lse, False, KVCACHE, True)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            if not _is_unlike(error, q, k_cache, v_cache, k, v):
+                raise
         if known is not None:
             return (*known, *_no_parts(q)) if return_softmax_lse else known[0]
     if qv is not None:
