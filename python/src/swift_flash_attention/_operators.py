@@ -48,9 +48,14 @@ _KINDS = {torch.Tensor, torch.nn.Parameter, type(None)}
 _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
-def _operator(name, function, fake, mutates=()):
+# Of operators that look at numbers of the GPU, which nobody can while a graph is captured: torch.compile leaves them between graphs.
+_WAITS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
+
+
+def _operator(name, function, fake, mutates=(), tags=()):
     """An operator whose gradients raise."""
-    operator = torch.library.custom_op(f"swift_flash_attention::{name}", function, mutates_args=mutates)
+    options = {"tags": tags} if tags else {}
+    operator = torch.library.custom_op(f"swift_flash_attention::{name}", function, mutates_args=mutates, **options)
     operator.register_fake(fake)
     if not mutates:
         operator.register_autograd(_no_backward)
@@ -254,6 +259,13 @@ _no_vmap(combine_op, "flash_attn_combine")
 # MARK: - Masks of models
 
 
+def _refuse_capture(tensor):
+    if tensor.is_cuda and is_captured(tensor.get_device()):
+        raise NotImplementedError(
+            "A mask of padding that is not to the left, of documents or of blocks cannot be looked into while a CUDA graph is captured; "
+            "let the model make its mask before the capture, or leave it out.")
+
+
 def whole(q, k, v, rule, softcap, scale):
     """Queries of which the last stands on the last key."""
     arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
@@ -269,6 +281,7 @@ def _padded(
     q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
     numbers = numbers.expand(3, q.shape[0])
     if overhangs:
+        _refuse_capture(q)
         return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap)
     last, end, begin = numbers.unbind(0)
     ends = last if rule.is_aligned else end
@@ -286,7 +299,7 @@ def _padded_as_found(
 
 padded_op = _operator("padded", _padded, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
 padded_as_found_op = _operator(
-    "padded_as_found", _padded_as_found, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
+    "padded_as_found", _padded_as_found, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])), tags=_WAITS)
 
 
 def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
@@ -312,11 +325,12 @@ def overhang(rule, numbers):
 def _masked(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, softcap: float, scale: float | None
 ) -> torch.Tensor:
+    _refuse_capture(q)
     seen = boolean(mask).expand(q.shape[0], -1, -1)
     return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap)
 
 
-masked_op = _operator("masked", _masked, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
+masked_op = _operator("masked", _masked, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])), tags=_WAITS)
 
 
 def masked(q, k, v, mask, softcap, scale):
@@ -340,19 +354,16 @@ def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rul
 def _check_padding(
     numbers: torch.Tensor, fits: torch.Tensor, left: int, right: int, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if numbers.is_cuda and is_captured(numbers.get_device()):
-        raise NotImplementedError(
-            "attention_mask cannot be looked into while a CUDA graph is captured; let the model make its mask before, as "
-            "generate() does, or leave attention_mask out.")
+    _refuse_capture(numbers)
     if not bool(fits.all()):
         raise NotImplementedError(
             "attention_mask has holes, which a compiled model cannot look for; pad to the left or the right, or do not compile.")
     return numbers.clone(), torch.tensor(overhang(Rule(left, right, chunk), numbers))
 
 
-check_padding_op = torch.library.custom_op("swift_flash_attention::check_padding", _check_padding, mutates_args=())
-check_padding_op.register_fake(
-    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")))
+check_padding_op = _operator(
+    "check_padding", _check_padding,
+    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")), tags=_WAITS)
 
 
 def checked_padding(numbers, fits, rule):
