@@ -45,6 +45,11 @@ def test_generates_the_same_tokens(device, lengths, cache):
 
 # MARK: - Masks
 
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+
 TOKENS = torch.randint(3, 199, (1, 15), generator=torch.Generator().manual_seed(0))
 # Three documents.
 POSITIONS = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6]])
@@ -143,6 +148,13 @@ def test_masks_of_four_axes():
         logits(NAME, attention_mask=torch.where(causal, 0.5, torch.finfo(torch.float32).min))
     with pytest.raises(NotImplementedError, match="attention_mask has 4 axes of torch.int64"):
         logits(NAME, attention_mask=causal.long())
+    q = torch.randn(3, 2, 6, 16)
+    one = torch.ones(1, 1, 1, 9, dtype=torch.bool)
+    assert torch.allclose(attention(Layer(), q, q, q, one)[0], attention(Layer(), q, q, q, None, is_causal=False)[0])
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \(2, 1, 1, 6\); 3 x 6 queries and 6 keys need \(3, 1, 6, 6\)"):
+        attention(Layer(), q, q, q, one.expand(2, 1, 1, 9))
+    with pytest.raises(NotImplementedError, match=r"attention_mask has the shape \(3, 6\)"):
+        attention(Layer(), q, q, q, torch.ones(3, 6))
 
 
 # MARK: - Keywords
@@ -153,10 +165,6 @@ def test_unknown_keywords_raise():
         logits(NAME, block_mask=torch.ones(3))
     with pytest.raises(NotImplementedError, match="output_attentions=True"):
         logits(NAME, output_attentions=True)
-
-
-class Layer(torch.nn.Module):
-    is_causal = True
 
 
 def test_a_layer_without_a_mask():

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from . import _library as c
-from ._overlap import overlaps_itself
+from ._overlap import Place, check_written
 
 _SIZES = {c.F32: 4, c.F16: 2, c.BF16: 2, c.E4M3: 1}
 _BY_NAME = {"float32": c.F32, "float16": c.F16, "bfloat16": c.BF16, "float8_e4m3fn": c.E4M3}
@@ -25,15 +25,10 @@ class Array:
     owner: object
     is_read_only: bool = False
 
-    def reach(self):
-        """The first byte, and the one behind the last."""
-        if 0 in self.shape:
-            return 0, 0
-        size = _SIZES[self.type]
-        steps = [(extent - 1) * stride * size for extent, stride in zip(self.shape, self.strides)]
-        return (
-            self.pointer + sum(step for step in steps if step < 0),
-            self.pointer + sum(step for step in steps if step > 0) + size)
+    @property
+    def place(self):
+        """Where it lies."""
+        return Place(self.pointer, self.shape, tuple(self.strides), _SIZES[self.type])
 
     def tensor(self, name):
         """``fa_tensor`` of ``[batch, tokens, heads, dimension]``."""
@@ -123,16 +118,7 @@ def writable(name, value, own, others):
     is_fixed = type(value).__module__.partition(".")[0] in ("jax", "jaxlib") or interface is not None and interface["data"][1]
     if is_fixed or own.is_read_only:
         raise ValueError(f"{name} is read-only; give an array that may be changed.")
-    if 0 in own.shape:
-        return
-    if overlaps_itself(own.shape, own.strides):
-        raise ValueError(f"{name} has the strides {own.strides}, so that its elements share memory; give memory of its own.")
-    first, last = own.reach()
-    for other, x in others.items():
-        begin, end = x.reach()
-        # Parts of one packed array lie between each other, with the same strides.
-        if first < end and begin < last and (x.pointer == own.pointer or x.strides != own.strides):
-            raise ValueError(f"{name} shares memory with {other}, which is read while {name} is written; give memory of its own.")
+    check_written(name, own.place, [(other, x.place) for other, x in others.items()])
 
 
 class _DLTensor(ctypes.Structure):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from . import _library as c
-from ._overlap import overlaps_itself
+from ._overlap import Place, check_written
 
 _TYPES = {torch.float32: c.F32, torch.float16: c.F16, torch.bfloat16: c.BF16, torch.float8_e4m3fn: c.E4M3}
 _local = threading.local()
@@ -183,19 +183,10 @@ def output_fits(out, q, k, v):
     Raises:
         ValueError: Why not.
     """
-    shape = (*q.shape[:3], v.shape[-1])
-    _fits("out", out, shape, q, q.dtype)
-    _is_writable(out)
-    if out.numel() == 0:
-        return
+    _fits("out", out, (*q.shape[:3], v.shape[-1]), q, q.dtype)
+    _is_writable(out, (("q", q), ("k", k), ("v", v)))
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(f"out: elements must lie side by side along the last axis; its stride is {out.stride(-1)}.")
-    first, last = _reach(out)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        begin, end = _reach(x)
-        # Parts of one packed tensor lie between each other, with the same strides.
-        if first < end and begin < last and (x.data_ptr() == out.data_ptr() or x.stride() != out.stride()):
-            raise ValueError(f"out shares memory with {name}, which is read while out is written; give memory of its own.")
 
 
 def output_fits_parts(out, shape, like):
@@ -209,22 +200,14 @@ def output_fits_parts(out, shape, like):
     _is_writable(out)
 
 
-def _is_writable(out):
+def _is_writable(out, others=()):
     if out.is_neg():
         raise ValueError("out is a lazily negated view; give a tensor whose memory holds its numbers.")
-    if out.numel() and overlaps_itself(out.shape, out.stride()):
-        raise ValueError(f"out has the strides {out.stride()}, so that its elements share memory; give memory of its own.")
+    check_written("out", _place(out), [(name, _place(x)) for name, x in others])
 
 
-def _reach(x):
-    """The first byte of a tensor, and the one behind its last."""
-    if x.numel() == 0:
-        return 0, 0
-    size = x.element_size()
-    steps = [(extent - 1) * stride * size for extent, stride in zip(x.shape, x.stride())]
-    return (
-        x.data_ptr() + sum(step for step in steps if step < 0),
-        x.data_ptr() + sum(step for step in steps if step > 0) + size)
+def _place(x):
+    return Place(x.data_ptr(), tuple(x.shape), x.stride(), x.element_size())
 
 
 # MARK: - Sequences
@@ -246,7 +229,7 @@ def _workspace(byte_count, device, stream, is_shared):
 
 
 def is_captured(ordinal):
-    """Whether what is put into a GPU's current stream goes into a graph."""
+    """Whether what is put into the current stream of a GPU goes into a graph; None for the current one."""
     with torch.cuda.device(ordinal):
         return _cuda_is_capturing()
 

@@ -118,10 +118,10 @@ def mask(
         device = attention_mask.device
     device = torch.device(device or "cpu")
     shape = (batch_size, q_length, kv_length)
-    waits = not _operators.is_traced() and not (device.type == "cuda" and is_captured(torch.cuda.current_device() if device.index is None else device.index))
+    waits = not _operators.is_traced() and not (device.type == "cuda" and is_captured(device.index))
     # Tracers that put tensors of their own in the place of ours (torch.export) have none of our class.
-    is_plain = not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0
-    found = _mask_rules.read(mask_function, batch_size) if not is_plain else None
+    is_faked = not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    found = _mask_rules.read(mask_function, batch_size) if not is_faked else None
     if found is not None:
         rule, origins = found
         made = _ruled(
@@ -134,7 +134,7 @@ def mask(
         attention_mask=attention_mask, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
         **positions, **{name: value for name, value in options.items() if name == "use_vmap"})
     seen = seen.expand(batch_size, *seen.shape[1:])
-    if is_plain:
+    if is_faked:
         # What eager has for a mask, so that models that attend by themselves are right, too.
         return torch.where(seen, torch.zeros((), dtype=dtype, device=seen.device), torch.finfo(dtype).min)
     return _mask(seen, model, shape, runs=runs(boolean(seen)) if waits else None)
@@ -256,10 +256,7 @@ def attention(
         return _operators.whole(q, k, v, rule, softcap, scaling), None
     if not isinstance(attention_mask, Mask):
         # A model's own mask of four axes may be longer than the keys.
-        seen = attention_mask[..., : k.shape[1]] if attention_mask.dim() == 4 else attention_mask
-        if seen.dim() == 4 and seen.shape[-2:] != (q.shape[1], k.shape[1]):
-            seen = seen.expand(-1, -1, q.shape[1], k.shape[1])
-        return _operators.masked(q, k, v, seen, softcap, scaling), None
+        return _operators.masked(q, k, v, _fitted(attention_mask, q, k), softcap, scaling), None
     batch, queries, keys = attention_mask.shape_of
     if (queries, keys) != (q.shape[1], k.shape[1]) or batch not in (1, q.shape[0]):
         raise NotImplementedError(
@@ -268,7 +265,7 @@ def attention(
     rule = attention_mask.rule
     if rule is not None and attention_mask.is_whole:
         return _operators.whole(q, k, v, rule, softcap, scaling), None
-    if attention_mask.runs is not None:
+    if attention_mask.runs is not None and batch == q.shape[0]:
         out = _operators.by_runs(q, k, v, attention_mask.runs, softcap, scaling)
         if out is not None:
             return out, None
@@ -276,6 +273,21 @@ def attention(
         if rule is None:
             return _operators.masked(q, k, v, attention_mask[:], softcap, scaling), None
         return _operators.padded(q, k, v, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
+
+
+def _fitted(mask, q, k):
+    """A model's own mask of four axes, for the queries and keys of a layer: it may be the same for all queries, and longer than the
+    keys, as models' own attention has it."""
+    if mask.dim() != 4:
+        raise NotImplementedError(
+            f"attention_mask has the shape {tuple(mask.shape)}; a mask that does not come from this module must be [batch, 1, queries, keys].")
+    shape = (q.shape[0], mask.shape[1], q.shape[1], k.shape[1])
+    mask = mask[..., : k.shape[1]]
+    if any(own not in (1, needed) for own, needed in zip(mask.shape, shape)) or mask.shape[3] != k.shape[1]:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(mask.shape)}; {q.shape[0]} x {q.shape[1]} queries and {k.shape[1]} keys need "
+            f"{(q.shape[0], 1, q.shape[1], k.shape[1])}.")
+    return mask.expand(shape)
 
 
 def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
