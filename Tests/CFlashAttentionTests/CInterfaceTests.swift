@@ -170,6 +170,11 @@ import Testing
       #expect(fa_forward(&p) == FA_UNAVAILABLE && lastError.hasPrefix("The GPU cannot be used: "))
     }
     #expect(fa_gpu_check(-1) == FA_UNAVAILABLE)
+    var counters: UnsafeMutableRawPointer?
+    #expect(fa_counters(-1, nil, 64, &counters) == FA_UNAVAILABLE && counters == nil)
+    #expect(fa_counters(-1, nil, -64, &counters) == FA_INVALID)
+    #expect(lastError == "The counters have -64 bytes; give a size of 0 or more.")
+    #expect(fa_counters(-1, nil, 64, nil) == FA_INVALID)
     #expect(String(cString: fa_version()) == "1.0.0")
   }
 
@@ -234,7 +239,7 @@ import Testing
             \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
             \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines,
             \.sines,
-            \.workspace, \.stream,
+            \.workspace, \.stream, \.counters,
           ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
       s.size = MemoryLayout<fa_sequences_params>.size
       #expect((0...2).contains(fa_sequences(&s)))

@@ -110,6 +110,21 @@ def test_strides_that_are_no_whole_elements():
         fa.attention(rows, Q.numpy(), Q.numpy())
 
 
+class OnSomeGPU:
+    """An array that says where it is, and not on which GPU."""
+
+    dtype, shape, device = numpy.dtype("float16"), (1, 5, 2, 64), None
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": self.shape, "typestr": "<f2", "data": (4096, False), "strides": None, "version": 3}
+
+
+def test_arrays_that_do_not_say_on_which_gpu_they_are():
+    with pytest.raises(TypeError, match="^q is a OnSomeGPU, which does not say on which GPU it is; give an array with DLPack"):
+        fa.attention(OnSomeGPU(), OnSomeGPU(), OnSomeGPU())
+
+
 def test_memory_that_may_not_be_written(tmp_path):
     constant = bytes(Q.numel() * 4)
     with pytest.raises(ValueError, match="^out is read-only"):
