@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -184,16 +186,21 @@ def test_a_layer_without_a_mask():
                   torch.tensor([True, False])[None, :, None, None])
 
 
+def made_by(create, config, embeds, real=None):
+    """A mask that a function of transformers creates; its parameters have had several names."""
+    values = {
+        "inputs_embeds": embeds, "input_embeds": embeds, "cache": None, "past_key_values": None,
+        "cache_position": torch.arange(embeds.shape[1])}
+    parameters = inspect.signature(inspect.unwrap(create)).parameters
+    return create(config=config, attention_mask=real, **{name: values[name] for name in values if name in parameters})
+
+
 def test_a_mask_for_other_lengths_is_refused():
-    config = transformers.LlamaConfig()
-    embeds = torch.randn(2, 6, 16)
-    config._attn_implementation = NAME
     from transformers.masking_utils import create_causal_mask
 
-    names = {"inputs_embeds" if transformers.__version__ >= "5" else "input_embeds": embeds}
-    names |= {"cache": None} if transformers.__version__ >= "5" else {
-        "past_key_values": None, "cache_position": torch.arange(6)}
-    made = create_causal_mask(config=config, attention_mask=None, **names)
+    config = transformers.LlamaConfig()
+    config._attn_implementation = NAME
+    made = made_by(create_causal_mask, config, torch.randn(2, 6, 16))
     q, k = torch.randn(2, 2, 6, 16), torch.randn(2, 2, 9, 16)
     with pytest.raises(NotImplementedError, match="llama made its mask for 2 x 6 queries and 6 keys, and attends with 2 x 6 queries and 9"):
         attention(Layer(), q, k, k, made)
@@ -252,10 +259,7 @@ def test_masks_made_before_a_compiled_model(case):
         real[1, slice(0, 4) if case == "left" else slice(11, 15)] = 0
     tokens, model = TOKENS.repeat(2, 1), small(NAME, window)
     expected = logits("eager", window, tokens=tokens, attention_mask=real)[real.bool()]
-    embeds = torch.zeros(2, 15, 64)
-    names = {"inputs_embeds": embeds, "cache": None} if transformers.__version__ >= "5" else {
-        "input_embeds": embeds, "past_key_values": None, "cache_position": torch.arange(15)}
-    made = create_masks_for_generate(config=model.config, attention_mask=real, **names)
+    made = made_by(create_masks_for_generate, model.config, torch.zeros(2, 15, 64), real)
     torch._dynamo.reset()
     with torch.no_grad():
         own = torch.compile(model, backend="aot_eager", fullgraph=True)(tokens, attention_mask=made, use_cache=False)

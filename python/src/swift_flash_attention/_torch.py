@@ -230,8 +230,13 @@ def _workspace(byte_count, device, stream, is_shared):
 
 def is_captured(ordinal):
     """Whether what is put into the current stream of a GPU goes into a graph; None for the current one."""
-    with torch.cuda.device(ordinal):
+    if ordinal is None or ordinal == _cuda_device():
         return _cuda_is_capturing()
+    before = torch._C._cuda_exchangeDevice(ordinal)
+    try:
+        return _cuda_is_capturing()
+    finally:
+        torch._C._cuda_maybeExchangeDevice(before)
 
 
 # Looked up once: every call asks them. (A build of torch without CUDA has none of them, and never asks.)
@@ -335,7 +340,7 @@ def sequences(
         stream = _cuda_stream(ordinal)
         call.stream = stream
         if workspace_size > 0:
-            if is_recorded or (_cuda_is_capturing() if _cuda_device() == ordinal else is_captured(ordinal)):
+            if is_recorded or is_captured(ordinal):
                 memory = _recorded_workspace(call, workspace_size, q.device, stream, units)
             else:
                 memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)
