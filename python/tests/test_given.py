@@ -64,7 +64,7 @@ PAGES, TABLE = CACHE.view(4, 2, 2, 64), torch.arange(4, dtype=torch.int32)[None]
         (lambda: flash_attn_with_kvcache(ONE, PAGES, PAGES, cache_seqlens=5, page_table=[0, 1]), ValueError, "^page_table has the shape"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE[..., ::2]), ValueError, "k_cache and v_cache must have elements side by side"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE.half()), ValueError, "^k_cache is torch.float32 and v_cache is torch.float16"),
-        (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, k=ONE, v=ONE, cache_seqlens=8), ValueError, "by cache_seqlens with 1 new keys"),
+        (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE.clone(), k=ONE, v=ONE, cache_seqlens=8), ValueError, "by cache_seqlens with 1 new keys"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, k=ONE.half(), v=ONE, cache_seqlens=5), ValueError, "^k is torch.float16"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, k=ONE, v=ONE, cache_seqlens=5, rotary_cos=torch.ones(9, 8)), ValueError,
          "give both rotary_cos and rotary_sin"),
@@ -80,6 +80,18 @@ PAGES, TABLE = CACHE.view(4, 2, 2, 64), torch.arange(4, dtype=torch.int32)[None]
             ONE, PAGES, PAGES.clone(), k=ONE, v=ONE, cache_seqlens=5, page_table=TABLE, rotary_cos=torch.ones(7, 8),
             rotary_sin=torch.ones(7, 8)), ValueError, "^rotary_cos has 7 rows; with page_table"),
         (lambda: flash_attn_with_kvcache(PACKED, CACHE, CACHE, cu_seqlens_q=[0, 5], cache_seqlens=5), ValueError, "need max_seqlen_q"),
+        (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, k=ONE, v=ONE, cache_seqlens=3), ValueError, "^k_cache and v_cache are one memory"),
+        (lambda: flash_attn_with_kvcache(ONE, PAGES, PAGES, cache_seqlens=3, page_table=[[0, 1]], cache_batch_idx=[7]), ValueError,
+         r"^cache_batch_idx is \[7\]; with page_table, it must be from 0 to 0"),
+        (lambda: flash_attn_varlen_func(PACKED, PACKED, PACKED, STARTS, STARTS, -1, 3), ValueError, "^max_seqlen_q is -1"),
+        (lambda: flash_attn_func(Q, Q, Q, window_size={1: 2, 3: 4}), TypeError, "^window_size is {1: 2, 3: 4}"),
+        (lambda: flash_attn_func(Q, Q, Q, window_size=(torch.ones(2), 0)), TypeError, "^window_size .left. has the shape"),
+        (lambda: flash_attn_func(Q, Q, Q, attention_chunk=2**64 + 4), ValueError, "^attention_chunk is 18446744073709551620"),
+        (lambda: flash_attn_func(Q, Q, Q, softmax_scale=10**400), ValueError, "^softmax_scale is 1000"),
+        (lambda: flash_attn_func(Q, Q, Q, softmax_scale=torch.tensor(0.3, requires_grad=True)), NotImplementedError,
+         "^softmax_scale wants a gradient"),
+        (lambda: fa.attention(Q, Q, Q, return_lse=torch.ones(2)), TypeError, "^return_lse has the shape"),
+        (lambda: fa.prepare(None, Q), TypeError, "^function is None"),
         (lambda: flash_attn_combine(Q, Q), ValueError, "^out_partial has the shape"),
         (lambda: flash_attn_combine(Q[None].half(), Q[None, ..., 0]), ValueError, "^out_partial is torch.float16"),
         (lambda: flash_attn_combine(Q[None], Q[None, ..., 0], out=torch.empty(1, 1, 2, 64).expand(1, 5, 2, 64)), ValueError,
@@ -218,8 +230,8 @@ def test_lazily_negated_tensors():
 
 def test_rotary_positions_mean_nothing_without_tables():
     one, other = CACHE.clone(), CACHE.clone()
-    expected = flash_attn_with_kvcache(ONE, one, one, k=ONE, v=ONE, cache_seqlens=3)
-    own = flash_attn_with_kvcache(ONE, other, other, k=ONE, v=ONE, cache_seqlens=3, rotary_seqlens=torch.tensor([7], dtype=torch.int32))
+    expected = flash_attn_with_kvcache(ONE, one, CACHE.clone(), k=ONE, v=ONE, cache_seqlens=3)
+    own = flash_attn_with_kvcache(ONE, other, CACHE.clone(), k=ONE, v=ONE, cache_seqlens=3, rotary_seqlens=torch.tensor([7], dtype=torch.int32))
     assert torch.equal(own, expected) and torch.equal(one, other)
     assert torch.equal(
         flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=3, rotary_seqlens=[2]),
@@ -346,6 +358,53 @@ def test_exports():
             return fa.attention(q, q, q, causal=True) + flash_attn_func(q, q, q)
 
     assert torch.equal(torch.export.export(Block(), (Q,)).module()(Q), Block()(Q))
+
+
+def test_numbers_in_tensors_are_refused_by_traces():
+    scale = torch.tensor(0.1)
+    for trace in (
+        lambda: torch.jit.trace(lambda q, s: fa.attention(q, q, q, scale=s), (Q, scale), check_trace=False),
+        lambda: torch.vmap(lambda q: fa.attention(q, q, q, scale=scale))(torch.randn(2, 1, 5, 2, 64)),
+    ):
+        with pytest.raises(TypeError, match="^scale is a tensor, whose number a trace would keep as it is"):
+            trace()
+
+
+def test_forward_mode_gradients_raise():
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no backward pass"):
+        fa.attention(torch.autograd.forward_ad.make_dual(Q, torch.ones_like(Q)), Q, Q)
+
+
+def test_gradients_of_tables_and_scales_raise():
+    table = torch.ones(9, 8, requires_grad=True)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="appends k and v in place, and has no gradient"):
+            flash_attn_with_kvcache(
+                ONE, CACHE.clone(), CACHE.clone(), k=ONE, v=ONE, cache_seqlens=3, rotary_cos=table, rotary_sin=table)
+        with torch.no_grad():
+            flash_attn_with_kvcache(
+                ONE, CACHE.clone(), CACHE.clone(), k=ONE, v=ONE, cache_seqlens=3, rotary_cos=table, rotary_sin=table)
+
+
+def test_fake_lists_are_noticed():
+    mode = torch._subclasses.FakeTensorMode()
+    flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=[5], cache_leftpad=[1])
+    with pytest.raises(TypeError, match="^cache_leftpad is a FakeTensor"):
+        flash_attn_with_kvcache(
+            ONE, CACHE, CACHE, cache_seqlens=[5], cache_leftpad=mode.from_tensor(torch.tensor([1], dtype=torch.int32)))
+
+
+def test_windows_beyond_all_keys():
+    expected = flash_attn_func(Q, Q, Q, causal=True)
+    for size in (2**31, 2**63, 2**70):
+        assert torch.equal(flash_attn_func(Q, Q, Q, window_size=(size, 0)), expected)
+        assert torch.equal(fa.attention(Q, Q, Q, window=(size, 0)), expected)
+
+
+def test_out_compiles():
+    torch._dynamo.reset()
+    own = torch.compile(lambda q, out: fa.attention(q, q, q, out=out), fullgraph=True, backend="aot_eager")(Q, torch.empty_like(Q))
+    assert torch.equal(own, fa.attention(Q, Q, Q))
 
 
 # MARK: - Devices

@@ -34,6 +34,16 @@ def causal(b, h, q, k):
     return k <= q
 
 
+def changed(mask):
+    mask[..., 3:] = False
+    return mask
+
+
+def negated(distance):
+    distance.neg_()
+    return distance
+
+
 @pytest.mark.parametrize(
     "function, rule", [
         (causal, Rule(right=0)), (lambda b, h, q, k: q >= k, Rule(right=0)), (lambda b, h, q, k: q >= 0, Rule()),
@@ -52,6 +62,9 @@ def causal(b, h, q, k):
         (lambda b, h, q, k: 2 * k <= q, None), (lambda b, h, q, k: k <= SHIFT[b], None), (lambda b, h, q, k: True, None),
         (both(causal, lambda b, h, q, k: q // 8 == k // 8, lambda b, h, q, k: q // 4 == k // 4), None),
         (lambda b, h, q, k: causal(b, h, q, k) if h == 0 else q >= 0, Rule(right=0)),
+        (lambda b, h, q, k: (q - k).abs() <= 2.5, None), (lambda b, h, q, k: q // 4.5 == k // 4.5, None),
+        (lambda b, h, q, k: causal(b, h, q, k).logical_and_(q - k < 3), None), (lambda b, h, q, k: changed(causal(b, h, q, k)), None),
+        (lambda b, h, q, k: (q - k).abs_() <= 2, None), (lambda b, h, q, k: negated(q - k) <= 2, None),
     ])
 def test_rules(function, rule):
     found = rules.read(function, 2)

@@ -112,10 +112,30 @@ def test_documents_need_all_of_their_keywords():
         logits(NAME, cu_seq_lens_q=STARTS)
     with pytest.raises(ValueError, match="cu_seq_lens_q tells documents of one row apart; there are 2 rows"):
         logits(NAME, tokens=TOKENS.repeat(2, 1), **KEYWORDS)
-    padded = torch.ones_like(TOKENS)
-    padded[0, :2] = 0
-    with pytest.raises(NotImplementedError, match="cu_seq_lens_q is not supported together with padding"):
-        logits(NAME, attention_mask=padded, **KEYWORDS)
+    for gone in (0, 5):
+        padded = torch.ones_like(TOKENS)
+        padded[0, gone] = 0
+        with pytest.raises(NotImplementedError, match="cu_seq_lens_q is not supported together with padding"):
+            logits(NAME, attention_mask=padded, **KEYWORDS)
+        with pytest.raises(NotImplementedError, match="^seq_idx tells documents apart"):
+            logits(NAME, attention_mask=padded, seq_idx=torch.tensor([[0] * 5 + [1] * 10]))
+
+
+@pytest.mark.parametrize("gone", [slice(0, 3), slice(12, 15), slice(5, 7)])
+def test_chunks_of_the_mask_itself(gone):
+    """They count from the first key of the row, padding or not, where ``chunked_overlay`` counts from the first real one."""
+    from transformers.masking_utils import create_causal_mask
+
+    real = torch.ones(2, 15, dtype=torch.long)
+    real[1, gone] = 0
+    results = []
+    for name in ("eager", NAME):
+        model = small(name)
+        mask = made_by(
+            create_causal_mask, model.config, torch.zeros(2, 15, 64), real, and_mask_function=lambda b, h, q, k: q // 4 == k // 4)
+        with torch.no_grad():
+            results.append(model(TOKENS.repeat(2, 1), attention_mask=mask, use_cache=False).logits[real.bool()])
+    assert (results[0] - results[1]).abs().max() < 1e-4 * results[0].abs().max()
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -186,13 +206,13 @@ def test_a_layer_without_a_mask():
                   torch.tensor([True, False])[None, :, None, None])
 
 
-def made_by(create, config, embeds, real=None):
+def made_by(create, config, embeds, real=None, **more):
     """A mask that a function of transformers creates; its parameters have had several names."""
     values = {
         "inputs_embeds": embeds, "input_embeds": embeds, "cache": None, "past_key_values": None,
         "cache_position": torch.arange(embeds.shape[1])}
     parameters = inspect.signature(inspect.unwrap(create)).parameters
-    return create(config=config, attention_mask=real, **{name: values[name] for name in values if name in parameters})
+    return create(config=config, attention_mask=real, **{name: values[name] for name in values if name in parameters}, **more)
 
 
 def test_a_mask_for_other_lengths_is_refused():

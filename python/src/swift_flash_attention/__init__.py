@@ -86,11 +86,11 @@ def attention(
         ValueError, TypeError: What cannot be computed, as a sentence.
         RuntimeError: The device cannot be used or failed.
     """
-    options = _options(causal, window, chunk, softcap, scale)
+    options, return_lse = _options(causal, window, chunk, softcap, scale), _numbers.flag("return_lse", return_lse)
     if is_torch(q) or is_torch(k) or is_torch(v):
         from . import _whole
 
-        return _whole.attention(q, k, v, options, out, bool(return_lse))
+        return _whole.attention(q, k, v, options, out, return_lse)
     params, arrays = _params(q, k, v, options)
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
@@ -130,5 +130,7 @@ def prepare(function, *arguments, **options):
     """
     from ._torch import preparing
 
+    if not callable(function):
+        raise TypeError(f"function is {function!r}; give attention or one of compat's functions.")
     with preparing():
         function(*arguments, **options)

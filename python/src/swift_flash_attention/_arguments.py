@@ -14,8 +14,8 @@ def tensor(name, value, axes=None, shape=None):
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is a {_type_name(value)}; it must be a torch.Tensor.")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name} has the layout {value.layout}; it must be a dense tensor.")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name} has the layout {'nested' if value.is_nested else value.layout}; it must be a dense tensor.")
     if axes is not None and value.dim() != axes:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}; it must be {shape}.")
     return value.resolve_neg() if is_lazy(value) else value
@@ -48,6 +48,7 @@ def int32(name, value, like, shape=None, words=""):
 
 def _listed(name, value, like):
     if not isinstance(value, torch.Tensor):
+        value = list(value) if isinstance(value, range) else value
         if not isinstance(value, (list, tuple)) and not hasattr(value, "__array__"):
             raise TypeError(f"{name} is a {_type_name(value)}; it must be a tensor or a list of whole numbers.")
         try:

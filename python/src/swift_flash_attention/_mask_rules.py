@@ -42,6 +42,8 @@ class _Symbol(torch.Tensor):
     def __torch_function__(cls, function, types, arguments=(), options=None):
         a = arguments[0]
         b = arguments[1] if len(arguments) > 1 else None
+        if options and function not in (_T.to, _T.new_ones, _T.new_zeros):
+            return _forgotten(arguments)
         if function in (_T.device.__get__, _T.dtype.__get__, _T.shape.__get__, _T.requires_grad.__get__):
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments)
@@ -73,7 +75,15 @@ class _Symbol(torch.Tensor):
             return _both(a, b)
         if function in (_T.__or__, _T.__ror__, _T.bitwise_or, _T.logical_or, torch.logical_or):
             return _either(a, b)
-        return _symbol("unknown")
+        return _forgotten(arguments)
+
+
+def _forgotten(arguments):
+    """What comes of an operation that nobody here knows, after which its arguments may be something else, too."""
+    for x in arguments:
+        if isinstance(x, _Symbol):
+            x.kind = "unknown"
+    return _symbol("unknown")
 
 
 def _symbol(kind, value=()):
@@ -109,7 +119,7 @@ def _difference(a, b):
 
 
 def _chunk(a, size):
-    if _kind(a) in ("query", "key") and _kind(size) == "number" and a.value[0] == 0 and len(a.value[1]) <= 1:
+    if _kind(a) in ("query", "key") and _is_whole(size) and size > 0 and a.value[0] == 0 and len(a.value[1]) <= 1:
         return _symbol("chunk", (a.kind, size, a.value[1]))
     return _symbol("unknown")
 
@@ -143,7 +153,11 @@ def _at_most(a, b, less):
 
 def _limit(side, number):
     # Where a query does not even see its own key, there is no window of the kernels.
-    return _symbol("seen", ((side, number),)) if number >= 0 else _symbol("unknown")
+    return _symbol("seen", ((side, number),)) if _is_whole(number) and number >= 0 else _symbol("unknown")
+
+
+def _is_whole(number):
+    return isinstance(number, int) or type(number).__name__ == "SymInt"
 
 
 def _both(a, b):

@@ -4,6 +4,7 @@ the next. Each refusal names the argument. (Also without torch; within ``torch.c
 import numbers
 
 _SYMBOLS = ("SymInt", "SymFloat")
+_LIMIT = 2**62
 
 
 def _one(name, value):
@@ -12,7 +13,22 @@ def _one(name, value):
         return value
     if tuple(value.shape) not in ((), (1,)):
         raise TypeError(f"{name} has the shape {tuple(value.shape)}; it must be one number.")
+    if type(value).__module__.partition(".")[0] == "torch":
+        _look_at(name, value)
     return value.item()
+
+
+def _look_at(name, value):
+    """What a number of torch must not be: one that a trace would keep as it is now, or that a gradient is wanted of."""
+    import torch
+
+    if (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
+        raise TypeError(f"{name} is a tensor, whose number a trace would keep as it is; give a number.")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{name} wants a gradient, which is not supported; give a number, or call under torch.no_grad().")
 
 
 def number(name, value):
@@ -22,18 +38,25 @@ def number(name, value):
     value = _one(name, value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) and type(value).__name__ not in _SYMBOLS:
         raise TypeError(f"{name} is {value!r}; it must be a number.")
-    return float(value) if type(value).__name__ not in _SYMBOLS else value
+    if type(value).__name__ in _SYMBOLS:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {value}; it must be a number that fits a float.") from None
 
 
 def whole(name, value):
     """An int, of whatever holds one whole number."""
-    if type(value) is int:
+    if type(value) is int and -_LIMIT <= value <= _LIMIT:
         return value
     if type(value).__name__ == "SymInt":
         return value
     value = _one(name, value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+    if not -_LIMIT <= value <= _LIMIT:
+        raise ValueError(f"{name} is {value}; it must be a number that fits 62 bits.")
     return int(value)
 
 
@@ -51,10 +74,13 @@ def window(name, value):
     """Both sides of a window, -1 where one is unlimited (None, or anything below 0)."""
     if value is None:
         return -1, -1
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+    if not isinstance(value, (tuple, list)) and not hasattr(value, "__array__") or len(value) != 2:
         raise TypeError(f"{name} is {value!r}; it must be (left, right): the keys before and after a query's own that it sees.")
     sides = []
     for side, what in zip(value, ("left", "right")):
+        if type(side) is int:
+            # As far as anything reaches.
+            side = min(side, _LIMIT)
         side = -1 if side is None else whole(f"{name} ({what})", side)
         sides.append(-1 if side < 0 else side)
     return tuple(sides)

@@ -4,6 +4,7 @@ which computes when the trace runs."""
 import ctypes
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _library as c
 from ._mask_rules import Rule
@@ -34,6 +35,10 @@ def needs_operator(*tensors):
         if transform is not None and transform.key() in _GRADIENTS:
             _no_backward(None)
         return True
+    if forward_ad._current_level >= 0 and any(
+        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    ):
+        _no_backward(None)
     for x in tensors:
         if type(x) not in _KINDS:
             return True
@@ -209,7 +214,8 @@ def kvcache_op(q, k_cache, v_cache, k, v, *rest):
     """The operator for a call: with new keys, the one that changes the caches."""
     if k is None:
         return cache_op(q, k_cache, v_cache, k, v, *rest)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache, k, v)):
+    tensors = (q, k_cache, v_cache, k, v, *rest)
+    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors):
         raise NotImplementedError(
             "flash_attn_with_kvcache appends k and v in place, and has no gradient; call it under torch.no_grad().")
     if torch._C._functorch.maybe_current_level() is not None:

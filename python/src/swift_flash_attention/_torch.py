@@ -326,11 +326,15 @@ def sequences(
                 f"{words.of(name)} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
         if is_elsewhere(value, ordinal):
             raise _elsewhere(words.of(name), value, q)
+        if type(value) is not torch.Tensor:
+            raise TypeError(f"{words.of(name)} is a {type(value).__name__}, and the queries are none; give a torch.Tensor.")
         setattr(call, name, value.data_ptr())
     if new_k is not None:
         for name, x in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
             if x is not None and is_elsewhere(x, ordinal):
                 raise _elsewhere(words.of(name), x, q)
+        if k_place.data == v_place.data and k.numel():
+            raise ValueError(f"{words.of('k')} and {words.of('v')} are one memory, to which keys and values cannot both be appended.")
         call.new_k.data, call.new_v.data = new_k.data_ptr(), new_v.data_ptr()
         if cosines is not None:
             if not (cosines.is_contiguous() and sines.is_contiguous()):

@@ -24,10 +24,13 @@ def attention(q, k, v, options, out, return_lse):
     given.tensor("out", out, 4, _SHAPE)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, out)):
         raise NotImplementedError("out cannot be given where gradients are wanted; leave it out, or call under torch.no_grad().")
-    output_fits(out, q, k, v)
     if needs_operator(q, k, v, out):
+        # Copied in the end, so that it may be any memory.
         result, lse = forward_op(q, k, v, *options)
+        if out.shape != result.shape or out.dtype != result.dtype:
+            raise ValueError(f"out must have the shape {tuple(result.shape)} and the element type of q.")
         out.copy_(result)
     else:
+        output_fits(out, q, k, v)
         _, lse = forward(q, k, v, *options, return_lse, out)
     return (out, lse) if return_lse else out

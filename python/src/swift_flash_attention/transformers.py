@@ -5,6 +5,7 @@ The mask that a model asks for decides who sees whom, as with ``sdpa``; what the
 and blocks of images are computed; sinks, biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
+import bisect
 import sys
 
 import torch
@@ -168,6 +169,9 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         fits = real.sum(dim=1) == end - begin
     for origin in origins:
         fits = fits & (origin.to(device).reshape(-1).expand(batch) == begin)
+    if rule.chunk and not origins:
+        # The kernels count chunks from a sequence's first key.
+        fits = fits & (begin == 0)
     if cache_position is not None:
         steps = torch.arange(queries, device=device, dtype=cache_position.dtype)
         fits = fits & (cache_position - cache_position[:1] == steps).all()
@@ -247,7 +251,7 @@ def attention(
         return _documents(
             module, q, k, v, attention_mask, (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k), scaling, softcap,
             sliding_window, is_causal), None
-    if seq_idx is not None and (not isinstance(attention_mask, Mask) or attention_mask.is_whole):
+    if seq_idx is not None and not _are_apart(seq_idx, attention_mask):
         raise NotImplementedError(
             "seq_idx tells documents apart, and neither the mask nor cu_seq_lens_q does; give cu_seq_lens_q with it, or position_ids and "
             "use_cache=False.")
@@ -324,7 +328,7 @@ def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, 
         if given.runs is not None:
             rule = given.runs.rule(q.shape[0], k.shape[1])
         if rule is None:
-            if given.runs is not None and _tells_apart(given.runs, lists[0]):
+            if given.runs is not None and torch.equal(*lists[:2]) and _tells_apart(given.runs, lists[0]):
                 out = _operators.by_runs(q, k, v, given.runs, softcap, scaling)
                 if out is not None:
                     return out
@@ -343,13 +347,28 @@ def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, 
 
 
 def _tells_apart(made, starts):
-    """Whether no run of queries crosses the start of a document."""
-    own = set()
+    """Whether no run of queries crosses the start of a document, and none sees keys of another."""
+    starts = starts.tolist()
     for group in made.groups:
-        if group.rows is not None:
+        if group.rows is not None or made.order is not None:
             return False
-        own.update(group.starts.tolist())
-    return own.issuperset(starts.tolist())
+        for first, last, begin, end in zip(group.starts[:-1].tolist(), group.starts[1:].tolist(), group.begin.tolist(), group.end.tolist()):
+            document = bisect.bisect_right(starts, first)
+            low, high = starts[document - 1], starts[document] if document < len(starts) else last
+            if last > high or begin < low and begin < end or end > high:
+                return False
+    return True
+
+
+def _are_apart(numbers, given):
+    """Whether a mask tells documents apart that have numbers of their own."""
+    if numbers.shape[0] == 1:
+        changes = (numbers[0, 1:] != numbers[0, :-1]).nonzero()[:, 0] + 1
+        if changes.numel() == 0:
+            return True
+        starts = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), numbers.shape[1])])
+        return isinstance(given, Mask) and given.runs is not None and _tells_apart(given.runs, starts)
+    return False
 
 
 AttentionInterface.register(NAME, attention)

@@ -18,6 +18,8 @@ __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
     "flash_attn_with_kvcache", "get_scheduler_metadata"]
 
+# The default of window_size.
+_UNLIMITED = (-1, -1)
 _WHOLE = "[batch, tokens, heads, dimension]"
 _PACKED = "[total, heads, dimension]"
 
@@ -41,11 +43,11 @@ def _tensors(names, tensors, axes, shape):
 def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
     """Numbers as numbers: nothing else may be remembered of a call."""
     if (
-        (softmax_scale is None or type(softmax_scale) is float) and type(causal) is bool and window_size == (-1, -1)
-        and type(attention_chunk) is int and type(softcap) is float
+        (softmax_scale is None or type(softmax_scale) is float) and type(causal) is bool and window_size is _UNLIMITED
+        and type(attention_chunk) is int and attention_chunk == 0 and type(softcap) is float
     ):
         return causal, -1, -1, attention_chunk, softcap, softmax_scale
-    left, right = (-1, -1) if window_size == (-1, -1) else window("window_size", window_size)
+    left, right = window("window_size", window_size)
     return (
         flag("causal", causal), left, right, whole("attention_chunk", attention_chunk),
         number("softcap", softcap), None if softmax_scale is None else number("softmax_scale", softmax_scale))
@@ -78,7 +80,7 @@ def _is_unlike(error, *tensors):
 
 def flash_attn_func(
     q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
-    window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
+    window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
     return_attn_probs=False,
 ):
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``)."""
@@ -116,7 +118,7 @@ _E4M3 = KVCACHE._replace(names={**KVCACHE.names, "k": "k", "v": "v"})
 
 
 def flash_attn_qkvpacked_func(
-    qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None, v_descale=None, window_size=(-1, -1),
+    qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED,
     attention_chunk=0, softcap=0.0, deterministic=False, num_heads_q=None, sm_margin=0, return_attn_probs=False,
 ):
     """qkv ``(b, s, 3, h, d)``, or ``(b, s, h_q + 2 h_k, d)`` with ``num_heads_q``."""
@@ -149,12 +151,12 @@ def flash_attn_qkvpacked_func(
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None, softmax_scale=None,
-    causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=(-1, -1), attention_chunk=0,
+    causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED, attention_chunk=0,
     softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False,
 ):
     """q ``(total_q, h, d)``, k ``(total_k, h_k, d)``, v ``(total_k, h_k, dv)``. Returns out, or (out, lse ``(h, total_q)``).
 
-    Rows that ``seqused_q`` leaves out are not written: they may be anything.
+    Rows that ``seqused_q`` or ``cu_seqlens_q`` leave out are not written: they may be anything.
     """
     _refuse(qv=qv)
     q, k, v = _tensors("qkv", (q, k, v), 3, _PACKED)
@@ -164,9 +166,9 @@ def flash_attn_varlen_func(
     batch = cu_seqlens_q.shape[0] - 1
     cu_seqlens_k = given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it")
     seqused_q, seqused_k = _list("seqused_q", seqused_q, q, (batch,)), _list("seqused_k", seqused_k, q, (batch,))
-    longest = whole("max_seqlen_q", max_seqlen_q), whole("max_seqlen_k", max_seqlen_k)
+    longest = _most("max_seqlen_q", max_seqlen_q), _most("max_seqlen_k", max_seqlen_k)
     scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
-    if needs_operator(q, k, v):
+    if needs_operator(q, k, v, *scales):
         out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, *options)
     else:
         causal, left, right, chunk, softcap, scale = options
@@ -176,6 +178,13 @@ def flash_attn_varlen_func(
             key_scales=scales[1], value_scales=scales[2], scale=scale, causal=causal, left=left, right=right, chunk=chunk,
             softcap=softcap, wants_lse=wants_lse, words=VARLEN)
     return (out, lse) if wants_lse else out
+
+
+def _most(name, value):
+    value = whole(name, value)
+    if type(value) is int and value < 0:
+        raise ValueError(f"{name} is {value}; it must be 0 or more.")
+    return value
 
 
 def _starts(name, value, like):
@@ -190,7 +199,7 @@ def _kvcache(
     new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
     softcap, scale, wants_lse, words=KVCACHE,
 ):
-    if needs_operator(q, k_cache, v_cache, k, v):
+    if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
             new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
@@ -206,7 +215,7 @@ def flash_attn_with_kvcache(
     q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None,
     cache_batch_idx=None, cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None,
     max_seqlen_q=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, softmax_scale=None,
-    causal=False, window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
+    causal=False, window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
     num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False,
 ):
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
@@ -217,7 +226,7 @@ def flash_attn_with_kvcache(
     if qv is None and (k is None) == (v is None) and _are_plain(window_size, return_softmax_lse):
         known = None
         try:
-            if not needs_operator(q, k_cache, v_cache, k, v):
+            if not needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, rotary_cos, rotary_sin):
                 known = sequences(
                     q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
                     max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_interleaved,
@@ -246,7 +255,7 @@ def flash_attn_with_kvcache(
         cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
         batch = cu_seqlens_q.shape[0] - 1
         if max_seqlen_q is not None:
-            max_seqlen_q = whole("max_seqlen_q", max_seqlen_q)
+            max_seqlen_q = _most("max_seqlen_q", max_seqlen_q)
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_softmax_lse", return_softmax_lse)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
@@ -280,7 +289,7 @@ def flash_attn_with_kvcache(
     if cache_batch_idx is not None:
         cache_batch_idx = given.int32("cache_batch_idx", cache_batch_idx, q)
         if page_table is not None:
-            page_table, cache_batch_idx = page_table.index_select(0, cache_batch_idx), None
+            page_table, cache_batch_idx = _tables_of(page_table, cache_batch_idx, batch), None
     if cache_leftpad is not None:
         cache_leftpad = given.int32("cache_leftpad", cache_leftpad, q)
     if q_descale is not None or k_descale is not None or v_descale is not None:
@@ -297,6 +306,17 @@ def flash_attn_with_kvcache(
 def _no_parts(q):
     nothing = torch.empty(0, dtype=torch.float32, device=q.device)
     return nothing, nothing
+
+
+def _tables_of(page_table, index, batch):
+    """The rows of a page table that belong to a call's sequences. (Numbers on a GPU are nobody's to look at: one too large is the
+    last.)"""
+    if index.shape != (batch,):
+        raise ValueError(f"cache_batch_idx has the shape {tuple(index.shape)}; {(batch,)} is needed.")
+    rows = page_table.shape[0]
+    if not index.is_cuda and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < rows:
+        raise ValueError(f"cache_batch_idx is {index.tolist()}; with page_table, it must be from 0 to {rows - 1}.")
+    return page_table.index_select(0, index.clamp(0, max(rows - 1, 0)))
 
 
 def _one_length(value, batch, capacity, q):
@@ -373,7 +393,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
 def get_scheduler_metadata(
     batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens, qkv_dtype=torch.bfloat16,
     headdim_v=None, cu_seqlens_q=None, cu_seqlens_k_new=None, cache_leftpad=None, page_size=None, max_seqlen_k_new=0,
-    causal=False, window_size=(-1, -1), attention_chunk=0, has_softcap=False, num_splits=0, pack_gqa=None, sm_margin=0,
+    causal=False, window_size=_UNLIMITED, attention_chunk=0, has_softcap=False, num_splits=0, pack_gqa=None, sm_margin=0,
 ):
     """A tensor to hand to ``scheduler_metadata``. Work is shared out on the GPU itself, so that there is nothing in it."""
     device = cache_seqlens.device if isinstance(cache_seqlens, torch.Tensor) else None
