@@ -324,7 +324,7 @@ def sequences(
                 return None
             raise ValueError(
                 f"{words.of(name)} must be contiguous {dtype}; it is {value.dtype} with strides {value.stride()}.")
-        if is_elsewhere(value, ordinal):
+        if value.get_device() != ordinal or ordinal < 0 and not value.is_cpu:
             raise _elsewhere(words.of(name), value, q)
         if type(value) is not torch.Tensor:
             raise TypeError(f"{words.of(name)} is a {type(value).__name__}, and the queries are none; give a torch.Tensor.")
@@ -344,7 +344,7 @@ def sequences(
         stream = _cuda_stream(ordinal)
         call.stream = stream
         if workspace_size > 0:
-            if is_recorded or is_captured(ordinal):
+            if is_recorded or (_cuda_is_capturing() if _cuda_device() == ordinal else is_captured(ordinal)):
                 memory = _recorded_workspace(call, workspace_size, q.device, stream, units)
             else:
                 memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)

@@ -226,7 +226,10 @@ def flash_attn_with_kvcache(
     if qv is None and (k is None) == (v is None) and _are_plain(window_size, return_softmax_lse):
         known = None
         try:
-            if not needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, rotary_cos, rotary_sin):
+            tensors = (q, k_cache, v_cache)
+            if not (k is q_descale is k_descale is v_descale is rotary_cos is rotary_sin is None):
+                tensors = (*tensors, k, v, q_descale, k_descale, v_descale, rotary_cos, rotary_sin)
+            if not needs_operator(*tensors):
                 known = sequences(
                     q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
                     max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_interleaved,
