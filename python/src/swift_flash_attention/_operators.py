@@ -185,28 +185,15 @@ KVCACHE = Words(
         ("The rotary dimension is", "The rotary dimension (twice the columns of rotary_cos) is"),
         ("the rotary tables have", "the tables of rotary_cos and rotary_sin have"), ("of the cached keys is", "of k_cache is"),
         ("of the cached values is", "of v_cache is"), ("of the new keys is", "of k is"), ("of the new values is", "of v is"), *SCORES))
-_KVCACHE_TAIL = (
-    lambda q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest:
-    _fake_sequences(q, v_cache, query_starts, k))
+
+
+def _fake_kvcache(q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest):
+    return _fake_sequences(q, v_cache, query_starts, k)
+
+
 # Appends in place, which autograd and vmap cannot follow; without new keys, the other operator computes.
-append_op = _operator("with_kvcache", _kvcache, _KVCACHE_TAIL, mutates=("k_cache", "v_cache"))
-
-
-def _over_cache(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None,
-    cosines: torch.Tensor | None, sines: torch.Tensor | None, lengths: torch.Tensor, batch_index: torch.Tensor | None,
-    left_padding: torch.Tensor | None, page_table: torch.Tensor | None, query_starts: torch.Tensor | None,
-    new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
-    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
-    interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _kvcache(
-        q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
-        new_key_starts, longest_query, positions, query_scales, key_scales, value_scales, interleaved, causal, left, right,
-        chunk, softcap, scale)
-
-
-cache_op = _operator("over_cache", _over_cache, _KVCACHE_TAIL)
+append_op = _operator("with_kvcache", _kvcache, _fake_kvcache, mutates=("k_cache", "v_cache"))
+cache_op = _operator("over_cache", _kvcache, _fake_kvcache)
 _no_vmap(cache_op, "flash_attn_with_kvcache")
 
 
