@@ -32,5 +32,4 @@ def test_a_decode_call_costs_the_host_little(gpu):
         own = seconds(lambda: flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True))
         empty = seconds(nothing.zero_)
     print(f"{own * 1e6:.1f} us, an operator that does nothing {empty * 1e6:.1f} us")
-    # 15 us beside 5 of the operator, on whatever processor.
-    assert own < 4 * empty
+    assert own - empty < 15e-6
