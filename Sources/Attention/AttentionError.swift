@@ -44,8 +44,14 @@ public enum AttentionError: Error, Hashable, Sendable {
   case lengthOnDevice(tensor: String, length: Int, device: String, limit: Int)
   /// A pointer or a stride is no multiple of what the device's copies need, mostly 16 bytes.
   case alignment(tensor: String, what: String, bytes: Int, multiple: Int = 16)
-  /// Entries of the output along an axis lie in the same memory.
-  case overlappingOutput(axis: String)
+  /// A stride leads out of what an address can count.
+  case stride(tensor: String, axis: String, elements: Int)
+  /// Elements of a tensor that is written lie in the same memory.
+  case overlappingOutput(tensor: String, strides: TensorStrides)
+  /// There is not so much memory on the host.
+  case memory(what: String, byteCount: Int)
+  /// There are not as many elements, or bytes, as a shape has.
+  case elementCount(tensor: String, needed: String, given: Int)
   /// A tiling that was asked for cannot be had.
   case tiling(String, reason: String)
   /// The device cannot be used; the reason is a sentence.
@@ -108,8 +114,15 @@ extension AttentionError: CustomStringConvertible {
     case .alignment(let tensor, let what, let bytes, let multiple):
       "The \(what) of \(tensor) is \(bytes) bytes; on the GPU it must be a multiple of \(multiple). Copy the tensor into "
         + "memory that is."
-    case .overlappingOutput(let axis):
-      "The \(axis) stride of output is 0, so that its entries would overwrite each other; give each memory of its own."
+    case .stride(let tensor, let axis, let elements):
+      "The \(axis) stride of \(tensor) is \(elements) elements, which leads out of all memory; check it."
+    case .overlappingOutput(let tensor, let strides):
+      "The strides of \(tensor) (batch \(strides.batch), head \(strides.heads), token \(strides.length) elements) let its "
+        + "elements share memory; give each memory of its own."
+    case .memory(let what, let byteCount):
+      "\(what) needs \(byteCount / 1_000_000 + 1) MB of memory, which this machine does not have; make it smaller."
+    case .elementCount(let tensor, let needed, let given):
+      "\(tensor) has \(needed); \(given) were given."
     case .tiling(let tiling, let reason):
       "The tiling (\(tiling)) \(reason)."
     case .deviceUnavailable(let device, let reason):

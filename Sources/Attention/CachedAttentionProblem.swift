@@ -239,6 +239,10 @@ extension CachedAttentionProblem.NewKeys {
       if rotary.positions < 1 {
         throw .extent(tensor: "the rotary embedding", axis: "number of positions", value: rotary.positions)
       }
+      if checkedProduct([8, rotary.positions, rotary.dimension]) == nil {
+        let table = TensorShape(batch: 1, heads: 1, length: rotary.positions, dimension: rotary.dimension / 2)
+        throw .tooLarge(tensor: "The rotary table", shape: table)
+      }
     }
   }
 }

@@ -46,6 +46,8 @@ public struct RotaryEmbedding: Hashable, Sendable {
   ///   - base: the position of the first new key.
   ///   - isKey: whether it is a key.
   public func position(_ number: Int, base: Int, isKey: Bool, mask: AttentionMask) -> Int {
-    isKey || mask.isLimited ? base + number : base
+    guard isKey || mask.isLimited else { return base }
+    let (position, overflow) = base.addingReportingOverflow(number)
+    return overflow ? .max : position
   }
 }

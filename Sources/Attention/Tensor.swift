@@ -1,3 +1,9 @@
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
 /// A contiguous tensor that owns its memory and never changes after it is made: safe to share between tasks.
 public struct Tensor: Sendable {
   /// The extents.
@@ -6,27 +12,36 @@ public struct Tensor: Sendable {
   public let scalarType: ScalarType
   /// The order of the axes in memory.
   public let layout: TensorLayout
-  private let storage: TensorStorage
+  private let storage: ZeroedMemory
 
   /// Makes a tensor whose memory, at first zero, is filled by `initialize`.
-  public init<E: Error>(
+  /// - Throws: `AttentionError.extent` or `.tooLarge` for a shape that cannot be, `.memory` where there is not enough; or what
+  ///   `initialize` throws.
+  public init(
     shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
-    initialize: (MutableTensorView) throws(E) -> Void
-  ) throws(E) {
+    initialize: (MutableTensorView) throws(AttentionError) -> Void
+  ) throws(AttentionError) {
+    let count = try shape.elements(of: "a tensor")
+    let (byteCount, overflow) = count.multipliedReportingOverflow(by: scalarType.byteCount)
+    if overflow { throw .tooLarge(tensor: "A tensor", shape: shape) }
     self.shape = shape
     self.scalarType = scalarType
     self.layout = layout
-    storage = TensorStorage(byteCount: shape.elementCount * scalarType.byteCount)
+    storage = try ZeroedMemory("A tensor of \(shape)", byteCount: byteCount)
     try initialize(
       MutableTensorView(base: storage.base, scalarType: scalarType, shape: shape, layout: layout))
   }
 
-  /// Makes a tensor of elements in the order of `layout`. Traps where their number is not that of the shape.
-  public init<Scalar: AttentionScalar>(shape: TensorShape, layout: TensorLayout = .bhnd, scalars: [Scalar]) {
-    precondition(
-      scalars.count == shape.elementCount,
-      "A tensor of \(shape) has \(shape.elementCount) elements; \(scalars.count) were given.")
-    self.init(shape: shape, scalarType: Scalar.scalarType, layout: layout) { view in
+  /// Makes a tensor of elements in the order of `layout`.
+  /// - Throws: `AttentionError.elementCount` where their number is not that of the shape, and as the others.
+  public init<Scalar: AttentionScalar>(
+    shape: TensorShape, layout: TensorLayout = .bhnd, scalars: [Scalar]
+  ) throws(AttentionError) {
+    let count = try shape.elements(of: "a tensor")
+    if count != scalars.count {
+      throw .elementCount(tensor: "A tensor of \(shape)", needed: "\(count) elements", given: scalars.count)
+    }
+    try self.init(shape: shape, scalarType: Scalar.scalarType, layout: layout) { view in
       scalars.withUnsafeBytes {
         view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: $0.count)
       }
@@ -34,11 +49,12 @@ public struct Tensor: Sendable {
   }
 
   /// Makes a tensor of the given type, element (b, h, n, d) from `value`.
+  /// - Throws: as the others.
   public init(
     shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
     value: (_ batch: Int, _ head: Int, _ token: Int, _ d: Int) -> Float
-  ) {
-    self.init(shape: shape, scalarType: scalarType, layout: layout) { view in
+  ) throws(AttentionError) {
+    try self.init(shape: shape, scalarType: scalarType, layout: layout) { view in
       for b in 0..<shape.batch {
         for h in 0..<shape.heads {
           for n in 0..<shape.length {
@@ -89,10 +105,11 @@ public struct Tensor: Sendable {
   }
 
   /// The same values rounded to another type; the tensor itself where it has that type already.
-  public func converted(to type: ScalarType) -> Tensor {
+  /// - Throws: `AttentionError.memory` where there is not enough.
+  public func converted(to type: ScalarType) throws(AttentionError) -> Tensor {
     if type == scalarType { return self }
-    return withBytes { source in
-      Tensor(shape: shape, scalarType: type, layout: layout) { view in
+    return try withBytes { (source) throws(AttentionError) in
+      try Tensor(shape: shape, scalarType: type, layout: layout) { view in
         for i in 0..<shape.elementCount {
           type.store(scalarType.load(from: source.baseAddress!, at: i), to: view.base, at: i)
         }
@@ -101,17 +118,24 @@ public struct Tensor: Sendable {
   }
 }
 
-/// The memory of a tensor: written only before the tensor is handed out, hence `Sendable`.
-private final class TensorStorage: @unchecked Sendable {
-  let base: UnsafeMutableRawPointer
+/// Memory of the host that is zero at first. A tensor writes it only before it is handed out, hence `Sendable`.
+package final class ZeroedMemory: @unchecked Sendable {
+  /// A multiple of 64.
+  package let base: UnsafeMutableRawPointer
+  private let allocation: UnsafeMutableRawPointer
 
-  init(byteCount: Int) {
-    // One byte at least, so that an empty tensor has an address too.
-    base = .allocate(byteCount: max(byteCount, 1), alignment: 64)
-    base.initializeMemory(as: UInt8.self, repeating: 0, count: max(byteCount, 1))
+  /// - Parameter what: for the error, as a sentence begins.
+  /// - Throws: `AttentionError.memory` where there is not enough.
+  package init(_ what: @autoclosure () -> String, byteCount: Int) throws(AttentionError) {
+    // An empty tensor has an address too. Pages of zeros are made when they are touched.
+    guard byteCount <= Int.max - 64, let allocation = calloc(1, byteCount + 64) else {
+      throw .memory(what: what(), byteCount: byteCount)
+    }
+    self.allocation = allocation
+    base = allocation.alignedUp(toMultipleOf: 64)
   }
 
-  deinit { base.deallocate() }
+  deinit { free(allocation) }
 }
 
 extension ScalarType {

@@ -22,6 +22,17 @@ public struct TensorShape: Hashable, Sendable {
     checkedProduct([batch, heads, length, dimension])
   }
 
+  /// B*H*N*D.
+  /// - Throws: `AttentionError.extent` or `.tooLarge` for a shape that no tensor can have.
+  func elements(of tensor: String) throws(AttentionError) -> Int {
+    for (axis, value) in [("batch", batch), ("heads", heads), ("length", length), ("dimension", dimension)]
+    where value < 0 {
+      throw .extent(tensor: tensor, axis: axis, value: value)
+    }
+    guard let count = checkedElementCount else { throw .tooLarge(tensor: tensor, shape: self) }
+    return count
+  }
+
   /// B*H*N*D. Traps where it does not fit an `Int`; a shape accepted by `AttentionProblem` fits.
   public var elementCount: Int { checkedElementCount! }
 }
@@ -69,17 +80,14 @@ public enum TensorLayout: String, Hashable, Sendable, CaseIterable {
     }
   }
 
-  /// The strides of a contiguous tensor of this shape.
+  /// The strides of a contiguous tensor of this shape; of no meaning where there can be no such tensor.
   public func strides(of shape: TensorShape) -> TensorStrides {
-    switch self {
+    let (heads, length, dimension) = (shape.heads, shape.length, shape.dimension)
+    return switch self {
     case .bhnd:
-      TensorStrides(
-        batch: shape.heads * shape.length * shape.dimension, heads: shape.length * shape.dimension,
-        length: shape.dimension)
+      TensorStrides(batch: heads &* length &* dimension, heads: length &* dimension, length: dimension)
     case .bnhd:
-      TensorStrides(
-        batch: shape.length * shape.heads * shape.dimension, heads: shape.dimension,
-        length: shape.heads * shape.dimension)
+      TensorStrides(batch: length &* heads &* dimension, heads: dimension, length: heads &* dimension)
     }
   }
 }
@@ -102,5 +110,8 @@ public struct TensorStrides: Hashable, Sendable {
   }
 
   /// The distance of element (b, h, n, 0) from element (0, 0, 0, 0).
-  public func offset(batch b: Int, head h: Int, token n: Int) -> Int { b * batch + h * heads + n * length }
+  public func offset(batch b: Int, head h: Int, token n: Int) -> Int {
+    // Strides of a tensor without elements may be anything.
+    b &* batch &+ h &* heads &+ n &* length
+  }
 }

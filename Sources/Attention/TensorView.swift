@@ -27,7 +27,7 @@ public struct TensorView: @unchecked Sendable {
 
   /// The first element of a token of a head.
   public func row(batch b: Int, head h: Int, token n: Int) -> UnsafeRawPointer {
-    base + strides.offset(batch: b, head: h, token: n) * scalarType.byteCount
+    base + strides.offset(batch: b, head: h, token: n) &* scalarType.byteCount
   }
 
   /// Reads `shape.dimension` elements of a token of a head as floats.
@@ -44,6 +44,20 @@ public struct TensorView: @unchecked Sendable {
     case .bf16: read(BFloat16.self)
     case .e4m3: read(Float8E4M3.self)
     }
+  }
+}
+
+extension TensorView {
+  /// - Parameter isWritten: whether this is what a computation writes.
+  /// - Throws: `AttentionError` where the view is not what a plan was made for, or its strides cannot be.
+  package func check(
+    _ name: String, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool = false
+  ) throws(AttentionError) {
+    if self.shape != shape { throw .notThePlan(tensor: name, given: self.shape, planned: shape) }
+    if scalarType != type {
+      throw .mixedTypes(first: name, firstType: scalarType, second: "the plan", secondType: type)
+    }
+    try strides.check(name, shape, isWritten: isWritten)
   }
 }
 
@@ -73,7 +87,7 @@ public struct MutableTensorView: @unchecked Sendable {
 
   /// The first element of a token of a head.
   public func row(batch b: Int, head h: Int, token n: Int) -> UnsafeMutableRawPointer {
-    base + strides.offset(batch: b, head: h, token: n) * scalarType.byteCount
+    base + strides.offset(batch: b, head: h, token: n) &* scalarType.byteCount
   }
 
   /// The same memory, for reading.

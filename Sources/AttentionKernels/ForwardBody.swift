@@ -14,8 +14,8 @@ struct ForwardBody {
   /// Which of the warps that share rows this is; 0 where none do.
   let columnWarp: Register<U32>
   let batch, keyValueHead: Register<U32>
-  /// N_k.
-  let keyCount: Register<S32>
+  /// Rows of K and V to copy: N_k, or none.
+  let presentKeys: Register<S32>
   /// Where the block's sequence begins, and which one of the keys it is, where sequences have lengths of their own.
   private let sequence: ForwardSequence?
   let rows: PackedQueries
@@ -44,7 +44,7 @@ struct ForwardBody {
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
     sequence = s.hasSequences ? ForwardSequence(k, parameters, batch: batch) : nil
-    keyCount = sequence?.keys ?? parameters.keys
+    presentKeys = sequence?.presentKeys ?? parameters.keys
     rows = PackedQueries(
       k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: sequence?.queries ?? parameters.queries)
     let firstOwn = rows.firstRow + firstRow + lane / 4

@@ -21,6 +21,8 @@ struct ForwardParameters {
   /// Of sequences, `[B + 1]` s32: where queries and keys begin; `[B]` s32: how many there are, and which sequence of the keys;
   /// 0 where the launch's own numbers hold.
   let queryStarts, keyStarts, queryCounts, keyCounts, batchIndex: Register<U64>
+  /// Rows that there are where queries and keys are packed; sequences of the keys.
+  let queryRows, keyRows, keySequences: Register<U32>
   let softmax: SoftmaxParameters
 
   init(_ k: KernelBuilder) {
@@ -42,6 +44,8 @@ struct ForwardParameters {
     (queryCounts, keyCounts, batchIndex) = (
       k.pointer("query_counts"), k.pointer("key_counts"), k.pointer("batch_index")
     )
+    (queryRows, keyRows) = (k.parameter("query_rows", U32.self), k.parameter("key_rows", U32.self))
+    keySequences = k.parameter("key_sequences", U32.self)
     softmax = SoftmaxParameters(k)
   }
 }
@@ -87,7 +91,10 @@ public struct ForwardLaunch: Hashable, Sendable {
   private let problem: AttentionProblem
   /// Queries of all sequences, where they are packed.
   private let packedQueries: Int?
-  private let hasPackedKeys: Bool
+  /// Keys of all sequences, where they are packed.
+  private let packedKeys: Int?
+  /// Sequences of the keys, of which a call may take some.
+  private let keySequences: Int
   private let hasSequences: Bool
   private let scales: SoftmaxScales
 
@@ -96,11 +103,14 @@ public struct ForwardLaunch: Hashable, Sendable {
   /// - Parameters:
   ///   - problem: of sequences, the longest.
   ///   - packedQueries: queries of all sequences, where they are packed.
+  ///   - packedKeys: the same of keys.
+  ///   - keySequences: sequences of the keys; nil for those of the problem.
   init(
     _ problem: AttentionProblem, _ specialization: ForwardSpecialization, packedQueries: Int? = nil,
-    hasPackedKeys: Bool = false
+    packedKeys: Int? = nil, keySequences: Int? = nil
   ) {
-    (self.problem, self.packedQueries, self.hasPackedKeys) = (problem, packedQueries, hasPackedKeys)
+    (self.problem, self.packedQueries, self.packedKeys) = (problem, packedQueries, packedKeys)
+    self.keySequences = keySequences ?? problem.batch
     hasSequences = specialization.hasSequences
     let rows = problem.queries * problem.groupSize
     blocksPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
@@ -118,7 +128,7 @@ public struct ForwardLaunch: Hashable, Sendable {
     let ofHead = (packedQueries ?? problem.queries) * 4
     list += [packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead].map { .u64(UInt64($0)) }
     for (place, isPacked) in [
-      (queries, packedQueries != nil), (keys, hasPackedKeys), (values, hasPackedKeys), (output, packedQueries != nil),
+      (queries, packedQueries != nil), (keys, packedKeys != nil), (values, packedKeys != nil), (output, packedQueries != nil),
     ] {
       place.strides.append(to: &list, problem.scalarType, isPacked: isPacked)
     }
@@ -128,7 +138,9 @@ public struct ForwardLaunch: Hashable, Sendable {
     list += [problem.keys, offsets.left, offsets.right, problem.keys - problem.queries, chunk].map { .s32(Int32($0)) }
     list += [sequences.queryStarts, sequences.keyStarts, sequences.queryCounts, sequences.keyCounts]
       .map { .pointer($0) }
-    return list + [.pointer(sequences.batchIndex)] + scales.arguments
+    list.append(.pointer(sequences.batchIndex))
+    list += [packedQueries ?? 0, packedKeys ?? 0, keySequences].map { .u32(UInt32($0)) }
+    return list + scales.arguments
   }
 
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.

@@ -40,7 +40,7 @@ public struct ForwardPlan: Hashable, Sendable {
     try GPULimits.check(
       dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path", limit: Self.dimensionLimit
     )
-    try GPULimits.check(counts: [("queries x group", problem.queries * problem.groupSize), ("keys", problem.keys)])
+    try GPULimits.check(counts: [("queries x group", [problem.queries, problem.groupSize]), ("keys", [problem.keys])])
     guard let best = TilingChoice(problem, inputs: inputs, on: gpu).ranked.first else {
       throw .tiling("any", reason: "needs more shared memory or registers than \(gpu.name) has")
     }
@@ -61,13 +61,16 @@ public struct ForwardPlan: Hashable, Sendable {
   /// - Throws: as the others, for the longest that there can be.
   public init(_ sequences: CachedAttentionProblem, on gpu: GPULimits, changes: String? = nil) throws(AttentionError) {
     let longest = try sequences.sequence(length: sequences.capacity, batch: sequences.batch)
+    try GPULimits.check(placesOf: sequences)
     let plan = try ForwardPlan(longest, on: gpu, changes: changes)
     (problem, self.gpu) = (plan.problem, plan.gpu)
     var specialization = plan.specialization
     specialization.hasSequences = true
     self.specialization = specialization
     launch = ForwardLaunch(
-      problem, specialization, packedQueries: sequences.packedQueries, hasPackedKeys: sequences.hasPackedKeys)
+      problem, specialization, packedQueries: sequences.packedQueries,
+      packedKeys: sequences.hasPackedKeys ? sequences.keyShape.length : nil,
+      keySequences: sequences.hasPackedKeys ? sequences.batch : sequences.keyShape.batch)
   }
 
   /// The kernel of the specialization.

@@ -3,7 +3,8 @@ internal import PTX
 /// The sequence of a block, where sequences have lengths of their own: what the GPU's memory says of it.
 struct ForwardSequence {
   let queries: Register<U32>
-  let keys: Register<S32>
+  /// N_k, and how many of these rows there are: none in a sequence that is not in the cache, so that zeros stand for them.
+  let keys, presentKeys: Register<S32>
   /// The rows of its first query and key, and its place in a cache of keys.
   let firstQuery, firstKey, keyBatch: Register<U32>
   /// Which keys its queries see.
@@ -13,25 +14,27 @@ struct ForwardSequence {
     let place = k.multiplyWide(batch, 4)
     /// How many rows the sequence has, and the first of them.
     func extent(
-      _ starts: Register<U64>, _ counts: Register<U64>, limit: Register<S32>
+      _ starts: Register<U64>, _ counts: Register<U64>, total: Register<U32>, limit: Register<S32>
     ) -> (Register<S32>, Register<U32>) {
       let (count, first) = (k.variable(limit), k.variable(k.constant(0, U32.self)))
       k.if(starts .!= 0) {
-        let start = k.load(S32.self, global: starts + place)
-        k.set(first, to: start.reinterpreted(as: U32.self))
-        k.set(count, to: k.load(S32.self, global: starts + place, offset: 4) - start)
+        let range = PackedRange(k, starts, at: place, total: total)
+        k.set(first, to: range.first)
+        k.set(count, to: range.count)
       }
       k.if(counts .!= 0) { k.set(count, to: k.minimum(count, k.load(S32.self, global: counts + place))) }
       // What a caller says too much would lead out of the tensors.
-      return (k.maximum(k.minimum(count, limit), k.constant(0, S32.self)), first)
+      return (k.held(count, to: limit), first)
     }
-    let ofQueries = extent(p.queryStarts, p.queryCounts, limit: p.queries.reinterpreted(as: S32.self))
-    let ofKeys = extent(p.keyStarts, p.keyCounts, limit: p.keys)
+    let ofQueries = extent(
+      p.queryStarts, p.queryCounts, total: p.queryRows, limit: p.queries.reinterpreted(as: S32.self))
+    let ofKeys = extent(p.keyStarts, p.keyCounts, total: p.keyRows, limit: p.keys)
     (queries, firstQuery) = (ofQueries.0.reinterpreted(as: U32.self), ofQueries.1)
     (keys, firstKey) = ofKeys
     let index = k.variable(batch)
     k.if(p.batchIndex .!= 0) { k.set(index, to: k.load(U32.self, global: p.batchIndex + place)) }
     keyBatch = index
+    presentKeys = k.select(index .< p.keySequences, keys, k.constant(0, S32.self))
     let diagonal = ofKeys.0 - ofQueries.0
     bounds = ScoreMask.Bounds(
       keys: keys, left: diagonal + p.leftOffset, right: diagonal + p.rightOffset, diagonal: diagonal, chunk: p.chunk)

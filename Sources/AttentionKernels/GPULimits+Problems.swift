@@ -32,14 +32,32 @@ extension GPULimits {
   /// - Throws: `AttentionError.lengthOnDevice` for more rows than a grid has threads for.
   package static func check(combining problem: PartialResultsProblem) throws(AttentionError) {
     try check(counts: [
-      ("rows x chunks of 4 columns", problem.rows * (problem.dimension / 4)), ("parts", problem.parts),
+      ("rows x chunks of 4 columns", [problem.rows, problem.dimension / 4]), ("parts", [problem.parts]),
+    ])
+  }
+
+  /// - Throws: `AttentionError.lengthOnDevice` for rows, sequences or pages that 32-bit numbers in lists have no room for.
+  static func check(placesOf problem: CachedAttentionProblem) throws(AttentionError) {
+    var pageSize = 1
+    if case .paged(_, let size, _) = problem.cache { pageSize = size }
+    try check(counts: [
+      ("batch x heads", [problem.batch, problem.queryHeads]), ("the page size", [pageSize]),
+      ("the number of sequences or pages of the cache", [problem.keyShape.batch]),
+      ("the number of packed queries", [problem.packedQueries ?? 0]),
+      ("the number of packed keys", [problem.hasPackedKeys ? problem.keyShape.length : 0]),
+      ("the number of packed new keys", [problem.newKeys?.packedTotal ?? 0]),
     ])
   }
 
   /// - Throws: `AttentionError.lengthOnDevice` for counts that 32-bit positions have no room for.
-  static func check(counts: [(what: String, count: Int)]) throws(AttentionError) {
-    for (what, count) in counts where count > lengthLimit {
-      throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: lengthLimit)
+  ///
+  /// - Parameter counts: products of factors that are 0 or more; they need not fit an `Int`.
+  static func check(counts: [(what: String, factors: [Int])]) throws(AttentionError) {
+    for (what, factors) in counts {
+      let count = factors.contains(0) ? 0 : checkedProduct(factors) ?? .max
+      if count > lengthLimit {
+        throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: lengthLimit)
+      }
     }
   }
 }

@@ -13,7 +13,7 @@ public import FlashAttentionHeader
     }
     let (reach, overflow) = Int(p.part_stride).multipliedReportingOverflow(by: problem.parts)
     if overflow || reach.magnitude > 1 << 58 {
-      throw .unsupported("The part stride is \(p.part_stride) elements, which leads out of all memory; check it.")
+      throw .stride(tensor: "the partial results", axis: "part", elements: Int(p.part_stride))
     }
     switch try Device(code: p.device) {
     case .gpu:

@@ -65,8 +65,9 @@ public struct CacheEntries: Hashable, Sendable {
         if !(0...total).contains(pair.0) {
           throw .cacheEntry("\(what) start", sequence: sequence, value: pair.0, limit: total)
         }
-        let count = pair.1 - pair.0
-        if !(0...longest).contains(count) || pair.1 > total {
+        // Two numbers of any size: their difference may have no room.
+        let (count, overflow) = pair.1.subtractingReportingOverflow(pair.0)
+        if overflow || !(0...longest).contains(count) || pair.1 > total {
           throw .cacheEntry("\(what) count", sequence: sequence, value: count, limit: min(longest, total - pair.0))
         }
       }
@@ -130,13 +131,45 @@ public struct CacheEntries: Hashable, Sendable {
       for (sequence, list) in pageTable.enumerated() {
         let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
         let rows = rows(of: sequence) + new
-        let needed = (rows + pageSize - 1) / pageSize
+        let needed = rows == 0 ? 0 : (rows - 1) / pageSize + 1
         if list.count < needed {
           throw .cacheEntry("length", sequence: sequence, value: rows, limit: list.count * pageSize)
         }
         for page in list.prefix(needed) where !(0..<pages).contains(page) {
           throw .cacheEntry("page", sequence: sequence, value: page, limit: pages - 1)
         }
+      }
+    }
+    if problem.newKeys != nil { try checkThatNoRowIsWrittenTwice(problem, newStarts: newStarts) }
+  }
+
+  /// - Throws: where two sequences of a call would append to the same row of the cache.
+  private func checkThatNoRowIsWrittenTwice(
+    _ problem: CachedAttentionProblem, newStarts: [Int]?
+  ) throws(AttentionError) {
+    /// Of each sequence of the cache, or page, the rows that are written there, and by whom.
+    var writers: [Int: [(rows: Range<Int>, sequence: Int)]] = [:]
+    func write(_ rows: Range<Int>, at place: Int, by sequence: Int) throws(AttentionError) {
+      for other in writers[place] ?? [] where other.rows.overlaps(rows) {
+        let (row, isPaged) = (max(other.rows.lowerBound, rows.lowerBound), pageTable != nil)
+        throw .unsupported(
+          "Sequences \(other.sequence) and \(sequence) of the call would both append to row \(row) of "
+            + "\(isPaged ? "page" : "sequence") \(place) of the cache; give each rows of its own.")
+      }
+      writers[place, default: []].append((rows, sequence))
+    }
+    for sequence in 0..<problem.batch {
+      let first = rows(of: sequence)
+      let new = newStarts.map { $0[sequence + 1] - $0[sequence] } ?? problem.newKeys?.count ?? 0
+      if new == 0 { continue }
+      guard case .paged(_, let pageSize, _) = problem.cache, let pages = pageTable?[sequence] else {
+        try write(first..<first + new, at: batchIndex?[sequence] ?? sequence, by: sequence)
+        continue
+      }
+      for number in first / pageSize...(first + new - 1) / pageSize {
+        let start = number * pageSize
+        try write(
+          max(first - start, 0)..<min(first + new - start, pageSize), at: pages[number], by: sequence)
       }
     }
   }

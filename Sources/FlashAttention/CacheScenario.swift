@@ -38,6 +38,11 @@ package struct CacheScenario: Sendable {
     return Float(Int((x ^ x >> 33) & 0xffff) - 0x8000) / 0x4000
   }
 
+  /// A tensor `[B, N, H, D]` of a problem's shape, which can be, and is small.
+  private func tensor(_ shape: TensorShape, _ type: ScalarType, _ value: (Int, Int, Int, Int) -> Float) -> Tensor {
+    try! Tensor(shape: shape, scalarType: type, layout: .bnhd, value: value)
+  }
+
   // MARK: - What goes in
 
   private func queryRange(_ b: Int) -> Range<Int> {
@@ -50,6 +55,15 @@ package struct CacheScenario: Sendable {
     let end = rowsBefore(b) + newCount(b)
     return min(entries.leftPadding?[b] ?? 0, end)..<end
   }
+  /// Where a row of a sequence's cache lies.
+  private func place(ofRow row: Int, _ b: Int) -> (batch: Int, token: Int) {
+    if let starts = entries.keyStarts { return (0, starts[b] + row) }
+    guard let pages = entries.pageTable?[b], case .paged(_, let size, _) = problem.cache else {
+      return (entries.batchIndex.map { $0[b] } ?? b, row)
+    }
+    let (number, token) = row.quotientAndRemainder(dividingBy: size)
+    return (pages[number], token)
+  }
   private func scale(_ scales: [Float]?, _ b: Int, _ h: Int) -> Float { scales?[b * problem.keyValueHeads + h] ?? 1 }
 
   /// Rows that belong to sequences: `[B or 1, H, s or total, D]`, NaN where no sequence has one.
@@ -61,7 +75,7 @@ package struct CacheScenario: Sendable {
       let rows = starts.map { $0[b]..<$0[b + 1] } ?? 0..<shape.length
       for row in rows { owners[(isPacked ? 0 : b) * shape.length + row] = (b, row - rows.lowerBound) }
     }
-    return Tensor(shape: shape, scalarType: type, layout: .bnhd) { place, h, row, d in
+    return tensor(shape, type) { place, h, row, d in
       owners[place * shape.length + row].map { element(subject, $0.sequence, h, $0.row, d) } ?? .nan
     }
   }
@@ -89,7 +103,7 @@ package struct CacheScenario: Sendable {
     guard let rotary else { return nil }
     let shape = TensorShape(batch: 1, heads: 1, length: rotary.positions, dimension: rotary.dimension / 2)
     func table(_ function: @escaping (Double) -> Double) -> Tensor {
-      Tensor(shape: shape, scalarType: problem.scalarType) { _, _, position, i in Float(function(angle(position, i))) }
+      tensor(shape, problem.scalarType) { _, _, position, i in Float(function(angle(position, i))) }
     }
     return (table(cos), table(sin))
   }
@@ -132,11 +146,12 @@ package struct CacheScenario: Sendable {
     for b in 0..<problem.batch {
       let rows = rows(b)
       for row in rows where isAfter || row < rowsBefore(b) {
-        let place = problem.place(ofRow: row, b, entries)
+        let place = place(ofRow: row, b)
         owners[place.batch * shape.length + place.token] = (b, row)
       }
     }
-    return Tensor(shape: shape, scalarType: problem.cacheType, layout: .bnhd) { view in
+    // Of a problem's shape, and small.
+    return try! Tensor(shape: shape, scalarType: problem.cacheType, layout: .bnhd) { view in
       for place in 0..<shape.batch {
         for token in 0..<shape.length {
           let owner = owners[place * shape.length + token]
@@ -270,12 +285,12 @@ package struct CacheScenario: Sendable {
     func numbers(isKey: Bool, _ shape: TensorShape) -> Tensor {
       let all = rows.map { row in
         guard let cache else { return cached(isKey: isKey, b, shared, row: row) }
-        let (view, place) = (isKey ? cache.keys : cache.values, problem.place(ofRow: row, b, entries))
+        let (view, place) = (isKey ? cache.keys : cache.values, place(ofRow: row, b))
         return (0..<shape.dimension).map {
           problem.cacheType.load(from: view.row(batch: place.batch, head: shared, token: place.token), at: $0)
         }
       }
-      return Tensor(shape: shape, scalarType: .f32) { _, _, n, d in all[n][d] }
+      return tensor(shape, .f32) { _, _, n, d in all[n][d] }
     }
     let (k, v) = (numbers(isKey: true, one.keyShape), numbers(isKey: false, one.valueShape))
     let turnedQueries = queries.indices.map { n in
@@ -284,8 +299,8 @@ package struct CacheScenario: Sendable {
         { problem.queryType.rounded(element(.query, b, h, number, $0)) }, count: problem.dimension, number, b,
         isKey: false)
     }
-    let exact = Tensor(shape: one.queryShape, scalarType: .f32) { _, _, n, d in Float(turnedQueries[n][d]) }
-    let rounded = exact.converted(to: problem.scalarType)
+    let exact = tensor(one.queryShape, .f32) { _, _, n, d in Float(turnedQueries[n][d]) }
+    let rounded = tensor(one.queryShape, problem.scalarType) { _, _, n, d in Float(turnedQueries[n][d]) }
     let ofValues = Double(scale(entries.valueScales, b, shared))
     return k.withView { k in
       v.withView { v in

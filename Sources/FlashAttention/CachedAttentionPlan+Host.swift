@@ -51,7 +51,7 @@ extension CachedAttentionPlan {
         self, queries: queries, keys: keys.readOnly, values: values.readOnly, entries: append.entriesAfterwards
       ).run(output: output, logSumExp: logSumExp)
     }
-    guard let turned = append.turned(queries) else { return try attend(queries) }
+    guard let turned = try append.turned(queries) else { return try attend(queries) }
     try turned.withView { (view) throws(AttentionError) in try attend(view) }
   }
 
@@ -59,31 +59,23 @@ extension CachedAttentionPlan {
     _ queries: TensorView, _ keys: TensorView, _ values: TensorView, _ new: NewKeyViews?, _ entries: CacheEntries,
     _ output: MutableTensorView, _ logSumExp: UnsafeMutableBufferPointer<Float>?
   ) throws(AttentionError) {
-    var tensors = [
-      ("queries", queries, problem.queryShape, problem.queryType),
-      ("the cached keys", keys, problem.keyShape, problem.cacheType),
-      ("the cached values", values, problem.valueShape, problem.cacheType),
-      ("output", output.readOnly, problem.outputShape, problem.outputType),
-    ]
+    try queries.check("queries", isFor: problem.queryShape, problem.queryType)
+    try keys.check("the cached keys", isFor: problem.keyShape, problem.cacheType, isWritten: new != nil)
+    try values.check("the cached values", isFor: problem.valueShape, problem.cacheType, isWritten: new != nil)
+    try output.readOnly.check("output", isFor: problem.outputShape, problem.outputType, isWritten: true)
     if let new, let newKeys = problem.newKeys {
-      tensors.append(("the new keys", new.keys, problem.newKeyShape, problem.scalarType))
-      tensors.append(("the new values", new.values, problem.newValueShape, problem.scalarType))
+      try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)
+      try new.values.check("the new values", isFor: problem.newValueShape, problem.scalarType)
       if (new.rotary != nil) != (newKeys.rotary != nil) {
         throw .notInThePlan(tensor: "rotary embedding", isMissing: new.rotary == nil)
       }
       if let rotary = newKeys.rotary, let tables = new.rotary {
         let shape = TensorShape(batch: 1, heads: 1, length: rotary.positions, dimension: rotary.dimension / 2)
-        tensors.append(("the cosines", tables.cosines, shape, problem.scalarType))
-        tensors.append(("the sines", tables.sines, shape, problem.scalarType))
+        try tables.cosines.check("the cosines", isFor: shape, problem.scalarType)
+        try tables.sines.check("the sines", isFor: shape, problem.scalarType)
       }
       if let positions = new.positions, positions.count != problem.batch {
         throw .cacheEntries("positions", count: positions.count, batch: problem.batch)
-      }
-    }
-    for (name, view, shape, type) in tensors {
-      if view.shape != shape { throw .notThePlan(tensor: name, given: view.shape, planned: shape) }
-      if view.scalarType != type {
-        throw .mixedTypes(first: name, firstType: view.scalarType, second: "the plan", secondType: type)
       }
     }
     if problem.leavesParts && logSumExp == nil { throw .notInThePlan(tensor: "log-sum-exp", isMissing: true) }

@@ -12,8 +12,9 @@ public final class GPUBuffer: Sendable {
   private let memory: DeviceMemory
   private let gpu: GPU
 
-  /// - Throws: `AttentionError.deviceFailed` where there is not enough; it says how much there was.
+  /// - Throws: `AttentionError.deviceFailed` where there is not enough; it says how much there was; `.extent` for less than 0 bytes.
   public init(byteCount: Int, on gpu: GPU) throws(AttentionError) {
+    if byteCount < 0 { throw .extent(tensor: "a buffer", axis: "length", value: byteCount) }
     self.gpu = gpu
     self.byteCount = byteCount
     do throws(CUDAError) {
@@ -28,7 +29,13 @@ public final class GPUBuffer: Sendable {
 
   /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be changed as
   /// soon as this returns; memory that is pinned for the GPU must stay as it is until the stream is synchronized.
+  ///
+  /// - Throws: `AttentionError.unsupported` where it does not fit, `.deviceFailed`.
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(AttentionError) {
+    if offset < 0 || offset > byteCount || source.count > byteCount - offset {
+      throw .unsupported(
+        "A copy of \(source.count) bytes to byte \(offset) does not fit a buffer of \(byteCount) bytes; make it shorter.")
+    }
     try reportingDeviceErrors { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source, at: offset) }
     }
@@ -48,8 +55,12 @@ public final class GPUBuffer: Sendable {
     }
   }
 
-  /// Copies to host memory and waits until it is there.
+  /// Copies to host memory, from the start on, and waits until it is there.
+  /// - Throws: `AttentionError.unsupported` for more than there is, `.deviceFailed`.
   public func copy(to destination: UnsafeMutableRawBufferPointer) throws(AttentionError) {
+    if destination.count > byteCount {
+      throw .unsupported("A buffer of \(byteCount) bytes has no \(destination.count) to copy; ask for less.")
+    }
     try reportingDeviceErrors { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in
         try memory.copy(to: destination)
@@ -93,13 +104,14 @@ public struct DeviceTensorView: Hashable, Sendable {
       throw .mixedTypes(first: name, firstType: scalarType, second: "the plan", secondType: type)
     }
     if address % 16 != 0 { throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address)) }
+    try strides.check(name, shape, isWritten: isWritten)
     for (axis, stride, extent) in [
       ("batch", strides.batch, shape.batch), ("head", strides.heads, shape.heads),
       ("token", strides.length, shape.length),
     ] where extent > 1 {
-      let bytes = stride * type.byteCount
+      // Without elements nothing bounds a stride.
+      let bytes = stride &* type.byteCount
       if bytes % 16 != 0 { throw .alignment(tensor: name, what: "\(axis) stride", bytes: bytes) }
-      if isWritten && bytes == 0 { throw .overlappingOutput(axis: axis) }
     }
   }
 

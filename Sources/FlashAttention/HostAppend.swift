@@ -62,10 +62,10 @@ struct HostAppend {
   }
 
   /// The queries, turned and in the problem's type; nil where nothing turns them.
-  func turned(_ queries: TensorView) -> Tensor? {
+  func turned(_ queries: TensorView) throws(AttentionError) -> Tensor? {
     if rotary == nil { return nil }
     let isPacked = problem.packedQueries != nil
-    return Tensor(shape: queries.shape, scalarType: problem.scalarType) { destination in
+    return try Tensor(shape: queries.shape, scalarType: problem.scalarType) { destination in
       for sequence in 0..<problem.batch {
         for (i, token) in entries.queries(of: sequence, problem).enumerated() {
           for h in 0..<problem.queryHeads {

@@ -19,7 +19,7 @@ enum HostCopy {
     if layout != nil {
       try buffer.copy(from: UnsafeRawBufferPointer(start: view.base, count: byteCount))
     } else {
-      let packed = Tensor(shape: view.shape, scalarType: view.scalarType) { copyRows(of: view, to: $0) }
+      let packed = try Tensor(shape: view.shape, scalarType: view.scalarType) { copyRows(of: view, to: $0) }
       try packed.withBytes { (bytes) throws(AttentionError) in try buffer.copy(from: bytes) }
     }
     return Uploaded(

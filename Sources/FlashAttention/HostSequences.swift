@@ -68,8 +68,8 @@ struct HostSequences {
     }
     let heads = 0..<problem.keyValueHeads
     let (k, v) = (
-      gathered(keys, of: sequence, heads, one.keyShape, one.scalarType),
-      gathered(values, of: sequence, heads, one.valueShape, one.scalarType)
+      try gathered(keys, of: sequence, heads, one.keyShape, one.scalarType),
+      try gathered(values, of: sequence, heads, one.valueShape, one.scalarType)
     )
     try k.withView { (k) throws(AttentionError) in
       try v.withView { (v) throws(AttentionError) in
@@ -94,10 +94,10 @@ struct HostSequences {
       values: shape(1, all.keys, all.valueDimension), scalarType: .f32, mask: all.mask, scale: all.scale * factor,
       softcap: all.softcap)
     let (k, v) = (
-      gathered(keys, of: sequence, head..<head + 1, one.keyShape, .f32),
-      gathered(values, of: sequence, head..<head + 1, one.valueShape, .f32)
+      try gathered(keys, of: sequence, head..<head + 1, one.keyShape, .f32),
+      try gathered(values, of: sequence, head..<head + 1, one.valueShape, .f32)
     )
-    let widened = Tensor(shape: one.queryShape, scalarType: .f32) { _, h, n, d in
+    let widened = try Tensor(shape: one.queryShape, scalarType: .f32) { _, h, n, d in
       q.scalarType.load(from: q.row(batch: 0, head: head * group + h, token: n), at: d)
     }
     let plan = try CPUPlan(one, threads: threads)
@@ -149,8 +149,8 @@ struct HostSequences {
   /// A copy of a sequence's keys or values of some heads, in another type where they are bytes.
   private func gathered(
     _ cache: TensorView, of sequence: Int, _ heads: Range<Int>, _ shape: TensorShape, _ type: ScalarType
-  ) -> Tensor {
-    Tensor(shape: shape, scalarType: type) { destination in
+  ) throws(AttentionError) -> Tensor {
+    try Tensor(shape: shape, scalarType: type) { destination in
       for (i, h) in heads.enumerated() {
         for n in 0..<shape.length {
           let (from, to) = (place(of: n, head: h, sequence, in: cache), destination.row(batch: 0, head: i, token: n))

@@ -44,18 +44,8 @@ public final class KVCache: Sendable {
 
   /// Keys, then values, page by page `[page size, H_kv, D]`.
   private enum Memory: Sendable {
-    case host(HostMemory, HostMemory)
+    case host(ZeroedMemory, ZeroedMemory)
     case gpu(GPUBuffer, GPUBuffer)
-  }
-
-  /// Memory of the host that only the cache has.
-  private final class HostMemory: @unchecked Sendable {
-    let base: UnsafeMutableRawPointer
-    init(byteCount: Int) {
-      base = .allocate(byteCount: max(byteCount, 1), alignment: 64)
-      base.initializeMemory(as: UInt8.self, repeating: 0, count: max(byteCount, 1))
-    }
-    deinit { base.deallocate() }
   }
 
   /// - Parameters:
@@ -74,7 +64,7 @@ public final class KVCache: Sendable {
       case .contiguous(let sequences, let capacity): (sequences, capacity, 1)
       case .paged(let pages, let pageSize): (pages, pageSize, nil)
       }
-    let allocator = PageAllocator(pages: max(pages, 0), pageSize: pageSize, pagesPerSequence: perSequence)
+    let allocator = try PageAllocator(pages: pages, pageSize: pageSize, pagesPerSequence: perSequence)
     // Refuses now what the first call would.
     let problem = try CachedAttentionProblem(
       batch: 1, queries: 1, queryHeads: keyValueHeads, keyValueHeads: keyValueHeads, dimension: dimension,
@@ -92,7 +82,9 @@ public final class KVCache: Sendable {
       try values.fill(0)
       memory = .gpu(keys, values)
     } else {
-      memory = .host(HostMemory(byteCount: bytes.0), HostMemory(byteCount: bytes.1))
+      memory = .host(
+        try ZeroedMemory("The cache of keys", byteCount: bytes.0),
+        try ZeroedMemory("The cache of values", byteCount: bytes.1))
     }
     state = Mutex(State(allocator: allocator, memory: memory))
   }

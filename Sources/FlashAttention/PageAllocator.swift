@@ -1,9 +1,11 @@
+internal import Synchronization
+
 /// Which pages of a cache hold which keys: sequences grow, share pages with those that they were forked from, and are freed. Pure
 /// bookkeeping; what must be copied is said, not done.
 public struct PageAllocator: Sendable {
   /// A sequence of the allocator.
   public struct Sequence: Hashable, Sendable {
-    fileprivate let number: UInt64
+    fileprivate let cache, number: UInt64
   }
 
   /// A page whose contents a sequence needs for itself from now on.
@@ -21,28 +23,55 @@ public struct PageAllocator: Sendable {
   public let pageSize: Int
   /// The most pages of a sequence.
   public let pagesPerSequence: Int
-  private var free: [Int]
-  /// How many sequences have each page.
-  private var owners: [Int]
+  private let pageCount: Int
+  /// Pages that were given back, and the first of those that nobody had yet.
+  private var returned: [Int] = []
+  private var fresh = 0
+  /// How many sequences have each page that was taken before.
+  private var owners: [Int] = []
   private var entries: [UInt64: Entry] = [:]
   private var next: UInt64 = 0
+  /// What its sequences are told from those of others by.
+  private let identity: UInt64
+
+  private static let identities = Atomic<UInt64>(0)
 
   /// - Parameter pagesPerSequence: nil for no limit but the pages that there are.
-  public init(pages: Int, pageSize: Int, pagesPerSequence: Int? = nil) {
+  /// - Throws: `AttentionError.extent` for numbers below 0, and pages without a key.
+  public init(pages: Int, pageSize: Int, pagesPerSequence: Int? = nil) throws(AttentionError) {
+    if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
+    if pageSize < 1 { throw .extent(tensor: "the cache", axis: "page size", value: pageSize) }
+    if let pagesPerSequence, pagesPerSequence < 0 {
+      throw .extent(tensor: "the page table", axis: "length", value: pagesPerSequence)
+    }
     self.pageSize = pageSize
     self.pagesPerSequence = min(pagesPerSequence ?? pages, pages)
-    free = (0..<pages).reversed()
-    owners = [Int](repeating: 0, count: pages)
+    pageCount = pages
+    identity = Self.identities.add(1, ordering: .relaxed).newValue
   }
 
   /// Pages that nobody has.
-  public var freePages: Int { free.count }
+  public var freePages: Int { returned.count + (pageCount - fresh) }
   /// Sequences that there are.
   public var sequenceCount: Int { entries.count }
 
   private func entry(_ sequence: Sequence) throws(AttentionError) -> Entry {
-    guard let entry = entries[sequence.number] else { throw .unknownSequence }
+    guard sequence.cache == identity, let entry = entries[sequence.number] else { throw .unknownSequence }
     return entry
+  }
+
+  /// The pages of so many keys.
+  private func pages(ofKeys keys: Int) -> Int { keys == 0 ? 0 : (keys - 1) / pageSize + 1 }
+
+  /// The keys of a sequence with some more.
+  private func length(of entry: Entry, with keys: Int) throws(AttentionError) -> Int {
+    if keys < 0 { throw .extent(tensor: "the new keys", axis: "length", value: keys) }
+    let (length, overflow) = entry.length.addingReportingOverflow(keys)
+    if overflow || pages(ofKeys: length) > pagesPerSequence {
+      let limit = pagesPerSequence.multipliedReportingOverflow(by: pageSize)
+      throw .sequenceTooLong(length: overflow ? .max : length, limit: limit.overflow ? .max : limit.partialValue)
+    }
+    return length
   }
 
   /// The keys of a sequence.
@@ -54,37 +83,47 @@ public struct PageAllocator: Sendable {
   public mutating func makeSequence() -> Sequence {
     defer { next += 1 }
     entries[next] = Entry()
-    return Sequence(number: next)
+    return Sequence(cache: identity, number: next)
   }
 
   private mutating func take() -> Int {
-    let page = free.removeLast()
-    owners[page] = 1
-    return page
+    if let page = returned.popLast() {
+      owners[page] = 1
+      return page
+    }
+    defer { fresh += 1 }
+    owners.append(1)
+    return fresh
   }
 
   private mutating func release(_ page: Int) {
     owners[page] -= 1
-    if owners[page] == 0 { free.append(page) }
+    if owners[page] == 0 { returned.append(page) }
   }
 
   /// Makes room for keys behind those that sequences have: pages for them, and where the last page is shared, one of their own.
   /// All or nothing: where it does not fit, nothing has changed.
   ///
+  /// - Parameter counts: each sequence once.
   /// - Returns: the copies that must be made before keys are written.
-  /// - Throws: `AttentionError.cacheFull`, `.sequenceTooLong`, `.unknownSequence`.
+  /// - Throws: `AttentionError.cacheFull`, `.sequenceTooLong`, `.unknownSequence`, `.extent` for less than 0 keys, `.unsupported`
+  ///   for a sequence that is there twice.
   public mutating func reserve(_ counts: [(sequence: Sequence, keys: Int)]) throws(AttentionError) -> [Copy] {
+    if Set(counts.map(\.sequence)).count != counts.count {
+      throw .unsupported("A sequence to append to can be in a call only once; fork it for another continuation.")
+    }
     var needed = 0
+    /// Sequences of the call that will write to a page which others have too.
+    var writers: [Int: Int] = [:]
     for (sequence, keys) in counts {
       let entry = try entry(sequence)
-      let length = entry.length + keys
-      if length > pagesPerSequence * pageSize {
-        throw .sequenceTooLong(length: length, limit: pagesPerSequence * pageSize)
-      }
-      needed += max(0, (length + pageSize - 1) / pageSize - entry.pages.count)
-      if keys > 0 { needed += sharedPages(entry, upTo: length).count }
+      let length = try length(of: entry, with: keys)
+      needed += max(0, pages(ofKeys: length) - entry.pages.count)
+      if keys > 0 { for index in sharedPages(entry, upTo: length) { writers[entry.pages[index], default: 0] += 1 } }
     }
-    if needed > free.count { throw .cacheFull(needed: needed, free: free.count, pageSize: pageSize) }
+    // The last of those that have a page keeps it.
+    for (page, count) in writers { needed += min(count, owners[page] - 1) }
+    if needed > freePages { throw .cacheFull(needed: needed, free: freePages, pageSize: pageSize) }
     var copies: [Copy] = []
     for (sequence, keys) in counts where keys > 0 {
       var entry = entries[sequence.number]!
@@ -96,7 +135,7 @@ public struct PageAllocator: Sendable {
         release(source)
         entry.pages[index] = target
       }
-      while entry.pages.count * pageSize < length { entry.pages.append(take()) }
+      while entry.pages.count < pages(ofKeys: length) { entry.pages.append(take()) }
       entries[sequence.number] = entry
     }
     return copies
@@ -104,16 +143,19 @@ public struct PageAllocator: Sendable {
 
   /// The pages that would be written and are not the sequence's alone.
   private func sharedPages(_ entry: Entry, upTo length: Int) -> [Int] {
-    let written = entry.length / pageSize..<max((length + pageSize - 1) / pageSize, entry.length / pageSize)
+    let written = entry.length / pageSize..<max(pages(ofKeys: length), entry.length / pageSize)
     return written.filter { $0 < entry.pages.count && owners[entry.pages[$0]] > 1 }
   }
 
   /// Counts keys that were written into reserved room.
+  /// - Throws: `AttentionError.cacheEntry` where no room is reserved for so many.
   public mutating func advance(_ sequence: Sequence, by keys: Int) throws(AttentionError) {
     var entry = try entry(sequence)
-    precondition(
-      (0...entry.pages.count * pageSize).contains(entry.length + keys), "Keys are written only where room is reserved.")
-    entry.length += keys
+    let length = try length(of: entry, with: keys)
+    if pages(ofKeys: length) > entry.pages.count {
+      throw .cacheEntry("length", sequence: 0, value: length, limit: entry.pages.count * pageSize)
+    }
+    entry.length = length
     entries[sequence.number] = entry
   }
 
@@ -126,7 +168,7 @@ public struct PageAllocator: Sendable {
     guard (0...entry.length).contains(length) else {
       throw .cacheEntry("prefix", sequence: 0, value: length, limit: entry.length)
     }
-    let pages = Array(entry.pages.prefix((length + pageSize - 1) / pageSize))
+    let pages = Array(entry.pages.prefix(pages(ofKeys: length)))
     for page in pages { owners[page] += 1 }
     let fork = makeSequence()
     entries[fork.number] = Entry(pages: pages, length: length)
@@ -139,7 +181,7 @@ public struct PageAllocator: Sendable {
     guard (0...entry.length).contains(length) else {
       throw .cacheEntry("length", sequence: 0, value: length, limit: entry.length)
     }
-    while entry.pages.count > (length + pageSize - 1) / pageSize { release(entry.pages.removeLast()) }
+    while entry.pages.count > pages(ofKeys: length) { release(entry.pages.removeLast()) }
     entry.length = length
     entries[sequence.number] = entry
   }

@@ -31,14 +31,8 @@ public enum PartialResults {
     if let logSumExp, logSumExp.count != problem.rows {
       throw .logSumExpCount(given: logSumExp.count, needed: problem.rows)
     }
-    for (name, view, type) in partials.map({ ("a partial result", $0, ScalarType.f32) }) + [
-      ("output", output.readOnly, problem.outputType)
-    ] {
-      if view.shape != problem.shape { throw .notThePlan(tensor: name, given: view.shape, planned: problem.shape) }
-      if view.scalarType != type {
-        throw .mixedTypes(first: name, firstType: view.scalarType, second: "the plan", secondType: type)
-      }
-    }
+    for view in partials { try view.check("a partial result", isFor: problem.shape, .f32) }
+    try output.readOnly.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
     for row in 0..<problem.rows {
       let (line, query) = (row / problem.queries, row % problem.queries)
       let (b, h) = (line / problem.heads, line % problem.heads)
@@ -80,6 +74,10 @@ public enum PartialResults {
   ) throws(AttentionError) {
     try partials.check("the partial results", isFor: problem.shape, .f32)
     try output.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
+    let (reach, overflow) = partStride.multipliedReportingOverflow(by: problem.parts)
+    if overflow || reach.magnitude > 1 << 58 {
+      throw .stride(tensor: "the partial results", axis: "part", elements: partStride)
+    }
     if partStride % 4 != 0 {
       throw .alignment(tensor: "the partial results", what: "part stride", bytes: partStride * 4)
     }

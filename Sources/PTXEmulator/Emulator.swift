@@ -222,6 +222,12 @@ final class Machine {
       throw hazard(
         .unfinishedCopy, "\(warp.copies.count) copies were never waited for", warp, block, lane: Int(copy.lane))
     }
+    if launch.isDependent && !warp.hasPrerequisites {
+      throw hazard(
+        .race,
+        "the warp ended without having waited for the launch before, which may then still write while what follows begins",
+        warp, block)
+    }
   }
 
   private func execute(_ instruction: Instruction, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {

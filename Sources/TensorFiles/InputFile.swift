@@ -55,5 +55,29 @@ final class InputFile: Sendable {
   }
 }
 
+extension InputFile {
+  /// What a file that is none of a format looks like by its first bytes, and what to do; nil where that says nothing.
+  ///
+  /// - Parameter format: `.npy` or `.safetensors`, as which it was read.
+  func looks(besides format: String) -> String? {
+    guard let start = try? read(min(byteCount, 512), at: 0) else { return nil }
+    func begins(_ bytes: [UInt8]) -> Bool { start.starts(with: bytes) }
+    let text = String(decoding: start, as: UTF8.self).lowercased().drop { $0.isWhitespace }
+    if text.hasPrefix("version https://git-lfs") { return "a Git LFS pointer in place of the file; run git lfs pull" }
+    if text.hasPrefix("<!doctype html") || text.hasPrefix("<html") {
+      return "an HTML page, as a download without permission leaves it"
+    }
+    if format != ".npy" && begins([0x93] + Array("NUMPY".utf8)) { return "a .npy file; give it that name" }
+    if begins(Array("PK".utf8) + [3, 4]) { return "a zip archive, as torch.save and numpy.savez write; save as safetensors" }
+    if begins([0x80]) && start.count > 1 && start[1] <= 5 { return "a Python pickle; save as safetensors" }
+    if begins(Array("GGUF".utf8)) { return "a GGUF file; save as safetensors" }
+    if begins([0x89] + Array("HDF".utf8)) { return "an HDF5 file; save as safetensors" }
+    if begins([0x1f, 0x8b]) { return "compressed by gzip; unpack it" }
+    if format != ".safetensors" && start.count > 8 && start[8] == UInt8(ascii: "{") { return "a .safetensors file; give it that name" }
+    if text.hasPrefix("{") || text.hasPrefix("[") { return "JSON without tensors" }
+    return nil
+  }
+}
+
 /// The operating system's words for the last failure.
 func lastError() -> String { String(cString: strerror(errno)) }

@@ -16,7 +16,9 @@ public enum NPYFile {
 
     guard file.byteCount >= 10 else { throw malformed("it has \(file.byteCount) bytes, too few for a header.") }
     let start = try file.read(10, at: 0)
-    guard Array(start.prefix(6)) == magic else { throw malformed("it does not begin as a .npy file does.") }
+    guard Array(start.prefix(6)) == magic else {
+      throw malformed(file.looks(besides: ".npy").map { "it looks like \($0)." } ?? "it does not begin as a .npy file does.")
+    }
     guard (1...3).contains(start[6]) else { throw malformed("it has the unknown format version \(start[6]).") }
     let lengthBytes = start[6] == 1 ? 2 : 4
     guard file.byteCount >= 8 + lengthBytes else { throw malformed("it ends within the header.") }
@@ -35,13 +37,13 @@ public enum NPYFile {
     case "<f2": scalarType = .f16
     default: throw .unsupportedType(path: path, name: "array", type: type)
     }
-    if isFortran { throw malformed("its array is in Fortran order; save numpy.ascontiguousarray(x).") }
     guard let count = checkedCount(extents) else { throw malformed("it has the impossible shape \(extents).") }
     let byteCount = count * scalarType.byteCount
     guard byteCount <= file.byteCount - dataStart else {
       throw malformed("its shape \(extents) needs \(byteCount) bytes, but \(file.byteCount - dataStart) follow.")
     }
-    return StoredArray(extents: extents, scalarType: scalarType, bytes: try file.read(byteCount, at: dataStart))
+    let array = StoredArray(checked: extents, scalarType, try file.read(byteCount, at: dataStart))
+    return isFortran ? array.fromFirstAxisFastest() : array
   }
 
   /// Writes the array; the file appears whole or not at all. bf16 is widened to f32, which is exact.
@@ -52,7 +54,7 @@ public enum NPYFile {
   /// The file's bytes, for `OutputFile`.
   public static func pieces(of array: StoredArray) -> [[UInt8]] {
     let array =
-      ![.f32, .f16].contains(array.scalarType) ? StoredArray(extents: array.extents, floats: array.floats) : array
+      ![.f32, .f16].contains(array.scalarType) ? array.widened : array
     let type = array.scalarType == .f32 ? "<f4" : "<f2"
     // A tuple of one needs its comma.
     let shape = array.extents.map(String.init).joined(separator: ", ") + (array.extents.count == 1 ? "," : "")

@@ -33,23 +33,30 @@ public struct SafetensorsFile: Sendable {
   /// Opens a file and checks its header.
   public init(path: String) throws(TensorFileError) {
     self.path = path
-    file = try InputFile(path: path)
+    let file = try InputFile(path: path)
+    self.file = file
     func malformed(_ reason: String) -> TensorFileError { .malformed(path: path, reason: reason) }
+    /// Of a header that is none, what the file may be instead.
+    func noHeader(_ reason: String) -> TensorFileError {
+      malformed(file.looks(besides: ".safetensors").map { "it looks like \($0)." } ?? reason)
+    }
 
     guard file.byteCount >= 8 else { throw malformed("it has \(file.byteCount) bytes, too few for a header.") }
     let length = try file.read(8, at: 0).reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
     guard length <= UInt64(Self.headerLimit) else {
-      throw malformed("its header claims \(length) bytes; at most \(Self.headerLimit) are believed.")
+      throw noHeader("its header claims \(length) bytes; at most \(Self.headerLimit) are believed.")
     }
     guard Int(length) <= file.byteCount - 8 else {
-      throw malformed("its header claims \(length) bytes, but only \(file.byteCount - 8) follow.")
+      throw noHeader("its header claims \(length) bytes, but only \(file.byteCount - 8) follow.")
     }
     dataStart = 8 + Int(length)
+    let text = try file.read(Int(length), at: 8)
+    guard text.first == UInt8(ascii: "{") else { throw noHeader("its header does not begin with '{'.") }
     let header: Header
     do {
-      header = try JSONDecoder().decode(Header.self, from: Data(try file.read(Int(length), at: 8)))
+      header = try JSONDecoder().decode(Header.self, from: Data(text))
     } catch {
-      throw malformed("its header is not the JSON that safetensors prescribes.")
+      throw noHeader("its header is not the JSON that safetensors prescribes\(Header.place(of: error)).")
     }
     metadata = header.metadata
     entries = try Self.check(header, dataByteCount: file.byteCount - dataStart, malformed)
@@ -108,7 +115,7 @@ public struct SafetensorsFile: Sendable {
       throw .unsupportedType(path: path, name: name, type: entry.type)
     }
     let bytes = try file.read(entry.bytes.count, at: dataStart + entry.bytes.lowerBound)
-    return StoredArray(extents: entry.extents, scalarType: type, bytes: bytes)
+    return StoredArray(checked: entry.extents, type, bytes)
   }
 
   /// The names of all tensors.
@@ -182,11 +189,26 @@ private struct Header: Codable {
 
   init() {}
 
+  /// Where the JSON is not what it should be, behind a sentence; nothing where it is no JSON.
+  static func place(of error: any Error) -> String {
+    let (path, what): ([any CodingKey], String)
+    switch error as? DecodingError {
+    case .typeMismatch(_, let context), .valueNotFound(_, let context): (path, what) = (context.codingPath, "another type")
+    case .keyNotFound(let key, let context): (path, what) = (context.codingPath, "no '\(key.stringValue)'")
+    case .dataCorrupted, nil: return ""
+    @unknown default: return ""
+    }
+    if path.isEmpty { return "" }
+    return " (" + path.map { $0.intValue.map { "number \($0)" } ?? "'\($0.stringValue)'" }.joined(separator: ", ")
+      + " has \(what))"
+  }
+
   init(from decoder: any Decoder) throws {
     let container = try decoder.container(keyedBy: Name.self)
     for key in container.allKeys {
       if key.stringValue == Name.metadata.stringValue {
-        metadata = try container.decode([String: String].self, forKey: key)
+        // null, as the format's own reader takes it.
+        metadata = try container.decode([String: String]?.self, forKey: key) ?? [:]
       } else {
         tensors[key.stringValue] = try container.decode(Tensor.self, forKey: key)
       }

@@ -10,26 +10,31 @@ public struct StoredArray: Sendable {
   public let bytes: [UInt8]
 
   /// An array of bytes that are already in the form of a file.
-  /// Traps where their number is not that of the extents.
-  public init(extents: [Int], scalarType: ScalarType, bytes: [UInt8]) {
-    precondition(
-      checkedCount(extents).map { $0 * scalarType.byteCount } == bytes.count,
-      "An array of \(extents) \(scalarType) does not have \(bytes.count) bytes.")
-    self.extents = extents
-    self.scalarType = scalarType
-    self.bytes = bytes
+  /// - Throws: `AttentionError.elementCount` where their number is not that of the extents.
+  public init(extents: [Int], scalarType: ScalarType, bytes: [UInt8]) throws(AttentionError) {
+    let needed = checkedCount(extents).map { $0 * scalarType.byteCount }
+    if needed != bytes.count {
+      throw .elementCount(
+        tensor: "An array of \(extents) \(scalarType)", needed: needed.map { "\($0) bytes" } ?? "an impossible shape",
+        given: bytes.count)
+    }
+    self.init(checked: extents, scalarType, bytes)
+  }
+
+  /// An array whose bytes are as many as its extents ask for.
+  init(checked extents: [Int], _ scalarType: ScalarType, _ bytes: [UInt8]) {
+    (self.extents, self.scalarType, self.bytes) = (extents, scalarType, bytes)
   }
 
   /// An array of f32.
-  public init(extents: [Int], floats: [Float]) {
-    self.init(extents: extents, scalarType: .f32, bytes: floats.withUnsafeBytes(Array.init))
+  /// - Throws: as the other.
+  public init(extents: [Int], floats: [Float]) throws(AttentionError) {
+    try self.init(extents: extents, scalarType: .f32, bytes: floats.withUnsafeBytes(Array.init))
   }
 
   /// A tensor, in its layout's order of axes.
   public init(_ tensor: Tensor) {
-    self.init(
-      extents: tensor.layout.extents(of: tensor.shape), scalarType: tensor.scalarType,
-      bytes: tensor.withBytes(Array.init))
+    self.init(checked: tensor.layout.extents(of: tensor.shape), tensor.scalarType, tensor.withBytes(Array.init))
   }
 
   /// The elements as floats.
@@ -39,12 +44,41 @@ public struct StoredArray: Sendable {
     }
   }
 
+  /// The same in f32.
+  var widened: StoredArray { StoredArray(checked: extents, .f32, floats.withUnsafeBytes(Array.init)) }
+
   /// The array as a tensor; nil where it has not four axes.
-  public func tensor(layout: TensorLayout) -> Tensor? {
+  /// - Throws: `AttentionError.memory` where there is not enough.
+  public func tensor(layout: TensorLayout) throws(AttentionError) -> Tensor? {
     guard let shape = layout.shape(of: extents) else { return nil }
-    return Tensor(shape: shape, scalarType: scalarType, layout: layout) { view in
+    return try Tensor(shape: shape, scalarType: scalarType, layout: layout) { view in
       bytes.withUnsafeBytes { if $0.count > 0 { view.base.copyMemory(from: $0.baseAddress!, byteCount: $0.count) } }
     }
+  }
+}
+
+extension StoredArray {
+  /// The array whose elements lie as those of this one would with the first axis fastest ("Fortran order").
+  func fromFirstAxisFastest() -> StoredArray {
+    let (size, count) = (scalarType.byteCount, bytes.count / scalarType.byteCount)
+    // The distance, in the file, between neighbours along each axis.
+    let strides = extents.indices.map { extents[..<$0].reduce(1, *) }
+    let sorted = [UInt8](unsafeUninitializedCapacity: bytes.count) { buffer, initialized in
+      var (index, place) = ([Int](repeating: 0, count: extents.count), 0)
+      for element in 0..<count {
+        for byte in 0..<size { buffer[element * size + byte] = bytes[place * size + byte] }
+        // The next element, the last axis first.
+        for axis in extents.indices.reversed() {
+          index[axis] += 1
+          place += strides[axis]
+          if index[axis] < extents[axis] { break }
+          place -= strides[axis] * extents[axis]
+          index[axis] = 0
+        }
+      }
+      initialized = bytes.count
+    }
+    return StoredArray(checked: extents, scalarType, sorted)
   }
 }
 

@@ -42,10 +42,10 @@ extension Tensor {
   /// Standard normal elements.
   static func normal(
     _ shape: TensorShape, _ type: ScalarType, layout: TensorLayout = .bhnd, from source: inout RandomSource
-  ) -> Tensor {
+  ) throws(AttentionError) -> Tensor {
     var random = source
     defer { source = random }
-    return Tensor(shape: shape, scalarType: type, layout: layout) { view in
+    return try Tensor(shape: shape, scalarType: type, layout: layout) { view in
       for i in 0..<shape.elementCount { type.store(random.normal(), to: view.base, at: i) }
     }
   }

@@ -1,5 +1,11 @@
 internal import ArgumentParser
 
+#if canImport(Glibc)
+  @preconcurrency internal import Glibc
+#elseif canImport(Musl)
+  @preconcurrency internal import Musl
+#endif
+
 @main
 struct Tool: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -17,4 +23,18 @@ struct Tool: ParsableCommand {
       RunCommand.self, GenerateCommand.self, VerifyCommand.self, BenchCommand.self, TuneCommand.self, InfoCommand.self,
       EmitCommand.self,
     ])
+
+  static func main() {
+    // Whatever ends the command: what could not be written did not go well.
+    atexit {
+      let isFlushed = fflush(stdout) == 0
+      // The reason of an earlier failure is not known any more.
+      let reason = isFlushed ? "" : ": \(String(cString: strerror(errno)))"
+      if !isFlushed || ferror(stdout) != 0 {
+        printError("Error: Standard output cannot be written\(reason).")
+        _exit(ExitCode.fileOrMachine.rawValue)
+      }
+    }
+    main(nil)
+  }
 }

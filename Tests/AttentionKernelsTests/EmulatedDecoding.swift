@@ -93,16 +93,54 @@ struct EmulatedDecoding {
     var preparation, decode, combine: Program?
   }
 
-  /// - Parameter calls: how often the kernels run on the same workspace.
+  /// The lists of numbers that kernels read from the GPU's memory, as words.
+  struct Lists {
+    var lengths, batchIndex, leftPadding, queryStarts, keyStarts, newStarts, positions, pageTable: [Int]?
+
+    init(_ scenario: CacheScenario) {
+      let entries = scenario.entries
+      (lengths, batchIndex, leftPadding) = (entries.lengths, entries.batchIndex, entries.leftPadding)
+      (queryStarts, keyStarts) = (entries.queryStarts, entries.keyStarts)
+      (newStarts, positions) = (scenario.newStarts, scenario.positions)
+      guard case .paged(_, _, let perSequence) = scenario.problem.cache else { return }
+      // The others' entries would lead anywhere.
+      pageTable = entries.pageTable!.flatMap { list in
+        (0..<perSequence).map { $0 < list.count ? list[$0] : 1 << 30 }
+      }
+    }
+
+    private static var all: [WritableKeyPath<Lists, [Int]?>] {
+      [\.lengths, \.batchIndex, \.leftPadding, \.queryStarts, \.keyStarts, \.newStarts, \.positions, \.pageTable]
+    }
+
+    /// Garbage in some of the lists, or in some words of all of them.
+    mutating func spoil(_ random: inout some RandomNumberGenerator, near limits: [Int]) {
+      let (lowest, highest) = (Int(Int32.min), Int(Int32.max))
+      var nasty: [Int] = [lowest, lowest + 1, -65536, -2, -1, 0, 1, 2, 65536, 1 << 29, 1 << 30, highest]
+      for limit in limits { nasty += [limit - 1, limit, limit + 1] }
+      let isSparse = Bool.random(using: &random)
+      for list in Self.all where isSparse || Bool.random(using: &random) {
+        self[keyPath: list] = self[keyPath: list]?.map {
+          isSparse && Int.random(in: 0..<4, using: &random) > 0 ? $0 : nasty.randomElement(using: &random)!
+        }
+      }
+    }
+  }
+
+  /// - Parameters:
+  ///   - calls: how often the kernels run on the same workspace.
+  ///   - lists: what the kernels read instead of the scenario's own; sequences may then share rows, so that races are not looked
+  ///     for.
   /// - Throws: `Hazard`.
   func run(
-    _ programs: Programs = Programs(), _ schedule: Schedule = .roundRobin, calls: Int = 1
+    _ programs: Programs = Programs(), _ schedule: Schedule = .roundRobin, calls: Int = 1, lists given: Lists? = nil
   ) throws(Hazard) -> Outcome {
     let memory = GlobalMemory()
-    let entries = scenario.entries
+    let written = given == nil ? GlobalMemory.Access.readWrite : .anyOrder
+    let (entries, lists) = (scenario.entries, given ?? Lists(scenario))
     func put(_ name: String, _ tensor: Tensor, isWritten: Bool = false) -> ForwardLaunch.Place {
       let address = tensor.withBytes {
-        memory.allocate(name, $0.isEmpty ? [0] : Array($0), access: isWritten ? .readWrite : .readOnly)
+        memory.allocate(name, $0.isEmpty ? [0] : Array($0), access: isWritten ? written : .readOnly)
       }
       return ForwardLaunch.Place(address: address, strides: tensor.layout.strides(of: tensor.shape))
     }
@@ -115,37 +153,32 @@ struct EmulatedDecoding {
     let appends = problem.newKeys != nil
     let (keys, values) = (scenario.keys, scenario.values)
     let outputBytes = problem.outputShape.elementCount * problem.outputType.byteCount
-    let output = memory.allocate("o", byteCount: max(outputBytes, 2), access: .readWrite)
+    let output = memory.allocate("o", byteCount: max(outputBytes, 2), access: written)
     // A part without keys may hold anything: NaN.
     if problem.leavesParts { memory.write([UInt8](repeating: 0xff, count: outputBytes), to: output) }
-    let workspace = memory.allocate("workspace", byteCount: max(plan.launch.workspaceByteCount, 16), access: .readWrite)
+    let workspace = memory.allocate("workspace", byteCount: max(plan.launch.workspaceByteCount, 16), access: written)
     memory.write([UInt8](repeating: 0, count: plan.launch.arrivalByteCount), to: workspace)
     var places = DecodeLaunch.Places(
       queries: put("q", scenario.queries), keys: put("k", keys, isWritten: appends),
       values: put("v", values, isWritten: appends),
       output: ForwardLaunch.Place(
         address: output, strides: TensorLayout.bnhd.strides(of: problem.outputShape)),
-      lengths: words("lengths", entries.lengths),
+      lengths: words("lengths", lists.lengths),
       workspace: workspace)
-    places.logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
-    places.batchIndex = words("batch_index", entries.batchIndex)
-    places.leftPadding = words("left_padding", entries.leftPadding)
-    places.queryStarts = words("query_starts", entries.queryStarts)
-    places.keyStarts = words("key_starts", entries.keyStarts)
+    places.logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: written)
+    places.batchIndex = words("batch_index", lists.batchIndex)
+    places.leftPadding = words("left_padding", lists.leftPadding)
+    places.queryStarts = words("query_starts", lists.queryStarts)
+    places.keyStarts = words("key_starts", lists.keyStarts)
     places.queryScales = floats("query_scales", entries.queryScales)
     places.keyScales = floats("key_scales", entries.keyScales)
     places.valueScales = floats("value_scales", entries.valueScales)
-    if case .paged(_, _, let perSequence) = problem.cache {
-      // The others' entries would lead anywhere.
-      places.pageTable = words(
-        "page_table",
-        entries.pageTable!.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 1 << 30 } })
-    }
+    places.pageTable = words("page_table", lists.pageTable)
     if appends {
       var new = DecodeLaunch.NewKeyPlaces(
         keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues))
-      new.starts = words("new_starts", scenario.newStarts)
-      new.positions = words("positions", scenario.positions)
+      new.starts = words("new_starts", lists.newStarts)
+      new.positions = words("positions", lists.positions)
       if let tables = scenario.rotaryTables {
         (new.cosines, new.sines) = (put("cosines", tables.cosines).address, put("sines", tables.sines).address)
       }

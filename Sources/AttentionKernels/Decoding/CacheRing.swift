@@ -20,6 +20,8 @@ struct CacheRing {
   private let pages: Register<U64>
   /// N_k of the sequence, and the row of its first key.
   private let length, padding: Register<S32>
+  /// The sequence of the cache, where there are no pages: none where it is beyond the last.
+  private let place: Register<U32>?
   /// The first key of the step that is copied next, and where the block's piece of work ends.
   private let next, needed: Register<S32>
   /// The page of the next step's keys, where one holds all of them.
@@ -41,14 +43,14 @@ struct CacheRing {
     let (p, k) = (parameters, k)
     let table = SequenceTable(k, s, p)
     padding = table.leftPadding(of: unit.sequence)
-    let place = s.paging == .none ? table.cachePlace(of: unit.sequence) : nil
+    place = s.paging == .none ? table.cachePlace(of: unit.sequence) : nil
     let firstKey = table.firstKey(of: unit.sequence)
-    func base(_ pointer: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
+    func base(_ pointer: Register<U64>, _ strides: StrideParameters, _ place: Register<U32>?) -> Register<U64> {
       let ofHead = pointer + k.wide(unit.head) * strides.head
       let ofSequence = place.map { ofHead + k.wide($0) * strides.batch } ?? ofHead
       return firstKey.map { ofSequence + k.wide($0) * strides.row } ?? ofSequence
     }
-    (keyBase, valueBase) = (base(p.keyBase, p.keyStrides), base(p.valueBase, p.valueStrides))
+    (keyBase, valueBase) = (base(p.keyBase, p.keyStrides, place), base(p.valueBase, p.valueStrides, place))
     pages = table.pages(of: unit.sequence)
     length = unit.length
     let start = (unit.firstKeyTile + tiles.first) * s.tiling.tileKeys
@@ -104,7 +106,7 @@ struct CacheRing {
   /// Starts the copies of the step at `next`, and with them those of `beside`, and goes on to the step after it.
   private func copy(to slot: Register<U32>, beside: () -> Void = {}) {
     let isWanted = next .< needed
-    let rowsLeft = length - next
+    let rowsLeft = presentRows - next
     for (tile, offset, base, strides) in [
       (memory.keys, 0, keyBase, parameters.keyStrides),
       (memory.values, memory.keys.byteCount, valueBase, parameters.valueStrides),
@@ -114,14 +116,20 @@ struct CacheRing {
         let rowsPerPass = s.tiling.groupThreads / width
         let destination = slot + (tile.place(row: line, chunk: chunk, width: width) + offset)
         // Rows of a step lie one after the other but where pages are of any size.
-        let own = s.paging == .anyPage ? nil : address(ofRow: line, base, strides, isWanted) + k.wide(chunk * 16)
+        let own =
+          s.paging == .anyPage ? nil : address(ofRow: line, onPage: page, base, strides) + k.wide(chunk * 16)
         for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
           let row = line + pass * rowsPerPass
-          let exists = row.reinterpreted(as: S32.self) .< rowsLeft
+          var exists = row.reinterpreted(as: S32.self) .< rowsLeft
           let isOwn = (pass + 1) * rowsPerPass > tile.rows ? isWanted & (row .< tile.rows) : isWanted
-          let source =
-            own.map { pass == 0 ? $0 : $0 + strides.row * (pass * rowsPerPass) }
-            ?? (address(ofRow: row, base, strides, exists & isOwn) + k.wide(chunk * 16))
+          let source: Register<U64>
+          if let own {
+            source = pass == 0 ? own : own + strides.row * (pass * rowsPerPass)
+          } else {
+            let page = lookUp(row, exists & isOwn)
+            exists = exists & (page .< parameters.cachePlaces)
+            source = address(ofRow: row, onPage: page, base, strides) + k.wide(chunk * 16)
+          }
           // Few threads take less rows at a time than the pattern has.
           let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
           for panel in tile.panels where panel.width == width {
@@ -143,21 +151,31 @@ struct CacheRing {
     lookUp()
   }
 
+  /// The rows that K and V have there: none in a sequence or on a page that is not in the cache, whatever a caller says, so that
+  /// zeros stand for them.
+  private var presentRows: Register<S32> {
+    guard let number = s.paging == .wholeSteps ? page : place else { return length }
+    return k.select(number .< parameters.cachePlaces, length, k.constant(0, S32.self))
+  }
+
+  /// The page of a row of the step at `next`, where each row is looked up; it must exist.
+  private func lookUp(_ row: Register<U32>, _ exists: Predicate) -> Register<U32> {
+    let number = ((next + padding).reinterpreted(as: U32.self) + row) / parameters.pageSize
+    let page = k.variable(k.constant(0, U32.self))
+    k.if(exists) { k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4))) }
+    return page
+  }
+
   /// Where row `row` of the step at `next` is.
   private func address(
-    ofRow row: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters, _ exists: Predicate
+    ofRow row: Register<U32>, onPage page: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters
   ) -> Register<U64> {
     let place = (next + padding).reinterpreted(as: U32.self) + row
     switch s.paging {
     case .none, .packed: return base + k.wide(place) * strides.row
-    case .wholeSteps:
+    case .wholeSteps, .anyPage:
       let within = place - (place / parameters.pageSize) * parameters.pageSize
       return base + k.wide(page) * strides.batch + k.wide(within) * strides.row
-    case .anyPage:
-      let number = place / parameters.pageSize
-      let page = k.variable(k.constant(0, U32.self))
-      k.if(exists) { k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4))) }
-      return base + k.wide(page) * strides.batch + k.wide(place - number * parameters.pageSize) * strides.row
     }
   }
 }

@@ -2,8 +2,9 @@ public import PTX
 
 /// The second launch of a decode call whose units have many parts: a block for each row.
 ///
-///     the row's unit, and its parts; nothing to do where there is one
-///     where it may begin early: wait for the first launch
+///     the row's unit, and its parts
+///     where it may begin early: wait for the first launch, also where nothing is to do, or what follows would begin before its end
+///     nothing to do where there is one part
 ///     each thread: 4 columns, over every n-th part
 ///     O and log-sum-exp of the row, over the n through shared memory
 public struct CombineKernel: Hashable, Sendable {
@@ -39,12 +40,12 @@ public struct CombineKernel: Hashable, Sendable {
         sequence: sequence.reinterpreted(as: S32.self), head: place - sequence * p.keyValueHeads,
         rowBlock: own / s.tiling.rows)
       let rows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
+      if s.combination == .dependentLaunch { k.waitForPrerequisites() }
       let hasParts = unit.parts.first .< unit.parts.last
       k.if(s.hasPackedQueries ? hasParts & (own .< rows.packed.count) : hasParts) {
         let (part, chunk) = (thread / chunks, thread % chunks)
         let place = buffer + thread * 16
         let numbers = buffer + parts * chunks * 16 + thread * 8
-        if s.combination == .dependentLaunch { k.waitForPrerequisites() }
         k.if(part .< parts) {
           let sum = combine.sums(
             unit, places: [(row: own % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),

@@ -39,6 +39,10 @@ struct DecodeParameters {
   let queries, keyValueHeads, rowBlocks: Register<U32>
   /// Keys on a page.
   let pageSize: Register<U32>
+  /// Rows that there are where they are packed: queries, keys and new keys.
+  let queryRows, keyRows, newKeyRows: Register<U32>
+  /// Sequences of the cache, or its pages.
+  let cachePlaces: Register<U32>
   /// How far a query sees to both sides of its own key.
   let left, right: Register<S32>
   /// Keys of a chunk.
@@ -72,6 +76,8 @@ struct DecodeParameters {
     keyValueHeads = k.parameter("key_value_heads", U32.self)
     rowBlocks = k.parameter("row_blocks", U32.self)
     pageSize = k.parameter("page_size", U32.self)
+    (queryRows, keyRows) = (k.parameter("query_rows", U32.self), k.parameter("key_rows", U32.self))
+    (newKeyRows, cachePlaces) = (k.parameter("new_key_rows", U32.self), k.parameter("cache_places", U32.self))
     left = k.parameter("left", S32.self)
     right = k.parameter("right", S32.self)
     chunk = k.parameter("chunk", S32.self)
@@ -219,7 +225,7 @@ public struct DecodeLaunch: Hashable, Sendable {
   public func arguments(_ places: Places) -> [Kernel.Argument] {
     // One array for all: this is most of what a call costs the host.
     var list: [Kernel.Argument] = []
-    list.reserveCapacity(64)
+    list.reserveCapacity(72)
     func pointer(_ address: UInt64) { list.append(.pointer(address)) }
     func count(_ number: Int) { list.append(.s32(Int32(number))) }
     let queries = preparedQueries(places)
@@ -263,6 +269,10 @@ public struct DecodeLaunch: Hashable, Sendable {
     list.append(.u32(UInt32(problem.keyValueHeads)))
     list.append(.u32(UInt32(rowBlocks)))
     list.append(.u32(UInt32(pageSize)))
+    list.append(.u32(UInt32(problem.packedQueries ?? 0)))
+    list.append(.u32(UInt32(problem.hasPackedKeys ? problem.keyShape.length : 0)))
+    list.append(.u32(UInt32(problem.newKeys?.packedTotal ?? 0)))
+    list.append(.u32(UInt32(problem.keyShape.batch)))
     let (left, right) = problem.mask.reach
     count(min(left ?? 0, GPULimits.lengthLimit))
     count(min(right ?? 0, GPULimits.lengthLimit))
@@ -275,7 +285,7 @@ public struct DecodeLaunch: Hashable, Sendable {
 extension TensorStrides {
   /// In the order of `StrideParameters`, in bytes. Sequences that are packed are one batch: where one begins is counted in rows.
   func append(to list: inout [Kernel.Argument], _ type: ScalarType, isPacked: Bool) {
-    func bytes(_ stride: Int) { list.append(.u64(UInt64(bitPattern: Int64(stride * type.byteCount)))) }
+    func bytes(_ stride: Int) { list.append(.u64(UInt64(bitPattern: Int64(stride &* type.byteCount)))) }
     bytes(isPacked ? 0 : batch)
     bytes(heads)
     bytes(length)

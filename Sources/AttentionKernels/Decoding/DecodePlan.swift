@@ -27,6 +27,22 @@ public struct DecodePlan: Hashable, Sendable {
     try GPULimits.check(
       dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path of decoding",
       limit: Self.dimensionLimit)
+    let (heads, group) = (problem.keyValueHeads, problem.groupSize)
+    try GPULimits.check(placesOf: problem)
+    try GPULimits.check(counts: [
+      ("queries x group", [problem.queries, group]), ("keys", [problem.capacity]),
+      ("batch x heads x queries", [problem.batch, problem.queryHeads, max(problem.queries, 1)]),
+      ("the positions", [problem.newKeys?.rotary?.positions ?? 0]),
+      // What the launch before counts.
+      ("queries x heads x chunks of 8 columns", [problem.queries, problem.queryHeads, problem.dimension / 8]),
+      (
+        "new keys x heads x chunks of 8 columns",
+        [
+          min(problem.newKeys.map { $0.packedTotal ?? $0.count } ?? 0, problem.capacity), heads,
+          max(problem.dimension, problem.valueDimension) / 8,
+        ]
+      ),
+    ])
     let suiting = DecodeTiling(problem, on: gpu)
     guard let tiling = changes == nil ? suiting : suiting.changed(by: changes!) else {
       throw .tiling(changes!, reason: "cannot be read; write any of \(DecodeTiling.changeSyntax), with commas")
@@ -47,15 +63,12 @@ public struct DecodePlan: Hashable, Sendable {
     specialization = DecodeSpecialization(
       problem, inputs: inputs, tiling: tiling, target: gpu.target,
       combination: problem.leavesParts ? .caller : combination ?? Self.combination(problem, tiling, gpu))
-    let tiles = problem.batch * problem.keyValueHeads * (problem.capacity / tiling.tileKeys + 1)
-    let rows = problem.queries * problem.groupSize
-    var pageSize = 1
-    if case .paged(_, let size, _) = problem.cache { pageSize = size }
+    let rows = problem.queries * group
     try GPULimits.check(counts: [
-      ("queries x group", rows), ("keys", problem.capacity),
-      ("batch x heads", problem.batch * problem.queryHeads), ("the page size", pageSize),
-      ("the positions", problem.newKeys?.rotary?.positions ?? 0),
-      ("batch x heads x tiles of keys", tiles * ((rows + tiling.rows - 1) / tiling.rows)),
+      (
+        "batch x heads x tiles of keys",
+        [problem.batch, heads, problem.capacity / tiling.tileKeys + 1, max(1, (rows + tiling.rows - 1) / tiling.rows)]
+      )
     ])
     launch = DecodeLaunch(
       problem, specialization, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor)

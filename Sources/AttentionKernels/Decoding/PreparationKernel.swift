@@ -7,7 +7,8 @@ public import PTX
 ///       new rows of K, turned by their positions, into the cache;  new rows of V, into the cache
 ///       rows of Q, turned and widened, into the workspace
 ///
-/// Each new byte is read once and written once. What would lie beyond the cache's capacity is not written.
+/// Each new byte is read once and written once. What would lie beyond the cache's capacity, in a sequence that it does not have or
+/// on a page that it does not have, is not written.
 public struct PreparationKernel: Hashable, Sendable {
   /// Threads of a block.
   public static let threads = 128
@@ -91,6 +92,8 @@ private struct PreparationParameters {
   let cosines, sines, positions: Register<U64>
   let queries, newKeys, capacity, positionCount: Register<S32>
   let queryHeads, keyValueHeads, pageSize, blocksPerSequence: Register<U32>
+  /// As in `DecodeParameters`.
+  let queryRows, newKeyRows, cachePlaces: Register<U32>
 
   init(_ k: KernelBuilder) {
     (queryBase, preparedBase) = (k.pointer("queries"), k.pointer("prepared_queries"))
@@ -108,6 +111,8 @@ private struct PreparationParameters {
     (capacity, positionCount) = (k.parameter("capacity", S32.self), k.parameter("position_count", S32.self))
     (queryHeads, keyValueHeads) = (k.parameter("query_heads", U32.self), k.parameter("key_value_heads", U32.self))
     (pageSize, blocksPerSequence) = (k.parameter("page_size", U32.self), k.parameter("blocks_per_sequence", U32.self))
+    (queryRows, newKeyRows) = (k.parameter("query_rows", U32.self), k.parameter("new_key_rows", U32.self))
+    cachePlaces = k.parameter("cache_places", U32.self)
   }
 }
 
@@ -136,7 +141,9 @@ extension DecodeLaunch {
     let count = problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0
     list += [problem.queries, count, problem.capacity, problem.newKeys?.rotary?.positions ?? 0].map { .s32(Int32($0)) }
     let perSequence = preparationBlocks / max(problem.batch, 1)
-    return list + [problem.queryHeads, problem.keyValueHeads, pageSize, perSequence].map { .u32(UInt32($0)) }
+    list += [problem.queryHeads, problem.keyValueHeads, pageSize, perSequence].map { .u32(UInt32($0)) }
+    return list
+      + [problem.packedQueries ?? 0, problem.newKeys?.packedTotal ?? 0, problem.keyShape.batch].map { .u32(UInt32($0)) }
   }
 }
 
@@ -157,19 +164,19 @@ private struct PreparationBody {
   }
 
   /// The word of a list for the sequence.
-  private func word(_ list: Register<U64>, offset: Int = 0) -> Register<S32> {
-    k.load(S32.self, global: list + k.multiplyWide(sequence, 4), offset: offset)
+  private func word(_ list: Register<U64>) -> Register<S32> {
+    k.load(S32.self, global: list + k.multiplyWide(sequence, 4))
   }
 
   /// How many rows the sequence has, and the first of them where they are packed.
   private func extent(
-    _ starts: Register<U64>, else count: Register<S32>
+    _ starts: Register<U64>, else count: Register<S32>, total: Register<U32>
   ) -> (count: Register<S32>, first: Register<U32>) {
     let (rows, first) = (k.variable(count), k.variable(k.constant(0, U32.self)))
     k.if(starts .!= 0) {
-      let start = word(starts)
-      k.set(first, to: start.reinterpreted(as: U32.self))
-      k.set(rows, to: word(starts, offset: 4) - start)
+      let range = PackedRange(k, starts, at: k.multiplyWide(sequence, 4), total: total)
+      k.set(first, to: range.first)
+      k.set(rows, to: range.count)
     }
     return (rows, first)
   }
@@ -178,13 +185,13 @@ private struct PreparationBody {
     // What follows may come and compute its shares; it waits before it reads what is written here.
     if s.isOvertaken { k.launchDependents() }
     let zero = k.constant(0, S32.self)
-    let base = s.appends ? word(p.lengths) : zero
+    let base = s.appends ? k.held(word(p.lengths), to: p.capacity) : zero
     let position = k.variable(base)
     if s.rotaryDimension > 0 { k.if(p.positions .!= 0) { k.set(position, to: word(p.positions)) } }
     if s.movesQueries {
       k.comment("queries, as they are multiplied")
-      let rows = extent(p.queryStarts, else: p.queries)
-      forEachChunk(rows.count, heads: p.queryHeads, columns: s.dimension) { row, head, chunk in
+      let rows = extent(p.queryStarts, else: p.queries, total: p.queryRows)
+      forEachChunk(k.minimum(rows.count, p.queries), heads: p.queryHeads, columns: s.dimension) { row, head, chunk in
         let from = self.row(p.queryBase, p.queryStrides, rows.first + row, head)
         let angle = s.queriesAdvance ? position + row.reinterpreted(as: S32.self) : position
         let values = turned(from, chunk, isE4M3: s.queriesAreE4M3, position: angle)
@@ -193,10 +200,11 @@ private struct PreparationBody {
       }
     }
     if !s.appends { return }
-    let new = extent(p.newKeyStarts, else: p.newKeys)
-    let count = k.maximum(k.minimum(new.count, p.capacity - base), zero)
+    let new = extent(p.newKeyStarts, else: p.newKeys, total: p.newKeyRows)
     let place = k.variable(sequence)
     k.if(p.batchIndex .!= 0) { k.set(place, to: word(p.batchIndex).reinterpreted(as: U32.self)) }
+    let room = s.isPaged ? p.capacity - base : k.select(place .< p.cachePlaces, p.capacity - base, zero)
+    let count = k.minimum(new.count, room)
     for isKey in [true, false] {
       k.comment(isKey ? "new keys" : "new values")
       let columns = isKey ? s.dimension : s.valueDimension
@@ -206,27 +214,33 @@ private struct PreparationBody {
         let from = self.row(source, sourceStrides, new.first + row, head)
         let number = base + row.reinterpreted(as: S32.self)
         let to = cacheRow(target, strides, number.reinterpreted(as: U32.self), head, place)
+        func write(_ words: [Register<U32>]) {
+          let address = to.row + k.wide(chunk * (words.count * 4))
+          if let isThere = to.isThere {
+            k.when(isThere) { k.store(words, global: address) }
+          } else {
+            k.store(words, global: address)
+          }
+        }
         let angle = position + row.reinterpreted(as: S32.self)
         guard s.cacheIsE4M3 else {
           let isCopied = !isKey || s.rotaryDimension == 0
-          let words =
+          return write(
             isCopied
-            ? k.load(U32.self, count: 4, global: from + k.wide(chunk * 16))
-            : packed(turned(from, chunk, isE4M3: false, position: angle))
-          k.store(words, global: to + k.wide(chunk * 16))
-          return
+              ? k.load(U32.self, count: 4, global: from + k.wide(chunk * 16))
+              : packed(turned(from, chunk, isE4M3: false, position: angle)))
         }
         let values =
           isKey
           ? turned(from, chunk, isE4M3: false, position: angle) : elements(from + k.wide(chunk * 16), isE4M3: false)
         let factor = k.reciprocal(scale(isKey ? p.keyScales : p.valueScales, head))
-        let words = (0..<2).map { half in
-          let pairs = (0..<2).map {
-            k.packE4M3(values[4 * half + 2 * $0] * factor, values[4 * half + 2 * $0 + 1] * factor)
-          }
-          return k.word(low: pairs[0], high: pairs[1])
-        }
-        k.store(words, global: to + k.wide(chunk * 8))
+        write(
+          (0..<2).map { half in
+            let pairs = (0..<2).map {
+              k.packE4M3(values[4 * half + 2 * $0] * factor, values[4 * half + 2 * $0 + 1] * factor)
+            }
+            return k.word(low: pairs[0], high: pairs[1])
+          })
       }
     }
   }
@@ -257,17 +271,18 @@ private struct PreparationBody {
     base + k.wide(sequence) * strides.batch + k.wide(row) * strides.row + k.wide(head) * strides.head
   }
 
-  /// A row of the sequence's cache.
+  /// A row of the sequence's cache, and whether the cache has its page; nil without pages.
   private func cacheRow(
     _ base: Register<U64>, _ strides: StrideParameters, _ row: Register<U32>, _ head: Register<U32>,
     _ place: Register<U32>
-  ) -> Register<U64> {
+  ) -> (row: Register<U64>, isThere: Predicate?) {
     let ofHead = base + k.wide(head) * strides.head
-    if !s.isPaged { return ofHead + k.wide(place) * strides.batch + k.wide(row) * strides.row }
+    if !s.isPaged { return (ofHead + k.wide(place) * strides.batch + k.wide(row) * strides.row, nil) }
     let number = row / p.pageSize
     let pages = p.pageTable + k.wide(sequence) * p.pageTableStride
     let page = k.load(U32.self, global: pages + k.multiplyWide(number, 4))
-    return ofHead + k.wide(page) * strides.batch + k.wide(row - number * p.pageSize) * strides.row
+    let within = row - number * p.pageSize
+    return (ofHead + k.wide(page) * strides.batch + k.wide(within) * strides.row, page .< p.cachePlaces)
   }
 
   /// The scale of the sequence's keys or values, 1 where there are none.

@@ -1,6 +1,7 @@
 internal import PTX
 
-/// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows none of it.
+/// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows none of it, so
+/// that every number is held within the tensors here.
 struct SequenceTable {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
@@ -15,18 +16,12 @@ struct SequenceTable {
     k.multiplyWide(k.minimum(sequence, p.batch - 1).reinterpreted(as: U32.self), 4)
   }
 
-  /// The difference of two neighbours of a list of starts.
-  private func extent(_ starts: Register<U64>, _ place: Register<U64>) -> Register<S32> {
-    let own = starts + place
-    return k.load(S32.self, global: own, offset: 4) - k.load(S32.self, global: own)
-  }
-
   /// The rows of the cache that hold a sequence's keys, from the cache's start and without those that the call brings; where keys
   /// are packed, its keys.
   func rows(of sequence: Register<S32>) -> Register<S32> {
     let place = place(of: sequence)
-    guard s.paging == .packed else { return k.load(S32.self, global: p.lengths + place) }
-    let rows = k.variable(extent(p.keyStarts, place))
+    guard s.paging == .packed else { return k.held(k.load(S32.self, global: p.lengths + place), to: p.capacity) }
+    let rows = k.variable(PackedRange(k, p.keyStarts, at: place, total: p.keyRows).count)
     // No more than there are, whatever a caller says.
     k.if(p.lengths .!= 0) { k.set(rows, to: k.minimum(rows, k.load(S32.self, global: p.lengths + place))) }
     return rows
@@ -35,7 +30,9 @@ struct SequenceTable {
   /// The keys that the call brings.
   func newKeys(of sequence: Register<S32>) -> Register<S32> {
     let count = k.variable(p.newKeys)
-    k.if(p.newKeyStarts .!= 0) { k.set(count, to: extent(p.newKeyStarts, place(of: sequence))) }
+    k.if(p.newKeyStarts .!= 0) {
+      k.set(count, to: PackedRange(k, p.newKeyStarts, at: place(of: sequence), total: p.newKeyRows).count)
+    }
     return count
   }
 
@@ -45,7 +42,7 @@ struct SequenceTable {
     if s.hasNewKeys { rows = rows + newKeys(of: sequence) }
     // What a caller says too much would lead out of the cache.
     rows = k.minimum(rows, p.capacity)
-    if s.hasLeftPadding { rows = rows - k.load(S32.self, global: p.leftPadding + place(of: sequence)) }
+    if s.hasLeftPadding { rows = rows - leftPadding(of: sequence) }
     return k.maximum(rows, k.constant(0, S32.self))
   }
 
@@ -53,25 +50,26 @@ struct SequenceTable {
   func queries(of sequence: Register<S32>) -> Register<S32> {
     guard s.hasPackedQueries else { return p.queries.reinterpreted(as: S32.self) }
     let place = place(of: sequence)
-    let count = k.variable(extent(p.queryStarts, place))
+    let count = k.variable(PackedRange(k, p.queryStarts, at: place, total: p.queryRows).count)
     k.if(p.queryCounts .!= 0) { k.set(count, to: k.minimum(count, k.load(S32.self, global: p.queryCounts + place))) }
-    return k.maximum(k.minimum(count, p.queries.reinterpreted(as: S32.self)), k.constant(0, S32.self))
+    return k.held(count, to: p.queries.reinterpreted(as: S32.self))
   }
 
   /// The row of a sequence's first query, and of its first key, where they are packed.
   func firstQuery(of sequence: Register<S32>) -> Register<U32>? {
-    s.hasPackedQueries ? k.load(U32.self, global: p.queryStarts + place(of: sequence)) : nil
+    s.hasPackedQueries ? PackedRange(k, p.queryStarts, at: place(of: sequence), total: p.queryRows).first : nil
   }
   func firstKey(of sequence: Register<S32>) -> Register<U32>? {
-    s.paging == .packed ? k.load(U32.self, global: p.keyStarts + place(of: sequence)) : nil
+    s.paging == .packed ? PackedRange(k, p.keyStarts, at: place(of: sequence), total: p.keyRows).first : nil
   }
 
   /// The row of a sequence's first key in its cache.
   func leftPadding(of sequence: Register<S32>) -> Register<S32> {
-    s.hasLeftPadding ? k.load(S32.self, global: p.leftPadding + place(of: sequence)) : k.constant(0, S32.self)
+    let zero = k.constant(0, S32.self)
+    return s.hasLeftPadding ? k.maximum(k.load(S32.self, global: p.leftPadding + place(of: sequence)), zero) : zero
   }
 
-  /// The sequence of the cache.
+  /// The sequence of the cache; where that is beyond its last, there are no rows.
   func cachePlace(of sequence: Register<S32>) -> Register<U32> {
     let result = k.variable(sequence.reinterpreted(as: U32.self))
     k.if(p.batchIndex .!= 0) { k.set(result, to: k.load(U32.self, global: p.batchIndex + place(of: sequence))) }

@@ -24,8 +24,8 @@ struct TilePipeline {
   private let first, end: Register<U32>
   /// The places of the item that is read and of the one before, where these differ from tile to tile.
   private let readPlace, writePlace: Register<U32>?
-  /// N_k, and where the last tile ends that the block needs.
-  private let keyCount, needed: Register<S32>
+  /// Rows of K and V that there are, and where the last tile ends that the block needs.
+  private let presentKeys, needed: Register<S32>
   private let firstTile: Register<S32>
   /// Bytes from the first panel of V to the warp's, where warps divide the columns.
   private let ownPanel: Register<U32>?
@@ -64,7 +64,7 @@ struct TilePipeline {
         * (memory.values.rows * memory.values.panels[0].rowBytes) : nil
     first = (body.shared + memory.ringOffset).named("first_place")
     end = first + tiling.stages * memory.placeByteCount
-    (keyCount, needed, firstTile) = (body.keyCount, tiles.end * tiling.tileKeys, tiles.first)
+    (presentKeys, needed, firstTile) = (body.presentKeys, tiles.end * tiling.tileKeys, tiles.first)
     let isFixed = items.count % tiling.stages == 0
     readPlace = isFixed ? nil : k.variable(first).named("read_place")
     writePlace =
@@ -147,11 +147,11 @@ struct TilePipeline {
       switch part {
       case .keys(let slice):
         keyLoader.copies(
-          of: memory.keySlices[slice], to: place, rowsLeft: keyCount - start, isWanted: isWanted)
+          of: memory.keySlices[slice], to: place, rowsLeft: presentKeys - start, isWanted: isWanted)
       case .values(let slice):
         valueLoader.copies(
           to: memory.valuesOffset == 0 ? place : place + memory.valuesOffset,
-          rowsLeft: keyCount - (start + slice * tiling.keysPerSlice), isWanted: isWanted)
+          rowsLeft: presentKeys - (start + slice * tiling.keysPerSlice), isWanted: isWanted)
       }
     }
     // With one place, K is waited for before V.

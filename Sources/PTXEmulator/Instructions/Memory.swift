@@ -166,11 +166,12 @@ extension Machine {
     let page = allocation.page(offset)
     let within = offset & (Allocation.pageSize - 1)
     do throws(Conflict) {
-      if allocation.isReadOnly {
-        // Nobody writes it while the kernel runs: no race is possible, only bytes that nobody ever wrote.
+      switch allocation.access {
+      case .readWrite: try page.shadow.access(kind, within, length, by: observer(warp, block, lane, isStrong: isStrong))
+      case .anyOrder where kind != .read: page.shadow.initialize(within..<within + length)
+      case .anyOrder, .readOnly:
+        // No race is possible, or none is looked for; only bytes that nobody ever wrote.
         if !page.shadow.isWritten(within..<within + length) { throw Conflict(kind: .uninitialized) }
-      } else {
-        try page.shadow.access(kind, within, length, by: observer(warp, block, lane, isStrong: isStrong))
       }
     } catch {
       throw hazard(error, "byte \(offset) of '\(allocation.name)'", warp, block, lane: lane)

@@ -8,6 +8,8 @@ public final class GlobalMemory {
     /// Any write is an error; races need not be looked for.
     case readOnly
     case readWrite
+    /// As `readWrite`, but races are not looked for: for results that a caller's garbage makes sequences share.
+    case anyOrder
   }
 
   private(set) var allocations: [Allocation] = []
@@ -19,7 +21,7 @@ public final class GlobalMemory {
   /// Reserves memory that nobody has written yet; returns its address, a multiple of 256.
   public func allocate(_ name: String, byteCount: Int, access: Access) -> UInt64 {
     let base = nextBase
-    allocations.append(Allocation(name: name, base: base, byteCount: byteCount, isReadOnly: access == .readOnly))
+    allocations.append(Allocation(name: name, base: base, byteCount: byteCount, access: access))
     nextBase += (UInt64(byteCount) + (1 << 30)) & ~255
     return base
   }
@@ -86,7 +88,8 @@ final class Allocation {
   let name: String
   let base: UInt64
   let byteCount: Int
-  let isReadOnly: Bool
+  let access: GlobalMemory.Access
+  var isReadOnly: Bool { access == .readOnly }
   private var pages: [Int: Page] = [:]
   private var lastNumber = -1
   private var lastPage: Page?
@@ -94,11 +97,11 @@ final class Allocation {
   var published: [Int: Publication] = [:]
   var traffic = Counters.Traffic()
 
-  init(name: String, base: UInt64, byteCount: Int, isReadOnly: Bool) {
+  init(name: String, base: UInt64, byteCount: Int, access: GlobalMemory.Access) {
     self.name = name
     self.base = base
     self.byteCount = byteCount
-    self.isReadOnly = isReadOnly
+    self.access = access
   }
 
   deinit { for page in pages.values { page.bytes.deallocate() } }

@@ -35,7 +35,7 @@ final class DecodeBench {
     let byteCount = plans.map { $0.problem.keyShape.elementCount * type.byteCount }.max()!
     var random = RandomSource(seed: 2)
     // Not a power of two, so that sequences differ.
-    block = Tensor.normal(
+    block = try Tensor.normal(
       TensorShape(batch: 1, heads: 1, length: 40009, dimension: 128), type, from: &random)
     valueShift = block.shape.elementCount / 256 * 256
     (keys, values) = (try GPUBuffer(byteCount: byteCount, on: gpu), try GPUBuffer(byteCount: byteCount, on: gpu))
@@ -63,7 +63,7 @@ final class DecodeBench {
     let problem = plan.problem
     try plan.prepare()
     var random = RandomSource(seed: 1)
-    let queries = Tensor.normal(problem.queryShape, problem.scalarType, layout: .bnhd, from: &random)
+    let queries = try Tensor.normal(problem.queryShape, problem.scalarType, layout: .bnhd, from: &random)
     func upload<T: BitwiseCopyable>(_ elements: [T]) throws -> GPUBuffer {
       try elements.withUnsafeBytes { bytes in
         let buffer = try GPUBuffer(byteCount: max(bytes.count, 16), on: gpu)
@@ -142,8 +142,8 @@ final class DecodeBench {
     let (heads, d, type) = (problem.keyValueHeads, problem.dimension, problem.scalarType)
     let (group, rows) = (problem.groupSize, problem.queries)
     let numbers = block.floats
-    func cached(_ start: Int) -> Tensor {
-      Tensor(
+    func cached(_ start: Int) throws -> Tensor {
+      try Tensor(
         shape: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type
       ) { _, _, n, c in numbers[(start + (n * heads + heads - 1) * d + c) % numbers.count] }
     }
@@ -152,8 +152,8 @@ final class DecodeBench {
       queries: TensorShape(batch: 1, heads: group, length: rows, dimension: d),
       keys: TensorShape(batch: 1, heads: 1, length: context, dimension: d),
       values: TensorShape(batch: 1, heads: 1, length: context, dimension: d), scalarType: type, mask: problem.mask)
-    let q = Tensor(shape: one.queryShape, scalarType: type) { _, h, n, c in queries[0, first + h, n, c] }
-    let (k, v) = (cached(0), cached(valueShift / problem.cacheType.byteCount))
+    let q = try Tensor(shape: one.queryShape, scalarType: type) { _, h, n, c in queries[0, first + h, n, c] }
+    let (k, v) = (try cached(0), try cached(valueShift / problem.cacheType.byteCount))
     var words = [UInt8](repeating: 0, count: output.byteCount)
     try words.withUnsafeMutableBytes { try output.copy(to: $0) }
     var logSumExps = [Float](repeating: 0, count: problem.logSumExpCount)

@@ -47,11 +47,11 @@ struct Measurement: Encodable {
 struct BenchInputs {
   let queries, keys, values: Tensor
 
-  init(_ problem: AttentionProblem) {
+  init(_ problem: AttentionProblem) throws(AttentionError) {
     var random = RandomSource(seed: 1)
-    queries = Tensor.normal(problem.queryShape, problem.scalarType, from: &random)
-    keys = Tensor.normal(problem.keyShape, problem.scalarType, from: &random)
-    values = Tensor.normal(problem.valueShape, problem.scalarType, from: &random)
+    queries = try Tensor.normal(problem.queryShape, problem.scalarType, from: &random)
+    keys = try Tensor.normal(problem.keyShape, problem.scalarType, from: &random)
+    values = try Tensor.normal(problem.valueShape, problem.scalarType, from: &random)
   }
 }
 

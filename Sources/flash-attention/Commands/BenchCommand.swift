@@ -19,7 +19,8 @@ struct BenchAttentionCommand: ParsableCommand {
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
       the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation; \
       on a GPU, products on tensor cores (mma.sync), and reading 2 GB. There, each run is timed by events after the L2 \
-      cache was filled with something else; `host` is what putting a launch into a stream costs the processor.
+      cache was filled with something else; `host` is what putting a launch into a stream costs the processor. \
+      \(DefaultType.ofBenchmarks)
       """)
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
@@ -76,7 +77,7 @@ struct BenchAttentionCommand: ParsableCommand {
     let cpu = CPUBench(threads: threads)
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
-      let inputs = BenchInputs(plan.problem)
+      let inputs = try BenchInputs(plan.problem)
       measurements.append(
         try reportingFileErrors {
           plan.gpu == nil

@@ -79,7 +79,10 @@ struct BenchDecodeCommand: ParsableCommand {
   var lengths: String?
 
   @Option(help: "Runs of each case; the median counts.")
-  var iterations = 21
+  var iterations = Self.defaultIterations
+
+  private static let defaultIterations = 21
+  private static let mostExplained = 65536
 
   @Option(help: "Also write all samples to this file, as JSON.")
   var json: String?
@@ -99,8 +102,19 @@ struct BenchDecodeCommand: ParsableCommand {
       if let value, value < 1 { throw ValidationError("\(name) is \(value); it must be at least 1.") }
     }
     if explain && batch == nil { throw ValidationError("--explain is for a shape; give --batch and --context too.") }
+    if explain, let batch, batch > Self.mostExplained {
+      throw ValidationError(
+        "--explain prints a line for each of \(batch) sequences; give a --batch of \(Self.mostExplained) at most.")
+    }
     if explain && packing == .never {
       throw ValidationError("--explain tells how packed rows are shared out; leave out --packing never.")
+    }
+    if explain {
+      for (name, isGiven) in [
+        ("--json", json != nil), ("--peers", peers != nil), ("--iterations", iterations != Self.defaultIterations),
+      ] where isGiven {
+        throw ValidationError("--explain measures nothing; leave out \(name).")
+      }
     }
     if let lengths {
       guard explain else { throw ValidationError("--lengths belongs to --explain; give both.") }
@@ -127,8 +141,10 @@ struct BenchDecodeCommand: ParsableCommand {
     ) throws(AttentionError) -> CachedAttentionProblem {
       var cache = CachedAttentionProblem.Cache.contiguous(sequences: batch, capacity: context)
       if let pageSize {
-        let pages = (context + pageSize - 1) / pageSize
-        cache = .paged(pages: pages * batch, pageSize: pageSize, pagesPerSequence: pages)
+        let pages = (context - 1) / pageSize + 1
+        // Beyond what can be counted it is refused like any other number.
+        let (all, overflow) = pages.multipliedReportingOverflow(by: batch)
+        cache = .paged(pages: overflow ? .max : all, pageSize: pageSize, pagesPerSequence: pages)
       }
       return try CachedAttentionProblem(
         batch: batch, queries: queries, queryHeads: queryHeads, keyValueHeads: kvHeads, dimension: dimension,

@@ -16,7 +16,7 @@ struct BenchVariantsCommand: ParsableCommand {
       mma.sync reached in this run, and the error of the last head's last 64 rows as a part of what is allowed beside the \
       64-bit reference. Without a GPU, or with --emulate, the kernels run on the emulator, for 256 queries and keys at \
       most, and the line says what they did: counts of instructions, bytes that each tensor moved, and bank conflicts. \
-      Documentation/Ladder.md explains the rungs.
+      Documentation/Ladder.md explains the rungs. \(DefaultType.ofKernels)
       """)
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
@@ -121,7 +121,7 @@ struct BenchVariantsCommand: ParsableCommand {
   // MARK: - On a GPU
 
   private func measure(_ problem: AttentionProblem, on gpu: GPU) throws -> [Line] {
-    let inputs = BenchInputs(problem)
+    let inputs = try BenchInputs(problem)
     let bench = try reportingFileErrors { try GPUBench(gpu) }
     let check = try reportingFileErrors { try SampledCheck(problem, inputs, sums: tiling.sums) }
     var progress = Progress()
@@ -188,7 +188,7 @@ struct BenchVariantsCommand: ParsableCommand {
         softcap: whole.softcap)
     }
     let limits = GPULimits.typical(of: .sm90)
-    let inputs = BenchInputs(problem)
+    let inputs = try BenchInputs(problem)
     let check = try reportingFileErrors { try SampledCheck(problem, inputs, sums: tiling.sums) }
     let assembler = PTXAssembler.find()
     var progress = Progress()

@@ -7,17 +7,20 @@ struct CacheRun {
   private let entries: CacheEntries
   private let queries, keys, values: Tensor
 
+  /// The tensors of a file that say something of its cache, beside `cache_lengths`.
+  static let lists = ["page_table", "left_padding", "batch_index", "k_scale", "v_scale"]
+
   /// - Throws: `TensorFileError` or `AttentionError` where the tensors do not fit each other.
   init(
     _ file: SafetensorsFile, path: String, queries: Tensor, keys: Tensor, values: Tensor, _ options: MaskOptions,
     _ dtype: ScalarType?
   ) throws {
     let type = dtype ?? queries.scalarType
-    self.queries = queries.converted(to: type)
+    self.queries = try queries.converted(to: type)
     // e4m3 numbers stay what they are.
     (self.keys, self.values) = (
-      keys.scalarType == .e4m3 ? keys : keys.converted(to: type),
-      values.scalarType == .e4m3 ? values : values.converted(to: type)
+      keys.scalarType == .e4m3 ? keys : try keys.converted(to: type),
+      values.scalarType == .e4m3 ? values : try values.converted(to: type)
     )
     func list(_ name: String) throws -> [Int]? {
       if !file.names.contains(name) { return nil }
@@ -85,8 +88,8 @@ struct CacheRun {
     for b in 0..<problem.batch {
       let first = entries.leftPadding?[b] ?? 0
       let one = try problem.sequence(length: max(0, entries.lengths![b] - first))
-      func cached(_ tensor: Tensor, _ shape: TensorShape, _ scales: [Float]?) -> Tensor {
-        Tensor(shape: shape, scalarType: tensor.scalarType == .e4m3 ? .f32 : tensor.scalarType) { _, h, n, d in
+      func cached(_ tensor: Tensor, _ shape: TensorShape, _ scales: [Float]?) throws -> Tensor {
+        try Tensor(shape: shape, scalarType: tensor.scalarType == .e4m3 ? .f32 : tensor.scalarType) { _, h, n, d in
           var (place, row) = (entries.batchIndex?[b] ?? b, n + first)
           if let table = entries.pageTable {
             (place, row) = (table[b][row / tensor.shape.length], row % tensor.shape.length)
@@ -94,9 +97,9 @@ struct CacheRun {
           return tensor[place, h, row, d] * (scales?[b * problem.keyValueHeads + h] ?? 1)
         }
       }
-      let q = Tensor(shape: one.queryShape, scalarType: problem.scalarType) { queries[b + $0, $1, $2, $3] }
+      let q = try Tensor(shape: one.queryShape, scalarType: problem.scalarType) { queries[b + $0, $1, $2, $3] }
       let (k, v) = (
-        cached(keys, one.keyShape, entries.keyScales), cached(values, one.valueShape, entries.valueScales)
+        try cached(keys, one.keyShape, entries.keyScales), try cached(values, one.valueShape, entries.valueScales)
       )
       q.withView { q in
         k.withView { k in

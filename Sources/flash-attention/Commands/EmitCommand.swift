@@ -9,7 +9,7 @@ struct EmitCommand: ParsableCommand {
     commandName: "emit", abstract: "Print a GPU kernel as PTX, as the driver or ptxas would take it.",
     discussion: """
       The kernel is that of the plan for a shape, which is printed on standard error with its budget; registers are those \
-      of ptxas, where it is on the PATH or in .venv.
+      of ptxas, where it is on the PATH or in .venv. \(DefaultType.ofKernels)
       """)
 
   enum Example: String, CaseIterable, ExpressibleByArgument {

@@ -4,7 +4,8 @@ internal import TensorFiles
 
 struct GenerateCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "generate", abstract: "Write random queries, keys and values: standard normal, repeatable by seed.")
+    commandName: "generate", abstract: "Write random queries, keys and values: standard normal, repeatable by seed.",
+    discussion: DefaultType.ofFiles)
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
 
@@ -24,14 +25,19 @@ struct GenerateCommand: ParsableCommand {
   }
 
   func run() throws {
-    let problem = try reportingOptionErrors { try shape.problem() }
+    let problem = try reportingOptionErrors {
+      let problem = try shape.problem()
+      // What could not be computed afterwards is not worth a file.
+      _ = try AttentionPlan(problem, device: .cpu)
+      return problem
+    }
     try reportingFileErrors { try OutputFile.check(output) }
     try requireMemory(for: problem)
     var random = RandomSource(seed: seed)
-    let tensors = [("q", problem.queryShape), ("k", problem.keyShape), ("v", problem.valueShape)].map {
-      (name: $0, array: StoredArray(.normal($1, problem.scalarType, layout: layout, from: &random)))
-    }
     try reportingFileErrors {
+      let tensors = try [("q", problem.queryShape), ("k", problem.keyShape), ("v", problem.valueShape)].map {
+        (name: $0, array: StoredArray(try .normal($1, problem.scalarType, layout: layout, from: &random)))
+      }
       try SafetensorsFile.write(tensors, metadata: ["layout": layout.rawValue, "seed": "\(seed)"], to: output)
     }
     print("\(output): q, k and v for \(problem)")

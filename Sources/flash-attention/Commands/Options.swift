@@ -24,20 +24,22 @@ struct MaskOptions: ParsableArguments {
   var causal = false
 
   @Option(
+    parsing: .unconditional,
     help: ArgumentHelp(
-      "A query sees LEFT keys before and RIGHT keys after its own position; an empty side is unlimited: 128, or ,0.",
+      "A query sees LEFT keys before and RIGHT keys after its own position; an empty side, or -1, is unlimited: 128,0 or ,0.",
       valueName: "LEFT,RIGHT"),
     transform: Window.init(argument:))
   var window: Window?
 
   @Option(
+    parsing: .unconditional,
     help: ArgumentHelp("Cut the keys into chunks; a query sees only the one that it stands in.", valueName: "KEYS"))
   var chunk: Int?
 
-  @Option(help: "What scores are multiplied by. (default: 1/sqrt(dimension))")
+  @Option(parsing: .unconditional, help: "What scores are multiplied by. (default: 1/sqrt(dimension))")
   var scale: Double?
 
-  @Option(help: "Cap scores smoothly: c * tanh(score / c).")
+  @Option(parsing: .unconditional, help: "Cap scores smoothly: c * tanh(score / c).")
   var softcap: Double?
 
   var mask: AttentionMask {
@@ -76,7 +78,8 @@ struct Window: Hashable, Sendable {
   }
 
   private static func side(_ text: Substring) throws -> Int? {
-    if text.isEmpty { return nil }
+    // -1 is how FlashAttention's own functions write it.
+    if text.isEmpty || text == "-1" { return nil }
     guard let value = Int(text), value >= 0 else {
       throw ValidationError("'\(text)' is not a number of keys, 0 or more.")
     }
@@ -84,30 +87,38 @@ struct Window: Hashable, Sendable {
   }
 }
 
+/// What `--dtype` is where it is not given, for the help of commands, which differ in it.
+enum DefaultType {
+  static let ofFiles = "Elements are f32 unless --dtype says otherwise."
+  static let ofKernels = "Elements are f16 unless --dtype says otherwise."
+  static let ofTuning = "Elements are bf16 unless --dtype says otherwise."
+  static let ofBenchmarks = "Elements of a shape are f32, and bf16 with --device gpu, unless --dtype says otherwise."
+}
+
 /// `--batch --query-heads --kv-heads --queries --keys --dim --value-dim --dtype`.
 struct ShapeOptions: ParsableArguments {
-  @Option(help: "Independent sequences. (default: 1)")
+  @Option(parsing: .unconditional, help: "Independent sequences. (default: 1)")
   var batch: Int?
 
-  @Option(help: "Query heads. (default: 8)")
+  @Option(parsing: .unconditional, help: "Query heads. (default: 8)")
   var queryHeads: Int?
 
-  @Option(help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)")
+  @Option(parsing: .unconditional, help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)")
   var kvHeads: Int?
 
-  @Option(help: "Queries of each sequence. (default: 1024)")
+  @Option(parsing: .unconditional, help: "Queries of each sequence. (default: 1024)")
   var queries: Int?
 
-  @Option(help: "Keys of each sequence. (default: the queries)")
+  @Option(parsing: .unconditional, help: "Keys of each sequence. (default: the queries)")
   var keys: Int?
 
-  @Option(help: "Head dimension: a multiple of 8. (default: 64)")
+  @Option(parsing: .unconditional, help: "Head dimension: a multiple of 8. (default: 64)")
   var dim: Int?
 
-  @Option(help: "Head dimension of the values. (default: the head dimension)")
+  @Option(parsing: .unconditional, help: "Head dimension of the values. (default: the head dimension)")
   var valueDim: Int?
 
-  @Option(help: "Element type: f32, f16 or bf16. (default: f32)")
+  @Option(help: "Element type: f32, f16 or bf16. (default: what the command says)")
   var dtype: ScalarType?
 
   /// Whether a shape was given at all; the type alone is none.

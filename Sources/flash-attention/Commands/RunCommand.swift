@@ -78,10 +78,16 @@ struct RunCommand: ParsableCommand {
 
   func run() throws {
     let passed = try reportingFileErrors {
-      if let output { try OutputFile.check(output) }
+      if let output { try checkOutput(output) }
       let container = try file.map { try Self.open($0) }
       let layout = givenLayout ?? container?.metadata["layout"].flatMap(TensorLayout.init) ?? .bhnd
       let inputs = try readInputs(container, layout)
+      if let container, !container.names.contains("cache_lengths"),
+        let stray = CacheRun.lists.first(where: { container.names.contains($0) })
+      {
+        throw AttentionError.unsupported(
+          "\(file!) has a tensor '\(stray)', which belongs to a cache, but no 'cache_lengths'; give the lengths too, or leave it out.")
+      }
       if let container, container.names.contains("cache_lengths") {
         let run = try CacheRun(
           container, path: file!, queries: inputs.queries, keys: inputs.keys, values: inputs.values, options, dtype)
@@ -91,16 +97,16 @@ struct RunCommand: ParsableCommand {
           let comparison = try run.compare(
             result,
             with: expected.isLogSumExp
-              ? expected.array.floats.map(Double.init) : expected.array.tensor(layout: layout)!.inHeadOrder,
+              ? expected.array.floats.map(Double.init) : try expected.array.tensor(layout: layout)!.inHeadOrder,
             isLogSumExp: expected.isLogSumExp)
           print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
           return comparison.passes
         } ?? true
       }
       let (queries, keys, values) = (
-        inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
-        inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
-        inputs.values.converted(to: dtype ?? inputs.values.scalarType)
+        try inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
+        try inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
+        try inputs.values.converted(to: dtype ?? inputs.values.scalarType)
       )
       let problem = try AttentionProblem(
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
@@ -129,10 +135,24 @@ struct RunCommand: ParsableCommand {
 
   // MARK: - Files
 
+  /// - Throws: where the output cannot be written, or would take the place of what is read.
+  private func checkOutput(_ output: String) throws {
+    try OutputFile.check(output)
+    let inputs = [file, compareFile] + (isNPY ? [query, key, value] : [])
+    for written in output.hasSuffix(".npy") ? [output, Self.besideNPY(output)] : [output] {
+      if let input = inputs.compactMap({ $0 }).first(where: { OutputFile.isSame($0, written) }) {
+        throw ValidationError("The output '\(written)' is the input '\(input)'; write to another file.")
+      }
+    }
+  }
+
+  /// Where the log-sum-exp beside a .npy file goes.
+  private static func besideNPY(_ path: String) -> String { path.dropLast(4) + "-lse.npy" }
+
   private func readInputs(_ container: SafetensorsFile?, _ layout: TensorLayout) throws -> Inputs {
     func tensor(_ name: String) throws -> Tensor {
       let array = try container.map { try $0.array(name) } ?? NPYFile.read(path: name)
-      guard let tensor = array.tensor(layout: layout) else {
+      guard let tensor = try array.tensor(layout: layout) else {
         throw TensorFileError.rank(
           path: file ?? name, name: file == nil ? "array" : name, extents: array.extents,
           expected: "four axes are needed: "
@@ -173,10 +193,10 @@ struct RunCommand: ParsableCommand {
 
   private func write(_ result: AttentionResult, batch: Int, heads: Int, to path: String) throws {
     let output = StoredArray(result.output)
-    let lse = StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
+    let lse = try StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
     if path.hasSuffix(".npy") {
       try OutputFile.write([
-        (path, NPYFile.pieces(of: output)), (path.dropLast(4) + "-lse.npy", NPYFile.pieces(of: lse)),
+        (path, NPYFile.pieces(of: output)), (Self.besideNPY(path), NPYFile.pieces(of: lse)),
       ])
     } else {
       try SafetensorsFile.write(
@@ -210,7 +230,7 @@ struct RunCommand: ParsableCommand {
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
     _ inputs: Inputs, isOnGPU: Bool
   ) throws -> Bool {
-    let plain = inputs.converted(to: problem.scalarType).withViews {
+    let plain = try inputs.converted(to: problem.scalarType).withViews {
       AttentionCheck.plain(
         problem, queries: $0, keys: $1, values: $2, sums: isOnGPU ? .cut : .rounded)
     }
@@ -222,7 +242,7 @@ struct RunCommand: ParsableCommand {
         plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
     } else {
       comparison = Comparison(
-        actual: result.output.inHeadOrder, expected: expected.array.tensor(layout: layout)!.inHeadOrder,
+        actual: result.output.inHeadOrder, expected: try expected.array.tensor(layout: layout)!.inHeadOrder,
         plain: plain.output, reference: reference.output, type: problem.scalarType)
     }
     print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
@@ -243,8 +263,10 @@ private struct Inputs {
   let keys: Tensor
   let values: Tensor
 
-  func converted(to type: ScalarType) -> Inputs {
-    Inputs(queries: queries.converted(to: type), keys: keys.converted(to: type), values: values.converted(to: type))
+  func converted(to type: ScalarType) throws -> Inputs {
+    Inputs(
+      queries: try queries.converted(to: type), keys: try keys.converted(to: type),
+      values: try values.converted(to: type))
   }
 
   func withViews<Result>(_ body: (TensorView, TensorView, TensorView) -> Result) -> Result {

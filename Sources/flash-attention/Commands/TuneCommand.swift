@@ -18,7 +18,7 @@ struct TuneAttentionCommand: ParsableCommand {
     discussion: """
       The plan's choice is the first of a list that a cost model ranks; emit --explain prints the list. This command \
       measures the list instead: a line for each tiling, the fastest first, with what the model predicted for it. Any \
-      line's tiling can be used by --tiling.
+      line's tiling can be used by --tiling. \(DefaultType.ofTuning)
       """)
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
@@ -59,7 +59,7 @@ struct TuneAttentionCommand: ParsableCommand {
     try reportingFileErrors {
       try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
     }
-    let inputs = BenchInputs(problem)
+    let inputs = try BenchInputs(problem)
     var progress = Progress()
     let bench = try reportingFileErrors { try GPUBench(gpu) }
     var results: [Result] = []

@@ -64,6 +64,9 @@ struct VerifyCommand: ParsableCommand {
   }
 
   func run() throws {
+    if variants && !emulate && !usesGPU {
+      try reportingFileErrors { _ = try GPU.device() }
+    }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     if cache { return try runOnCaches(numbers) }
     let outcomes =
