@@ -60,7 +60,9 @@ let package = Package(
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
     tests("FlashAttentionTests", of: ["AttentionKernels", "FlashAttention", "PTX"]),
-    tests("CFlashAttentionTests", of: ["Attention", "CFlashAttention", "FlashAttention", "FlashAttentionHeader"]),
+    tests(
+      "CFlashAttentionTests",
+      of: ["Attention", "AttentionKernels", "CFlashAttention", "FlashAttention", "FlashAttentionHeader", "PTX"]),
     tests("ToolTests", of: ["Attention", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention"]),
   ],
   swiftLanguageModes: [.v6]

@@ -32,6 +32,18 @@ public struct Tensor: Sendable {
       MutableTensorView(base: storage.base, scalarType: scalarType, shape: shape, layout: layout))
   }
 
+  /// The same where `initialize` throws errors of other kinds.
+  public init(
+    shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
+    initialize: (MutableTensorView) throws -> Void
+  ) throws {
+    var failure: (any Error)?
+    try self.init(shape: shape, scalarType: scalarType, layout: layout) { (view) throws(AttentionError) in
+      do { try initialize(view) } catch { failure = error }
+    }
+    if let failure { throw failure }
+  }
+
   /// Makes a tensor of elements in the order of `layout`.
   /// - Throws: `AttentionError.elementCount` where their number is not that of the shape, and as the others.
   public init<Scalar: AttentionScalar>(

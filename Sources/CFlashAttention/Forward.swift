@@ -10,17 +10,23 @@ extension fa_forward_params {
     try parameters(pointer, fa_forward_params())
   }
 
-  fileprivate var plan: AttentionPlan {
+  /// What the numbers describe.
+  var problem: AttentionProblem {
     get throws(AttentionError) {
-      let (device, ordinal) = (try Device(code: device), Int(ordinal))
       func shape(_ heads: Int64, _ length: Int64, _ dimension: Int64) -> TensorShape {
         TensorShape(batch: Int(batch), heads: Int(heads), length: Int(length), dimension: Int(dimension))
       }
-      let problem = try AttentionProblem(
+      return try AttentionProblem(
         queries: shape(query_heads, queries, dimension), keys: shape(key_value_heads, keys, dimension),
         values: shape(key_value_heads, keys, value_dimension == 0 ? dimension : value_dimension),
         scalarType: try ScalarType("type", code: type), mask: try scores.attentionMask, scale: scores.attentionScale,
         softcap: scores.attentionSoftcap)
+    }
+  }
+
+  fileprivate var plan: AttentionPlan {
+    get throws(AttentionError) {
+      let (device, ordinal, problem) = (try Device(code: device), Int(ordinal), try problem)
       return try plans.plan(problem, device, ordinal) { () throws(AttentionError) in
         try AttentionPlan(problem, device: device, ordinal: ordinal)
       }

@@ -10,7 +10,8 @@ extension fa_sequences_params {
     try parameters(pointer, fa_sequences_params())
   }
 
-  private var problem: CachedAttentionProblem {
+  /// What the numbers describe.
+  var problem: CachedAttentionProblem {
     get throws(AttentionError) {
       let kind: CachedAttentionProblem.Cache
       switch Int(cache) {

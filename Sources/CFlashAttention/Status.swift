@@ -7,31 +7,46 @@ internal import FlashAttentionHeader
   internal import Musl
 #endif
 
-/// The sentence of each thread's last error: C strings that live until the thread's next call or its end.
+/// The sentence of each thread's last error, in memory that stays in its place as long as the thread, so that a pointer to it may
+/// be taken before the call that writes it.
 enum LastError {
+  /// Room for a sentence and the log of a compiler.
+  private static let capacity = 16384
+
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
     pthread_key_create(&key) { free($0) }
     return key
   }()
 
-  static func set(_ sentence: String?) {
-    free(pthread_getspecific(key))
-    pthread_setspecific(key, sentence.map { UnsafeRawPointer(strdup($0)) })
+  /// Where there is no memory for it, a sentence cannot be kept.
+  private static var buffer: UnsafeMutablePointer<CChar>? {
+    if let known = pthread_getspecific(key) { return known.assumingMemoryBound(to: CChar.self) }
+    guard let made = calloc(1, capacity) else { return nil }
+    pthread_setspecific(key, made)
+    return made.assumingMemoryBound(to: CChar.self)
+  }
+
+  static func set(_ sentence: String) {
+    guard let buffer else { return }
+    var place = 0
+    for byte in sentence.utf8.prefix(capacity - 1) {
+      buffer[place] = CChar(bitPattern: byte)
+      place += 1
+    }
+    buffer[place] = 0
   }
 
   private nonisolated(unsafe) static let none: UnsafePointer<CChar> = UnsafePointer(strdup("")!)
 
-  static var text: UnsafePointer<CChar> {
-    pthread_getspecific(key).map { UnsafePointer($0.assumingMemoryBound(to: CChar.self)) } ?? none
-  }
+  static var text: UnsafePointer<CChar> { buffer.map { UnsafePointer($0) } ?? none }
 }
 
 /// Runs a call and makes a status of what it throws.
 func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
   do throws(AttentionError) {
     try body()
-    LastError.set(nil)
+    LastError.set("")
     return fa_status(FA_OK)
   } catch {
     LastError.set(error.description)

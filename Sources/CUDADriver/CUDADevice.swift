@@ -11,15 +11,20 @@ public struct CUDADriver: Sendable {
   /// What opening the library gave, the first time.
   private static let opened: Result<CUDADriver, CUDAError> = {
     do throws(CUDAError) {
-      return .success(try CUDADriver(try DriverFunctions.open()))
+      let driver = try CUDADriver(try DriverFunctions.open())
+      Fork.watch
+      return .success(driver)
     } catch {
       return .failure(error)
     }
   }()
 
   /// The driver of this machine. Creates no context.
-  /// - Throws: `CUDAError` where there is no driver, it is too old, or it sees no GPU.
-  public static func find() throws(CUDAError) -> CUDADriver { try opened.get() }
+  /// - Throws: `CUDAError` where there is no driver, it is too old, it sees no GPU, or the process was forked from one that used it.
+  public static func find() throws(CUDAError) -> CUDADriver {
+    if Fork.hasHappened { throw .forked }
+    return try opened.get()
+  }
 
   /// A driver with these functions.
   package init(_ functions: DriverFunctions) throws(CUDAError) {
@@ -80,48 +85,4 @@ public struct CUDADevice: Sendable {
     sharedBytesPerBlock = try attribute(97)
     sharedBytesPerMultiprocessor = try attribute(81)
   }
-}
-
-/// The primary context of a GPU, retained: the one that PyTorch and the CUDA runtime use too, so that we live beside them.
-public struct PrimaryContext: ~Copyable, Sendable {
-  /// The GPU.
-  public let device: CUDADevice
-  let handle: UncheckedHandle
-  package var functions: DriverFunctions { device.driver.functions }
-
-  /// Retains the context, and creates it where nobody has.
-  public init(_ device: CUDADevice) throws(CUDAError) {
-    self.device = device
-    let f = device.driver.functions
-    var context: Handle?
-    try f.check(f.retainPrimaryContext(&context, device.handle), "cuDevicePrimaryCtxRetain")
-    handle = UncheckedHandle(context)
-  }
-
-  deinit { _ = functions.releasePrimaryContext(device.handle) }
-
-  /// Runs `body` with this context current on this thread; what was current before is so again afterwards.
-  public func use<Result: ~Copyable>(_ body: () throws(CUDAError) -> Result) throws(CUDAError) -> Result {
-    try functions.check(functions.pushContext(handle.pointer), "cuCtxPushCurrent")
-    defer {
-      var popped: Handle?
-      _ = functions.popContext(&popped)
-    }
-    return try body()
-  }
-
-  /// Bytes of the GPU's memory that are free, and all of them.
-  public func memory() throws(CUDAError) -> (free: Int, total: Int) {
-    try use { () throws(CUDAError) in
-      var (free, total) = (0, 0)
-      try functions.check(functions.getMemoryInfo(&free, &total), "cuMemGetInfo")
-      return (free, total)
-    }
-  }
-}
-
-/// The driver's handles may be used by any thread.
-struct UncheckedHandle: @unchecked Sendable {
-  let pointer: Handle?
-  init(_ pointer: Handle?) { self.pointer = pointer }
 }

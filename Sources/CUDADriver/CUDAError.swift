@@ -18,6 +18,10 @@ public enum CUDAError: Error, Hashable, Sendable {
   case rejectedPTX(kernel: String, log: String)
   /// There is not enough memory; `free` is what there was.
   case outOfMemory(asked: Int, free: Int)
+  /// The process was forked from one that used the driver.
+  case forked
+  /// A launch failed, and so little memory is free that this is why; `free` in bytes.
+  case noMemoryToLaunch(kernel: String, name: String, free: Int)
   /// A kernel did something forbidden; the context is lost.
   case faulted(name: String, meaning: String)
   /// A call failed.
@@ -52,10 +56,19 @@ extension CUDAError: CustomStringConvertible {
     case .outOfMemory(let asked, let free):
       return "\(Self.megabytes(asked)) of GPU memory were asked for, and \(Self.megabytes(free)) were free. Choose a "
         + "smaller batch, or free memory."
+    case .forked:
+      return
+        "this process was forked from one that used the GPU, and CUDA works in none of these. Start it anew: in Python by "
+        + "multiprocessing's \"spawn\"."
+    case .noMemoryToLaunch(let kernel, let name, let free):
+      return
+        "the driver could not launch \(kernel) (\(name)), and \(Self.megabytes(free)) of GPU memory are free, which is too little "
+        + "for a launch. Free memory; other processes on the GPU count."
     case .faulted(let name, let meaning):
       return
-        "a kernel failed on the GPU (\(name): \(meaning)); this process can use the GPU no more. Please report it, "
-        + "with the plan."
+        "its context is lost (\(name): \(meaning)): some kernel of this process did it, one of this library or of another that "
+        + "shares the context, as PyTorch does; the driver does not say which. Start the process anew; compute-sanitizer names "
+        + "the kernel."
     case .failed(let call, let name, let meaning):
       return "the NVIDIA driver failed in \(call) (\(name): \(meaning))."
     }
@@ -79,14 +92,30 @@ extension DriverFunctions {
 
   private func error(_ status: Status, _ call: String) -> CUDAError {
     if status == Self.noDevice { return .noDevice }
-    func text(_ get: (Status, Out<UnsafePointer<CChar>?>) -> Status, _ other: String) -> String {
-      var pointer: UnsafePointer<CChar>?
-      return get(status, &pointer) == 0 ? pointer.map { String(cString: $0) } ?? other : other
-    }
-    let (name, meaning) = (text(getErrorName, "error \(status)"), text(getErrorString, "no description"))
+    let (name, meaning) = (name(of: status), text(getErrorString, status) ?? "no description")
     return Self.faults.contains(status)
       ? .faulted(name: name, meaning: meaning) : .failed(call: call, name: name, meaning: meaning)
   }
+
+  /// As `check`, of a launch, which fails in several ways where there is no memory.
+  func checkLaunch(_ status: Status, kernel: String) throws(CUDAError) {
+    let enough = 64 << 20
+    var (free, total) = (0, 0)
+    // CUDA_ERROR_INVALID_VALUE, _OUT_OF_MEMORY, _LAUNCH_OUT_OF_RESOURCES
+    if [1, Self.outOfMemory, 701].contains(status), getMemoryInfo(&free, &total) == 0,
+      free < enough || status == Self.outOfMemory
+    {
+      throw .noMemoryToLaunch(kernel: kernel, name: name(of: status), free: free)
+    }
+    try check(status, "cuLaunchKernelEx")
+  }
+
+  private func text(_ get: (Status, Out<UnsafePointer<CChar>?>) -> Status, _ status: Status) -> String? {
+    var pointer: UnsafePointer<CChar>?
+    return get(status, &pointer) == 0 ? pointer.map { String(cString: $0) } : nil
+  }
+
+  private func name(of status: Status) -> String { text(getErrorName, status) ?? "error \(status)" }
 
   /// As `check`, where memory is asked for.
   func checkAllocation(_ status: Status, byteCount: Int, _ call: String) throws(CUDAError) {

@@ -1,7 +1,7 @@
 /// A pool of a GPU's memory that keeps what was freed for the next allocation, so that allocating costs no system call.
 public struct MemoryPool: ~Copyable, Sendable {
   private let functions: DriverFunctions
-  private let context: UncheckedHandle
+  private let context: CurrentContext
   private let handle: UncheckedHandle
 
   /// A pool of its own, apart from that of other libraries in the process.
@@ -14,13 +14,13 @@ public struct MemoryPool: ~Copyable, Sendable {
     var pool: Handle?
     let status = properties.withUnsafeBytes { functions.createPool(&pool, $0.baseAddress!) }
     try functions.check(status, "cuMemPoolCreate")
-    (self.functions, self.context, handle) = (functions, context.handle, UncheckedHandle(pool))
+    (self.functions, self.context, handle) = (functions, context.current, UncheckedHandle(pool))
     // CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: keep this much at each synchronization, and leave the rest to others.
     var threshold: UInt64 = 2 << 30
     _ = functions.setPoolAttribute(pool, 4, &threshold)
   }
 
-  deinit { _ = functions.destroyPool(handle.pointer) }
+  deinit { context.giveBack { _ = $0.destroyPool(handle.pointer) } }
 
   /// Reserves memory, in a stream's order. Its address is a multiple of 256.
   /// - Throws: `CUDAError.outOfMemory` with what was free.
@@ -39,24 +39,18 @@ public struct DeviceMemory: ~Copyable, Sendable {
   public let address: DeviceAddress
   /// Its size.
   public let byteCount: Int
-  private let context: UncheckedHandle
+  private let context: CurrentContext
   private let stream: StreamHandle
 
   init(
-    _ functions: DriverFunctions, _ context: UncheckedHandle, address: DeviceAddress, byteCount: Int,
+    _ functions: DriverFunctions, _ context: CurrentContext, address: DeviceAddress, byteCount: Int,
     stream: StreamHandle
   ) {
     (self.functions, self.context, self.stream) = (functions, context, stream)
     (self.address, self.byteCount) = (address, byteCount)
   }
 
-  deinit {
-    // Whoever lets go of memory need not know of contexts.
-    _ = functions.pushContext(context.pointer)
-    _ = functions.freeAsync(address, stream.pointer)
-    var popped: Handle?
-    _ = functions.popContext(&popped)
-  }
+  deinit { context.giveBack { _ = $0.freeAsync(address, stream.pointer) } }
 
   /// Copies host memory here, in the stream's order. Traps where it does not fit.
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(CUDAError) {

@@ -43,7 +43,7 @@ public struct Library: ~Copyable, Sendable {
     return (library, kernel)
   }
 
-  deinit { _ = functions.unloadLibrary(library.pointer) }
+  deinit { if !Fork.hasHappened { _ = functions.unloadLibrary(library.pointer) } }
 
   /// What the driver's compiler made of a kernel.
   public struct Resources: Hashable, Sendable {
@@ -98,7 +98,7 @@ public struct Library: ~Copyable, Sendable {
         }
       }
     }
-    try functions.check(status, "cuLaunchKernelEx")
+    try functions.checkLaunch(status, kernel: name)
   }
 }
 

@@ -8,19 +8,23 @@ public struct StreamHandle: @unchecked Sendable {
 
 /// Work that the GPU does in order. Its context must be current where it is used.
 public struct Stream: ~Copyable, Sendable {
-  private let functions: DriverFunctions
+  private let context: CurrentContext
+  private var functions: DriverFunctions { context.functions }
   /// For launches and copies.
   public let handle: StreamHandle
 
-  /// A stream that does not wait for the default stream. The context must be current.
-  public init(_ driver: CUDADriver) throws(CUDAError) {
-    functions = driver.functions
-    var stream: Handle?
-    try driver.functions.check(driver.functions.createStream(&stream, 1), "cuStreamCreate")
-    handle = StreamHandle(stream)
+  /// A stream that does not wait for the default stream.
+  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+    let current = context.current
+    self.context = current
+    handle = try current.use { () throws(CUDAError) in
+      var stream: Handle?
+      try current.functions.check(current.functions.createStream(&stream, 1), "cuStreamCreate")
+      return StreamHandle(stream)
+    }
   }
 
-  deinit { _ = functions.destroyStream(handle.pointer) }
+  deinit { context.giveBack { _ = $0.destroyStream(handle.pointer) } }
 
   /// Waits for all work put in so far; faults of kernels show here.
   public func synchronize() throws(CUDAError) {
@@ -38,7 +42,7 @@ public struct Stream: ~Copyable, Sendable {
     defer { _ = functions.destroyGraph(graph) }
     if let failure { throw failure }
     try functions.check(ended, "cuStreamEndCapture")
-    return try Graph(functions, graph)
+    return try Graph(context, graph)
   }
 }
 
@@ -68,17 +72,19 @@ extension CUDADriver {
 
 /// Captured work, ready to run again and again at the cost of one launch.
 public struct Graph: ~Copyable, Sendable {
-  private let functions: DriverFunctions
+  private let context: CurrentContext
+  private var functions: DriverFunctions { context.functions }
   private let executable: UncheckedHandle
 
-  init(_ functions: DriverFunctions, _ graph: Handle?) throws(CUDAError) {
-    self.functions = functions
+  init(_ context: CurrentContext, _ graph: Handle?) throws(CUDAError) {
+    self.context = context
+    let functions = context.functions
     var executable: Handle?
     try functions.check(functions.instantiateGraph(&executable, graph, 0), "cuGraphInstantiate")
     self.executable = UncheckedHandle(executable)
   }
 
-  deinit { _ = functions.destroyExecutableGraph(executable.pointer) }
+  deinit { context.giveBack { _ = $0.destroyExecutableGraph(executable.pointer) } }
 
   /// Puts the work into a stream.
   public func launch(in stream: StreamHandle) throws(CUDAError) {
@@ -88,18 +94,22 @@ public struct Graph: ~Copyable, Sendable {
 
 /// A moment in a stream.
 public struct Event: ~Copyable, Sendable {
-  private let functions: DriverFunctions
+  private let context: CurrentContext
+  private var functions: DriverFunctions { context.functions }
   private let handle: UncheckedHandle
 
-  /// An event that keeps time. The context must be current.
-  public init(_ driver: CUDADriver) throws(CUDAError) {
-    functions = driver.functions
-    var event: Handle?
-    try driver.functions.check(driver.functions.createEvent(&event, 0), "cuEventCreate")
-    handle = UncheckedHandle(event)
+  /// An event that keeps time.
+  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+    let current = context.current
+    self.context = current
+    handle = try current.use { () throws(CUDAError) in
+      var event: Handle?
+      try current.functions.check(current.functions.createEvent(&event, 0), "cuEventCreate")
+      return UncheckedHandle(event)
+    }
   }
 
-  deinit { _ = functions.destroyEvent(handle.pointer) }
+  deinit { context.giveBack { _ = $0.destroyEvent(handle.pointer) } }
 
   /// Happens when the stream has done all work before it.
   public func record(in stream: StreamHandle) throws(CUDAError) {

@@ -44,7 +44,7 @@ public struct AttentionPlan: Sendable {
   /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
   public func prepare() throws(AttentionError) {
     if case .gpu(let plan) = path {
-      try reportingDeviceErrors { () throws(CUDAError) in _ = try plan.prepare() }
+      try plan.gpu.reporting { () throws(CUDAError) in _ = try plan.prepare() }
     }
   }
 

@@ -57,7 +57,7 @@ public struct CachedAttentionPlan: Sendable {
   /// Does what the first call would otherwise do: on a GPU, compiles and loads the kernels.
   /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
   public func prepare() throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu?.reporting { () throws(CUDAError) in
       switch path {
       case .cpu: break
       case .gpu(let plan): try plan.prepare()
@@ -110,12 +110,10 @@ public struct CachedAttentionPlan: Sendable {
     return made.map { ($0.registers, $0.localBytes) }
   }
 
-  /// A workspace for calls of this plan, ready for the first. Calls that may run at the same time need one each; plans of up to
+  /// A workspace for calls of this plan in any stream, ready for the first when this returns. Calls that may run at the same time need one each; plans of up to
   /// 65536 units (batch x key/value heads x blocks of rows) whose calls follow one another may share the largest of theirs.
   public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
-    let buffer = try GPUBuffer(byteCount: max(workspaceByteCount, 16), on: try usedGPU)
-    try buffer.fill(0)
-    return buffer
+    try usedGPU.zeroedBuffer(byteCount: max(workspaceByteCount, 16))
   }
 
   /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that the call

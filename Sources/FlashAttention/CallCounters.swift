@@ -24,35 +24,15 @@ final class CallCounters: Sendable {
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
   func address(byteCount: Int, on gpu: GPU, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
     let driver = gpu.device.driver
-    let capture = try reportingDeviceErrors { () throws(CUDAError) in
+    let capture = try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try driver.capture(in: StreamHandle(stream)) }
     }
     let number = UInt(bitPattern: stream)
     let owner = capture.map { Owner.capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
     if let known = memories.withLock({ $0[owner]?.last }), known.byteCount >= byteCount { return known.address }
-    let memory = try zeroed(byteCount: byteCount, on: gpu)
+    let memory = try gpu.zeroedBuffer(byteCount: max(byteCount, 1024))
     memories.withLock { $0[owner, default: []].append(memory) }
     return memory.address
-  }
-
-  /// Memory that is zero when this returns, whatever is being captured meanwhile.
-  private func zeroed(byteCount: Int, on gpu: GPU) throws(AttentionError) -> GPUBuffer {
-    var failure: AttentionError?
-    let memory = try reportingDeviceErrors { () throws(CUDAError) in
-      try gpu.device.driver.duringCaptures { () throws(CUDAError) -> GPUBuffer? in
-        do throws(AttentionError) {
-          let memory = try GPUBuffer(byteCount: max(byteCount, 1024), on: gpu)
-          try memory.fill(0)
-          try gpu.synchronize()
-          return memory
-        } catch {
-          failure = error
-          return nil
-        }
-      }
-    }
-    if let failure { throw failure }
-    return memory!
   }
 }
 
@@ -67,5 +47,25 @@ extension GPU {
   /// - Throws: `AttentionError.deviceFailed`.
   public func counters(byteCount: Int, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
     try callCounters.address(byteCount: byteCount, on: self, stream: stream)
+  }
+
+  /// Memory that is zero for every stream when this returns, whatever is being captured meanwhile.
+  func zeroedBuffer(byteCount: Int) throws(AttentionError) -> GPUBuffer {
+    var failure: AttentionError?
+    let memory = try reporting { () throws(CUDAError) in
+      try device.driver.duringCaptures { () throws(CUDAError) -> GPUBuffer? in
+        do throws(AttentionError) {
+          let memory = try GPUBuffer(byteCount: byteCount, on: self)
+          try memory.fill(0)
+          try synchronize()
+          return memory
+        } catch {
+          failure = error
+          return nil
+        }
+      }
+    }
+    if let failure { throw failure }
+    return memory!
   }
 }

@@ -1,4 +1,9 @@
 /// Where the tensors of a call over a cache are, in the memory of a GPU. Of an address that is 0, the tensor is not there.
+///
+/// Nobody waits to look at the numbers in lists, and no number makes a call touch memory that it was not given: lengths, starts,
+/// counts and paddings are held within their tensors; zeros stand for keys and values on pages, or in sequences of the cache, that
+/// do not exist, and nothing is appended there. Other sequences' results are what they would be, unless the numbers make sequences
+/// share rows.
 public struct DeviceCacheTensors: Hashable, Sendable {
   /// `[B, H_q, s_q, D]`; packed `[1, H_q, total, D]`.
   public var queries: DeviceTensorView
@@ -12,9 +17,9 @@ public struct DeviceCacheTensors: Hashable, Sendable {
   /// `[B, H_q, s_q]`, packed `[H_q, total]`, contiguous f32. Of parts `[S, B, H_q, s_q]`, and needed: -inf in those without keys.
   public var logSumExp: UInt64
   /// `[B]` int32: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the
-  /// capacity, and read as the capacity where they are more. May be missing where keys are packed.
+  /// capacity. May be missing where keys are packed.
   public var lengths: UInt64
-  /// `[B]` int32: which sequence of the cache; without, the sequence's own number. Not with pages. Nobody checks them, nor the pages.
+  /// `[B]` int32: which sequence of the cache; without, the sequence's own number. Not with pages.
   public var batchIndex: UInt64
   /// `[B]` int32: the row of each sequence's first key.
   public var leftPadding: UInt64

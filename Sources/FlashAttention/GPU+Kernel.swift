@@ -11,7 +11,7 @@ extension GPU {
     try input.withUnsafeBufferPointer { (words) throws(AttentionError) in
       try source.copy(from: UnsafeRawBufferPointer(words))
     }
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try reporting { () throws(CUDAError) in
       let library = try compile(named: kernel.name) { () throws(KernelError) in kernel }
       try context.use { () throws(CUDAError) in
         try library.launch(

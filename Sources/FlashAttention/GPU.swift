@@ -15,21 +15,28 @@ public final class GPU: Sendable {
   package let limits: GPULimits
   private let kernels = Mutex<[KernelKey: LoadedKernel]>([:])
   let callCounters = CallCounters()
+  /// What its context was lost by; the primary context of a process never comes back.
+  private let fault = Mutex<CUDAError?>(nil)
 
   /// The GPUs in use, by their number.
   private static let opened = Mutex<[Int: GPU]>([:])
 
   /// A GPU of this machine, by the driver's order.
-  /// - Throws: `AttentionError.deviceUnavailable` where there is none, or it is older than Ampere.
+  /// - Throws: `AttentionError.deviceUnavailable` where there is none, it is older than Ampere, its context was lost by a fault, or
+  ///   this process was forked from one that used a GPU.
   public static func device(_ ordinal: Int = 0) throws(AttentionError) -> GPU {
     do throws(CUDAError) {
-      return try opened.withLock { (gpus) throws(CUDAError) in
+      // Not even the lock: a thread that is not here may have held it.
+      if Fork.hasHappened { throw .forked }
+      let gpu = try opened.withLock { (gpus) throws(CUDAError) in
         if let gpu = gpus[ordinal] { return gpu }
         let driver = try CUDADriver.find()
         let gpu = try driver.duringCaptures { () throws(CUDAError) in try GPU(try driver.device(ordinal)) }
         gpus[ordinal] = gpu
         return gpu
       }
+      if let fault = gpu.fault.withLock({ $0 }) { throw fault }
+      return gpu
     } catch {
       throw .deviceUnavailable(device: "GPU", reason: error.description)
     }
@@ -39,7 +46,7 @@ public final class GPU: Sendable {
     if device.capability < 80 { throw .gpuTooOld(name: device.name, capability: device.capability, needed: 80) }
     self.device = device
     context = try PrimaryContext(device)
-    stream = try context.use { () throws(CUDAError) in try Stream(device.driver) }
+    stream = try Stream(context)
     pool = try MemoryPool(context)
     limits = GPULimits(
       name: device.name, target: Target(device.capability), multiprocessors: device.multiprocessors,
@@ -70,7 +77,7 @@ public final class GPU: Sendable {
 
   /// Waits for all work that was put into our stream; faults of kernels show here.
   public func synchronize() throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try reporting { () throws(CUDAError) in
       try context.use { () throws(CUDAError) in try stream.synchronize() }
     }
   }
@@ -158,11 +165,16 @@ extension GPU {
   }
 }
 
-/// What the driver could not do becomes a sentence about the GPU.
-func reportingDeviceErrors<Result>(_ body: () throws(CUDAError) -> Result) throws(AttentionError) -> Result {
-  do throws(CUDAError) {
-    return try body()
-  } catch {
-    throw .deviceFailed(device: "GPU", reason: error.description)
+extension GPU {
+  /// What the driver could not do becomes a sentence about the GPU; a fault that cost its context is remembered.
+  func reporting<Result: ~Copyable>(_ body: () throws(CUDAError) -> Result) throws(AttentionError) -> Result {
+    do throws(CUDAError) {
+      // Before any lock: a thread that is not here may have held it.
+      if Fork.hasHappened { throw .forked }
+      return try body()
+    } catch {
+      if case .faulted = error { fault.withLock { $0 = $0 ?? error } }
+      throw .deviceFailed(device: "GPU", reason: error.description)
+    }
   }
 }

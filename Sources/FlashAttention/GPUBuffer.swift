@@ -17,12 +17,10 @@ public final class GPUBuffer: Sendable {
     if byteCount < 0 { throw .extent(tensor: "a buffer", axis: "length", value: byteCount) }
     self.gpu = gpu
     self.byteCount = byteCount
-    do throws(CUDAError) {
-      memory = try gpu.context.use { () throws(CUDAError) in
+    memory = try gpu.reporting { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in
         try gpu.pool.allocate(byteCount: byteCount, in: gpu.stream.handle)
       }
-    } catch {
-      throw .deviceFailed(device: "GPU", reason: error.description)
     }
     address = memory.address
   }
@@ -36,21 +34,21 @@ public final class GPUBuffer: Sendable {
       throw .unsupported(
         "A copy of \(source.count) bytes to byte \(offset) does not fit a buffer of \(byteCount) bytes; make it shorter.")
     }
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source, at: offset) }
     }
   }
 
   /// Copies bytes from one place to another that does not overlap it, in the order of our stream.
   func move(byteCount: Int, from source: Int, to target: Int) throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.move(byteCount: byteCount, from: source, to: target) }
     }
   }
 
   /// Sets all bytes, in the order of our stream.
   public func fill(_ byte: UInt8) throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.fill(byte) }
     }
   }
@@ -61,7 +59,7 @@ public final class GPUBuffer: Sendable {
     if destination.count > byteCount {
       throw .unsupported("A buffer of \(byteCount) bytes has no \(destination.count) to copy; ask for less.")
     }
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in
         try memory.copy(to: destination)
         try gpu.stream.synchronize()

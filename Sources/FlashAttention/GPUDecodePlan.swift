@@ -44,7 +44,7 @@ final class GPUDecodePlan: Sendable {
     }
     var places = DecodeLaunch.Places(tensors, workspace: workspace)
     places.counters = counters
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       let kernels = try loaded()
       try gpu.context.use { () throws(CUDAError) in
         if let kernel = kernels.preparation {

@@ -15,21 +15,23 @@ public final class GPUGraph: Sendable {
   public init(on gpu: GPU, _ body: () throws(AttentionError) -> Void) throws(AttentionError) {
     self.gpu = gpu
     var failure: AttentionError?
-    do throws(CUDAError) {
-      graph = try gpu.context.use { () throws(CUDAError) in
-        try gpu.stream.capture { () throws(CUDAError) in
-          do throws(AttentionError) { try body() } catch { failure = error }
+    do throws(AttentionError) {
+      graph = try gpu.reporting { () throws(CUDAError) in
+        try gpu.context.use { () throws(CUDAError) in
+          try gpu.stream.capture { () throws(CUDAError) in
+            do throws(AttentionError) { try body() } catch { failure = error }
+          }
         }
       }
     } catch {
-      throw failure ?? .deviceFailed(device: "GPU", reason: error.description)
+      throw failure ?? error
     }
     if let failure { throw failure }
   }
 
   /// Puts the calls into a stream; nil for the library's own.
   public func launch(stream: OpaquePointer? = nil) throws(AttentionError) {
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in
         try graph.launch(in: stream.map { StreamHandle($0) } ?? gpu.stream.handle)
       }

@@ -38,7 +38,7 @@ final class GPUPlan: Sendable {
     }
     // No rows, nothing to write.
     if plan.launch.blocks == 0 { return }
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       let loaded = try prepare()
       let arguments = plan.launch.arguments(
         queries: queries.place, keys: keys.place, values: values.place, output: output.place, logSumExp: logSumExp)

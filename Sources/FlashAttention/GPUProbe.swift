@@ -19,13 +19,13 @@ public final class GPUProbe: Sendable {
     readSteps = max(1, byteCount / step)
     buffer = try GPUBuffer(byteCount: readSteps * step, on: gpu)
     word = try GPUBuffer(byteCount: 4, on: gpu)
-    do throws(CUDAError) {
-      reader = try gpu.compile(named: "read_probe") { () throws(KernelError) in try ReadProbeKernel.kernel() }
-      empty = try gpu.compile(named: "empty") { () throws(KernelError) in
+    reader = try gpu.reporting { () throws(CUDAError) in
+      try gpu.compile(named: "read_probe") { () throws(KernelError) in try ReadProbeKernel.kernel() }
+    }
+    empty = try gpu.reporting { () throws(CUDAError) in
+      try gpu.compile(named: "empty") { () throws(KernelError) in
         try Kernel.build("empty", threadsPerBlock: 32) { _ in }
       }
-    } catch {
-      throw .deviceFailed(device: "GPU", reason: error.description)
     }
     try buffer.fill(0x5a)
   }
@@ -34,7 +34,7 @@ public final class GPUProbe: Sendable {
 
   /// The most that reads from memory reach.
   public func readGigabytesPerSecond(iterations: Int = 9) throws(AttentionError) -> Double {
-    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+    let seconds = try gpu.reporting { () throws(CUDAError) in
       try time(iterations: iterations) { () throws(CUDAError) in try read(steps: readSteps) }
     }
     return Double(buffer.byteCount) / seconds.sorted()[iterations / 2] / 1e9
@@ -43,7 +43,7 @@ public final class GPUProbe: Sendable {
   /// The most that `mma.sync` reaches on registers.
   public func matrixTeraflops(_ type: ScalarType, iterations: Int = 9) throws(AttentionError) -> Double {
     let (blocks, steps) = (gpu.device.multiprocessors * 4, 2000)
-    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+    let seconds = try gpu.reporting { () throws(CUDAError) in
       let library = try gpu.compile(named: "matrix_probe") { () throws(KernelError) in
         try MatrixProbeKernel.kernel(type == .bf16 ? .bf16 : .f16)
       }
@@ -61,7 +61,7 @@ public final class GPUProbe: Sendable {
   /// Seconds of a kernel that does nothing, in a graph: what any call costs that is timed like this.
   public func emptyKernelSeconds(iterations: Int = 21) throws(AttentionError) -> Double {
     let graph = try GPUGraph(on: gpu) { () throws(AttentionError) in
-      try reportingDeviceErrors { () throws(CUDAError) in
+      try gpu.reporting { () throws(CUDAError) in
         try empty.launch(LaunchShape(blocks: 1, threads: 32), arguments: [], in: gpu.stream.handle)
       }
     }
@@ -72,7 +72,7 @@ public final class GPUProbe: Sendable {
   /// Seconds of runs of what `body` puts into our stream, each after the cache was evicted.
   public func seconds(iterations: Int, _ body: () throws(AttentionError) -> Void) throws(AttentionError) -> [Double] {
     var failure: AttentionError?
-    let seconds = try reportingDeviceErrors { () throws(CUDAError) in
+    let seconds = try gpu.reporting { () throws(CUDAError) in
       try time(iterations: iterations) { () throws(CUDAError) in
         do throws(AttentionError) { try body() } catch { failure = error }
       }
@@ -84,8 +84,8 @@ public final class GPUProbe: Sendable {
   private func time(iterations: Int, _ body: () throws(CUDAError) -> Void) throws(CUDAError) -> [Double] {
     let (stream, evictSteps) = (gpu.stream.handle, max(1, min(readSteps, readSteps * (512 << 20) / buffer.byteCount)))
     return try gpu.context.use { () throws(CUDAError) in
-      let start = try Event(gpu.device.driver)
-      let end = try Event(gpu.device.driver)
+      let start = try Event(gpu.context)
+      let end = try Event(gpu.context)
       try body()
       var seconds: [Double] = []
       for _ in 0..<iterations {

@@ -53,7 +53,7 @@ struct GPUSequencesPlan: Sendable {
     let sequences = ForwardLaunch.Sequences(
       queryStarts: tensors.queryStarts, keyStarts: tensors.keyStarts, queryCounts: tensors.queryCounts,
       keyCounts: tensors.lengths, batchIndex: tensors.batchIndex)
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       let arguments = plan.launch.arguments(
         queries: tensors.queries.place, keys: tensors.keys.place, values: tensors.values.place,
         output: tensors.output.place, logSumExp: tensors.logSumExp, sequences: sequences)

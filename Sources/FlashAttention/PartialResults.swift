@@ -86,7 +86,7 @@ public enum PartialResults {
     }
     try GPULimits.check(combining: problem)
     if problem.rows == 0 { return }
-    try reportingDeviceErrors { () throws(CUDAError) in
+    try gpu.reporting { () throws(CUDAError) in
       let kernel = try gpu.load(PartialResultsPlan(kernel: PartialResultsKernel(output: problem.outputType)))
       try gpu.context.use { () throws(CUDAError) in
         try kernel.library.launch(

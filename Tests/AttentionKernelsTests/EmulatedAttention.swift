@@ -105,7 +105,7 @@ struct EmulatedAttention {
       program ?? Program(try! plan.kernel()), launch, memory: memory, schedule: schedule)
 
     func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
-      Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }
+      try! Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }
     }
     let (tq, tk, tv) = (tensor(1, problem.queryShape), tensor(2, problem.keyShape), tensor(3, problem.valueShape))
     var (reference, plain) = (AttentionValues(for: problem), AttentionValues(for: problem))

@@ -250,7 +250,7 @@ struct EmulatedDecoding {
     func read(_ address: UInt64, _ shape: TensorShape, _ type: ScalarType) -> Tensor {
       let bytes = shape.elementCount * type.byteCount
       let all = memory.read(UInt8.self, count: bytes, from: address)
-      return Tensor(shape: shape, scalarType: type, layout: .bnhd) { view in
+      return try! Tensor(shape: shape, scalarType: type, layout: .bnhd) { view in
         // NaN where somebody left something out.
         (all ?? [UInt8](repeating: 0x7f, count: bytes)).withUnsafeBytes {
           view.base.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(view.base), byteCount: bytes)

@@ -11,7 +11,7 @@ import Testing
     let d = q.count / queryHeads / queries
     let dv = keys == 0 ? 1 : v.count / keyValueHeads / keys
     func tensor(_ scalars: [Float], _ heads: Int, _ length: Int, _ dimension: Int) -> Tensor {
-      Tensor(shape: .init(batch: 1, heads: heads, length: length, dimension: dimension), scalars: scalars)
+      try! Tensor(shape: .init(batch: 1, heads: heads, length: length, dimension: dimension), scalars: scalars)
     }
     let (q, k, v) = (
       tensor(q, queryHeads, queries, d), tensor(k, keyValueHeads, keys, d), tensor(v, keyValueHeads, keys, dv)

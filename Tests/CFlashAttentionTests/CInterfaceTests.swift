@@ -53,9 +53,9 @@ import Testing
       TensorShape(batch: 2, heads: heads, length: length, dimension: 16)
     }
     let expected = try attentionWithLogSumExp(
-      queries: Tensor(shape: shape(5, 4), layout: .bnhd, scalars: q),
-      keys: Tensor(shape: shape(9, 2), layout: .bnhd, scalars: k),
-      values: Tensor(shape: shape(9, 2), layout: .bnhd, scalars: v), mask: .causal, device: .cpu)
+      queries: try Tensor(shape: shape(5, 4), layout: .bnhd, scalars: q),
+      keys: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: k),
+      values: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: v), mask: .causal, device: .cpu)
     #expect(o == expected.output.floats && lse == expected.logSumExp)
     var text = [CChar](repeating: 1, count: 40)
     #expect(fa_forward_describe(&p, &text, 40) == FA_OK)
@@ -99,7 +99,7 @@ import Testing
     for (b, length) in [(0, 12), (1, 5)] {
       #expect(Array(k[(b * 12 + length - 2) * 32..<(b * 12 + length) * 32]) == Array(newK[b * 64..<(b + 1) * 64]))
       func cut(_ values: [Float], _ first: Int, _ length: Int, _ heads: Int) -> Tensor {
-        Tensor(
+        try! Tensor(
           shape: TensorShape(batch: 1, heads: heads, length: length, dimension: 16), layout: .bnhd,
           scalars: Array(values[first..<first + length * heads * 16]))
       }
@@ -196,6 +196,40 @@ import Testing
     #expect(call() == FA_OK, "\(lastError)")
     later.unknown.1 = 1
     #expect(call() == FA_INVALID && lastError.contains("does not know"))
+  }
+
+  /// The address stays, so that it may be taken before the call that fails.
+  @Test func theErrorStaysInItsPlace() {
+    let before = fa_last_error()
+    #expect(fa_forward(nil) == FA_INVALID && fa_last_error() == before)
+    #expect(before.map { String(cString: $0) } == "The parameters are NULL; give a struct.")
+    #expect(fa_gpu_check(-1) == FA_UNAVAILABLE && fa_last_error() == before)
+    var bytes = 0
+    var p = fa_sequences_params()
+    p.size = MemoryLayout<fa_sequences_params>.size
+    (p.queries, p.query_heads, p.key_value_heads, p.dimension, p.cache_batch) = (1, 1, 1, 8, 1)
+    #expect(fa_sequences_workspace(&p, &bytes) == FA_OK && lastError == "" && fa_last_error() == before)
+  }
+
+  /// Outputs whose elements would overwrite each other, on the CPU too.
+  @Test func refusesOutputsThatOverlap() {
+    var p = forward
+    var (x, o) = ([Float](repeating: 0, count: 2 * 9 * 4 * 16), [Float](repeating: 0, count: 2 * 9 * 4 * 16))
+    x.withUnsafeMutableBufferPointer { x in
+      o.withUnsafeMutableBufferPointer { o in
+        (p.q, p.k, p.v) = (tensor(x.baseAddress, 5, 4, 16), tensor(x.baseAddress, 9, 2, 16), tensor(x.baseAddress, 9, 2, 16))
+        for change: (inout fa_tensor) -> Void in [
+          { $0.head_stride = 0 }, { $0.token_stride = 16 }, { $0.batch_stride = 16 }, { $0.token_stride = 0 },
+        ] {
+          p.o = tensor(o.baseAddress, 5, 4, 16)
+          #expect(fa_forward(&p) == FA_OK, "\(lastError)")
+          change(&p.o)
+          #expect(
+            fa_forward(&p) == FA_INVALID && lastError.hasPrefix("The strides of output (")
+              && lastError.hasSuffix("let its elements share memory; give each memory of its own."), "\(lastError)")
+        }
+      }
+    }
   }
 
   /// Nasty numbers in every field, without memory: an error or nothing to do, and never a trap.

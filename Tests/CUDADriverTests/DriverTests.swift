@@ -27,10 +27,10 @@ import Testing
       let driver = try driver()
       let device = try driver.device(0)
       let context = try PrimaryContext(device)
-      let stream = try Stream(driver)
+      let stream = try Stream(context)
       let pool = try MemoryPool(context)
       let memory = try pool.allocate(byteCount: 1000, in: stream.handle)
-      let event = try Event(driver)
+      let event = try Event(context)
       let library = try Library(driver, ptx: "// text", version: "7.0", kernel: "f")
       let graph = try stream.capture { () throws(CUDAError) in try event.record(in: stream.handle) }
       try graph.launch(in: stream.handle)
@@ -45,6 +45,29 @@ import Testing
         "retain 0", "release 0", "stream 1", "pool type 1 location 1 device 0", "pool attribute 4 2147483648",
         "allocate 1000", "free", "load // text", "kernel f", "unload", "capture 1", "end capture", "launch graph",
       ]).isSubset(of: recorder.calls), "\(recorder.calls)")
+  }
+
+  /// Whoever lets go of something need not know of contexts: its own is current meanwhile.
+  @Test func givesBackWithItsContextCurrent() throws {
+    let recorder = recorder
+    let driver = try driver {
+      $0.destroyStream = { _ in recorder.record("destroy stream"); return 0 }
+      $0.destroyEvent = { _ in recorder.record("destroy event"); return 0 }
+      $0.destroyExecutableGraph = { _ in recorder.record("destroy graph"); return 0 }
+      $0.destroyPool = { _ in recorder.record("destroy pool"); return 0 }
+    }
+    do {
+      let context = try PrimaryContext(driver.device(0))
+      let stream = try Stream(context)
+      _ = try Event(context)
+      _ = try MemoryPool(context)
+      _ = try stream.capture { () throws(CUDAError) in }
+    }
+    let calls = recorder.calls
+    for what in ["destroy stream", "destroy event", "destroy graph", "destroy pool"] {
+      let place = try #require(calls.firstIndex(of: what))
+      #expect(calls[place - 1] == "push" && calls[place + 1] == "pop", "\(calls)")
+    }
   }
 
   @Test func aContextIsCurrentOnlyWhileItIsUsed() throws {
@@ -93,7 +116,7 @@ import Testing
   }
 
   @Test func aCaptureEndsAlsoWhereItFails() throws {
-    let stream = try Stream(driver())
+    let stream = try Stream(try PrimaryContext(driver().device(0)))
     let text = sentence { _ = try stream.capture { () throws(CUDAError) in throw CUDAError.noDevice } }
     #expect(text == "the NVIDIA driver sees no device." && recorder.calls.last == "end capture")
   }
@@ -126,7 +149,7 @@ import Testing
       sentence { _ = try driver().device(1 << 40) }
         == "there is no GPU number 1099511627776; the NVIDIA driver sees 1, numbered from 0.")
 
-    let stream = try Stream(driver())
+    let stream = try Stream(try PrimaryContext(driver().device(0)))
     let full = try driver { $0.allocateFromPool = { _, _, _, _ in 2 } }
     #expect(
       sentence {
@@ -136,9 +159,26 @@ import Testing
 
     let faulted = try driver { $0.synchronizeStream = { _ in 700 } }
     #expect(
-      sentence { try Stream(faulted).synchronize() }
-        == "a kernel failed on the GPU (CUDA_ERROR_TEST: it was a test); this process can use the GPU no more. Please report "
-        + "it, with the plan.")
+      sentence { try Stream(PrimaryContext(faulted.device(0))).synchronize() }
+        == "its context is lost (CUDA_ERROR_TEST: it was a test): some kernel of this process did it, one of this library or of "
+        + "another that shares the context, as PyTorch does; the driver does not say which. Start the process anew; "
+        + "compute-sanitizer names the kernel.")
+    for (status, free, expected) in [
+      (Int32(1), 3_000_000, "and 3 MB of GPU memory are free, which is too little for a launch."), (1, 1 << 33, "cuLaunchKernelEx"),
+      (2, 1 << 33, "and 8590 MB of GPU memory are free"), (9, 3_000_000, "cuLaunchKernelEx"),
+    ] {
+      let crowded = try driver {
+        $0.launch = { _, _, _, _ in status }
+        $0.getMemoryInfo = { $0.pointee = free; $1.pointee = 1 << 34; return 0 }
+      }
+      let library = try Library(crowded, ptx: "x", version: "7.0", kernel: "f")
+      let text = sentence {
+        try library.launch(
+          LaunchShape(blocks: 1, threads: 32), arguments: UnsafeMutableRawBufferPointer(start: nil, count: 0),
+          in: StreamHandle(nil))
+      }
+      #expect(text.contains(expected), "\(text)")
+    }
 
     let refusing = try driver {
       $0.loadLibrary = { _, _, options, values, count, _, _, _ in

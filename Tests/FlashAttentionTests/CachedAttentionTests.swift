@@ -252,15 +252,77 @@ import Testing
     for (own, other) in zip(result.floats, expected.output.floats) { #expect(abs(own - other) < 1e-5) }
   }
 
+  /// Sequences of one call that would append to the same row of the cache.
+  @Test func rowsThatTwoSequencesWouldWriteAreRefused() throws {
+    func sentence(_ cache: CachedAttentionProblem.Cache, _ entries: CacheEntries, starts: [Int]? = nil) -> String? {
+      do throws(AttentionError) {
+        let problem = try CachedAttentionProblem(
+          batch: 3, queries: 1, queryHeads: 2, keyValueHeads: 2, dimension: 16, cache: cache,
+          newKeys: .init(3, packedTotal: starts?.last), scalarType: .f32)
+        try entries.check(problem, newStarts: starts)
+        return nil
+      } catch { return "\(error)" }
+    }
+    let contiguous = CachedAttentionProblem.Cache.contiguous(sequences: 3, capacity: 40)
+    #expect(
+      sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]))
+        == "Sequences 0 and 2 of the call would both append to row 3 of sequence 1 of the cache; give each rows of its own.")
+    #expect(sentence(contiguous, CacheEntries(lengths: [1, 2, 4], batchIndex: [1, 0, 1])) == nil)
+    #expect(sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]), starts: [0, 3, 3, 3]) == nil)
+    let paged = CachedAttentionProblem.Cache.paged(pages: 9, pageSize: 4, pagesPerSequence: 3)
+    func tables(_ rows: [[Int]]) -> CacheEntries { CacheEntries(lengths: [6, 3, 0], pageTable: rows) }
+    #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [5]])) == nil)
+    // What both have already is shared, as prefixes are.
+    #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [0]])) == nil)
+    #expect(
+      sentence(paged, tables([[0, 1, 2], [3, 4], [2]]))
+        == "Sequences 0 and 2 of the call would both append to row 0 of page 2 of the cache; give each rows of its own.")
+    #expect(sentence(paged, tables([[0, 1, 2], [2, 4], [5]])) == nil)
+  }
+
+  /// Lists of any numbers are refused by name, and nothing traps.
+  @Test func anyNumberInAListIsASentence() throws {
+    let nasty = [Int.min, .min + 1, -1, 0, 1, 7, 40, 41, 1 << 32, .max - 1, .max]
+    var random = SystemRandomNumberGenerator()
+    let caches: [CachedAttentionProblem.Cache] = [
+      .contiguous(sequences: 3, capacity: 40), .paged(pages: 9, pageSize: 4, pagesPerSequence: 3),
+      .packed(total: 40, longest: 40),
+    ]
+    for cache in caches {
+      for packsQueries in [false, true] {
+        for newStarts in [nil, 9, 0] as [Int?] {
+          let problem = try? CachedAttentionProblem(
+            batch: 2, queries: 5, packedQueries: packsQueries ? 9 : nil, queryHeads: 2, keyValueHeads: 2, dimension: 16,
+            cache: cache, hasLeftPadding: newStarts == nil, newKeys: newStarts.map { .init(3, packedTotal: $0 == 0 ? nil : $0) },
+            scalarType: .f32)
+          guard let problem else { continue }
+          for _ in 0..<2000 {
+            func list(_ count: Int) -> [Int] { (0..<count).map { _ in nasty.randomElement(using: &random)! } }
+            var entries = CacheEntries(lengths: list(2))
+            if Bool.random() { entries.batchIndex = list(2) }
+            if problem.hasLeftPadding { entries.leftPadding = list(2) }
+            if packsQueries { (entries.queryStarts, entries.queryCounts) = (list(3), Bool.random() ? list(2) : nil) }
+            switch cache {
+            case .paged: (entries.pageTable, entries.batchIndex) = ([list(3), list(3)], nil)
+            case .packed: (entries.keyStarts, entries.batchIndex) = (list(3), nil)
+            case .contiguous: break
+            }
+            _ = try? entries.check(problem, newStarts: newStarts == 9 ? list(3) : nil)
+          }
+        }
+      }
+    }
+  }
+
   @Test func refusesInSentences() throws {
     let contiguous = try problem(.contiguous(sequences: 3, capacity: 40))
     let paged = try problem(.paged(pages: 4, pageSize: 8, pagesPerSequence: 2))
     let plan = try CachedAttentionPlan(contiguous, device: .cpu)
     func sentence(_ problem: CachedAttentionProblem, _ entries: CacheEntries) throws -> String {
       let plan = try CachedAttentionPlan(problem, device: .cpu)
-      let q = Tensor(shape: problem.queryShape, scalarType: .f32) { _, _, _, _ in 0 }
-      let k = Tensor(shape: problem.keyShape, scalarType: .f32) { _, _, _, _ in 0 }
-      let v = Tensor(shape: problem.valueShape, scalarType: .f32) { _, _, _, _ in 0 }
+      let q = try Tensor(shape: problem.queryShape, scalarType: .f32) { _, _, _, _ in 0 }
+      let k = try Tensor(shape: problem.keyShape, scalarType: .f32) { _, _, _, _ in 0 }
+      let v = try Tensor(shape: problem.valueShape, scalarType: .f32) { _, _, _, _ in 0 }
       do {
         _ = try Tensor(shape: problem.outputShape, scalarType: .f32) { o in
           try q.withView { q in

@@ -13,7 +13,7 @@ import Testing
   }
 
   private func tensor(_ subject: Int, _ speeches: [Speech], last count: Int, heads: Int, dimension: Int) -> Tensor {
-    Tensor(
+    try! Tensor(
       shape: TensorShape(batch: speeches.count, heads: heads, length: count, dimension: dimension), scalarType: .f32
     ) { b, h, n, d in
       let token = speeches[b].tokens[speeches[b].tokens.count - count + n]
@@ -106,6 +106,84 @@ import Testing
       } == "The page size of the cache is 0; it must be at least 1.")
   }
 
+  /// Numbers of any size are refused or taken, and nothing traps; nothing is made for pages that nobody has yet.
+  @Test func anyNumberIsASentence() throws {
+    func sentence(_ body: () throws -> Void) -> String {
+      do { try body(); return "nothing was thrown" } catch { return "\(error)" }
+    }
+    var allocator = try PageAllocator(pages: .max, pageSize: .max)
+    let sequence = allocator.makeSequence()
+    #expect(try allocator.reserve([(sequence, .max)]).isEmpty && allocator.freePages == .max - 1)
+    try allocator.advance(sequence, by: .max)
+    #expect(sentence { _ = try allocator.reserve([(sequence, 1)]) }.hasPrefix("The sequence would have"))
+    #expect(
+      sentence { try allocator.advance(sequence, by: -1) } == "The length of the new keys is -1; it must be 0 or more.")
+    try allocator.truncate(sequence, to: 0)
+    #expect(
+      sentence { try allocator.advance(sequence, by: 1) } == "The length of sequence 0 is 1; it must be from 0 to 0.")
+    #expect(
+      sentence { _ = try PageAllocator(pages: -1, pageSize: 1) } == "The length of the cache is -1; it must be 0 or more.")
+    #expect(
+      sentence { _ = try PageAllocator(pages: 1, pageSize: .min) }
+        == "The page size of the cache is \(Int.min); it must be at least 1.")
+
+    func cache(_ layout: KVCache.Layout) throws -> KVCache {
+      try KVCache(layout, keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+    }
+    #expect(
+      sentence { _ = try cache(.paged(pages: 1 << 40, pageSize: 16)) }
+        == "The cache of keys needs 2251799814 MB of memory, which this machine does not have; make it smaller.")
+    for layout in [
+      KVCache.Layout.paged(pages: .max, pageSize: 16), .paged(pages: 16, pageSize: .max), .paged(pages: .max, pageSize: .max),
+      .contiguous(sequences: .max, capacity: 3), .contiguous(sequences: 3, capacity: .max), .paged(pages: -3, pageSize: 16),
+      .contiguous(sequences: -1, capacity: 3), .contiguous(sequences: 1, capacity: -3), .paged(pages: 1, pageSize: .min),
+    ] {
+      #expect(sentence { _ = try cache(layout) } != "nothing was thrown", "\(layout)")
+    }
+    let small = try cache(.paged(pages: 4, pageSize: 4))
+    let own = small.makeSequence()
+    for keys in [Int.max, .min, -1, 17] {
+      #expect(sentence { try small.reserve(keys, for: own) } != "nothing was thrown", "\(keys)")
+    }
+    #expect(sentence { try small.truncate(own, to: .max) } != "nothing was thrown")
+    #expect(sentence { _ = try small.fork(own, prefix: .min) } != "nothing was thrown")
+    #expect(small.freePages == 4)
+  }
+
+  /// Sequences are numbered from 0 in each cache, and still know their own.
+  @Test func aSequenceOfAnotherCacheIsRefused() throws {
+    let caches = try (0..<2).map { _ in
+      try KVCache(.paged(pages: 4, pageSize: 4), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+    }
+    let (own, other) = (caches[0].makeSequence(), caches[1].makeSequence())
+    try caches[0].reserve(3, for: own)
+    func refused(_ body: () throws -> Void) -> Bool {
+      do { try body(); return false } catch { return error as? AttentionError == .unknownSequence }
+    }
+    #expect(refused { _ = try caches[0].length(of: other) } && refused { try caches[0].free(other) })
+    #expect(refused { try caches[0].reserve(1, for: other) } && refused { _ = try caches[0].fork(other) })
+    #expect(refused { try caches[1].truncate(own, to: 0) })
+    let queries = try Tensor(shape: .init(batch: 1, heads: 2, length: 1, dimension: 16), scalarType: .f32) { _, _, _, _ in 0 }
+    #expect(refused { _ = try caches[0].attend(queries: queries, sequences: [other]) })
+    #expect(own != other && caches[1].freePages == 4)
+  }
+
+  /// Two forks that both write their common page need one more page, not two: the last of them keeps it.
+  @Test func twoForksNeedOneMorePage() throws {
+    var allocator = try PageAllocator(pages: 2, pageSize: 4)
+    let first = allocator.makeSequence()
+    _ = try allocator.reserve([(first, 2)])
+    try allocator.advance(first, by: 2)
+    let second = try allocator.fork(first)
+    #expect(try allocator.reserve([(first, 1), (second, 1)]).count == 1 && allocator.freePages == 0)
+    #expect(try allocator.pages(of: first) != allocator.pages(of: second))
+    // And no less.
+    let third = try allocator.fork(first)
+    #expect(throws: AttentionError.cacheFull(needed: 1, free: 0, pageSize: 4)) {
+      try allocator.reserve([(first, 1), (third, 1)])
+    }
+  }
+
   /// Whatever is done in whatever order: no page has two owners that both write it, none is lost.
   @Test(arguments: 0..<20) func pagesAreNeverLost(seed: UInt64) throws {
     var state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
@@ -115,7 +193,7 @@ import Testing
       state ^= state << 17
       return Int(state >> 33) % limit
     }
-    var allocator = PageAllocator(pages: 12, pageSize: 3)
+    var allocator = try PageAllocator(pages: 12, pageSize: 3)
     var sequences: [PageAllocator.Sequence] = []
     // What is in each page, and what each sequence should read.
     var memory = [[Int]](repeating: [0, 0, 0], count: 12)
@@ -137,18 +215,44 @@ import Testing
         try allocator.free(sequence)
         expected[sequence] = nil
       case _ where !sequences.isEmpty:
-        let (sequence, count) = (sequences[draw(sequences.count)], 1 + draw(5))
+        // Several sequences in one call, which may have pages in common.
+        var others = sequences
+        let counts = (0..<min(1 + draw(3), sequences.count)).map { _ in
+          (sequence: others.remove(at: draw(others.count)), keys: 1 + draw(5))
+        }
         let free = allocator.freePages
+        // One after the other, with as many pages as they like: what they take is what is needed, no more.
+        var owners: [Int: Int] = [:]
+        for sequence in sequences { for page in try allocator.pages(of: sequence) { owners[page, default: 0] += 1 } }
+        var needed = 0
+        for (sequence, count) in counts {
+          let (pages, length) = (try allocator.pages(of: sequence), expected[sequence]!.count)
+          for number in length / 3...(length + count - 1) / 3 {
+            if number >= pages.count { needed += 1; continue }
+            if owners[pages[number]]! == 1 { continue }
+            owners[pages[number]]! -= 1
+            needed += 1
+          }
+        }
         do throws(AttentionError) {
-          for copy in try allocator.reserve([(sequence, count)]) {
+          for copy in try allocator.reserve(counts) {
             for i in 0..<copy.keys { memory[copy.target][i] = memory[copy.source][i] }
           }
-          let (pages, length) = (try allocator.pages(of: sequence), expected[sequence]!.count)
-          for i in length..<length + count { memory[pages[i / 3]][i % 3] = step * 100 + i }
-          try allocator.advance(sequence, by: count)
-          expected[sequence]! += (length..<length + count).map { step * 100 + $0 }
+          #expect(free - allocator.freePages == needed)
+          for (sequence, count) in counts {
+            let (pages, length) = (try allocator.pages(of: sequence), expected[sequence]!.count)
+            for i in length..<length + count { memory[pages[i / 3]][i % 3] = step * 100 + i }
+            try allocator.advance(sequence, by: count)
+            expected[sequence]! += (length..<length + count).map { step * 100 + $0 }
+          }
         } catch {
           #expect(allocator.freePages == free)
+          // A refusal was due.
+          if case .cacheFull(let asked, let left, _) = error {
+            #expect(asked == needed && left == free && needed > free)
+          } else {
+            #expect("\(error)".hasPrefix("The sequence would have"))
+          }
         }
       default: break
       }
@@ -164,14 +268,14 @@ import Testing
   /// Parts of the keys, computed apart and put together, are attention over all of them.
   @Test(arguments: ScalarType.computed) func partialResults(type: ScalarType) throws {
     func tensor(_ subject: Int, _ length: Int) -> Tensor {
-      Tensor(shape: TensorShape(batch: 2, heads: 2, length: length, dimension: 16), scalarType: .f32) {
+      try! Tensor(shape: TensorShape(batch: 2, heads: 2, length: length, dimension: 16), scalarType: .f32) {
         number(subject, $0, $1, $2, $3)
       }
     }
     let (q, k, v) = (tensor(1, 3), tensor(2, 40), tensor(3, 40))
     func part(_ keys: Range<Int>) throws -> AttentionResult {
       func cut(_ tensor: Tensor) -> Tensor {
-        Tensor(shape: TensorShape(batch: 2, heads: 2, length: keys.count, dimension: 16), scalarType: .f32) {
+        try! Tensor(shape: TensorShape(batch: 2, heads: 2, length: keys.count, dimension: 16), scalarType: .f32) {
           tensor[$0, $1, keys.lowerBound + $2, $3]
         }
       }
@@ -183,7 +287,7 @@ import Testing
       parts: 3, batch: 2, heads: 2, queries: 3, dimension: 16, outputType: type)
     var logSumExp = [Float](repeating: 0, count: problem.rows)
     // The part without keys holds NaN.
-    let empty = Tensor(shape: problem.shape, scalarType: .f32) { _, _, _, _ in .nan }
+    let empty = try Tensor(shape: problem.shape, scalarType: .f32) { _, _, _, _ in .nan }
     let output = try Tensor(shape: problem.shape, scalarType: type) { (o) throws(AttentionError) in
       try parts[0].output.withView { (first) throws(AttentionError) in
         try empty.withView { (second) throws(AttentionError) in

@@ -323,4 +323,41 @@ import Testing
     let hazard = #expect(throws: Hazard.self) { try run(waits: false, isDependent: true) }
     #expect("\(hazard!)".contains("'result' may still be written by the launch before, for which nobody waited"))
   }
+
+  /// What follows a dependent launch begins when that has ended: before the launch in front of it, if nobody waits.
+  @Test func aDependentLaunchWaitsAlsoWhereItDoesNothing() throws {
+    func run(waits: Bool) throws {
+      let kernel = try Kernel.build("idle", threadsPerBlock: 64) { k in
+        let isNeeded = k.pointer("place") .== 0
+        k.if(isNeeded) { k.waitForPrerequisites() }
+        if waits { k.waitForPrerequisites() }
+      }
+      let launch = Launch(blocks: (2, 1, 1), arguments: [.pointer(64)], isDependent: true)
+      _ = try Emulator.run(Program(kernel), launch, memory: GlobalMemory())
+    }
+    try run(waits: true)
+    let hazard = #expect(throws: Hazard.self) { try run(waits: false) }
+    #expect(hazard?.kind == .race && "\(hazard!)".contains("ended without having waited for the launch before"))
+  }
+
+  /// Memory of which races are not looked for; what nobody wrote still may not be read, nor anything outside.
+  @Test func memoryInAnyOrderHasNoRaces() throws {
+    func run(_ access: GlobalMemory.Access, offset: Int) throws {
+      let kernel = try Kernel.build("all_write", threadsPerBlock: 64) { k in
+        let place = k.pointer("place")
+        k.store(k.special(.threadX), global: place)
+        k.store(k.load(U32.self, global: place, offset: offset), global: place)
+      }
+      let memory = GlobalMemory()
+      let place = memory.allocate("place", byteCount: 8, access: access)
+      _ = try Emulator.run(Program(kernel), Launch(blocks: (1, 1, 1), arguments: [.pointer(place)]), memory: memory)
+    }
+    try run(.anyOrder, offset: 0)
+    for (access, offset, kind) in [
+      (GlobalMemory.Access.readWrite, 0, Hazard.Kind.race), (.anyOrder, 4, .uninitialized), (.anyOrder, 8, .outOfBounds),
+    ] {
+      let hazard = #expect(throws: Hazard.self) { try run(access, offset: offset) }
+      #expect(hazard?.kind == kind)
+    }
+  }
 }

@@ -14,7 +14,7 @@ import Testing
 
   @Test(arguments: ScalarType.computed)
   func whatIsWrittenIsRead(type: ScalarType) throws {
-    let tensor = Tensor(shape: .init(batch: 1, heads: 2, length: 3, dimension: 8), scalarType: type) { _, h, n, d in
+    let tensor = try Tensor(shape: .init(batch: 1, heads: 2, length: 3, dimension: 8), scalarType: type) { _, h, n, d in
       Float(h * 24 + n * 8 + d) / 4
     }
     let path = folder.path("t.npy")
@@ -33,6 +33,29 @@ import Testing
     let padding = String(repeating: " ", count: 128 - 10 - text.count - 1) + "\n"
     let bytes = try [UInt8](contentsOf: path)
     #expect(bytes == Self.file(text + padding, data: 0) + [0x00, 0x3e])
+  }
+
+  /// The first axis fastest: a value of the format, whatever NumPy's own arrays are.
+  @Test func readsFortranOrder() throws {
+    let numbers = (0..<24).map { Float($0) }
+    let data = numbers.withUnsafeBytes(Array.init)
+    for extents in [[2, 3, 4, 1], [24], [1, 4, 6, 1], [3, 0, 2]] {
+      let shape = "(" + extents.map { "\($0)," }.joined(separator: " ") + ")"
+      let count = extents.reduce(1, *)
+      let bytes =
+        Self.file("{'descr': '<f4', 'fortran_order': True, 'shape': \(shape), }", data: 0) + data.prefix(count * 4)
+      let array = try NPYFile.read(path: folder.write(bytes, to: "fortran.npy"))
+      #expect(array.extents == extents && array.floats.count == count)
+      // Element (i, j, ...) is number i + j * n_0 + ... of the file.
+      for (place, value) in array.floats.enumerated() {
+        var (rest, number) = (place, 0)
+        for axis in extents.indices.reversed() {
+          number += rest % extents[axis] * extents[..<axis].reduce(1, *)
+          rest /= extents[axis]
+        }
+        #expect(value == numbers[number])
+      }
+    }
   }
 
   @Test(arguments: [
@@ -54,10 +77,8 @@ import Testing
       file("{'descr': '<f4', 'fortran_order': False, 'shape': (2, -2), }"),
       "its header is not the dictionary that NumPy writes."
     ),
-    (
-      file("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2), }"),
-      "its array is in Fortran order; save numpy.ascontiguousarray(x)."
-    ),
+    (Array("<html><head></head></html>".utf8), "it looks like an HTML page, as a download without permission leaves it."),
+    (SafetensorsTests.file("{}", data: 16), "it looks like a .safetensors file; give it that name."),
     (
       file("{'descr': '<f4', 'fortran_order': False, 'shape': (5,), }"),
       "its shape [5] needs 20 bytes, but 16 follow."

@@ -16,7 +16,7 @@ import Testing
   @Test(arguments: ScalarType.computed)
   func whatIsWrittenIsRead(type: ScalarType) throws {
     let shape = TensorShape(batch: 2, heads: 1, length: 3, dimension: 8)
-    let tensor = Tensor(shape: shape, scalarType: type, layout: .bnhd) { b, _, n, d in Float(b + n) + Float(d) / 8 }
+    let tensor = try Tensor(shape: shape, scalarType: type, layout: .bnhd) { b, _, n, d in Float(b + n) + Float(d) / 8 }
     let path = folder.path("t.safetensors")
     try SafetensorsFile.write(
       [("a \"quoted\" name", StoredArray(tensor)), ("lse", StoredArray(extents: [3], floats: [1, -.infinity, 3]))],
@@ -25,7 +25,7 @@ import Testing
     #expect(Set(file.entries.keys) == ["a \"quoted\" name", "lse"])
     let array = try file.array("a \"quoted\" name")
     #expect(array.extents == [2, 3, 1, 8] && array.scalarType == type)
-    #expect(array.tensor(layout: .bnhd)?.floats == tensor.floats)
+    #expect(try array.tensor(layout: .bnhd)?.floats == tensor.floats)
     #expect(try file.array("lse").floats == [1, -.infinity, 3])
     #expect(try file.array("lse").tensor(layout: .bhnd) == nil)
     #expect(folder.names == ["t.safetensors"])
@@ -69,8 +69,29 @@ import Testing
       bytes: [0, 0, 0, 0, 0, 0, 0, 0x80], "its header claims 9223372036854775808 bytes; at most 100000000 are believed."
     ),
     BadFile(bytes: [100, 0, 0, 0, 0, 0, 0, 0, 0x7b], "its header claims 100 bytes, but only 1 follow."),
-    BadFile("not json", "its header is not the JSON that safetensors prescribes."),
-    BadFile("[1, 2]", "its header is not the JSON that safetensors prescribes."),
+    BadFile("not json", "its header does not begin with '{'."),
+    BadFile("[1, 2]", "its header does not begin with '{'."),
+    BadFile("{nothing", "its header is not the JSON that safetensors prescribes."),
+    BadFile("\u{feff}{}", "its header does not begin with '{'."),
+    BadFile(
+      #"{"__metadata__":{"step":3}}"#, data: 0,
+      "its header is not the JSON that safetensors prescribes ('__metadata__', 'step' has another type)."),
+    BadFile(
+      #"{"x":{"dtype":"F32","shape":[2]}}"#, data: 0,
+      "its header is not the JSON that safetensors prescribes ('x' has no 'data_offsets')."),
+    BadFile(
+      bytes: Array("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1234567\n".utf8),
+      "it looks like a Git LFS pointer in place of the file; run git lfs pull."),
+    BadFile(
+      bytes: Array("<!DOCTYPE html>\n<html><body>Access denied</body></html>".utf8),
+      "it looks like an HTML page, as a download without permission leaves it."),
+    BadFile(
+      bytes: [0x80, 4, 0x95] + [UInt8](repeating: 7, count: 40), "it looks like a Python pickle; save as safetensors."),
+    BadFile(
+      bytes: Array("PK\u{3}\u{4}".utf8) + [UInt8](repeating: 7, count: 40),
+      "it looks like a zip archive, as torch.save and numpy.savez write; save as safetensors."),
+    BadFile(
+      bytes: [0x93] + Array("NUMPY".utf8) + [UInt8](repeating: 7, count: 40), "it looks like a .npy file; give it that name."),
     BadFile(
       #"{"x":{"dtype":"F32","shape":[1e400],"data_offsets":[0,16]}}"#,
       "its header is not the JSON that safetensors prescribes."),
@@ -107,6 +128,14 @@ import Testing
     #expect(error?.description == "\(path) is damaged or not a tensor file: \(bad.reason)")
   }
 
+  /// As the format's own reader does.
+  @Test func metadataMayBeNull() throws {
+    let path = folder.write(
+      Self.file(#"{"__metadata__":null,"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#), to: "null.safetensors")
+    let file = try SafetensorsFile(path: path)
+    #expect(file.metadata.isEmpty && file.names == ["x"])
+  }
+
   @Test func saysWhyAFileCannotBeReadOrWritten() throws {
     let none = folder.path("none.safetensors")
     let missing = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: none) }
@@ -127,7 +156,7 @@ import Testing
   /// Of several files, none appears where one cannot be written, and the old ones stay.
   @Test func aFailedWriteLeavesTheOldFiles() throws {
     let path = folder.path("kept.npy")
-    let one = StoredArray(extents: [1], floats: [1])
+    let one = try StoredArray(extents: [1], floats: [1])
     try NPYFile.write(one, to: path)
     let before = try Data(contentsOf: URL(filePath: path))
     try FileManager.default.createDirectory(atPath: folder.path("taken.npy"), withIntermediateDirectories: false)

@@ -6,6 +6,8 @@ enum CommandLineTool {
     let code: Int32
     let output: String
     let errors: String
+    /// Whether a signal ended it; `code` is its number then.
+    let wasKilled: Bool
   }
 
   /// The executable beside the test bundle.
@@ -38,7 +40,7 @@ enum CommandLineTool {
     process.waitUntilExit()
     return Result(
       code: process.terminationStatus, output: String(decoding: outputData, as: UTF8.self),
-      errors: String(decoding: errorData, as: UTF8.self))
+      errors: String(decoding: errorData, as: UTF8.self), wasKilled: process.terminationReason == .uncaughtSignal)
   }
 
   /// Splits at spaces.

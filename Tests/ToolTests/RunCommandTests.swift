@@ -165,6 +165,73 @@ import Testing
     #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).isEmpty)
   }
 
+  /// Whoever is killed in the middle of a write leaves nothing behind either: here by the limit of a file's size.
+  @Test func aKilledWriterLeavesNothing() throws {
+    let process = Process()
+    process.executableURL = URL(filePath: "/bin/bash")
+    process.arguments = [
+      "-c", "trap - XFSZ; ulimit -f 64; exec \"$0\" generate --queries 512 -o \"$1\"", CommandLineTool.url.path,
+      path("killed.safetensors"),
+    ]
+    process.standardError = Pipe()
+    try process.run()
+    process.waitUntilExit()
+    #expect(process.terminationReason == .uncaughtSignal && process.terminationStatus == SIGXFSZ)
+    #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).isEmpty)
+  }
+
+  /// Standard output that cannot be written is an error of the machine.
+  @Test(arguments: ["emit", "run Examples/minilm-layer3.safetensors", "--help", "bench decode --explain --batch 2 --context 64"])
+  func fullStandardOutputIsAnError(line: String) throws {
+    let process = Process()
+    process.executableURL = URL(filePath: "/bin/bash")
+    process.currentDirectoryURL = CommandLineTool.root
+    process.arguments = ["-c", "exec \"$0\" \(line) > /dev/full", CommandLineTool.url.path]
+    let errors = Pipe()
+    process.standardError = errors
+    try process.run()
+    let text = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 2 && text.contains("Error: Standard output cannot be written"), "\(text)")
+  }
+
+  /// What is read is not replaced.
+  @Test func theOutputIsNoInput() throws {
+    let input = path("x.safetensors")
+    #expect(try CommandLineTool.run("generate --queries 8 --dim 16 -o \(input)").code == 0)
+    let before = try Data(contentsOf: URL(filePath: input))
+    try FileManager.default.createSymbolicLink(atPath: path("link.safetensors"), withDestinationPath: input)
+    try FileManager.default.createSymbolicLink(atPath: path("o-lse.npy"), withDestinationPath: input)
+    for (output, given) in [(input, input), (path("link.safetensors"), input), (path("o.npy"), input)] {
+      let result = try CommandLineTool.run("run \(given) -o \(output)")
+      #expect(result.code == 64 && result.errors.contains("is the input '\(given)'; write to another file."), "\(result.errors)")
+    }
+    #expect(try Data(contentsOf: URL(filePath: input)) == before)
+  }
+
+  /// Numbers below 0 need no equals sign, and -1 is unlimited, as in FlashAttention's own functions.
+  @Test func numbersBelowZeroAreValues() throws {
+    let input = path("x.safetensors")
+    #expect(try CommandLineTool.run("generate --queries 8 --dim 16 -o \(input)").code == 0)
+    let result = try CommandLineTool.run("run \(input) --scale -1 --window -1,0")
+    #expect(
+      result.code == 0 && result.output.contains("window of all left, 0 right"), "\(result.output)\(result.errors)")
+  }
+
+  /// What belongs to a cache means nothing without its lengths.
+  @Test(arguments: ["page_table", "left_padding", "batch_index"]) func listsWithoutLengthsAreRefused(name: String) throws {
+    let numbers = [Float](repeating: 0.5, count: 16).withUnsafeBytes(Array.init)
+    let input = path("x.safetensors")
+    try file(["q", "k", "v"].map { ($0, "F32", [1, 1, 2, 8], numbers) } + [(name, "I32", [1], [0, 0, 0, 0])])
+      .write(to: URL(filePath: input))
+    let result = try CommandLineTool.run("run \(input)")
+    #expect(
+      result.code == 2
+        && result.errors
+          == "Error: \(input) has a tensor '\(name)', which belongs to a cache, but no 'cache_lengths'; give the lengths too, or "
+          + "leave it out.\n", "\(result.errors)")
+  }
+
   @Test func generateRepeatsBySeed() throws {
     let files = try ["1", "1", "2"].enumerated().map { index, seed in
       #expect(

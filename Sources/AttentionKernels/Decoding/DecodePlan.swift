@@ -127,10 +127,12 @@ public struct DecodePlan: Hashable, Sendable {
     let (tiling, mask) = (specialization.tiling, specialization.mask)
     let rule = WorkRule(
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
-      left: mask.contains(.left) ? problem.mask.reach.left : nil,
-      chunk: mask.contains(.chunks) ? problem.mask.chunk : nil,
+      left: mask.contains(.left) ? problem.mask.reach.left.map { min($0, GPULimits.lengthLimit) } : nil,
+      chunk: mask.contains(.chunks) ? problem.mask.chunk.map { min($0, GPULimits.lengthLimit) } : nil,
       splitTiles: launch.splitTiles == 0 ? nil : launch.splitTiles)
     let units = rule.units(queries: problem.queries)
+    // As the kernel holds them.
+    let lengths = lengths.map { min(max($0, 0), problem.capacity) }
     let tiles = lengths.map { rule.tiles(length: $0, queries: problem.queries) }
     let places = tiles.map { rule.places(tiles: $0) }
     let all = places.reduce(0, +) * units

@@ -100,7 +100,12 @@ typedef struct fa_forward_params {
 } fa_forward_params;
 
 /* Attention of sequences with lengths of their own: over a cache, where keys may be appended first, or over packed keys. With
- * `queries` 0, keys are appended and nothing is computed. All lists are int32, in the memory of the device. */
+ * `queries` 0, keys are appended and nothing is computed. All lists are int32, in the memory of the device.
+ *
+ * On the CPU, numbers in lists that lead out of a tensor are FA_INVALID. On a GPU nobody waits to look at them, and no number makes
+ * a call touch memory that it was not given: lengths, starts, counts and paddings are held within their tensors; zeros stand for keys
+ * and values on pages, or in sequences of the cache, that do not exist, and nothing is appended there. Other sequences' results are
+ * what they would be, unless the numbers make sequences share rows. */
 typedef struct fa_sequences_params {
   size_t size; /* sizeof(fa_sequences_params) */
   int32_t device;
@@ -166,7 +171,8 @@ typedef struct fa_combine_params {
 /* "1.0.0". */
 const char *fa_version(void);
 
-/* Why the calling thread's last call did not succeed, as a sentence; "" where it did. Valid until its next call. */
+/* Why the calling thread's last call did not succeed, as a sentence; "" where it did. Always the same address in a thread, until the
+ * thread ends, so that it may also stand beside a call in one list of arguments. */
 const char *fa_last_error(void);
 
 /* Whether a GPU can be used. */

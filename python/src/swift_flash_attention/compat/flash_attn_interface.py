@@ -312,14 +312,15 @@ def _no_parts(q):
 
 
 def _tables_of(page_table, index, batch):
-    """The rows of a page table that belong to a call's sequences. (Numbers on a GPU are nobody's to look at: one too large is the
-    last.)"""
+    """The rows of a page table that belong to a call's sequences. (Numbers on a GPU are nobody's to look at: one that no row has gets
+    pages that do not exist.)"""
     if index.shape != (batch,):
         raise ValueError(f"cache_batch_idx has the shape {tuple(index.shape)}; {(batch,)} is needed.")
     rows = page_table.shape[0]
     if not index.is_cuda and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < rows:
         raise ValueError(f"cache_batch_idx is {index.tolist()}; with page_table, it must be from 0 to {rows - 1}.")
-    return page_table.index_select(0, index.clamp(0, max(rows - 1, 0)))
+    tables = page_table.index_select(0, index.clamp(0, max(rows - 1, 0)))
+    return tables.masked_fill(((index < 0) | (index >= rows)).unsqueeze(1), -1) if index.is_cuda else tables
 
 
 def _one_length(value, batch, capacity, q):
