@@ -3,7 +3,8 @@
 #
 #     Benchmarks/gpu_round.sh TOOL OUT [quick]
 #
-# TOOL is the `flash-attention` executable, OUT a folder for the JSON files. `quick` leaves the sanitizer out.
+# TOOL is the `flash-attention` executable, OUT a folder for the JSON files. `quick` leaves the sanitizer out. Where Python has
+# the package, what a call costs the host is measured too.
 set -uo pipefail
 tool=$(realpath "$1"); out=$2; mkdir -p "$out"
 failed=0
@@ -13,6 +14,8 @@ step "machine" "$tool" info
 step "2000 random problems against the 64-bit reference" "$tool" verify --device gpu --cases 2000
 step "1000 random problems over all rungs of the ladder" "$tool" verify --device gpu --variants --cases 1000 --kernels 216
 step "1000 random problems over caches" "$tool" verify --device gpu --cache --cases 1000 --kernels 96
+step "1000 rounds of eight threads at once, with streams of their own and one KVCache" \
+  "$tool" verify --device gpu --concurrent --cases 1000
 step "the emulator against the GPU" "$tool" verify --device gpu --emulate --cases 128
 if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
   for check in memcheck racecheck initcheck synccheck; do
@@ -35,6 +38,10 @@ step "20 repeats, 48 heads, causal" "$tool" bench --device gpu --dtype f16 --que
 step "20 repeats, D 512" "$tool" bench --device gpu --dtype bf16 --query-heads 48 --queries 4096 --dim 512 --repeats 20 --iterations 5
 step "cold start: no kernel in the driver's cache" env CUDA_CACHE_DISABLE=1 "$tool" bench --device gpu --dtype bf16 --json "$out/cold.json"
 step "warm start" "$tool" bench --device gpu --dtype bf16 --json "$out/warm.json"
+step "the emulator's time" "$tool" bench emulator
+if python3 -c 'import torch, swift_flash_attention' 2> /dev/null; then
+  step "what a call costs the host" python3 "$(dirname "$0")/call_overhead.py"
+fi
 step "decoding" "$tool" bench decode --json "$out/decode.json"
 for context in 4096 8192; do
   step "decoding, a cache of e4m3" "$tool" bench decode --batch 128 --context $context --cache-dtype e4m3

@@ -60,6 +60,8 @@ public struct CUDADevice: Sendable {
   public let sharedBytesPerBlock: Int
   /// Shared memory of a multiprocessor.
   public let sharedBytesPerMultiprocessor: Int
+  /// Bytes of the L2 cache.
+  public let cacheBytes: Int
 
   init(_ driver: CUDADriver, ordinal: Int) throws(CUDAError) {
     let f = driver.functions
@@ -84,5 +86,6 @@ public struct CUDADevice: Sendable {
     multiprocessors = try attribute(16)
     sharedBytesPerBlock = try attribute(97)
     sharedBytesPerMultiprocessor = try attribute(81)
+    cacheBytes = try attribute(38)
   }
 }

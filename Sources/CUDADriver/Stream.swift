@@ -1,6 +1,6 @@
 /// A stream that belongs to somebody: ours, or an engine's own.
 public struct StreamHandle: @unchecked Sendable {
-  let pointer: Handle?
+  package let pointer: Handle?
 
   /// A `CUstream` or `cudaStream_t` from elsewhere; nil is the default stream.
   public init(_ pointer: OpaquePointer?) { self.pointer = pointer }

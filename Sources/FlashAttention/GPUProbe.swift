@@ -3,10 +3,11 @@ internal import CUDADriver
 internal import PTX
 
 /// Measures what a GPU can do at most, with kernels that do one thing only, and times work on it: medians of events, each
-/// run after the L2 cache was filled with something else by reading (writing would leave lines that the timed work pays for).
+/// run after the L2 cache was filled with something else by ordinary reading (writing would leave lines that the timed work pays
+/// for).
 public final class GPUProbe: Sendable {
   private let gpu: GPU
-  private let reader: Library
+  private let reader, evictor: Library
   private let empty: Library
   private let buffer: GPUBuffer
   private let word: GPUBuffer
@@ -22,6 +23,9 @@ public final class GPUProbe: Sendable {
     reader = try gpu.reporting { () throws(CUDAError) in
       try gpu.compile(named: "read_probe") { () throws(KernelError) in try ReadProbeKernel.kernel() }
     }
+    evictor = try gpu.reporting { () throws(CUDAError) in
+      try gpu.compile(named: "evict") { () throws(KernelError) in try ReadProbeKernel.kernel(evicts: true) }
+    }
     empty = try gpu.reporting { () throws(CUDAError) in
       try gpu.compile(named: "empty") { () throws(KernelError) in
         try Kernel.build("empty", threadsPerBlock: 32) { _ in }
@@ -35,9 +39,27 @@ public final class GPUProbe: Sendable {
   /// The most that reads from memory reach.
   public func readGigabytesPerSecond(iterations: Int = 9) throws(AttentionError) -> Double {
     let seconds = try gpu.reporting { () throws(CUDAError) in
-      try time(iterations: iterations) { () throws(CUDAError) in try read(steps: readSteps) }
+      try time(iterations: iterations) { () throws(CUDAError) in try read(buffer, steps: readSteps, by: reader) }
     }
     return Double(buffer.byteCount) / seconds.sorted()[iterations / 2] / 1e9
+  }
+
+  /// What shows that the cache is evicted between runs: seconds to read a quarter of what it holds, which was just read, and the
+  /// same after the eviction.
+  public func reading(iterations: Int = 21) throws(AttentionError) -> (again: Double, evicted: Double) {
+    let blocks = gpu.device.multiprocessors
+    let step = ReadProbeKernel.stepByteCount(blocks: blocks)
+    let steps = max(1, min(gpu.device.cacheBytes / 4, buffer.byteCount) / step)
+    let small = try GPUBuffer(byteCount: steps * step, on: gpu)
+    try small.fill(0)
+    return try gpu.reporting { () throws(CUDAError) in
+      func seconds(evicts: Bool) throws(CUDAError) -> Double {
+        try time(iterations: iterations, evicts: evicts) { () throws(CUDAError) in
+          try read(small, steps: steps, blocks: blocks, by: evictor)
+        }.sorted()[iterations / 2]
+      }
+      return (try seconds(evicts: false), try seconds(evicts: true))
+    }
   }
 
   /// The most that `mma.sync` reaches on registers.
@@ -81,15 +103,17 @@ public final class GPUProbe: Sendable {
     return seconds
   }
 
-  private func time(iterations: Int, _ body: () throws(CUDAError) -> Void) throws(CUDAError) -> [Double] {
-    let (stream, evictSteps) = (gpu.stream.handle, max(1, min(readSteps, readSteps * (512 << 20) / buffer.byteCount)))
+  private func time(
+    iterations: Int, evicts: Bool = true, _ body: () throws(CUDAError) -> Void
+  ) throws(CUDAError) -> [Double] {
+    let stream = gpu.stream.handle
     return try gpu.context.use { () throws(CUDAError) in
       let start = try Event(gpu.context)
       let end = try Event(gpu.context)
       try body()
       var seconds: [Double] = []
       for _ in 0..<iterations {
-        try read(steps: evictSteps)
+        if evicts { try read(buffer, steps: evictSteps, by: evictor) }
         try start.record(in: stream)
         try body()
         try end.record(in: stream)
@@ -100,10 +124,14 @@ public final class GPUProbe: Sendable {
     }
   }
 
-  private func read(steps: Int) throws(CUDAError) {
+  private var evictSteps: Int { max(1, min(readSteps, readSteps * (512 << 20) / buffer.byteCount)) }
+
+  private func read(
+    _ buffer: GPUBuffer, steps: Int, blocks: Int? = nil, by kernel: borrowing Library
+  ) throws(CUDAError) {
     try gpu.context.use { () throws(CUDAError) in
-      try reader.launch(
-        LaunchShape(blocks: Self.readBlocks(gpu), threads: ReadProbeKernel.threads),
+      try kernel.launch(
+        LaunchShape(blocks: blocks ?? Self.readBlocks(gpu), threads: ReadProbeKernel.threads),
         arguments: [.pointer(buffer.address), .pointer(word.address), .u32(UInt32(steps))], in: gpu.stream.handle)
     }
   }

@@ -28,6 +28,8 @@ public struct Counters: Hashable, Sendable {
   public var sharedPasses = 0
   /// Passes beyond the fewest possible.
   public var bankConflicts = 0
+  /// Words of shared memory of which bytes had to be told apart: what costs the emulator time, and kernels nothing.
+  public var splitWords = 0
   /// By the allocation's name.
   public var traffic: [String: Traffic] = [:]
 

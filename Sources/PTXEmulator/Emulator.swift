@@ -143,7 +143,10 @@ final class Machine {
         let (block, warp) = ready[draw(ready.count)]
         try run(warp, of: block, atMost: 1 + draw(60))
       }
-      resident.removeAll { $0.isDone }
+      resident.removeAll { block in
+        if block.isDone { counters.splitWords += block.shadow.splitCount }
+        return block.isDone
+      }
       if steps > stepLimit {
         throw hazard(
           .deadlock, "the kernel did not end within \(stepLimit) steps", resident.first?.warps.first,

@@ -62,7 +62,9 @@ public struct DecodePlan: Hashable, Sendable {
     (self.problem, self.gpu) = (problem, gpu)
     specialization = DecodeSpecialization(
       problem, inputs: inputs, tiling: tiling, target: gpu.target,
-      combination: problem.leavesParts ? .caller : combination ?? Self.combination(problem, tiling, gpu))
+      combination: problem.leavesParts
+        ? .caller
+        : combination ?? .changed(by: changes ?? "", on: gpu) ?? Self.combination(problem, tiling, gpu))
     let rows = problem.queries * group
     try GPULimits.check(counts: [
       (
@@ -90,7 +92,7 @@ public struct DecodePlan: Hashable, Sendable {
     let blocks = gpu.multiprocessors * tiling.blocksPerMultiprocessor
     let tiles = (problem.capacity + tiling.tileKeys - 1) / tiling.tileKeys
     let parts = min(tiles, (blocks + max(units, 1) - 1) / max(units, 1) + 1)
-    let behind = gpu.target < .sm90 ? DecodeSpecialization.Combination.secondLaunch : .dependentLaunch
+    let behind = DecodeSpecialization.Combination.behind(gpu)
     func bytes(_ parts: Int) -> Int { parts * min(rows, tiling.rows) * problem.valueDimension * 4 }
     if let keys = problem.keysPerSplit {
       // Not by what else is in the batch.
@@ -178,6 +180,22 @@ public struct DecodePlan: Hashable, Sendable {
 
   /// The kernel of the specialization.
   public func kernel() throws(KernelError) -> Kernel { try DecodeKernel(specialization).kernel() }
+}
+
+extension DecodeSpecialization.Combination {
+  static let changeName = "combine"
+
+  /// By a launch behind, which begins early where the GPU can.
+  fileprivate static func behind(_ gpu: GPULimits) -> Self { gpu.target < .sm90 ? .secondLaunch : .dependentLaunch }
+
+  /// What changes of a tiling say of it; nil where they say nothing.
+  fileprivate static func changed(by changes: String, on gpu: GPULimits) -> Self? {
+    var result: Self?
+    for change in changes.split(separator: ",") where change.hasPrefix("\(changeName)=") {
+      result = change.hasSuffix("=last") ? .lastBlock : behind(gpu)
+    }
+    return result
+  }
 }
 
 extension DecodeTiling {

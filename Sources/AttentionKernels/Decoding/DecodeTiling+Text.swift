@@ -2,7 +2,8 @@ extension DecodeTiling: TilingText {
   /// What `changed(by:)` reads, for help and errors.
   public static let changeSyntax =
     "row-warps=1|2|4, groups=1...8 (of warps with keys of their own), keys=16...64 in 16s (of a group's step), "
-    + "stages=2...8, blocks=1...8, queries=registers|shared"
+    + "stages=2...8, blocks=1...8, queries=registers|shared, combine=last|behind (who puts parts together: the last block of a "
+    + "unit, or a launch behind)"
 
   /// Changes this tiling as a text says, from left to right: `groups=8,stages=4,blocks=1`. Returns nil for a text that says
   /// anything else than `changeSyntax` allows.
@@ -22,6 +23,8 @@ extension DecodeTiling: TilingText {
     case "keys": return set(\.keysPerStep, stride(from: 16, through: 64, by: 16))
     case "stages": return set(\.stages, 2...8)
     case "blocks": return set(\.blocksPerMultiprocessor, 1...8)
+    // Read by the plan.
+    case DecodeSpecialization.Combination.changeName: return ["last", "behind"].contains(value)
     case "queries":
       guard ["registers", "shared"].contains(value) else { return false }
       keepsQueries = value == "registers"

@@ -56,6 +56,8 @@ final class ShadowMemory {
   private var strong: [Int: [StrongAccess]] = [:]
   private var hasStrong = false
   private var hasSplits = false
+  /// Granules that have shadows for each byte.
+  var splitCount: Int { splits.count }
 
   private final class SplitGranule {
     var writes: [WriteShadow]

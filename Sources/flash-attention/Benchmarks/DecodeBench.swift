@@ -1,3 +1,4 @@
+internal import ArgumentParser
 internal import FlashAttention
 
 /// Measures decoding on a GPU: one cache, large enough for all cases, of numbers that repeat every few megabytes.
@@ -19,6 +20,8 @@ final class DecodeBench {
 
   let readGigabytesPerSecond: Double
   let emptySeconds: Double
+  /// What half the L2 cache takes to be read again, and after the eviction.
+  let reading: (again: Double, evicted: Double)
   private let gpu: GPU
   private let probe: GPUProbe
   private let keys, values: GPUBuffer
@@ -31,6 +34,7 @@ final class DecodeBench {
     probe = try GPUProbe(gpu)
     readGigabytesPerSecond = try probe.readGigabytesPerSecond()
     emptySeconds = try probe.emptyKernelSeconds()
+    reading = try probe.reading()
     let type = plans[0].problem.cacheType
     let byteCount = plans.map { $0.problem.keyShape.elementCount * type.byteCount }.max()!
     var random = RandomSource(seed: 2)
@@ -54,6 +58,13 @@ final class DecodeBench {
       }
     }
     try gpu.synchronize()
+  }
+
+  /// - Throws: where reading what was evicted takes no longer than reading it again.
+  func checkEviction() throws {
+    if reading.evicted > 1.1 * reading.again { return }
+    printError("Error: the L2 cache was not evicted between the runs; the times are those of a warm cache.")
+    throw ExitCode.comparisonFailed
   }
 
   /// - Parameter isChecked: whether the result stands beside the 64-bit reference, which takes the CPU longer than all else.

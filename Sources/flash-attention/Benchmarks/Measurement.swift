@@ -25,6 +25,12 @@ struct Measurement: Encodable {
   let readGigabytesPerSecond: Double
   let gpu: OnGPU?
 
+  /// Whether the median is above what the probes measured.
+  var exceedsALimit: Bool {
+    let seconds = median(self.seconds)
+    return flops / seconds / 1e9 > peakGigaflops || bytes / seconds / 1e9 > readGigabytesPerSecond
+  }
+
   init(
     _ problem: AttentionProblem, seconds: [Double], peakGigaflops: Double, readGigabytesPerSecond: Double,
     gpu: OnGPU? = nil
@@ -153,6 +159,11 @@ struct DeviceTensors {
   func result(of plan: AttentionPlan) throws -> (output: [UInt8], logSumExp: [Float]) {
     try buffers[3].fill(0xff)
     try launch(plan)
+    return try download()
+  }
+
+  /// What was computed last; the library's stream must know that it is done.
+  func download() throws -> (output: [UInt8], logSumExp: [Float]) {
     var output = [UInt8](repeating: 0, count: buffers[3].byteCount)
     try output.withUnsafeMutableBytes { try buffers[3].copy(to: $0) }
     var statistics = [Float](repeating: 0, count: logSumExp.byteCount / 4)
@@ -166,7 +177,8 @@ struct DeviceTensors {
     return try (1..<max(repeats, 1)).allSatisfy { _ in try result(of: plan).output == first }
   }
 
-  func launch(_ plan: AttentionPlan) throws(AttentionError) {
-    try plan.launch(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp.address)
+  func launch(_ plan: AttentionPlan, stream: OpaquePointer? = nil) throws(AttentionError) {
+    try plan.launch(
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp.address, stream: stream)
   }
 }

@@ -6,7 +6,7 @@ internal import TensorFiles
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
-    subcommands: [BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self],
+    subcommands: [BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self, BenchEmulatorCommand.self],
     defaultSubcommand: BenchAttentionCommand.self)
 }
 
@@ -91,6 +91,10 @@ struct BenchAttentionCommand: ParsableCommand {
     if let gpu { print("limits: \(gpu.limits)") }
     if let differing = measurements.first(where: { $0.gpu?.areRepeatsEqual == false }) {
       printError("Error: \(differing.problem): repeated computations differ in some bit.")
+      throw ExitCode.comparisonFailed
+    }
+    if let wrong = measurements.first(where: { $0.gpu != nil && $0.exceedsALimit }) {
+      printError("Error: \(wrong.problem): faster than the probes say is possible; the measurement is wrong.")
       throw ExitCode.comparisonFailed
     }
     if gpu != nil && repeats > 0 { print("\(repeats) repeats of each case gave the same bits.") }

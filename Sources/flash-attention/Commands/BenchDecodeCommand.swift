@@ -11,8 +11,8 @@ struct BenchDecodeCommand: ParsableCommand {
     abstract: "Measure decoding: a few queries over a long cache, on a GPU.",
     discussion: """
       Without a shape, measures a grid of batches, contexts, query rows and heads at D 128. Each call runs through a CUDA \
-      graph, after the L2 cache was filled with something else by reading; times are medians of events. GB/s count K and V \
-      once; splits are the blocks that divide a sequence's keys; the floor is what a probe needs in this run to read as many \
+      graph, after the L2 cache was filled with something else by reading, which a probe proves; times are medians of events. \
+      GB/s count K and V once; splits are the blocks that divide a sequence's keys; the floor is what a probe needs in this run to read as many \
       bytes, and a kernel that does nothing. The error \
       is that of the first sequence's last group of heads beside the 64-bit reference, as a part of what is allowed, for \
       contiguous caches of up to 16384 keys.
@@ -170,19 +170,17 @@ struct BenchDecodeCommand: ParsableCommand {
   }
 
   func run() throws {
-    let cases =
+    let all =
       batch.map {
         [
           Case(
             batch: $0, context: context!, queries: queries ?? 1, queryHeads: queryHeads ?? 32, kvHeads: kvHeads ?? 8)
         ]
       } ?? Self.grid
-    if explain { return try printShares(of: cases[0]) }
+    if explain { return try printShares(of: all[0]) }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
-    let plans = try reportingOptionErrors {
-      try cases.map { try CachedAttentionPlan(problem($0), device: .gpu, packing: packing, tiling: tiling) }
-    }
+    let (cases, plans) = try plans(of: all)
     try reportingFileErrors {
       let bench = try DecodeBench(plans)
       var progress = Progress()
@@ -204,8 +202,15 @@ struct BenchDecodeCommand: ParsableCommand {
       }
       if plans.count == 1 { print("\n\(plans[0])") }
       print(
-        "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel"
-      )
+        "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel; a "
+          + "quarter of the L2 cache read again in \(duration(bench.reading.again)), after the eviction in \(duration(bench.reading.evicted))")
+      try bench.checkEviction()
+      if let wrong = results.first(where: { $0.floorSeconds > median($0.seconds) }) {
+        printError(
+          "Error: \(wrong.problem): \(duration(median(wrong.seconds))) are less than the floor, \(duration(wrong.floorSeconds)); the "
+            + "measurement is wrong.")
+        throw ExitCode.comparisonFailed
+      }
       if let json {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
@@ -216,6 +221,25 @@ struct BenchDecodeCommand: ParsableCommand {
         throw ExitCode.comparisonFailed
       }
     }
+  }
+
+  /// Plans of the cases, and for which there is none: of the grid, those that a change of the tiling does not suit are left out.
+  private func plans(of all: [Case]) throws -> ([Case], [CachedAttentionPlan]) {
+    var (cases, plans) = ([Case](), [CachedAttentionPlan]())
+    for one in all {
+      do throws(AttentionError) {
+        plans.append(try CachedAttentionPlan(problem(one), device: .gpu, packing: packing, tiling: tiling))
+        cases.append(one)
+      } catch {
+        if case .tiling = error, tiling != nil, batch == nil {
+          printError("left out: \(try problem(one)): \(error)")
+        } else {
+          try reportingOptionErrors { throw error }
+        }
+      }
+    }
+    if plans.isEmpty { throw ValidationError("--tiling suits no case of the grid.") }
+    return (cases, plans)
   }
 
   private func problem(_ one: Case) throws(AttentionError) -> CachedAttentionProblem {

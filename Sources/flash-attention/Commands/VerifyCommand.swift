@@ -47,7 +47,19 @@ struct VerifyCommand: ParsableCommand {
     help: "Draw problems over caches instead: lengths, pages, places and paddings; everything around the keys is NaN.")
   var cache = false
 
+  @Flag(
+    help: """
+      Let eight threads work at once instead, each with a stream of its own and a sequence in a cache that all share, for as many \
+      rounds as --cases; all bits must be those of one thread after the other.
+      """)
+  var concurrent = false
+
+  private static let threads = 8
+
   func validate() throws {
+    if concurrent && (cache || emulate || variants || tiling.tiling != nil || only != nil) {
+      throw ValidationError("--concurrent goes with --cases and --device alone.")
+    }
     if cache && (emulate || variants || tiling.tiling != nil) {
       throw ValidationError("--cache goes with --cases, --seed, --only, --device and --kernels alone.")
     }
@@ -69,6 +81,7 @@ struct VerifyCommand: ParsableCommand {
     }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     if cache { return try runOnCaches(numbers) }
+    if concurrent { return try runAtOnce() }
     let outcomes =
       emulate ? try runOnEmulator(numbers) : usesGPU ? try runOnGPU(numbers) : try runOnCPU(numbers)
     var tallies = CaseFamily.allCases.map { Tally(family: $0) }
@@ -123,6 +136,17 @@ struct VerifyCommand: ParsableCommand {
       progress.withLock { $0.clear() }
       print("\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling))")
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
+    }
+  }
+
+  private func runAtOnce() throws {
+    try reportingFileErrors {
+      let gpu = usesGPU ? try GPU.device() : nil
+      let differences = try ConcurrentCheck(threads: Self.threads, rounds: cases, gpu: gpu).run()
+      print("\(Self.threads) threads, \(cases) rounds, \(gpu.map { "streams on \($0.name)" } ?? "CPU")")
+      for difference in differences.prefix(10) { print("FAILED  \(difference)") }
+      print(differences.isEmpty ? "All bits agree." : "\(differences.count) rounds differ.")
+      if !differences.isEmpty { throw ExitCode.comparisonFailed }
     }
   }
 
