@@ -78,12 +78,21 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
     list.append(
       AttentionConfiguration(
         kernel: try DecodePlan(left, on: .typical(of: .sm90)).kernel(), target: .sm90, spillAllowance: 0))
-    for (dimension, mask) in [(128, AttentionMask.causal)] {
+    // Kernels of whole problems that read each sequence's lengths have some registers less to spare.
+    for (target, dimension, group, mask) in [
+      (Target.sm90, 64, 1, AttentionMask.none), (.sm90, 96, 7, .window(left: 4096, right: 0)), (.sm90, 128, 4, .causal),
+      (.sm90, 192, 1, .chunks(of: 8192)), (.sm90, 256, 8, .causal), (.sm90, 512, 1, .causal), (.sm90, 1024, 4, .none),
+      (.sm80, 64, 8, .causal), (.sm80, 128, 1, .window(left: 4096, right: 0)), (.sm80, 256, 4, .causal),
+      (.sm89, 128, 4, .chunks(of: 8192)),
+    ] {
       let problem = try CachedAttentionProblem(
-        batch: 8, queries: 4096, packedQueries: 8192, queryHeads: 32, keyValueHeads: 8, dimension: dimension,
-        cache: .packed(total: 8192, longest: 4096), scalarType: .bf16, mask: mask)
-      let plan = try ForwardPlan(problem, on: .typical(of: .sm90))
-      list.append(AttentionConfiguration(kernel: try plan.kernel(), target: .sm90, spillAllowance: 0))
+        batch: 8, queries: 4096, packedQueries: 8192, queryHeads: 8 * group, keyValueHeads: 8, dimension: dimension,
+        cache: group % 2 == 0
+          ? .packed(total: 8192, longest: 4096) : .contiguous(sequences: 8, capacity: 4096),
+        scalarType: group == 1 ? .f16 : .bf16, mask: mask)
+      let plan = try ForwardPlan(problem, on: .typical(of: target))
+      list.append(
+        AttentionConfiguration(kernel: try plan.kernel(), target: target, spillAllowance: dimension > 256 ? 64 : 0))
     }
     for target in [Target.sm80, .sm90] {
       for (type, dimension, group, queries) in [

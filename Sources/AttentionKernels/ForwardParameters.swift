@@ -128,7 +128,8 @@ public struct ForwardLaunch: Hashable, Sendable {
     let ofHead = (packedQueries ?? problem.queries) * 4
     list += [packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead].map { .u64(UInt64($0)) }
     for (place, isPacked) in [
-      (queries, packedQueries != nil), (keys, packedKeys != nil), (values, packedKeys != nil), (output, packedQueries != nil),
+      (queries, packedQueries != nil), (keys, packedKeys != nil), (values, packedKeys != nil),
+      (output, packedQueries != nil),
     ] {
       place.strides.append(to: &list, problem.scalarType, isPacked: isPacked)
     }

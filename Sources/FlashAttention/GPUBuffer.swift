@@ -32,7 +32,8 @@ public final class GPUBuffer: Sendable {
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(AttentionError) {
     if offset < 0 || offset > byteCount || source.count > byteCount - offset {
       throw .unsupported(
-        "A copy of \(source.count) bytes to byte \(offset) does not fit a buffer of \(byteCount) bytes; make it shorter.")
+        "A copy of \(source.count) bytes to byte \(offset) does not fit a buffer of \(byteCount) bytes; make it shorter."
+      )
     }
     try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in try memory.copy(from: source, at: offset) }

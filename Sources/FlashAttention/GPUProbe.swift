@@ -53,12 +53,12 @@ public final class GPUProbe: Sendable {
     let small = try GPUBuffer(byteCount: steps * step, on: gpu)
     try small.fill(0)
     return try gpu.reporting { () throws(CUDAError) in
-      func seconds(evicts: Bool) throws(CUDAError) -> Double {
-        try time(iterations: iterations, evicts: evicts) { () throws(CUDAError) in
+      func seconds(warms: Bool) throws(CUDAError) -> Double {
+        try time(iterations: iterations, warms: warms) { () throws(CUDAError) in
           try read(small, steps: steps, blocks: blocks, by: evictor)
         }.sorted()[iterations / 2]
       }
-      return (try seconds(evicts: false), try seconds(evicts: true))
+      return (try seconds(warms: true), try seconds(warms: false))
     }
   }
 
@@ -104,7 +104,7 @@ public final class GPUProbe: Sendable {
   }
 
   private func time(
-    iterations: Int, evicts: Bool = true, _ body: () throws(CUDAError) -> Void
+    iterations: Int, warms: Bool = false, _ body: () throws(CUDAError) -> Void
   ) throws(CUDAError) -> [Double] {
     let stream = gpu.stream.handle
     return try gpu.context.use { () throws(CUDAError) in
@@ -113,7 +113,8 @@ public final class GPUProbe: Sendable {
       try body()
       var seconds: [Double] = []
       for _ in 0..<iterations {
-        if evicts { try read(buffer, steps: evictSteps, by: evictor) }
+        try read(buffer, steps: evictSteps, by: evictor)
+        if warms { try body() }
         try start.record(in: stream)
         try body()
         try end.record(in: stream)

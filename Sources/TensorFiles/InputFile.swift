@@ -68,12 +68,16 @@ extension InputFile {
       return "an HTML page, as a download without permission leaves it"
     }
     if format != ".npy" && begins([0x93] + Array("NUMPY".utf8)) { return "a .npy file; give it that name" }
-    if begins(Array("PK".utf8) + [3, 4]) { return "a zip archive, as torch.save and numpy.savez write; save as safetensors" }
+    if begins(Array("PK".utf8) + [3, 4]) {
+      return "a zip archive, as torch.save and numpy.savez write; save as safetensors"
+    }
     if begins([0x80]) && start.count > 1 && start[1] <= 5 { return "a Python pickle; save as safetensors" }
     if begins(Array("GGUF".utf8)) { return "a GGUF file; save as safetensors" }
     if begins([0x89] + Array("HDF".utf8)) { return "an HDF5 file; save as safetensors" }
     if begins([0x1f, 0x8b]) { return "compressed by gzip; unpack it" }
-    if format != ".safetensors" && start.count > 8 && start[8] == UInt8(ascii: "{") { return "a .safetensors file; give it that name" }
+    if format != ".safetensors" && start.count > 8 && start[8] == UInt8(ascii: "{") {
+      return "a .safetensors file; give it that name"
+    }
     if text.hasPrefix("{") || text.hasPrefix("[") { return "JSON without tensors" }
     return nil
   }

@@ -17,7 +17,8 @@ public enum NPYFile {
     guard file.byteCount >= 10 else { throw malformed("it has \(file.byteCount) bytes, too few for a header.") }
     let start = try file.read(10, at: 0)
     guard Array(start.prefix(6)) == magic else {
-      throw malformed(file.looks(besides: ".npy").map { "it looks like \($0)." } ?? "it does not begin as a .npy file does.")
+      throw malformed(
+        file.looks(besides: ".npy").map { "it looks like \($0)." } ?? "it does not begin as a .npy file does.")
     }
     guard (1...3).contains(start[6]) else { throw malformed("it has the unknown format version \(start[6]).") }
     let lengthBytes = start[6] == 1 ? 2 : 4

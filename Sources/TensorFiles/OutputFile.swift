@@ -22,12 +22,16 @@ public enum OutputFile {
     for (path, pieces) in files {
       if let reason = obstacle(to: path) { throw abandon(path, reason) }
       // Whoever is killed leaves nothing behind. Source: open(2), O_TMPFILE.
-      var (descriptor, temporary) = (open(folder(of: path), O_WRONLY | temporaryFile | O_CLOEXEC, 0o666), nil as String?)
+      var (descriptor, temporary) = (
+        open(folder(of: path), O_WRONLY | temporaryFile | O_CLOEXEC, 0o666), nil as String?
+      )
       if descriptor < 0 {
         temporary = try unusedName(for: path) { name in
           descriptor = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
           return descriptor >= 0
-        } failure: { abandon(path, $0) }
+        } failure: {
+          abandon(path, $0)
+        }
       }
       written.append((descriptor, temporary, path))
       var failure: String?
@@ -39,7 +43,9 @@ public enum OutputFile {
       let (descriptor, path) = (written[index].descriptor, written[index].path)
       written[index].temporary = try unusedName(for: path) { name in
         linkat(AT_FDCWD, "/proc/self/fd/\(descriptor)", AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0
-      } failure: { abandon(path, $0) }
+      } failure: {
+        abandon(path, $0)
+      }
     }
     for file in written where rename(file.temporary!, file.path) != 0 {
       throw abandon(file.path, lastError())

@@ -193,7 +193,8 @@ private struct Header: Codable {
   static func place(of error: any Error) -> String {
     let (path, what): ([any CodingKey], String)
     switch error as? DecodingError {
-    case .typeMismatch(_, let context), .valueNotFound(_, let context): (path, what) = (context.codingPath, "another type")
+    case .typeMismatch(_, let context), .valueNotFound(_, let context):
+      (path, what) = (context.codingPath, "another type")
     case .keyNotFound(let key, let context): (path, what) = (context.codingPath, "no '\(key.stringValue)'")
     case .dataCorrupted, nil: return ""
     @unknown default: return ""

@@ -125,6 +125,18 @@ import flash_attention
     },
   ]
 
+  /// Few keys, so that a score stands almost alone: with one, the log-sum-exp is the capped score itself.
+  @Test(arguments: [1, 2, 63, 64, 65]) func softcapOverFewKeys(keys: Int) throws {
+    for type in [ScalarType.f16, .bf16] {
+      for (softcap, scale) in [(0.5, nil), (1.0, 0.02), (3, 1), (50, nil), (0.5, -0.3)] as [(Double, Double?)] {
+        let outcome = try EmulatedAttention(
+          problem(type, group: 2, queries: 3, keys: keys, dimension: 64, scale: scale, softcap: softcap)
+        ).run()
+        #expect(outcome.passes, "\(keys) keys, \(type), softcap \(softcap): log-sum-exp \(outcome.logSumExp)")
+      }
+    }
+  }
+
   @Test(arguments: clauses)
   func fulfilsTheContract(clause: Clause) throws {
     let attention = try clause.make()

@@ -16,7 +16,8 @@ import Testing
         lengths: [90, 3, 40], heads: 2, dimension: 16, capacity: 96, batchIndex: [2, 0, 3], leftPadding: [5, 0, 40])
     },
     Clause("pages of whole steps") {
-      try EmulatedDecoding(lengths: [90, 3, 40], dimension: 16, pageSize: 32, capacity: 96, combination: .dependentLaunch)
+      try EmulatedDecoding(
+        lengths: [90, 3, 40], dimension: 16, pageSize: 32, capacity: 96, combination: .dependentLaunch)
     },
     Clause("pages of any size, padding, e4m3") {
       try EmulatedDecoding(
@@ -65,7 +66,8 @@ import Testing
     Clause("whole problems: warps share rows") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], queryCounts: [20, 0, 5], dimension: 16, capacity: 96,
-        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], usesForward: true, forwardChanges: "rung=split-kv,warps=4")
+        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], usesForward: true,
+        forwardChanges: "rung=split-kv,warps=4")
     },
   ]
 

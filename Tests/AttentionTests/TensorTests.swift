@@ -93,8 +93,11 @@ import Testing
         == "The strides of output (batch 96, head 0, token 8 elements) let its elements share memory; give each memory of its own."
     )
     // Nobody steps along an axis of one entry, nor anywhere in a tensor without elements.
-    #expect(sentence(TensorStrides(batch: 0, heads: 0, length: 8), .init(batch: 1, heads: 1, length: 4, dimension: 8)) == nil)
-    #expect(sentence(TensorStrides(batch: .max, heads: .min, length: 0), .init(batch: 0, heads: 3, length: 4, dimension: 8)) == nil)
+    #expect(
+      sentence(TensorStrides(batch: 0, heads: 0, length: 8), .init(batch: 1, heads: 1, length: 4, dimension: 8)) == nil)
+    #expect(
+      sentence(TensorStrides(batch: .max, heads: .min, length: 0), .init(batch: 0, heads: 3, length: 4, dimension: 8))
+        == nil)
     for isWritten in [true, false] {
       #expect(
         sentence(TensorStrides(batch: .min, heads: 32, length: 8), shape, isWritten: isWritten)

@@ -217,7 +217,9 @@ import Testing
     var (x, o) = ([Float](repeating: 0, count: 2 * 9 * 4 * 16), [Float](repeating: 0, count: 2 * 9 * 4 * 16))
     x.withUnsafeMutableBufferPointer { x in
       o.withUnsafeMutableBufferPointer { o in
-        (p.q, p.k, p.v) = (tensor(x.baseAddress, 5, 4, 16), tensor(x.baseAddress, 9, 2, 16), tensor(x.baseAddress, 9, 2, 16))
+        (p.q, p.k, p.v) = (
+          tensor(x.baseAddress, 5, 4, 16), tensor(x.baseAddress, 9, 2, 16), tensor(x.baseAddress, 9, 2, 16)
+        )
         for change: (inout fa_tensor) -> Void in [
           { $0.head_stride = 0 }, { $0.token_stride = 16 }, { $0.batch_stride = 16 }, { $0.token_stride = 0 },
         ] {

@@ -32,7 +32,8 @@ import Testing
     }
 
     private static let nasty: [Int64] = [
-      0, 1, 3, -1, -7, 9, 17, 255, 1 << 15, 1 << 20, 1 << 27, 1 << 30, 1 << 31, 1 << 33, 1 << 40, 1 << 61, 1 << 62, .max, .min,
+      0, 1, 3, -1, -7, 9, 17, 255, 1 << 15, 1 << 20, 1 << 27, 1 << 30, 1 << 31, 1 << 33, 1 << 40, 1 << 61, 1 << 62,
+      .max, .min,
       .max - 1,
     ]
 
@@ -112,7 +113,9 @@ import Testing
     p.keys_per_split = n.draw(4) == 0 ? n.pick(64, 100, 1) : 0
     p.scores = n.scores()
     let width = p.value_dimension == 0 ? p.dimension : p.value_dimension
-    (p.q, p.k) = (n.tensor(p.query_heads, p.queries, p.dimension), n.tensor(p.key_value_heads, p.cache_tokens, p.dimension))
+    (p.q, p.k) = (
+      n.tensor(p.query_heads, p.queries, p.dimension), n.tensor(p.key_value_heads, p.cache_tokens, p.dimension)
+    )
     (p.v, p.o) = (n.tensor(p.key_value_heads, p.cache_tokens, width), n.tensor(p.query_heads, p.queries, width))
     return p
   }
@@ -135,13 +138,19 @@ import Testing
 
   private static func plan(_ p: fa_sequences_params, on gpu: GPULimits) throws(AttentionError) {
     let problem = try p.problem
-    func place(_ tensor: fa_tensor, _ shape: TensorShape, _ type: ScalarType) throws(AttentionError) -> ForwardLaunch.Place {
+    func place(
+      _ tensor: fa_tensor, _ shape: TensorShape, _ type: ScalarType
+    ) throws(AttentionError) -> ForwardLaunch.Place {
       let view = try tensor.deviceView("a tensor", shape, type)
       try view.check("a tensor", isFor: shape, type)
       return view.place
     }
-    let (q, k) = (try place(p.q, problem.queryShape, problem.queryType), try place(p.k, problem.keyShape, problem.cacheType))
-    let (v, o) = (try place(p.v, problem.valueShape, problem.cacheType), try place(p.o, problem.outputShape, problem.outputType))
+    let (q, k) = (
+      try place(p.q, problem.queryShape, problem.queryType), try place(p.k, problem.keyShape, problem.cacheType)
+    )
+    let (v, o) = (
+      try place(p.v, problem.valueShape, problem.cacheType), try place(p.o, problem.outputShape, problem.outputType)
+    )
     if try GPUSequencesPlan.suits(problem, .automatic, gpu) {
       let plan = try ForwardPlan(problem, on: gpu)
       _ = "\(plan)"

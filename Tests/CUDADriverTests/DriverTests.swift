@@ -51,10 +51,18 @@ import Testing
   @Test func givesBackWithItsContextCurrent() throws {
     let recorder = recorder
     let driver = try driver {
-      $0.destroyStream = { _ in recorder.record("destroy stream"); return 0 }
-      $0.destroyEvent = { _ in recorder.record("destroy event"); return 0 }
-      $0.destroyExecutableGraph = { _ in recorder.record("destroy graph"); return 0 }
-      $0.destroyPool = { _ in recorder.record("destroy pool"); return 0 }
+      $0.destroyStream = { _ in
+        recorder.record("destroy stream"); return 0
+      }
+      $0.destroyEvent = { _ in
+        recorder.record("destroy event"); return 0
+      }
+      $0.destroyExecutableGraph = { _ in
+        recorder.record("destroy graph"); return 0
+      }
+      $0.destroyPool = { _ in
+        recorder.record("destroy pool"); return 0
+      }
     }
     do {
       let context = try PrimaryContext(driver.device(0))
@@ -164,12 +172,15 @@ import Testing
         + "another that shares the context, as PyTorch does; the driver does not say which. Start the process anew; "
         + "compute-sanitizer names the kernel.")
     for (status, free, expected) in [
-      (Int32(1), 3_000_000, "and 3 MB of GPU memory are free, which is too little for a launch."), (1, 1 << 33, "cuLaunchKernelEx"),
+      (Int32(1), 3_000_000, "and 3 MB of GPU memory are free, which is too little for a launch."),
+      (1, 1 << 33, "cuLaunchKernelEx"),
       (2, 1 << 33, "and 8590 MB of GPU memory are free"), (9, 3_000_000, "cuLaunchKernelEx"),
     ] {
       let crowded = try driver {
         $0.launch = { _, _, _, _ in status }
-        $0.getMemoryInfo = { $0.pointee = free; $1.pointee = 1 << 34; return 0 }
+        $0.getMemoryInfo = {
+          $0.pointee = free; $1.pointee = 1 << 34; return 0
+        }
       }
       let library = try Library(crowded, ptx: "x", version: "7.0", kernel: "f")
       let text = sentence {

@@ -266,9 +266,11 @@ import Testing
     let contiguous = CachedAttentionProblem.Cache.contiguous(sequences: 3, capacity: 40)
     #expect(
       sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]))
-        == "Sequences 0 and 2 of the call would both append to row 3 of sequence 1 of the cache; give each rows of its own.")
+        == "Sequences 0 and 2 of the call would both append to row 3 of sequence 1 of the cache; give each rows of its own."
+    )
     #expect(sentence(contiguous, CacheEntries(lengths: [1, 2, 4], batchIndex: [1, 0, 1])) == nil)
-    #expect(sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]), starts: [0, 3, 3, 3]) == nil)
+    #expect(
+      sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]), starts: [0, 3, 3, 3]) == nil)
     let paged = CachedAttentionProblem.Cache.paged(pages: 9, pageSize: 4, pagesPerSequence: 3)
     func tables(_ rows: [[Int]]) -> CacheEntries { CacheEntries(lengths: [6, 3, 0], pageTable: rows) }
     #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [5]])) == nil)
@@ -276,7 +278,8 @@ import Testing
     #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [0]])) == nil)
     #expect(
       sentence(paged, tables([[0, 1, 2], [3, 4], [2]]))
-        == "Sequences 0 and 2 of the call would both append to row 0 of page 2 of the cache; give each rows of its own.")
+        == "Sequences 0 and 2 of the call would both append to row 0 of page 2 of the cache; give each rows of its own."
+    )
     #expect(sentence(paged, tables([[0, 1, 2], [2, 4], [5]])) == nil)
   }
 
@@ -293,7 +296,8 @@ import Testing
         for newStarts in [nil, 9, 0] as [Int?] {
           let problem = try? CachedAttentionProblem(
             batch: 2, queries: 5, packedQueries: packsQueries ? 9 : nil, queryHeads: 2, keyValueHeads: 2, dimension: 16,
-            cache: cache, hasLeftPadding: newStarts == nil, newKeys: newStarts.map { .init(3, packedTotal: $0 == 0 ? nil : $0) },
+            cache: cache, hasLeftPadding: newStarts == nil,
+            newKeys: newStarts.map { .init(3, packedTotal: $0 == 0 ? nil : $0) },
             scalarType: .f32)
           guard let problem else { continue }
           for _ in 0..<2000 {

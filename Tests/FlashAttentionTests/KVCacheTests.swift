@@ -122,7 +122,8 @@ import Testing
     #expect(
       sentence { try allocator.advance(sequence, by: 1) } == "The length of sequence 0 is 1; it must be from 0 to 0.")
     #expect(
-      sentence { _ = try PageAllocator(pages: -1, pageSize: 1) } == "The length of the cache is -1; it must be 0 or more.")
+      sentence { _ = try PageAllocator(pages: -1, pageSize: 1) }
+        == "The length of the cache is -1; it must be 0 or more.")
     #expect(
       sentence { _ = try PageAllocator(pages: 1, pageSize: .min) }
         == "The page size of the cache is \(Int.min); it must be at least 1.")
@@ -134,9 +135,12 @@ import Testing
       sentence { _ = try cache(.paged(pages: 1 << 40, pageSize: 16)) }
         == "The cache of keys needs 2251799814 MB of memory, which this machine does not have; make it smaller.")
     for layout in [
-      KVCache.Layout.paged(pages: .max, pageSize: 16), .paged(pages: 16, pageSize: .max), .paged(pages: .max, pageSize: .max),
-      .contiguous(sequences: .max, capacity: 3), .contiguous(sequences: 3, capacity: .max), .paged(pages: -3, pageSize: 16),
-      .contiguous(sequences: -1, capacity: 3), .contiguous(sequences: 1, capacity: -3), .paged(pages: 1, pageSize: .min),
+      KVCache.Layout.paged(pages: .max, pageSize: 16), .paged(pages: 16, pageSize: .max),
+      .paged(pages: .max, pageSize: .max),
+      .contiguous(sequences: .max, capacity: 3), .contiguous(sequences: 3, capacity: .max),
+      .paged(pages: -3, pageSize: 16),
+      .contiguous(sequences: -1, capacity: 3), .contiguous(sequences: 1, capacity: -3),
+      .paged(pages: 1, pageSize: .min),
     ] {
       #expect(sentence { _ = try cache(layout) } != "nothing was thrown", "\(layout)")
     }
@@ -163,7 +167,9 @@ import Testing
     #expect(refused { _ = try caches[0].length(of: other) } && refused { try caches[0].free(other) })
     #expect(refused { try caches[0].reserve(1, for: other) } && refused { _ = try caches[0].fork(other) })
     #expect(refused { try caches[1].truncate(own, to: 0) })
-    let queries = try Tensor(shape: .init(batch: 1, heads: 2, length: 1, dimension: 16), scalarType: .f32) { _, _, _, _ in 0 }
+    let queries = try Tensor(shape: .init(batch: 1, heads: 2, length: 1, dimension: 16), scalarType: .f32) {
+      _, _, _, _ in 0
+    }
     #expect(refused { _ = try caches[0].attend(queries: queries, sequences: [other]) })
     #expect(own != other && caches[1].freePages == 4)
   }

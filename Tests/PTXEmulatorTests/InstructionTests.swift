@@ -354,7 +354,8 @@ import Testing
     }
     try run(.anyOrder, offset: 0)
     for (access, offset, kind) in [
-      (GlobalMemory.Access.readWrite, 0, Hazard.Kind.race), (.anyOrder, 4, .uninitialized), (.anyOrder, 8, .outOfBounds),
+      (GlobalMemory.Access.readWrite, 0, Hazard.Kind.race), (.anyOrder, 4, .uninitialized),
+      (.anyOrder, 8, .outOfBounds),
     ] {
       let hazard = #expect(throws: Hazard.self) { try run(access, offset: offset) }
       #expect(hazard?.kind == kind)

@@ -77,7 +77,10 @@ import Testing
       file("{'descr': '<f4', 'fortran_order': False, 'shape': (2, -2), }"),
       "its header is not the dictionary that NumPy writes."
     ),
-    (Array("<html><head></head></html>".utf8), "it looks like an HTML page, as a download without permission leaves it."),
+    (
+      Array("<html><head></head></html>".utf8),
+      "it looks like an HTML page, as a download without permission leaves it."
+    ),
     (SafetensorsTests.file("{}", data: 16), "it looks like a .safetensors file; give it that name."),
     (
       file("{'descr': '<f4', 'fortran_order': False, 'shape': (5,), }"),

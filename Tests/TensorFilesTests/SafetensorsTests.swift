@@ -91,7 +91,8 @@ import Testing
       bytes: Array("PK\u{3}\u{4}".utf8) + [UInt8](repeating: 7, count: 40),
       "it looks like a zip archive, as torch.save and numpy.savez write; save as safetensors."),
     BadFile(
-      bytes: [0x93] + Array("NUMPY".utf8) + [UInt8](repeating: 7, count: 40), "it looks like a .npy file; give it that name."),
+      bytes: [0x93] + Array("NUMPY".utf8) + [UInt8](repeating: 7, count: 40),
+      "it looks like a .npy file; give it that name."),
     BadFile(
       #"{"x":{"dtype":"F32","shape":[1e400],"data_offsets":[0,16]}}"#,
       "its header is not the JSON that safetensors prescribes."),
@@ -131,7 +132,8 @@ import Testing
   /// As the format's own reader does.
   @Test func metadataMayBeNull() throws {
     let path = folder.write(
-      Self.file(#"{"__metadata__":null,"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#), to: "null.safetensors")
+      Self.file(#"{"__metadata__":null,"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#), to: "null.safetensors"
+    )
     let file = try SafetensorsFile(path: path)
     #expect(file.metadata.isEmpty && file.names == ["x"])
   }

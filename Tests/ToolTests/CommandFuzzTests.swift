@@ -31,7 +31,8 @@ import Testing
   }
 
   private static let shape = [
-    "--batch", "--query-heads", "--kv-heads", "--queries", "--keys", "--dim", "--value-dim", "--window", "--chunk", "--scale",
+    "--batch", "--query-heads", "--kv-heads", "--queries", "--keys", "--dim", "--value-dim", "--window", "--chunk",
+    "--scale",
     "--softcap",
   ]
   private static let types = ["f32", "f16", "bf16", "e4m3", "f64", ""]
@@ -53,7 +54,8 @@ import Testing
     case 4...6:
       line = ["bench", "decode", "--explain", "--batch", n.value(), "--context", n.value()]
       options = [
-        "--queries", "--query-heads", "--kv-heads", "--dim", "--page-size", "--new-keys", "--keys-per-split", "--lengths",
+        "--queries", "--query-heads", "--kv-heads", "--dim", "--page-size", "--new-keys", "--keys-per-split",
+        "--lengths",
         "--cache-dtype", "--tiling", "--packing", "--iterations",
       ]
     case 7:
@@ -75,7 +77,9 @@ import Testing
       }
     }
     if n.draw(4) == 0 { line += ["--dtype", n.pick(types)] }
-    if n.draw(5) == 0 { line.append(n.pick(["--causal", "--explain", "--emulate", "--variants", "--help", "--version", "--lines"])) }
+    if n.draw(5) == 0 {
+      line.append(n.pick(["--causal", "--explain", "--emulate", "--variants", "--help", "--version", "--lines"]))
+    }
     return line
   }
 

@@ -34,21 +34,25 @@ import Testing
       "\(example) --window 3,-2", 64,
       "Error: The value '3,-2' is invalid for '--window <LEFT,RIGHT>': '-2' is not a number of keys, 0 or more."),
     Mistake("\(example) --scale -1e40", 64, "Error: The scale is -1e+40; it must be a number that f32 can hold."),
-    Mistake("generate --dim 7 -o o.safetensors", 64, "Error: The head dimension of queries and keys is 7; the CPU path takes"),
+    Mistake(
+      "generate --dim 7 -o o.safetensors", 64, "Error: The head dimension of queries and keys is 7; the CPU path takes"),
     Mistake("generate --batch -1 -o o.safetensors", 64, "Error: The batch of queries is -1; it must be 0 or more."),
     Mistake("verify --variants --cases 2", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
     Mistake(
-      "bench decode --explain --batch 2 --context 8 --json x.json", 64, "Error: --explain measures nothing; leave out --json."),
+      "bench decode --explain --batch 2 --context 8 --json x.json", 64,
+      "Error: --explain measures nothing; leave out --json."),
     Mistake(
       "bench decode --explain --batch 1000000000 --kv-heads 1 --query-heads 1 --context 8", 64,
       "Error: --explain prints a line for each of 1000000000 sequences; give a --batch of 65536 at most."),
     Mistake(
       "bench decode --explain --batch 1 --context 9223372036854775807", 64, "Error: keys (batch 1, heads 8, length"),
     Mistake(
-      "bench decode --explain --batch 1 --context 8 --page-size 9223372036854775807", 64, "Error: keys (batch 1, heads 8, length"),
+      "bench decode --explain --batch 1 --context 8 --page-size 9223372036854775807", 64,
+      "Error: keys (batch 1, heads 8, length"),
     Mistake(
       "emit --cache --queries 1099511627776 --keys 1099511627776 --dim 64", 64,
-      "Error: queries x group is 1099511627776; the GPU's kernels count to 1073741824. Split the batch, or use the CPU."),
+      "Error: queries x group is 1099511627776; the GPU's kernels count to 1073741824. Split the batch, or use the CPU."
+    ),
     Mistake(
       "\(example) --scale inf", 64,
       "Error: The scale is inf; it must be a number that f32 can hold. Leave it out for 1/sqrt(dimension)."),

@@ -14,7 +14,7 @@ import Testing
     ] {
       #expect(result.output.contains(line), "\(result.output)")
     }
-    #expect(result.output.contains("cost model: 6.0 us for any call + "))
+    #expect(result.output.contains("cost model: 7.5 us for any call + "))
   }
 
   @Test func emitsTheKernelOfAShapeWithItsPlan() throws {

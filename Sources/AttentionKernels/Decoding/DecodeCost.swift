@@ -1,11 +1,12 @@
 /// What a decode call costs, in seconds: a model whose terms are in the open. A plan chooses by it who puts parts together, and
 /// `bench decode --explain` prints it.
 ///
-/// Fitted on an NVIDIA H200, 2026-11-21, to the 56 cases of `bench decode`'s grid with up to 16 rows: standard deviation 8%
-/// (Documentation/GPULog.md). With more rows the products count too, of which it knows nothing.
+/// Fitted to the 56 cases of `bench decode`'s grid with up to 16 rows, the L2 cache evicted: standard deviation 4% on an NVIDIA H200,
+/// and 3% on an H100, which reads 3.1 TB/s where the H200 reads 4.4 (2026-11-28, Documentation/GPULog.md). With more rows the
+/// products count too, of which it knows nothing.
 public struct DecodeCost: Hashable, Sendable {
   /// A call that reads next to nothing: its launch, the first misses, the way of O into memory.
-  public let fixed = 6e-6
+  public let fixed = 7.5e-6
   /// K and V: by the block that has most, or by all of them together, whichever takes longer.
   public let reading: Double
   /// Putting parts together.
@@ -15,7 +16,7 @@ public struct DecodeCost: Hashable, Sendable {
   public var seconds: Double { fixed + reading + combination }
 
   /// Bytes a second that a block reads, and that all together read.
-  private static let bytesPerSecond = (ofBlock: 35e9, ofAll: 4.4e12)
+  private static let bytesPerSecond = (ofBlock: 40e9, ofAll: 4.4e12)
 
   /// - Parameters:
   ///   - blockBytes: of K and V that the busiest block reads.

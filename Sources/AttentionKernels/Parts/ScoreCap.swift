@@ -2,8 +2,9 @@ internal import PTX
 
 /// `cap * tanh(x)` of scores, in base 2: the softmax then has nothing to scale, and rounds once less.
 ///
-/// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2x))`, by `ex2` and `rcp`; its error
-/// of 2^-23 is small beside a large tanh only, so that near 0, where most scores are, a polynomial takes over.
+/// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2 |x|))`, by `ex2` and `rcp`, whose errors of
+/// 2^-22 are small beside 1 for a large |x| only (for a large -x without the sign set aside, `rcp` gives almost 1, and its error is
+/// that of the whole). Near 0, where most scores are, a polynomial takes over.
 struct ScoreCap {
   /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 1 with a relative error of tanh of 2^-27.
   private static let coefficients: [Float] = [
@@ -28,8 +29,9 @@ struct ScoreCap {
         let series = coefficients.dropLast().reversed()
           .reduce(coefficients.last!) { k.multiplyAdd($0, square, $1) }
         let near = k.multiplyAdd(linear * square, series, linear)
-        let far = k.multiplyAdd(k.reciprocal(k.exp2(x * Self.twoLog2e) + 1), minusTwice, outer)
-        k.set(score, to: k.select(k.absolute(x) .< Self.polynomialEnd, near, far))
+        let size = k.absolute(x)
+        let far = k.multiplyAdd(k.reciprocal(k.exp2(size * Self.twoLog2e) + 1), minusTwice, outer)
+        k.set(score, to: k.select(size .< Self.polynomialEnd, near, k.select(x .< 0, -far, far)))
       }
     }
   }

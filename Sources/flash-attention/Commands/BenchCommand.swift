@@ -6,7 +6,9 @@ internal import TensorFiles
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
-    subcommands: [BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self, BenchEmulatorCommand.self],
+    subcommands: [
+      BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self, BenchEmulatorCommand.self,
+    ],
     defaultSubcommand: BenchAttentionCommand.self)
 }
 

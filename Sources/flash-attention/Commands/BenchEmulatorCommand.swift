@@ -21,7 +21,10 @@ struct BenchEmulatorCommand: ParsableCommand {
     var rows: [[String]] = [["instruction", "a warp"]]
     for (name, count, prepare) in Self.instructions {
       let kernels = [
-        try Self.kernel(iterations, prepare), try Self.kernel(iterations) { k, own in _ = prepare(k, own); return {} },
+        try Self.kernel(iterations, prepare),
+        try Self.kernel(iterations) { k, own in
+          _ = prepare(k, own); return {}
+        },
       ]
       let times = try kernels.map { kernel in
         let program = Program(kernel)
@@ -51,37 +54,38 @@ struct BenchEmulatorCommand: ParsableCommand {
   }
 
   /// What is measured, and how often a turn of the loop has it.
-  static let instructions: [(name: String, count: Int, prepare: @Sendable (KernelBuilder, Register<U32>) -> (() -> Void))] = [
-    (
-      "mma.m16n8k16", 4,
-      { k, own in
-        let words = k.load(U32.self, count: 4, shared: own)
-        let sums = (0..<4).map { _ in k.variable(k.constant(0)) }
-        return { for _ in 0..<4 { k.multiplyAdd(.f16, a: words, b: Array(words[0..<2]), into: sums) } }
-      }
-    ),
-    ("ld.shared.v4", 4, { k, own in { for _ in 0..<4 { _ = k.load(U32.self, count: 4, shared: own) } } }),
-    (
-      "st.shared.v4", 4,
-      { k, own in
-        let words = k.load(U32.self, count: 4, shared: own)
-        return { for _ in 0..<4 { k.store(words, shared: own) } }
-      }
-    ),
-    (
-      "ld.shared.b32", 4,
-      { k, own in
-        // Neighbouring lanes read neighbouring words, as they should.
-        let neighbour = own - k.special(.threadX) * 12
-        return { for _ in 0..<4 { _ = k.load(U32.self, shared: neighbour) } }
-      }
-    ),
-    (
-      "fma.f32", 16,
-      { k, _ in
-        let sum = k.variable(k.constant(1))
-        return { for _ in 0..<16 { _ = k.multiplyAdd(sum, sum, sum) } }
-      }
-    ),
-  ]
+  static let instructions:
+    [(name: String, count: Int, prepare: @Sendable (KernelBuilder, Register<U32>) -> (() -> Void))] = [
+      (
+        "mma.m16n8k16", 4,
+        { k, own in
+          let words = k.load(U32.self, count: 4, shared: own)
+          let sums = (0..<4).map { _ in k.variable(k.constant(0)) }
+          return { for _ in 0..<4 { k.multiplyAdd(.f16, a: words, b: Array(words[0..<2]), into: sums) } }
+        }
+      ),
+      ("ld.shared.v4", 4, { k, own in { for _ in 0..<4 { _ = k.load(U32.self, count: 4, shared: own) } } }),
+      (
+        "st.shared.v4", 4,
+        { k, own in
+          let words = k.load(U32.self, count: 4, shared: own)
+          return { for _ in 0..<4 { k.store(words, shared: own) } }
+        }
+      ),
+      (
+        "ld.shared.b32", 4,
+        { k, own in
+          // Neighbouring lanes read neighbouring words, as they should.
+          let neighbour = own - k.special(.threadX) * 12
+          return { for _ in 0..<4 { _ = k.load(U32.self, shared: neighbour) } }
+        }
+      ),
+      (
+        "fma.f32", 16,
+        { k, _ in
+          let sum = k.variable(k.constant(1))
+          return { for _ in 0..<16 { _ = k.multiplyAdd(sum, sum, sum) } }
+        }
+      ),
+    ]
 }

@@ -103,7 +103,9 @@ struct ShapeOptions: ParsableArguments {
   @Option(parsing: .unconditional, help: "Query heads. (default: 8)")
   var queryHeads: Int?
 
-  @Option(parsing: .unconditional, help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)")
+  @Option(
+    parsing: .unconditional, help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)"
+  )
   var kvHeads: Int?
 
   @Option(parsing: .unconditional, help: "Queries of each sequence. (default: 1024)")

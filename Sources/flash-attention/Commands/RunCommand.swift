@@ -86,7 +86,8 @@ struct RunCommand: ParsableCommand {
         let stray = CacheRun.lists.first(where: { container.names.contains($0) })
       {
         throw AttentionError.unsupported(
-          "\(file!) has a tensor '\(stray)', which belongs to a cache, but no 'cache_lengths'; give the lengths too, or leave it out.")
+          "\(file!) has a tensor '\(stray)', which belongs to a cache, but no 'cache_lengths'; give the lengths too, or leave it out."
+        )
       }
       if let container, container.names.contains("cache_lengths") {
         let run = try CacheRun(

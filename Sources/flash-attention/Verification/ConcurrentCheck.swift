@@ -80,7 +80,8 @@ struct ConcurrentCheck {
       self.cache = cache
       sequence = cache.makeSequence()
       random = RandomSource(seed: UInt64(thread))
-      let shape = TensorShape(batch: 1, heads: ConcurrentCheck.heads, length: 100 + 16 * thread, dimension: ConcurrentCheck.dimension)
+      let shape = TensorShape(
+        batch: 1, heads: ConcurrentCheck.heads, length: 100 + 16 * thread, dimension: ConcurrentCheck.dimension)
       let problem = try AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: .bf16, mask: .causal)
       let (forward, inputs) = (
         try AttentionPlan(problem, device: gpu == nil ? .cpu : .gpu, threads: 1), try BenchInputs(problem)
