@@ -48,6 +48,8 @@ public enum AttentionError: Error, Hashable, Sendable {
   case stride(tensor: String, axis: String, elements: Int)
   /// Elements of a tensor that is written lie in the same memory.
   case overlappingOutput(tensor: String, strides: TensorStrides)
+  /// A tensor that is written shares memory with one that is read meanwhile.
+  case sharedMemory(written: String, read: String)
   /// There is not so much memory on the host.
   case memory(what: String, byteCount: Int)
   /// There are not as many elements, or bytes, as a shape has.
@@ -119,6 +121,8 @@ extension AttentionError: CustomStringConvertible {
     case .overlappingOutput(let tensor, let strides):
       "The strides of \(tensor) (batch \(strides.batch), head \(strides.heads), token \(strides.length) elements) let its "
         + "elements share memory; give each memory of its own."
+    case .sharedMemory(let written, let read):
+      "\(written) and \(read) share memory, and the first is written while the other is read; give each memory of its own."
     case .memory(let what, let byteCount):
       "\(what) needs \(byteCount / 1_000_000 + 1) MB of memory, which this machine does not have; make it smaller."
     case .elementCount(let tensor, let needed, let given):

@@ -22,6 +22,17 @@ extension TensorStrides {
     return !overflow && reach <= 1 << 58
   }
 
+  /// The bytes from element (0, 0, 0, 0) to the first that a tensor has, and to the end of the last; nil where it has none. The strides
+  /// have been checked.
+  package func reach(_ shape: TensorShape, _ type: ScalarType) -> Range<Int>? {
+    if shape.checkedElementCount == 0 { return nil }
+    var (first, end) = (0, shape.dimension)
+    for (stride, extent) in [(batch, shape.batch), (heads, shape.heads), (length, shape.length)] where extent > 1 {
+      if stride < 0 { first += stride * (extent - 1) } else { end += stride * (extent - 1) }
+    }
+    return first * type.byteCount..<end * type.byteCount
+  }
+
   /// Whether a step does not lead out of all that the shorter ones reach.
   private func isOverlapping(_ shape: TensorShape) -> Bool {
     // Sorted by hand: this is part of what every call costs the host.

@@ -61,6 +61,18 @@ extension TensorView {
   }
 }
 
+extension TensorView {
+  /// Whether the stretches of memory from the first to the last element of two tensors overlap.
+  package func sharesMemory(with other: TensorView) -> Bool {
+    guard let own = strides.reach(shape, scalarType), let others = other.strides.reach(other.shape, other.scalarType)
+    else {
+      return false
+    }
+    return base + own.lowerBound < other.base + others.upperBound
+      && other.base + others.lowerBound < base + own.upperBound
+  }
+}
+
 /// Borrowed memory that a computation writes. See `TensorView`; no two elements may share memory.
 public struct MutableTensorView: @unchecked Sendable {
   /// Element (0, 0, 0, 0).

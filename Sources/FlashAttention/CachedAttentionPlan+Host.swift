@@ -66,6 +66,12 @@ extension CachedAttentionPlan {
     if let new, let newKeys = problem.newKeys {
       try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)
       try new.values.check("the new values", isFor: problem.newValueShape, problem.scalarType)
+      for (written, cache) in [("the cached keys", keys), ("the cached values", values)] {
+        for (read, view) in [("the new keys", new.keys), ("the new values", new.values), ("queries", queries)]
+        where cache.sharesMemory(with: view) {
+          throw .sharedMemory(written: written, read: read)
+        }
+      }
       if (new.rotary != nil) != (newKeys.rotary != nil) {
         throw .notInThePlan(tensor: "rotary embedding", isMissing: new.rotary == nil)
       }

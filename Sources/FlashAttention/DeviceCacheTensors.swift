@@ -84,6 +84,12 @@ extension DeviceCacheTensors {
     if let new {
       try new.keys.check("the new keys", isFor: problem.newKeyShape, problem.scalarType)
       try new.values.check("the new values", isFor: problem.newValueShape, problem.scalarType)
+      for (isKey, cache) in [(true, keys), (false, values)] {
+        let written = isKey ? "the cached keys" : "the cached values"
+        if cache.sharesMemory(with: new.keys) { throw .sharedMemory(written: written, read: "the new keys") }
+        if cache.sharesMemory(with: new.values) { throw .sharedMemory(written: written, read: "the new values") }
+        if cache.sharesMemory(with: queries) { throw .sharedMemory(written: written, read: "queries") }
+      }
     }
     // Calls, not lists: these checks are a part of what every call costs the host.
     func aligned(_ name: StaticString, _ address: UInt64, _ multiple: Int) throws(AttentionError) {

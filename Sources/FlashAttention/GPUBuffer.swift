@@ -114,6 +114,17 @@ public struct DeviceTensorView: Hashable, Sendable {
     }
   }
 
+  /// Whether the stretches of memory from the first to the last element of two tensors overlap.
+  func sharesMemory(with other: DeviceTensorView) -> Bool {
+    guard let own = strides.reach(shape, scalarType), let others = other.strides.reach(other.shape, other.scalarType)
+    else {
+      return false
+    }
+    func place(_ view: DeviceTensorView, _ offset: Int) -> UInt64 { view.address &+ UInt64(bitPattern: Int64(offset)) }
+    return place(self, own.lowerBound) < place(other, others.upperBound)
+      && place(other, others.lowerBound) < place(self, own.upperBound)
+  }
+
   /// The strides, 0 along an axis of one entry: nobody steps along it, and it may be anything.
   var steps: TensorStrides {
     TensorStrides(

@@ -283,6 +283,41 @@ import Testing
     #expect(sentence(paged, tables([[0, 1, 2], [2, 4], [5]])) == nil)
   }
 
+  /// New keys and queries that lie in the cache which is written.
+  @Test func whatIsAppendedDoesNotLieInTheCache() throws {
+    let problem = try CachedAttentionProblem(
+      batch: 1, queries: 1, queryHeads: 2, keyValueHeads: 2, dimension: 16,
+      cache: .contiguous(sequences: 1, capacity: 8),
+      newKeys: .init(1), scalarType: .f32)
+    let plan = try CachedAttentionPlan(problem, device: .cpu)
+    let memory = try (0..<5).map { _ in try Tensor(shape: problem.keyShape, scalarType: .f32, layout: .bnhd) { _ in } }
+    let bases = memory.map { $0.withView { UnsafeMutableRawPointer(mutating: $0.base) } }
+    func view(_ base: UnsafeMutableRawPointer, _ shape: TensorShape, token: Int = 0) -> MutableTensorView {
+      MutableTensorView(base: base + token * 2 * 16 * 4, scalarType: .f32, shape: shape, layout: .bnhd)
+    }
+    func sentence(keys: Int, values: Int, queries: Int, token: Int = 7) -> String {
+      do throws(AttentionError) {
+        try plan.run(
+          queries: view(bases[queries], problem.queryShape, token: token).readOnly,
+          keys: view(bases[0], problem.keyShape),
+          values: view(bases[1], problem.valueShape),
+          appending: NewKeyViews(
+            keys: view(bases[keys], problem.newKeyShape, token: token).readOnly,
+            values: view(bases[values], problem.newValueShape, token: token).readOnly),
+          entries: CacheEntries(lengths: [3]), output: view(bases[4], problem.outputShape))
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    #expect(sentence(keys: 2, values: 2, queries: 3) == "nothing was refused")
+    #expect(
+      sentence(keys: 0, values: 2, queries: 3)
+        == "the cached keys and the new keys share memory, and the first is written while the other is read; give each memory of "
+        + "its own.")
+    #expect(sentence(keys: 2, values: 0, queries: 3).hasPrefix("the cached keys and the new values share memory"))
+    #expect(sentence(keys: 2, values: 2, queries: 1).hasPrefix("the cached values and queries share memory"))
+    withExtendedLifetime(memory) {}
+  }
+
   /// Lists of any numbers are refused by name, and nothing traps.
   @Test func anyNumberInAListIsASentence() throws {
     let nasty = [Int.min, .min + 1, -1, 0, 1, 7, 40, 41, 1 << 32, .max - 1, .max]

@@ -1,5 +1,6 @@
 import Attention
 import Foundation
+import Synchronization
 import TensorFiles
 import Testing
 
@@ -153,6 +154,41 @@ import Testing
     mkfifo(pipe, 0o600)
     let waiting = #expect(throws: TensorFileError.self) { try SafetensorsFile(path: pipe) }
     #expect(waiting?.description == "\(pipe) cannot be read: it is not a regular file.")
+  }
+
+  private static let hasUnnamedFiles: Bool = {
+    // O_TMPFILE
+    let descriptor = open(FileManager.default.temporaryDirectory.path, O_WRONLY | 0o20000000 | O_DIRECTORY, 0o600)
+    return descriptor >= 0 && close(descriptor) == 0
+  }()
+
+  /// Whoever is killed while writing leaves nothing behind, because nothing has a name before it is whole: whoever looks into the folder
+  /// meanwhile sees nothing of it.
+  @Test(.enabled(if: hasUnnamedFiles, "the file system has no files without a name"))
+  func nothingHasANameBeforeItIsWhole() throws {
+    let own = folder.path("growing")
+    try FileManager.default.createDirectory(atPath: own, withIntermediateDirectories: false)
+    let pieces = [[UInt8]](repeating: [UInt8](repeating: 7, count: 1 << 20), count: 40)
+    let isDone = Atomic(false)
+    let seen = Mutex((empty: 0, partial: 0))
+    let group = DispatchGroup()
+    DispatchQueue.global().async(group: group) {
+      while !isDone.load(ordering: .relaxed) {
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: own)) ?? []
+        if names.isEmpty { seen.withLock { $0.empty += 1 } }
+        if names.contains(where: { $0.hasSuffix(".partial") }) { seen.withLock { $0.partial += 1 } }
+      }
+    }
+    for _ in 0..<10 {
+      try OutputFile.write(pieces, to: "\(own)/x.npy")
+      #expect(try Data(contentsOf: URL(filePath: "\(own)/x.npy")).count == 40 << 20)
+      try FileManager.default.removeItem(atPath: "\(own)/x.npy")
+    }
+    isDone.store(true, ordering: .relaxed)
+    group.wait()
+    // It has another name for as long as a rename takes.
+    let (empty, partial) = seen.withLock { $0 }
+    #expect(empty > 0 && partial * 10 < empty, "\(partial) of \(empty)")
   }
 
   /// Of several files, none appears where one cannot be written, and the old ones stay.

@@ -165,26 +165,6 @@ import Testing
     #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).isEmpty)
   }
 
-  /// Whoever is killed in the middle of a write leaves nothing behind either.
-  @Test func aKilledWriterLeavesNothing() throws {
-    let process = Process()
-    process.executableURL = URL(filePath: "/bin/bash")
-    // Killed as soon as it has something open in the folder.
-    process.arguments = [
-      "-c",
-      """
-      "$0" generate --queries 8192 --dim 128 -o "$1/killed.safetensors" & writer=$!
-      while kill -0 $writer && ! ls -l /proc/$writer/fd | grep -q "$1"; do sleep 0.002; done
-      kill $writer; wait $writer
-      """, CommandLineTool.url.path, folder.path,
-    ]
-    (process.standardError, process.standardOutput) = (Pipe(), Pipe())
-    try process.run()
-    process.waitUntilExit()
-    #expect(process.terminationStatus == 128 + SIGTERM)
-    #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).isEmpty)
-  }
-
   /// Standard output that cannot be written is an error of the machine.
   @Test(arguments: [
     "emit", "run Examples/minilm-layer3.safetensors", "--help", "bench decode --explain --batch 2 --context 64",

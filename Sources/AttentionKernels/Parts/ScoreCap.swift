@@ -20,7 +20,7 @@ struct ScoreCap {
 
   func apply(to scores: Accumulators, columnTiles: Range<Int>, _ k: KernelBuilder) {
     k.comment("softcap")
-    let minusTwice = outer * -2
+    let (minusTwice, signBit) = (outer * -2, k.constant(0x8000_0000, U32.self))
     let coefficients = Self.coefficients.map { k.constant($0) }
     for row in 0..<2 * scores.rowTiles {
       for score in scores.ofRow(row, columnTiles: columnTiles) {
@@ -31,7 +31,10 @@ struct ScoreCap {
         let near = k.multiplyAdd(linear * square, series, linear)
         let size = k.absolute(x)
         let far = k.multiplyAdd(k.reciprocal(k.exp2(size * Self.twoLog2e) + 1), minusTwice, outer)
-        k.set(score, to: k.select(size .< Self.polynomialEnd, near, k.select(x .< 0, -far, far)))
+        // The sign of x, by one instruction: comparisons and choices are what these kernels have most of.
+        let signed = k.logic3(
+          far.reinterpreted(as: U32.self), signBit, x.reinterpreted(as: U32.self), table: 0xf0 & ~0xcc | 0xaa & 0xcc)
+        k.set(score, to: k.select(size .< Self.polynomialEnd, near, signed.reinterpreted(as: F32.self)))
       }
     }
   }

@@ -184,7 +184,9 @@ KVCACHE = Words(
         ("The page of", "A page in page_table of"),
         ("The rotary dimension is", "The rotary dimension (twice the columns of rotary_cos) is"),
         ("the rotary tables have", "the tables of rotary_cos and rotary_sin have"), ("of the cached keys is", "of k_cache is"),
-        ("of the cached values is", "of v_cache is"), ("of the new keys is", "of k is"), ("of the new values is", "of v is"), *SCORES))
+        ("of the cached values is", "of v_cache is"), ("of the new keys is", "of k is"), ("of the new values is", "of v is"),
+        ("the cached keys and", "k_cache and"), ("the cached values and", "v_cache and"), ("and the new keys share", "and k share"),
+        ("and the new values share", "and v share"), ("and queries share", "and q share"), *SCORES))
 
 
 def _fake_kvcache(q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest):
