@@ -8,10 +8,12 @@
 /// under another one, then renamed.
 public enum OutputFile {
   /// Writes the pieces of one file, one after the other.
-  public static func write(_ pieces: [[UInt8]], to path: String) throws(TensorFileError) { try write([(path, pieces)]) }
+  public static func write(_ pieces: some Sequence<[UInt8]>, to path: String) throws(TensorFileError) {
+    try write([(path, pieces)])
+  }
 
   /// Writes several files; where one fails, none appears.
-  public static func write(_ files: [(path: String, pieces: [[UInt8]])]) throws(TensorFileError) {
+  public static func write(_ files: [(path: String, pieces: some Sequence<[UInt8]>)]) throws(TensorFileError) {
     /// Files that are whole, still open, and without a name or with one of their own.
     var written: [(descriptor: Int32, temporary: String?, path: String)] = []
     defer { for file in written { close(file.descriptor) } }

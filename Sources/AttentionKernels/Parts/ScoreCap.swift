@@ -6,11 +6,11 @@ internal import PTX
 /// 2^-22 are small beside 1 for a large |x| only (for a large -x without the sign set aside, `rcp` gives almost 1, and its error is
 /// that of the whole). Near 0, where most scores are, a polynomial takes over.
 struct ScoreCap {
-  /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 1 with a relative error of tanh of 2^-27.
+  /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 0.9 with a relative error of tanh of 2^-25.9.
   private static let coefficients: [Float] = [
-    -0.33333299, 0.13332412, -0.05388411, 0.021499414, -0.007965231, 0.0023154786, -0.00036252660,
+    -0.33333212, 0.1333036, -0.05372149, 0.020904126, -0.006860054, 0.0013039589,
   ]
-  private static let polynomialEnd: Float = 1
+  private static let polynomialEnd: Float = 0.9
   private static let twoLog2e = Float(2 * 1.4426950408889634)
 
   /// From a product of Q and K to x: scale / cap.
