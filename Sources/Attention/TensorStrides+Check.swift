@@ -33,6 +33,45 @@ extension TensorStrides {
     return first * type.byteCount..<end * type.byteCount
   }
 
+  /// Whether elements of two tensors share memory, as far as that can be told: those of the same strides, however they lie between
+  /// each other, and those without gaps. Of others it is not said.
+  ///
+  /// - Parameter distance: bytes from element (0, 0, 0, 0) of this to that of the other.
+  package func sharesMemory(
+    _ shape: TensorShape, _ type: ScalarType, with other: TensorStrides, _ otherShape: TensorShape,
+    _ otherType: ScalarType, distance: Int
+  ) -> Bool {
+    guard let own = reach(shape, type), let others = other.reach(otherShape, otherType) else { return false }
+    let (start, overflow) = others.lowerBound.addingReportingOverflow(distance)
+    let (end, overflowOfEnd) = others.upperBound.addingReportingOverflow(distance)
+    if overflow || overflowOfEnd || start >= own.upperBound || end <= own.lowerBound { return false }
+    // Along an axis of one entry, any stride is that of the other.
+    let axes = [
+      (batch, shape.batch, other.batch, otherShape.batch), (heads, shape.heads, other.heads, otherShape.heads),
+      (length, shape.length, other.length, otherShape.length),
+    ].map { own, extent, others, otherExtent in
+      (own: extent > 1 ? own : others, other: otherExtent > 1 ? others : own, extent: extent, otherExtent: otherExtent)
+    }
+    let size = type.byteCount
+    guard type == otherType && axes.allSatisfy({ $0.own == $0.other && $0.own >= 0 }) else {
+      return own.count == shape.elementCount * size && others.count == otherShape.elementCount * otherType.byteCount
+    }
+    /// Whether some element is as far from one of the other's, by the steps of the axes that are left.
+    func meets(_ distance: Int, _ axes: ArraySlice<(own: Int, other: Int, extent: Int, otherExtent: Int)>) -> Bool {
+      guard let axis = axes.first else {
+        return distance < shape.dimension * size && -distance < otherShape.dimension * size
+      }
+      if axis.own == 0 { return meets(distance, axes.dropFirst()) }
+      let step = axis.own * size
+      // What the shorter steps reach is less than this one.
+      let steps = distance / step
+      return (steps - 1...steps + 1).contains { steps in
+        (1 - axis.otherExtent...axis.extent - 1).contains(steps) && meets(distance - steps * step, axes.dropFirst())
+      }
+    }
+    return meets(distance, axes.sorted { $0.own > $1.own }[...])
+  }
+
   /// Whether a step does not lead out of all that the shorter ones reach.
   private func isOverlapping(_ shape: TensorShape) -> Bool {
     // Sorted by hand: this is part of what every call costs the host.

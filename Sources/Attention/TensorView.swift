@@ -62,14 +62,10 @@ extension TensorView {
 }
 
 extension TensorView {
-  /// Whether the stretches of memory from the first to the last element of two tensors overlap.
+  /// Whether elements of two tensors share memory, as far as that can be told.
   package func sharesMemory(with other: TensorView) -> Bool {
-    guard let own = strides.reach(shape, scalarType), let others = other.strides.reach(other.shape, other.scalarType)
-    else {
-      return false
-    }
-    return base + own.lowerBound < other.base + others.upperBound
-      && other.base + others.lowerBound < base + own.upperBound
+    strides.sharesMemory(
+      shape, scalarType, with: other.strides, other.shape, other.scalarType, distance: other.base - base)
   }
 }
 

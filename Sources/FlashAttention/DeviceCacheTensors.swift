@@ -2,8 +2,8 @@
 ///
 /// Nobody waits to look at the numbers in lists, and no number makes a call touch memory that it was not given: lengths, starts,
 /// counts and paddings are held within their tensors; zeros stand for keys and values on pages, or in sequences of the cache, that
-/// do not exist, and nothing is appended there. Other sequences' results are what they would be, unless the numbers make sequences
-/// share rows.
+/// do not exist, and nothing is appended there. Other sequences' results are right, unless the numbers make sequences share rows;
+/// how their keys are divided, and so their last bits, may change with any length.
 public struct DeviceCacheTensors: Hashable, Sendable {
   /// `[B, H_q, s_q, D]`; packed `[1, H_q, total, D]`.
   public var queries: DeviceTensorView

@@ -114,15 +114,11 @@ public struct DeviceTensorView: Hashable, Sendable {
     }
   }
 
-  /// Whether the stretches of memory from the first to the last element of two tensors overlap.
+  /// Whether elements of two tensors share memory, as far as that can be told.
   func sharesMemory(with other: DeviceTensorView) -> Bool {
-    guard let own = strides.reach(shape, scalarType), let others = other.strides.reach(other.shape, other.scalarType)
-    else {
-      return false
-    }
-    func place(_ view: DeviceTensorView, _ offset: Int) -> UInt64 { view.address &+ UInt64(bitPattern: Int64(offset)) }
-    return place(self, own.lowerBound) < place(other, others.upperBound)
-      && place(other, others.lowerBound) < place(self, own.upperBound)
+    strides.sharesMemory(
+      shape, scalarType, with: other.strides, other.shape, other.scalarType,
+      distance: Int(truncatingIfNeeded: other.address &- address))
   }
 
   /// The strides, 0 along an axis of one entry: nobody steps along it, and it may be anything.

@@ -104,12 +104,13 @@ public struct PageAllocator: Sendable {
   /// Makes room for keys behind those that sequences have: pages for them, and where the last page is shared, one of their own.
   /// All or nothing: where it does not fit, nothing has changed.
   ///
-  /// - Parameter counts: each sequence once.
+  /// - Parameter counts: each sequence once, but for 0 keys.
   /// - Returns: the copies that must be made before keys are written.
   /// - Throws: `AttentionError.cacheFull`, `.sequenceTooLong`, `.unknownSequence`, `.extent` for less than 0 keys, `.unsupported`
   ///   for a sequence that is there twice.
   public mutating func reserve(_ counts: [(sequence: Sequence, keys: Int)]) throws(AttentionError) -> [Copy] {
-    if Set(counts.map(\.sequence)).count != counts.count {
+    let writing = counts.filter { $0.keys > 0 }.map(\.sequence)
+    if Set(writing).count != writing.count {
       throw .unsupported("A sequence to append to can be in a call only once; fork it for another continuation.")
     }
     var needed = 0

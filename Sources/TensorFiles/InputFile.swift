@@ -61,6 +61,8 @@ extension InputFile {
   /// - Parameter format: `.npy` or `.safetensors`, as which it was read.
   func looks(besides format: String) -> String? {
     guard let start = try? read(min(byteCount, 512), at: 0) else { return nil }
+    // The length of a header may look like anything.
+    if format == ".safetensors" && start.count > 8 && start[8] == UInt8(ascii: "{") { return nil }
     func begins(_ bytes: [UInt8]) -> Bool { start.starts(with: bytes) }
     let text = String(decoding: start, as: UTF8.self).lowercased().drop { $0.isWhitespace }
     if text.hasPrefix("version https://git-lfs") { return "a Git LFS pointer in place of the file; run git lfs pull" }

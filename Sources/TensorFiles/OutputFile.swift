@@ -23,10 +23,11 @@ public enum OutputFile {
     }
     for (path, pieces) in files {
       if let reason = obstacle(to: path) { throw abandon(path, reason) }
-      // Whoever is killed leaves nothing behind. Source: open(2), O_TMPFILE.
-      var (descriptor, temporary) = (
-        open(folder(of: path), O_WRONLY | temporaryFile | O_CLOEXEC, 0o666), nil as String?
-      )
+      // Whoever is killed leaves nothing behind, but between the naming and the renaming. Source: open(2), O_TMPFILE; the name is given
+      // by way of /proc.
+      let canBeNamed = access("/proc/self/fd", X_OK) == 0
+      var descriptor = canBeNamed ? open(folder(of: path), O_WRONLY | temporaryFile | O_CLOEXEC, 0o666) : -1
+      var temporary: String?
       if descriptor < 0 {
         temporary = try unusedName(for: path) { name in
           descriptor = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)

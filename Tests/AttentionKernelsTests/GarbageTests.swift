@@ -29,6 +29,10 @@ import Testing
         lengths: [90, 3, 40], queryCounts: [2, 0, 5], dimension: 16, capacity: 96, hasPackedKeys: true,
         mask: .window(left: 40, right: 0), combination: .secondLaunch)
     },
+    Clause("packed keys, padding") {
+      try EmulatedDecoding(
+        lengths: [90, 3, 40], queries: 2, dimension: 16, capacity: 96, hasPackedKeys: true, leftPadding: [5, 0, 40])
+    },
     Clause("append, turned, to places of the cache") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], heads: 2, queries: 3, dimension: 16, capacity: 96, batchIndex: [2, 0, 3],

@@ -66,6 +66,43 @@ import Testing
     #expect(sentence(-1, 2, scalars: 0) == "The batch of a tensor is -1; it must be 0 or more.")
   }
 
+  /// Tensors between each other's rows share nothing; what cannot be told counts as nothing, too.
+  @Test func tensorsShareMemoryWhereAnElementDoes() {
+    func share(
+      _ strides: TensorStrides, _ shape: TensorShape, _ other: TensorStrides, _ otherShape: TensorShape, elements: Int
+    ) -> Bool {
+      // Against every pair of elements, as far as there are few.
+      func places(_ strides: TensorStrides, _ shape: TensorShape, _ first: Int) -> Set<Int> {
+        var all: Set<Int> = []
+        for b in 0..<shape.batch {
+          for h in 0..<shape.heads {
+            for n in 0..<shape.length {
+              for d in 0..<shape.dimension { all.insert(first + strides.offset(batch: b, head: h, token: n) + d) }
+            }
+          }
+        }
+        return all
+      }
+      let truth = !places(strides, shape, 0).isDisjoint(with: places(other, otherShape, elements))
+      let told = strides.sharesMemory(shape, .f32, with: other, otherShape, .f32, distance: elements * 4)
+      #expect(told == truth || (truth && strides != other), "\(strides), \(other), \(elements)")
+      return told
+    }
+    let cache = TensorShape(batch: 2, heads: 3, length: 5, dimension: 4)
+    let row = TensorShape(batch: 2, heads: 3, length: 1, dimension: 4)
+    // A buffer [B, H, 7, D], of which the cache has 5 rows of each head.
+    let strides = TensorStrides(batch: 84, heads: 28, length: 4)
+    for elements in -100...180 {
+      _ = share(strides, cache, strides, row, elements: elements)
+      _ = share(strides, cache, TensorStrides(batch: 84, heads: 28, length: 0), row, elements: elements)
+    }
+    #expect(!share(strides, cache, strides, row, elements: 20) && share(strides, cache, strides, row, elements: 16))
+    // Without gaps, whatever the strides.
+    let whole = TensorLayout.bhnd.strides(of: cache)
+    #expect(share(whole, cache, TensorLayout.bnhd.strides(of: cache), cache, elements: 119))
+    #expect(!share(whole, cache, TensorLayout.bnhd.strides(of: cache), cache, elements: 120))
+  }
+
   /// Outputs whose elements share memory, and strides that lead out of all of it.
   @Test func stridesOfWhatIsWrittenAreCheckedAgainstEachOther() throws {
     let shape = TensorShape(batch: 2, heads: 3, length: 4, dimension: 8)

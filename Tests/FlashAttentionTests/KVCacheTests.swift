@@ -174,6 +174,21 @@ import Testing
     #expect(own != other && caches[1].freePages == 4)
   }
 
+  /// A sequence may be asked twice in a call that appends nothing.
+  @Test func aSequenceCanBeReadTwice() throws {
+    let cache = try KVCache(
+      .paged(pages: 4, pageSize: 4), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+    let sequence = cache.makeSequence()
+    func tensor(_ batch: Int) throws -> Tensor {
+      try Tensor(shape: .init(batch: batch, heads: 2, length: 1, dimension: 16), scalarType: .f32) { _, h, _, d in
+        Float(h + d)
+      }
+    }
+    _ = try cache.attend(queries: tensor(1), keys: tensor(1), values: tensor(1), sequences: [sequence])
+    let twice = try cache.attend(queries: tensor(2), sequences: [sequence, sequence])
+    #expect(twice.output[0, 1, 0, 3] == 4 && twice.output[1, 1, 0, 3] == 4)
+  }
+
   /// Two forks that both write their common page need one more page, not two: the last of them keeps it.
   @Test func twoForksNeedOneMorePage() throws {
     var allocator = try PageAllocator(pages: 2, pageSize: 4)

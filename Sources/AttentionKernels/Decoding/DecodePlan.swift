@@ -69,8 +69,12 @@ public struct DecodePlan: Hashable, Sendable {
     try GPULimits.check(counts: [
       (
         "batch x heads x tiles of keys",
-        [problem.batch, heads, problem.capacity / tiling.tileKeys + 1, max(1, (rows + tiling.rows - 1) / tiling.rows)]
-      )
+        [
+          problem.batch, heads, problem.capacity / tiling.tileKeys + 1, max(1, (rows + tiling.rows - 1) / tiling.rows),
+          // Units of whole splits, and blocks of whole splits, are up to twice as long each.
+          problem.keysPerSplit == nil ? 1 : 4,
+        ]
+      ), ("blocks of the launch before", [PreparationKernel.blocks(problem)]),
     ])
     launch = DecodeLaunch(
       problem, specialization, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor)

@@ -23,7 +23,7 @@ struct SequenceTable {
     guard s.paging == .packed else { return k.held(k.load(S32.self, global: p.lengths + place), to: p.capacity) }
     let rows = k.variable(PackedRange(k, p.keyStarts, at: place, total: p.keyRows).count)
     // No more than there are, whatever a caller says.
-    k.if(p.lengths .!= 0) { k.set(rows, to: k.minimum(rows, k.load(S32.self, global: p.lengths + place))) }
+    k.if(p.lengths .!= 0) { k.set(rows, to: k.held(k.load(S32.self, global: p.lengths + place), to: rows)) }
     return rows
   }
 

@@ -105,7 +105,8 @@ typedef struct fa_forward_params {
  * On the CPU, numbers in lists that lead out of a tensor are FA_INVALID. On a GPU nobody waits to look at them, and no number makes
  * a call touch memory that it was not given: lengths, starts, counts and paddings are held within their tensors; zeros stand for keys
  * and values on pages, or in sequences of the cache, that do not exist, and nothing is appended there. Other sequences' results are
- * what they would be, unless the numbers make sequences share rows. */
+ * right, unless the numbers make sequences share rows; how their keys are divided, and so their last bits, may change with any
+ * length. */
 typedef struct fa_sequences_params {
   size_t size; /* sizeof(fa_sequences_params) */
   int32_t device;

@@ -20,7 +20,7 @@ final class DecodeBench {
 
   let readGigabytesPerSecond: Double
   let emptySeconds: Double
-  /// What half the L2 cache takes to be read again, and after the eviction.
+  /// What a quarter of the L2 cache takes to be read again, and after the eviction.
   let reading: (again: Double, evicted: Double)
   private let gpu: GPU
   private let probe: GPUProbe
