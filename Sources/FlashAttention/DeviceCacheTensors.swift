@@ -106,6 +106,9 @@ extension DeviceCacheTensors {
     }
     var isPaged = false
     if case .paged = problem.cache { isPaged = true }
+    if case .contiguous(let sequences, _) = problem.cache, batchIndex == 0, problem.batch > sequences {
+      throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
+    }
     let (arePacked, rotary) = (problem.packedQueries != nil, problem.newKeys?.rotary != nil)
     let (queriesAreBytes, cacheIsBytes) = (problem.queryType == .e4m3, problem.cacheType == .e4m3)
     try aligned("log-sum-exp", logSumExp, 4)

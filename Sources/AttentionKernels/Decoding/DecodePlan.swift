@@ -47,6 +47,9 @@ public struct DecodePlan: Hashable, Sendable {
     guard let tiling = changes == nil ? suiting : suiting.changed(by: changes!) else {
       throw .tiling(changes!, reason: "cannot be read; write any of \(DecodeTiling.changeSyntax), with commas")
     }
+    if let changes, problem.leavesParts, DecodeSpecialization.Combination.changed(by: changes, on: gpu) != nil {
+      throw .tiling(changes, reason: "says who puts parts together, which this problem leaves to the caller")
+    }
     if problem.cacheType == .e4m3 {
       for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
       where value % 16 != 0 {
