@@ -39,31 +39,51 @@ let package = Package(
     .target(name: "CPUMicrokernels", cSettings: [.treatAllWarnings(as: .error)]),
     room("CPUAttention", uses: ["Attention", "CPUMicrokernels"]),
     room("TensorFiles", uses: ["Attention"]),
-    room("FlashAttention", uses: ["Attention", "AttentionKernels", "CPUAttention", "CUDADriver", "PTX"]),
+    room("GPURuntime", uses: ["Attention", "CUDADriver", "PTX"]),
+    room("FlashAttention", uses: ["Attention", "AttentionKernels", "CPUAttention", "CUDADriver", "GPURuntime", "PTX"]),
+    room(
+      "AttentionVerification",
+      uses: ["Attention", "AttentionKernels", "CPUAttention", "FlashAttention", "PTX", "PTXEmulator"]),
+    room(
+      "AttentionBenchmarks",
+      uses: [
+        "Attention", "AttentionVerification", "CPUAttention", "CUDADriver", "FlashAttention", "GPURuntime", "PTX",
+        "TensorFiles",
+      ]),
     .target(name: "FlashAttentionHeader", cSettings: [.treatAllWarnings(as: .error)]),
     room("CFlashAttention", uses: ["FlashAttention", "FlashAttentionHeader"]),
     .executableTarget(
       name: "flash-attention",
       dependencies: [
-        "AttentionKernels", "ExampleKernels", "FlashAttention", "PTX", "PTXEmulator", "TensorFiles",
+        "AttentionBenchmarks", "AttentionKernels", "AttentionVerification", "ExampleKernels", "FlashAttention", "PTX",
+        "PTXEmulator", "TensorFiles",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
 
-    tests("AttentionTests", of: ["Attention"]),
+    tests("AttentionTests", of: ["Attention", "AttentionVerification"]),
     tests(
       "AttentionKernelsTests",
-      of: ["Attention", "AttentionKernels", "FlashAttention", "PTX", "PTXEmulator", "flash-attention"]),
-    tests("PTXTests", of: ["AttentionKernels", "ExampleKernels", "PTX", "flash-attention"]),
+      of: [
+        "Attention", "AttentionKernels", "AttentionVerification", "FlashAttention", "GPURuntime", "PTX", "PTXEmulator",
+      ]),
+    tests("PTXTests", of: ["AttentionKernels", "AttentionVerification", "ExampleKernels", "PTX"]),
     tests("PTXEmulatorTests", of: ["ExampleKernels", "PTX", "PTXEmulator"]),
     tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
-    tests("CPUAttentionTests", of: ["Attention", "CPUAttention", "CPUMicrokernels"]),
-    tests("FlashAttentionTests", of: ["AttentionKernels", "FlashAttention", "PTX"]),
+    tests("CPUAttentionTests", of: ["Attention", "AttentionVerification", "CPUAttention", "CPUMicrokernels"]),
+    tests("FlashAttentionTests", of: ["AttentionKernels", "AttentionVerification", "FlashAttention", "PTX"]),
     tests(
       "CFlashAttentionTests",
-      of: ["Attention", "AttentionKernels", "CFlashAttention", "FlashAttention", "FlashAttentionHeader", "PTX"]),
-    tests("ToolTests", of: ["Attention", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention"]),
+      of: [
+        "Attention", "AttentionKernels", "AttentionVerification", "CFlashAttention", "FlashAttention",
+        "FlashAttentionHeader", "PTX",
+      ]),
+    tests(
+      "ToolTests",
+      of: [
+        "Attention", "AttentionVerification", "CPUAttention", "FlashAttention", "TensorFiles", "flash-attention",
+      ]),
   ],
   swiftLanguageModes: [.v6]
 )

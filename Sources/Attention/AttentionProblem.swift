@@ -1,33 +1,82 @@
 /// What is asked: `softmax(mask(scale * Q K^T)) V`, with shapes that have been checked against each other.
 ///
-/// Q is `[B, H_q, N_q, D]`, K `[B, H_kv, N_k, D]`, V `[B, H_kv, N_k, D_v]`; query head h reads key/value head
-/// `h / (H_q / H_kv)`. The output is `[B, H_q, N_q, D_v]`, the log-sum-exp `[B, H_q, N_q]`: f32, natural logarithm, the
-/// scale included. A query that sees no key gets output 0 and log-sum-exp -inf. Memory beyond the given lengths never
-/// influences a result.
+/// Queries are `[B, H_q, N_q, D]`, or packed, a sequence behind the other. Keys lie in one of four ways (`KeyStorage`): whole, in a
+/// contiguous cache, on the pages of one, or packed. Query head h reads key/value head `h / (H_q / H_kv)`. The output is
+/// `[B, H_q, N_q, D_v]`, the log-sum-exp `[B, H_q, N_q]`: f32, natural logarithm, the scale included. A query that sees no key gets
+/// output 0 and log-sum-exp -inf. Memory beyond the given lengths never influences a result.
+///
+/// Query i of a sequence with q queries and n keys stands at key `i + n - q`, as in `AttentionMask`: the last query stands on the
+/// last key. New keys, where a call brings some, are appended to the cache first and count as keys.
 public struct AttentionProblem: Hashable, Sendable {
-  /// The type of the elements.
-  public let scalarType: ScalarType
-  /// B: independent sequences.
+  /// How the keys, and the values, lie in memory.
+  public enum KeyStorage: Hashable, Sendable {
+    /// `[B, H_kv, N_k, D]`, each sequence as long as the others.
+    case whole(length: Int)
+    /// A cache `[sequences, H_kv, capacity, D]`, in which each sequence has a length of its own.
+    case contiguous(sequences: Int, capacity: Int)
+    /// A cache `[pages, H_kv, pageSize, D]`, and a table `[B, pagesPerSequence]` of the pages of each sequence.
+    case paged(pages: Int, pageSize: Int, pagesPerSequence: Int)
+    /// `[1, H_kv, total, D]`, a sequence behind the other, and where each begins (`cu_seqlens_k`, `[B + 1]`); none has more than
+    /// `longest` keys.
+    case packed(total: Int, longest: Int)
+  }
+
+  /// Keys and values that a call appends to the cache before it attends.
+  public struct NewKeys: Hashable, Sendable {
+    /// Of each sequence; where they are packed, of the longest.
+    public var count: Int
+    /// Of all sequences, where they are packed `[total, H_kv, D]` (`cu_seqlens_k_new`); nil for `[B, count, H_kv, D]`.
+    public var packedTotal: Int?
+    /// How new keys and the queries are turned; nil for not at all.
+    public var rotary: RotaryEmbedding?
+
+    /// New keys of each sequence.
+    public init(_ count: Int, packedTotal: Int? = nil, rotary: RotaryEmbedding? = nil) {
+      (self.count, self.packedTotal, self.rotary) = (count, packedTotal, rotary)
+    }
+  }
+
+  /// B: sequences of the call.
   public let batch: Int
+  /// N_q: queries of each sequence; where they are packed, of the longest.
+  public let queries: Int
+  /// Queries of all sequences, where they are packed `[total, H_q, D]`, a sequence behind the other (`cu_seqlens_q`, `[B + 1]`); nil
+  /// for `[B, N_q, H_q, D]`.
+  public let packedQueries: Int?
   /// H_q, a multiple of H_kv.
   public let queryHeads: Int
   /// H_kv.
   public let keyValueHeads: Int
-  /// N_q.
-  public let queries: Int
-  /// N_k.
-  public let keys: Int
   /// D, of queries and keys.
   public let dimension: Int
   /// D_v, of values and output.
   public let valueDimension: Int
+  /// Where keys and values are.
+  public let storage: KeyStorage
+  /// Whether sequences begin somewhere inside their caches; their lengths then count from the cache's start.
+  public let hasLeftPadding: Bool
+  /// What is appended; nil where nothing is.
+  public let newKeys: NewKeys?
+  /// The type of output and new keys, and that the attention is computed in.
+  public let scalarType: ScalarType
+  /// The type of the queries: `scalarType` or e4m3.
+  public let queryType: ScalarType
+  /// The type of keys and values: `scalarType` or e4m3, whose numbers are multiplied by a scale for each sequence and head.
+  public let cacheType: ScalarType
   /// Which keys a query sees.
   public let mask: AttentionMask
   /// What the scores are multiplied by.
   public let scale: Double
   /// c of `c * tanh(scale * s / c)`, applied before the mask; nil for none.
   public let softcap: Double?
+  /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others of its
+  /// batch, not in a bit; nil leaves it to what is fast.
+  public let keysPerSplit: Int?
+  /// Whether the results of the splits are left as they are, for `PartialResults`, instead of being put together.
+  public let leavesParts: Bool
 
+  /// Whole keys: `[B, H_kv, N_k, D]`.
+  ///
   /// - Parameters:
   ///   - scale: nil for `1/sqrt(D)`.
   ///   - softcap: nil for none.
@@ -44,32 +93,112 @@ public struct AttentionProblem: Hashable, Sendable {
     try Self.check("heads", "keys", keys.heads, "values", values.heads)
     try Self.check("length", "keys", keys.length, "values", values.length)
     try Self.check("dimension", "queries", queries.dimension, "keys", keys.dimension)
-    guard queries.heads % keys.heads == 0 else {
-      throw .headsNotDivisible(queryHeads: queries.heads, keyValueHeads: keys.heads)
-    }
-    let (left, right) = mask.reach
-    if let left, left < 0 { throw .window(side: "left", value: left) }
-    if let right, right < 0 { throw .window(side: "right", value: right) }
-    if let chunk = mask.chunk, chunk < 1 { throw .extent(tensor: "the mask", axis: "chunk size", value: chunk) }
-    guard ScalarType.computed.contains(scalarType) else { throw .typeOfCaches(scalarType) }
-    let scale = scale ?? 1 / Double(queries.dimension).squareRoot()
-    guard Self.isScale(scale) else { throw .scale(scale) }
-    if let softcap, !Self.isSoftcap(softcap, of: scale) { throw .softcap(softcap) }
-
-    self.scalarType = scalarType
-    batch = queries.batch
-    queryHeads = queries.heads
-    keyValueHeads = keys.heads
-    self.queries = queries.length
-    self.keys = keys.length
-    dimension = queries.dimension
-    valueDimension = values.dimension
-    self.mask = mask
-    self.scale = scale
-    self.softcap = softcap
-    guard outputShape.checkedElementCount != nil else { throw .tooLarge(tensor: "The output", shape: outputShape) }
+    try self.init(
+      batch: queries.batch, queries: queries.length, queryHeads: queries.heads, keyValueHeads: keys.heads,
+      dimension: queries.dimension, valueDimension: values.dimension, keys: .whole(length: keys.length),
+      scalarType: scalarType, mask: mask, scale: scale, softcap: softcap)
   }
 
+  /// Sequences with lengths of their own: over a cache of keys and values ("decoding"), or over packed ones ("variable lengths").
+  ///
+  ///     let problem = try AttentionProblem(
+  ///       batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+  ///       keys: .contiguous(sequences: 4, capacity: 16384), scalarType: .bf16, mask: .causal)
+  ///
+  /// - Parameters:
+  ///   - queries: of each sequence, or of the longest.
+  ///   - packedQueries: of all sequences, where they are packed.
+  ///   - queryType: nil for `scalarType`.
+  ///   - cacheType: nil for `scalarType`.
+  ///   - scale: 1/sqrt(D) where nil.
+  ///   - leavesParts: needs `keysPerSplit`, and queries that are not packed.
+  /// - Throws: `AttentionError` for extents, heads, types, masks, scales or softcaps that cannot be.
+  public init(
+    batch: Int, queries: Int, packedQueries: Int? = nil, queryHeads: Int, keyValueHeads: Int, dimension: Int,
+    valueDimension: Int? = nil, keys storage: KeyStorage, hasLeftPadding: Bool = false, newKeys: NewKeys? = nil,
+    scalarType: ScalarType, queryType: ScalarType? = nil, cacheType: ScalarType? = nil, mask: AttentionMask,
+    scale: Double? = nil, softcap: Double? = nil, keysPerSplit: Int? = nil, leavesParts: Bool = false
+  ) throws(AttentionError) {
+    let capacity = try storage.checkedCapacity(batch: batch)
+    if let packedQueries, packedQueries < 0 {
+      throw .extent(tensor: "the queries", axis: "length", value: packedQueries)
+    }
+    if let keysPerSplit, keysPerSplit < 1 {
+      throw .extent(tensor: "a split", axis: "number of keys", value: keysPerSplit)
+    }
+    if leavesParts && (keysPerSplit == nil || packedQueries != nil) {
+      throw .unsupported(
+        "Partial results are those of splits of a fixed length, of queries [B, s, H, D]: set keysPerSplit, and do not pack "
+          + "the queries.")
+    }
+    func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
+      TensorShape(batch: batch, heads: heads, length: length, dimension: dimension)
+    }
+    let valueDimension = valueDimension ?? dimension
+    try Self.check(shape(queryHeads, queries, dimension), of: "queries")
+    try Self.check(shape(keyValueHeads, capacity, dimension), of: "keys")
+    try Self.check(shape(keyValueHeads, capacity, valueDimension), of: "values")
+    guard queryHeads % keyValueHeads == 0 else {
+      throw .headsNotDivisible(queryHeads: queryHeads, keyValueHeads: keyValueHeads)
+    }
+    try mask.check()
+    guard ScalarType.computed.contains(scalarType) else { throw .typeOfCaches(scalarType) }
+    let scale = scale ?? 1 / Double(dimension).squareRoot()
+    guard Self.isScale(scale) else { throw .scale(scale) }
+    if let softcap, !Self.isSoftcap(softcap, of: scale) { throw .softcap(softcap) }
+    let output = shape(queryHeads, queries, valueDimension)
+    guard output.checkedElementCount != nil else { throw .tooLarge(tensor: "The output", shape: output) }
+    if let newKeys {
+      try newKeys.check(storage, dimension: dimension)
+      if newKeys.count > capacity { throw .sequenceTooLong(length: newKeys.count, limit: capacity) }
+    }
+    for (what, type) in [("queries", queryType), ("the cache", cacheType)] {
+      if let type, type != scalarType && type != .e4m3 {
+        throw .mixedTypes(first: what, firstType: type, second: "the output", secondType: scalarType)
+      }
+    }
+    if case .whole = storage {
+      let hasMore =
+        packedQueries != nil || hasLeftPadding || keysPerSplit != nil || (queryType ?? scalarType) != scalarType
+        || (cacheType ?? scalarType) != scalarType
+      if hasMore {
+        throw .unsupported(
+          "Whole keys go with whole queries of their type, without left padding and fixed splits; say that the keys are a "
+            + "contiguous cache, and how many each sequence has.")
+      }
+    }
+    (self.batch, self.queries, self.queryHeads, self.keyValueHeads) = (batch, queries, queryHeads, keyValueHeads)
+    (self.dimension, self.valueDimension, self.storage) = (dimension, valueDimension, storage)
+    (self.packedQueries, self.hasLeftPadding, self.newKeys) = (packedQueries, hasLeftPadding, newKeys)
+    (self.queryType, self.cacheType) = (queryType ?? scalarType, cacheType ?? scalarType)
+    (self.scalarType, self.mask, self.scale, self.softcap) = (scalarType, mask, scale, softcap)
+    (self.keysPerSplit, self.leavesParts) = (keysPerSplit, leavesParts)
+    if case .whole = storage { return }
+    for (name, shape) in [
+      ("The queries", queryShape), ("The output", outputShape), ("The cache of keys", keyShape),
+      ("The cache of values", valueShape), ("The new keys", newKeyShape), ("The new values", newValueShape),
+    ] where checkedProduct([8, shape.batch, shape.heads, shape.length, shape.dimension]) == nil {
+      throw .tooLarge(tensor: name, shape: shape)
+    }
+  }
+
+  /// The same problem for one sequence, or for several as long, with whole keys.
+  ///
+  /// - Parameter type: what it is computed in; nil for the problem's own.
+  public func sequence(
+    queries count: Int? = nil, length: Int, batch: Int = 1, type: ScalarType? = nil
+  ) throws(AttentionError) -> AttentionProblem {
+    try AttentionProblem(
+      batch: batch, queries: count ?? queries, queryHeads: queryHeads, keyValueHeads: keyValueHeads,
+      dimension: dimension, valueDimension: valueDimension, keys: .whole(length: length),
+      scalarType: type ?? scalarType,
+      mask: mask, scale: scale, softcap: softcap)
+  }
+}
+
+// MARK: - What can be
+
+extension AttentionProblem {
   // All paths compute scores in f32, base 2: what they multiply by must exist there.
   private static let log2e = 1.4426950408889634
 
@@ -101,79 +230,80 @@ public struct AttentionProblem: Hashable, Sendable {
   }
 }
 
-extension AttentionProblem {
-  /// Query heads that share one key/value head.
-  public var groupSize: Int { queryHeads / keyValueHeads }
-
-  /// `[B, H_q, N_q, D]`.
-  public var queryShape: TensorShape {
-    TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: dimension)
-  }
-  /// `[B, H_kv, N_k, D]`.
-  public var keyShape: TensorShape {
-    TensorShape(batch: batch, heads: keyValueHeads, length: keys, dimension: dimension)
-  }
-  /// `[B, H_kv, N_k, D_v]`.
-  public var valueShape: TensorShape {
-    TensorShape(batch: batch, heads: keyValueHeads, length: keys, dimension: valueDimension)
-  }
-  /// `[B, H_q, N_q, D_v]`.
-  public var outputShape: TensorShape {
-    TensorShape(batch: batch, heads: queryHeads, length: queries, dimension: valueDimension)
-  }
-  /// Values of the log-sum-exp, `[B, H_q, N_q]`.
-  public var logSumExpCount: Int { batch * queryHeads * queries }
-
-  /// The keys that a query sees.
-  public func visibleKeys(ofQuery query: Int) -> Range<Int> {
-    mask.visibleKeys(ofQuery: query, queries: queries, keys: keys)
-  }
-
-  /// Floating-point operations by the field's convention: a multiply-add is two, the softmax is free, and a causal
-  /// mask halves the work: `2 * (D + D_v)` for each pair of a query and a key that it sees, counted pair by pair.
-  public var flops: Double {
-    2 * Double(dimension + valueDimension) * visiblePairs * Double(batch) * Double(queryHeads)
-  }
-
-  /// Pairs of a query and a key that it sees, of one head: but for chunks, without a loop over the queries, who may be many.
-  var visiblePairs: Double {
-    if mask.chunk != nil { return (0..<queries).reduce(0) { $0 + Double(visibleKeys(ofQuery: $1).count) } }
-    let (left, right) = mask.reach
-    let reach = Double(queries) + Double(keys)
-    // Query i sees the keys from clamp(i + offset - left) up to clamp(i + offset + right + 1); clamp is to 0...keys.
-    let offset = Double(keys) - Double(queries)
-    let ends = sumOfClamped(from: offset + min(right.map(Double.init) ?? reach, reach) + 1)
-    let starts = sumOfClamped(from: offset - min(left.map(Double.init) ?? reach, reach))
-    return ends - starts
-  }
-
-  /// The sum of `start`, `start + 1`, ... for all queries, each clamped to 0...keys.
-  private func sumOfClamped(from start: Double) -> Double {
-    let keys = Double(keys)
-    func sumBelow(_ x: Double) -> Double {
-      x <= 0 ? 0 : x <= keys ? x * (x - 1) / 2 : keys * (keys - 1) / 2 + (x - keys) * keys
+extension AttentionProblem.KeyStorage {
+  /// The most keys that a sequence can have.
+  fileprivate func checkedCapacity(batch: Int) throws(AttentionError) -> Int {
+    switch self {
+    case .whole(let length): return length
+    case .contiguous(let sequences, let capacity):
+      if sequences < 1 && batch > 0 { throw .extent(tensor: "the cache", axis: "sequences", value: sequences) }
+      return capacity
+    case .paged(let pages, let pageSize, let pagesPerSequence):
+      if pageSize < 1 { throw .extent(tensor: "the cache", axis: "page size", value: pageSize) }
+      if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
+      if pagesPerSequence < 0 { throw .extent(tensor: "the page table", axis: "length", value: pagesPerSequence) }
+      guard let capacity = checkedProduct([pageSize, pagesPerSequence]) else {
+        throw .sequenceTooLong(length: .max, limit: 1 << 62)
+      }
+      return capacity
+    case .packed(let total, let longest):
+      if total < 0 { throw .extent(tensor: "the keys", axis: "length", value: total) }
+      return longest
     }
-    return sumBelow(start + Double(queries)) - sumBelow(start)
   }
+}
 
-  /// Bytes of Q, K, V and O, each moved once.
-  public var bytes: Double {
-    let elements =
-      Double(queryShape.elementCount) + Double(keyShape.elementCount) + Double(valueShape.elementCount)
-      + Double(outputShape.elementCount)
-    return elements * Double(scalarType.byteCount)
+extension AttentionProblem.NewKeys {
+  fileprivate func check(_ storage: AttentionProblem.KeyStorage, dimension: Int) throws(AttentionError) {
+    if count < 0 { throw .extent(tensor: "the new keys", axis: "length", value: count) }
+    if let packedTotal, packedTotal < 0 { throw .extent(tensor: "the new keys", axis: "length", value: packedTotal) }
+    switch storage {
+    case .contiguous, .paged: break
+    case .packed:
+      throw .unsupported("Keys that are packed leave no room for new ones; append to a contiguous or paged cache.")
+    case .whole:
+      throw .unsupported("Whole keys leave no room for new ones; append to a contiguous or paged cache.")
+    }
+    if let rotary {
+      guard rotary.dimension % 16 == 0, (1...dimension).contains(rotary.dimension) else {
+        throw .unsupported(
+          "The rotary dimension is \(rotary.dimension); it must be a multiple of 16 from 16 to the head dimension, \(dimension)."
+        )
+      }
+      if rotary.positions < 1 {
+        throw .extent(tensor: "the rotary embedding", axis: "number of positions", value: rotary.positions)
+      }
+      if checkedProduct([8, rotary.positions, rotary.dimension]) == nil {
+        throw .tooLarge(tensor: "The rotary table", shape: rotary.tableShape)
+      }
+    }
+  }
+}
+
+extension AttentionMask {
+  fileprivate func check() throws(AttentionError) {
+    if let left = reach.left, left < 0 { throw .window(side: "left", value: left) }
+    if let right = reach.right, right < 0 { throw .window(side: "right", value: right) }
+    if let chunk, chunk < 1 { throw .extent(tensor: "the mask", axis: "chunk size", value: chunk) }
   }
 }
 
 extension AttentionProblem: CustomStringConvertible {
   /// The problem in one line.
   public var description: String {
-    var text = "batch \(batch), heads \(queryHeads)"
-    if keyValueHeads != queryHeads { text += "/\(keyValueHeads)" }
-    text += ", \(queries) queries x \(keys) keys, dimension \(dimension)"
-    if valueDimension != dimension { text += " (values \(valueDimension))" }
-    text += ", \(scalarType), \(mask)"
-    if let softcap { text += ", softcap \(softcap)" }
-    return text
+    let heads = groupSize == 1 ? "\(queryHeads)" : "\(queryHeads)/\(keyValueHeads)"
+    let values = valueDimension == dimension ? "" : " (values \(valueDimension))"
+    let count = packedQueries.map { "\($0) packed queries, \(queries) at most," } ?? "\(queries) queries"
+    let keys =
+      switch storage {
+      case .whole(let length): "x \(length) keys"
+      case .contiguous(_, let capacity): "over a cache of \(capacity) keys"
+      case .paged(_, let pageSize, let count): "over a cache of \(count) pages of \(pageSize)"
+      case .packed(let total, let longest): "over \(total) packed keys, \(longest) at most"
+      }
+    let new = newKeys.map { " and \($0.count) new" } ?? ""
+    let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
+    return "batch \(batch), heads \(heads), \(count) \(keys)\(new), dimension \(dimension)\(values), \(types), \(mask)"
+      + (softcap.map { ", softcap \($0)" } ?? "") + (leavesParts ? ", \(parts) parts" : "")
   }
 }

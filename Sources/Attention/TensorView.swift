@@ -51,13 +51,13 @@ extension TensorView {
   /// - Parameter isWritten: whether this is what a computation writes.
   /// - Throws: `AttentionError` where the view is not what a plan was made for, or its strides cannot be.
   package func check(
-    _ name: String, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool = false
+    _ name: @autoclosure () -> String, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool = false
   ) throws(AttentionError) {
-    if self.shape != shape { throw .notThePlan(tensor: name, given: self.shape, planned: shape) }
+    if self.shape != shape { throw .notThePlan(tensor: name(), given: self.shape, planned: shape) }
     if scalarType != type {
-      throw .mixedTypes(first: name, firstType: scalarType, second: "the plan", secondType: type)
+      throw .mixedTypes(first: name(), firstType: scalarType, second: "the plan", secondType: type)
     }
-    try strides.check(name, shape, isWritten: isWritten)
+    try strides.check(name(), shape, isWritten: isWritten)
   }
 }
 
@@ -101,5 +101,14 @@ public struct MutableTensorView: @unchecked Sendable {
   /// The same memory, for reading.
   public var readOnly: TensorView {
     TensorView(base: base, scalarType: scalarType, shape: shape, strides: strides)
+  }
+}
+
+extension MutableTensorView {
+  /// The memory of a view whose owner may write it.
+  package init(mutating view: TensorView) {
+    self.init(
+      base: UnsafeMutableRawPointer(mutating: view.base), scalarType: view.scalarType, shape: view.shape,
+      strides: view.strides)
   }
 }

@@ -1,22 +1,22 @@
 internal import Attention
-public import PTX
+package import PTX
 
 /// The one list of attention kernels that `ptxas` judges in the tests: no register may spill, but for a few where O takes
 /// most of them.
-public struct AttentionConfiguration: Sendable, CustomStringConvertible {
+package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   /// The kernel.
-  public let kernel: Kernel
+  package let kernel: Kernel
   /// The GPU that its tiling was chosen for.
-  public let target: Target
+  package let target: Target
 
   /// Bytes that may spill: none up to D 256; above, some that are needed once a tile, because smaller tiles cost more.
-  public let spillAllowance: Int
+  package let spillAllowance: Int
 
   /// For test reports.
-  public var description: String { "\(kernel.name) for \(target)" }
+  package var description: String { "\(kernel.name) for \(target)" }
 
   /// Head dimensions of known models, GQA, all masks and softcaps, for an A100, an RTX 4090 and an H200.
-  public static func all() throws -> [AttentionConfiguration] {
+  package static func all() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for (target, dimensions) in [
       (Target.sm80, [64, 96, 128, 256]), (.sm89, [64, 128, 256]),
@@ -37,15 +37,24 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
             queries.length = length
             let problem = try AttentionProblem(
               queries: queries, keys: shape, values: shape, scalarType: type, mask: mask, softcap: softcap)
-            let plan = try ForwardPlan(problem, on: .typical(of: target))
-            list.append(
-              AttentionConfiguration(
-                kernel: try plan.kernel(), target: target, spillAllowance: dimension > 256 ? 64 : 0))
+            list += try configurations(problem, "forward", target, spillAllowance: dimension > 256 ? 64 : 0)
           }
         }
       }
     }
     return list + (try decoding())
+  }
+
+  /// The kernels of a plan.
+  private static func configurations(
+    _ problem: AttentionProblem, _ family: String, _ target: Target, spillAllowance: Int = 0
+  ) throws -> [AttentionConfiguration] {
+    try KernelPlan(problem, on: .typical(of: target), options: KernelOptions(family: family)).launches.launches.map {
+      // A combination keeps a word before its loop where it reads each sequence's numbers.
+      let isBehind = $0.kernel is CombineKernel
+      return AttentionConfiguration(
+        kernel: try $0.kernel.kernel(), target: target, spillAllowance: isBehind ? 4 : spillAllowance)
+    }
   }
 
   /// Decoding: from one query of one head to 128 rows, contiguous and on pages; and the second launch.
@@ -56,30 +65,29 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
         (64, 1, 1, nil), (128, 4, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
         (256, 4, 1, nil), (256, 8, 4, 1), (72, 5, 3, nil),
       ] as [(Int, Int, Int, Int?)] {
-        let problem = try CachedAttentionProblem(
+        let problem = try AttentionProblem(
           batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-          cache: pageSize.map { .paged(pages: 1000, pageSize: $0, pagesPerSequence: 65536 / $0) }
-            ?? .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16,
+          keys: keys(65536, pageSize: pageSize), scalarType: .bf16,
           mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
-        let plan = try DecodePlan(problem, on: .typical(of: target))
-        for kernel in [try plan.kernel(), try plan.combineKernel()].compactMap({ $0 }) {
-          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 0))
-        }
+        list += try configurations(problem, "decode", target)
       }
     }
     return list + (try sequences())
+  }
+
+  private static func keys(_ capacity: Int, pageSize: Int?) -> AttentionProblem.KeyStorage {
+    guard let pageSize else { return .contiguous(sequences: 1, capacity: capacity) }
+    return .paged(pages: 1000, pageSize: pageSize, pagesPerSequence: capacity / pageSize)
   }
 
   /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits, and
   /// partial results that are left.
   private static func sequences() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
-    let left = try CachedAttentionProblem(
+    let left = try AttentionProblem(
       batch: 1, queries: 4, queryHeads: 8, keyValueHeads: 1, dimension: 128,
-      cache: .contiguous(sequences: 1, capacity: 65536), scalarType: .bf16, keysPerSplit: 4096, leavesParts: true)
-    list.append(
-      AttentionConfiguration(
-        kernel: try DecodePlan(left, on: .typical(of: .sm90)).kernel(), target: .sm90, spillAllowance: 0))
+      keys: keys(65536, pageSize: nil), scalarType: .bf16, mask: .causal, keysPerSplit: 4096, leavesParts: true)
+    list += try configurations(left, "decode", .sm90)
     // Kernels of whole problems that read each sequence's lengths have some registers less to spare.
     for (target, dimension, group, mask) in [
       (Target.sm90, 64, 1, AttentionMask.none), (.sm90, 96, 7, .window(left: 4096, right: 0)), (.sm90, 128, 4, .causal),
@@ -87,34 +95,25 @@ public struct AttentionConfiguration: Sendable, CustomStringConvertible {
       (.sm80, 64, 8, .causal), (.sm80, 128, 1, .window(left: 4096, right: 0)), (.sm80, 256, 4, .causal),
       (.sm89, 128, 4, .chunks(of: 8192)),
     ] {
-      let problem = try CachedAttentionProblem(
+      let problem = try AttentionProblem(
         batch: 8, queries: 4096, packedQueries: 8192, queryHeads: 8 * group, keyValueHeads: 8, dimension: dimension,
-        cache: group % 2 == 0
+        keys: group % 2 == 0
           ? .packed(total: 8192, longest: 4096) : .contiguous(sequences: 8, capacity: 4096),
         scalarType: group == 1 ? .f16 : .bf16, mask: mask)
-      let plan = try ForwardPlan(problem, on: .typical(of: target))
-      list.append(
-        AttentionConfiguration(kernel: try plan.kernel(), target: target, spillAllowance: dimension > 256 ? 64 : 0))
+      list += try configurations(problem, "forward", target, spillAllowance: dimension > 256 ? 64 : 0)
     }
     for target in [Target.sm80, .sm90] {
       for (type, dimension, group, queries) in [
         (ScalarType.bf16, 128, 4, 1), (.f16, 128, 8, 4), (.bf16, 64, 1, 1),
       ] {
-        let problem = try CachedAttentionProblem(
+        let problem = try AttentionProblem(
           batch: 1, queries: queries, packedQueries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-          cache: .contiguous(sequences: 1, capacity: 65536),
+          keys: keys(65536, pageSize: nil),
           newKeys: target >= .sm89
             ? .init(queries, rotary: RotaryEmbedding(dimension: dimension, isInterleaved: group == 4, positions: 65536))
             : nil, scalarType: type, queryType: dimension == 64 ? .e4m3 : nil, cacheType: .e4m3,
           mask: group == 8 ? .chunks(of: 8192) : .causal, keysPerSplit: dimension == 64 ? 4096 : nil)
-        let plan = try DecodePlan(problem, on: .typical(of: target))
-        for kernel in [try plan.preparationKernel()?.kernel(), try plan.kernel()] {
-          if let kernel { list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 0)) }
-        }
-        if let kernel = try plan.combineKernel() {
-          // A word before its loop.
-          list.append(AttentionConfiguration(kernel: kernel, target: target, spillAllowance: 4))
-        }
+        list += try configurations(problem, "decode", target)
       }
     }
     return list

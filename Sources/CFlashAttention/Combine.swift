@@ -15,14 +15,13 @@ public import FlashAttentionHeader
     if overflow || reach.magnitude > 1 << 58 {
       throw .stride(tensor: "the partial results", axis: "part", elements: Int(p.part_stride))
     }
-    switch try Device(code: p.device) {
-    case .gpu:
+    if let ordinal = try Device(code: p.device, ordinal: p.ordinal).ordinal {
       try PartialResults.launch(
         problem, partials: try p.partials.deviceView("the partial results", problem.shape, .f32),
-        partStride: problem.parts > 1 ? Int(p.part_stride) : 0, logSumExps: UInt64(p.log_sum_exps),
-        output: try p.o.deviceView("output", problem.shape, problem.outputType), logSumExp: UInt64(p.log_sum_exp),
-        on: try GPU.device(Int(p.ordinal)), stream: streamHandle(p.stream))
-    case .cpu, .auto:
+        partStride: problem.parts > 1 ? Int(p.part_stride) : 0, logSumExps: address(p.log_sum_exps) ?? 0,
+        output: try p.o.deviceView("output", problem.shape, problem.outputType), logSumExp: address(p.log_sum_exp),
+        on: try GPU.device(ordinal), stream: streamHandle(p.stream))
+    } else {
       if problem.rows == 0 { return }
       let first = try p.partials.view("the partial results", problem.shape, .f32)
       try PartialResults.combine(

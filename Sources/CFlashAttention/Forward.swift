@@ -1,8 +1,6 @@
 internal import FlashAttention
 public import FlashAttentionHeader
 
-private let plans = Plans<AttentionProblem, AttentionPlan>()
-
 extension fa_forward_params {
   fileprivate static func read(
     _ pointer: UnsafePointer<fa_forward_params>?
@@ -26,10 +24,8 @@ extension fa_forward_params {
 
   fileprivate var plan: AttentionPlan {
     get throws(AttentionError) {
-      let (device, ordinal, problem) = (try Device(code: device), Int(ordinal), try problem)
-      return try plans.plan(problem, device, ordinal) { () throws(AttentionError) in
-        try AttentionPlan(problem, device: device, ordinal: ordinal)
-      }
+      let device = try Device(code: device, ordinal: ordinal)
+      return try Plans.plan(try problem, device)
     }
   }
 }
@@ -49,10 +45,11 @@ extension fa_forward_params {
         output: try p.o.view("output", problem.outputShape, type), logSumExp: statistics)
     } else {
       try plan.launch(
-        queries: try p.q.deviceView("queries", problem.queryShape, type),
-        keys: try p.k.deviceView("keys", problem.keyShape, type),
-        values: try p.v.deviceView("values", problem.valueShape, type),
-        output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: UInt64(p.log_sum_exp),
+        AttentionTensors(
+          queries: try p.q.deviceView("queries", problem.queryShape, type),
+          keys: try p.k.deviceView("keys", problem.keyShape, type),
+          values: try p.v.deviceView("values", problem.valueShape, type),
+          output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: address(p.log_sum_exp)),
         stream: streamHandle(p.stream))
     }
   }

@@ -2,23 +2,20 @@ internal import FlashAttention
 internal import Synchronization
 
 /// Plans that were made before: a call with the same parameters finds its own.
-struct Plans<Problem: Hashable & Sendable, Plan: Sendable>: ~Copyable {
+enum Plans {
   private struct Key: Hashable {
-    let problem: Problem
+    let problem: AttentionProblem
     let device: Device
-    let ordinal: Int
   }
 
-  private let plans = Mutex([Key: Plan]())
+  private static let plans = Mutex([Key: AttentionPlan]())
   /// More than a program has shapes; a program that has more begins again.
-  private let limit = 4096
+  private static let limit = 4096
 
-  func plan(
-    _ problem: Problem, _ device: Device, _ ordinal: Int, make: () throws(AttentionError) -> Plan
-  ) throws(AttentionError) -> Plan {
-    let key = Key(problem: problem, device: device, ordinal: device == .cpu ? 0 : ordinal)
+  static func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> AttentionPlan {
+    let key = Key(problem: problem, device: device)
     if let plan = plans.withLock({ $0[key] }) { return plan }
-    let plan = try make()
+    let plan = try AttentionPlan(problem, device: device)
     plans.withLock { plans in
       if plans.count >= limit { plans.removeAll() }
       plans[key] = plan

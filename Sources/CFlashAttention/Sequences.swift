@@ -1,8 +1,6 @@
 internal import FlashAttention
 public import FlashAttentionHeader
 
-private let plans = Plans<CachedAttentionProblem, CachedAttentionPlan>()
-
 extension fa_sequences_params {
   fileprivate static func read(
     _ pointer: UnsafePointer<fa_sequences_params>?
@@ -11,9 +9,9 @@ extension fa_sequences_params {
   }
 
   /// What the numbers describe.
-  var problem: CachedAttentionProblem {
+  var problem: AttentionProblem {
     get throws(AttentionError) {
-      let kind: CachedAttentionProblem.Cache
+      let kind: AttentionProblem.KeyStorage
       switch Int(cache) {
       case Int(FA_CACHE_CONTIGUOUS):
         kind = .contiguous(sequences: Int(cache_batch), capacity: Int(cache_tokens))
@@ -25,7 +23,7 @@ extension fa_sequences_params {
         throw .unsupported(
           "The cache is \(cache); it must be FA_CACHE_CONTIGUOUS, FA_CACHE_PAGED or FA_CACHE_PACKED.")
       }
-      var new: CachedAttentionProblem.NewKeys?
+      var new: AttentionProblem.NewKeys?
       if new_k.data != nil || new_v.data != nil || new_keys > 0 {
         let rotary =
           rotary_dimension == 0
@@ -36,10 +34,10 @@ extension fa_sequences_params {
       } else if rotary_dimension != 0 {
         throw .unsupported("A rotary embedding turns new keys and queries; give new_k and new_v, or leave it out.")
       }
-      return try CachedAttentionProblem(
+      return try AttentionProblem(
         batch: Int(batch), queries: Int(queries), packedQueries: query_starts == nil ? nil : Int(total_queries),
         queryHeads: Int(query_heads), keyValueHeads: Int(key_value_heads), dimension: Int(dimension),
-        valueDimension: value_dimension == 0 ? nil : Int(value_dimension), cache: kind,
+        valueDimension: value_dimension == 0 ? nil : Int(value_dimension), keys: kind,
         hasLeftPadding: left_padding != nil, newKeys: new, scalarType: try ScalarType("type", code: type),
         queryType: try ScalarType("query type", code: query_type),
         cacheType: try ScalarType("cache type", code: cache_type), mask: try scores.attentionMask,
@@ -48,63 +46,78 @@ extension fa_sequences_params {
     }
   }
 
-  fileprivate var plan: CachedAttentionPlan {
+  fileprivate var plan: AttentionPlan {
     get throws(AttentionError) {
-      let (device, ordinal, problem) = (try Device(code: device), Int(ordinal), try problem)
-      return try plans.plan(problem, device, ordinal) { () throws(AttentionError) in
-        try CachedAttentionPlan(problem, device: device, ordinal: ordinal)
-      }
+      let device = try Device(code: device, ordinal: ordinal)
+      return try Plans.plan(try problem, device)
     }
   }
 
-  fileprivate func launch(_ plan: CachedAttentionPlan) throws(AttentionError) {
+  /// Where everything is in the memory of a GPU.
+  func tensors(_ problem: AttentionProblem) throws(AttentionError) -> AttentionTensors<GPUMemory> {
+    let entries = CacheEntries<GPUMemory>(
+      lengths: address(lengths), batchIndex: address(batch_index), leftPadding: address(left_padding),
+      pageTable: address(page_table), queryStarts: address(query_starts), queryCounts: address(query_counts),
+      keyStarts: address(key_starts), queryScales: address(query_scales), keyScales: address(key_scales),
+      valueScales: address(value_scales))
+    let queries = try q.deviceView("queries", problem.queryShape, problem.queryType)
+    let keys = try k.deviceView("the cached keys", problem.keyShape, problem.cacheType)
+    let values = try v.deviceView("the cached values", problem.valueShape, problem.cacheType)
+    let output = try o.deviceView("output", problem.outputShape, problem.scalarType)
+    if problem.newKeys == nil {
+      return AttentionTensors(
+        queries: queries, keys: keys, values: values, output: output, logSumExp: address(log_sum_exp),
+        entries: entries)
+    }
+    return AttentionTensors(
+      queries: queries, keys: keys, values: values, appending: try newKeysOnGPU(problem), output: output,
+      logSumExp: address(log_sum_exp), entries: entries)
+  }
+
+  fileprivate func launch(_ plan: AttentionPlan) throws(AttentionError) {
     let problem = plan.problem
     if workspace_size < plan.workspaceByteCount {
       throw .unsupported(
         "The workspace has \(workspace_size) bytes; these parameters need \(plan.workspaceByteCount), zero before the first "
           + "call (fa_sequences_workspace).")
     }
-    var tensors = DeviceCacheTensors(
-      queries: try q.deviceView("queries", problem.queryShape, problem.queryType),
-      keys: try k.deviceView("the cached keys", problem.keyShape, problem.cacheType),
-      values: try v.deviceView("the cached values", problem.valueShape, problem.cacheType),
-      output: try o.deviceView("output", problem.outputShape, problem.scalarType), lengths: UInt64(lengths),
-      logSumExp: UInt64(log_sum_exp), batchIndex: UInt64(batch_index), leftPadding: UInt64(left_padding),
-      pageTable: UInt64(page_table))
-    (tensors.queryStarts, tensors.queryCounts) = (UInt64(query_starts), UInt64(query_counts))
-    tensors.keyStarts = UInt64(key_starts)
-    tensors.queryScales = UInt64(query_scales)
-    (tensors.keyScales, tensors.valueScales) = (UInt64(key_scales), UInt64(value_scales))
-    if problem.newKeys != nil {
-      var new = DeviceNewKeys(
-        keys: try new_k.deviceView("the new keys", problem.newKeyShape, problem.scalarType),
-        values: try new_v.deviceView("the new values", problem.newValueShape, problem.scalarType))
-      (new.starts, new.positions) = (UInt64(new_key_starts), UInt64(positions))
-      (new.cosines, new.sines) = (UInt64(cosines), UInt64(sines))
-      tensors.newKeys = new
-    }
     if counters != nil && counters_size < plan.counterByteCount {
       throw .unsupported(
         "There are counters of \(counters_size) bytes; these parameters need \(plan.counterByteCount) (fa_counters).")
     }
     try plan.launch(
-      tensors, workspace: UInt64(workspace), counters: UInt64(counters), stream: streamHandle(stream))
+      try tensors(problem), workspace: address(workspace), counters: address(counters), stream: streamHandle(stream))
   }
 
-  fileprivate func run(_ plan: CachedAttentionPlan) throws(AttentionError) {
+  private func newKeysOnGPU(_ problem: AttentionProblem) throws(AttentionError) -> NewKeyTensors<GPUMemory> {
+    func table(_ pointer: UnsafeRawPointer?) -> DeviceTensorView? {
+      guard let rotary = problem.newKeys?.rotary, let base = address(pointer) else { return nil }
+      return DeviceTensorView(
+        address: base, scalarType: problem.scalarType, shape: rotary.tableShape, layout: .bnhd)
+    }
+    var new = NewKeyTensors<GPUMemory>(
+      keys: try new_k.deviceView("the new keys", problem.newKeyShape, problem.scalarType),
+      values: try new_v.deviceView("the new values", problem.newValueShape, problem.scalarType),
+      starts: address(new_key_starts), positions: address(positions))
+    if let cosines = table(cosines), let sines = table(sines) { new.rotary = (cosines, sines) }
+    return new
+  }
+
+  fileprivate func run(_ plan: AttentionPlan) throws(AttentionError) {
     let problem = plan.problem
     let count = problem.batch
     func scales(_ list: UnsafePointer<Float>?) -> [Float]? {
       list.map { Array(UnsafeBufferPointer(start: $0, count: count * problem.keyValueHeads)) }
     }
-    var entries = CacheEntries(
+    var entries = CacheEntries<HostMemory>(
       lengths: numbers(lengths, count), batchIndex: numbers(batch_index, count),
-      leftPadding: numbers(left_padding, count),
-      queryStarts: numbers(query_starts, count + 1), keyStarts: numbers(key_starts, count + 1),
+      leftPadding: numbers(left_padding, count), queryStarts: numbers(query_starts, count + 1),
+      queryCounts: numbers(query_counts, count), keyStarts: numbers(key_starts, count + 1),
       queryScales: scales(query_scales), keyScales: scales(key_scales), valueScales: scales(value_scales))
-    entries.queryCounts = numbers(query_counts, count)
-    if let page_table, case .paged(_, _, let perSequence) = problem.cache {
-      entries.pageTable = (0..<count).map { b in (0..<perSequence).map { Int(page_table[b * perSequence + $0]) } }
+    if let page_table, let pages = problem.pages {
+      entries.pageTable = (0..<count).map { b in
+        (0..<pages.perSequence).map { Int(page_table[b * pages.perSequence + $0]) }
+      }
     }
     let queries = try q.view("queries", problem.queryShape, problem.queryType).readOnly
     let keys = try k.view("the cached keys", problem.keyShape, problem.cacheType)
@@ -113,23 +126,23 @@ extension fa_sequences_params {
     let statistics = log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.logSumExpCount) }
     guard let newKeys = problem.newKeys else {
       return try plan.run(
-        queries: queries, keys: keys.readOnly, values: values.readOnly, entries: entries, output: output,
-        logSumExp: statistics)
+        queries: queries, keys: keys.readOnly, values: values.readOnly, output: output, logSumExp: statistics,
+        entries: entries)
     }
-    var new = NewKeyViews(
+    var new = NewKeyTensors<HostMemory>(
       keys: try new_k.view("the new keys", problem.newKeyShape, problem.scalarType).readOnly,
       values: try new_v.view("the new values", problem.newValueShape, problem.scalarType).readOnly,
       starts: numbers(new_key_starts, count + 1), positions: numbers(positions, count))
     if let rotary = newKeys.rotary, let cosines, let sines {
-      let shape = TensorShape(batch: 1, heads: 1, length: rotary.positions, dimension: rotary.dimension / 2)
       func table(_ base: UnsafeRawPointer) -> TensorView {
-        TensorView(base: base, scalarType: problem.scalarType, shape: shape, layout: .bnhd)
+        TensorView(base: base, scalarType: problem.scalarType, shape: rotary.tableShape, layout: .bnhd)
       }
       new.rotary = (table(cosines), table(sines))
     }
     try plan.run(
-      queries: queries, keys: keys, values: values, appending: new, entries: entries, output: output,
-      logSumExp: statistics)
+      AttentionTensors(
+        queries: queries, keys: keys, values: values, appending: new, output: output, logSumExp: statistics,
+        entries: entries))
   }
 }
 

@@ -43,10 +43,10 @@ extension ScalarType {
 
 extension Device {
   /// - Throws: for a number that is no device.
-  init(code: Int32) throws(AttentionError) {
+  init(code: Int32, ordinal: Int32) throws(AttentionError) {
     switch Int(code) {
     case Int(FA_CPU): self = .cpu
-    case Int(FA_GPU): self = .gpu
+    case Int(FA_GPU): self = .gpu(Int(ordinal))
     default: throw .unsupported("The device is \(code); it must be FA_CPU or FA_GPU.")
     }
   }
@@ -88,7 +88,5 @@ func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
   pointer.map { OpaquePointer($0) } ?? OpaquePointer(bitPattern: 1)!
 }
 
-extension UInt64 {
-  /// The address that a pointer holds.
-  init(_ pointer: UnsafeRawPointer?) { self.init(UInt(bitPattern: pointer)) }
-}
+/// The address that a pointer holds; nil of NULL.
+func address(_ pointer: UnsafeRawPointer?) -> UInt64? { pointer.map { UInt64(UInt(bitPattern: $0)) } }

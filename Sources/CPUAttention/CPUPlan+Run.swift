@@ -11,8 +11,9 @@ extension CPUPlan {
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
     logSumExp: UnsafeMutableBufferPointer<Float>? = nil
   ) throws(AttentionError) {
-    try problem.check(
-      queries: queries, keys: keys, values: values, output: output, logSumExpCount: logSumExp?.count)
+    try AttentionTensors<HostMemory>(
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp
+    ).check(problem)
     if problem.logSumExpCount == 0 { return }
 
     let operands = Operands(

@@ -1,12 +1,12 @@
 internal import Synchronization
 
 /// The NVIDIA driver, opened once for the process.
-public struct CUDADriver: Sendable {
+package struct CUDADriver: Sendable {
   package let functions: DriverFunctions
   /// The newest CUDA version that the driver knows, as major * 1000 + minor * 10.
-  public let version: Int
+  package let version: Int
   /// How many GPUs it sees.
-  public let deviceCount: Int
+  package let deviceCount: Int
 
   /// What opening the library gave, the first time.
   private static let opened: Result<CUDADriver, CUDAError> = {
@@ -21,7 +21,7 @@ public struct CUDADriver: Sendable {
 
   /// The driver of this machine. Creates no context.
   /// - Throws: `CUDAError` where there is no driver, it is too old, it sees no GPU, or the process was forked from one that used it.
-  public static func find() throws(CUDAError) -> CUDADriver {
+  package static func find() throws(CUDAError) -> CUDADriver {
     if Fork.hasHappened { throw .forked }
     return try opened.get()
   }
@@ -40,28 +40,32 @@ public struct CUDADriver: Sendable {
   }
 
   /// A GPU, in the driver's order from 0.
-  public func device(_ ordinal: Int) throws(CUDAError) -> CUDADevice { try CUDADevice(self, ordinal: ordinal) }
+  package func device(_ ordinal: Int) throws(CUDAError) -> CUDADevice { try CUDADevice(self, ordinal: ordinal) }
 }
 
 /// A GPU and what it can do.
-public struct CUDADevice: Sendable {
+package struct CUDADevice: Sendable {
   /// The driver it belongs to.
-  public let driver: CUDADriver
+  package let driver: CUDADriver
   /// Its place in the driver's order.
-  public let ordinal: Int
+  package let ordinal: Int
   let handle: Int32
   /// As NVIDIA names it.
-  public let name: String
+  package let name: String
   /// Compute capability, major * 10 + minor.
-  public let capability: Int
+  package let capability: Int
   /// Multiprocessors.
-  public let multiprocessors: Int
+  package let multiprocessors: Int
   /// Shared memory that a block may ask for.
-  public let sharedBytesPerBlock: Int
+  package let sharedBytesPerBlock: Int
   /// Shared memory of a multiprocessor.
-  public let sharedBytesPerMultiprocessor: Int
+  package let sharedBytesPerMultiprocessor: Int
   /// Bytes of the L2 cache.
-  public let cacheBytes: Int
+  package let cacheBytes: Int
+  /// Cycles a second at most.
+  package let clock: Double
+  /// Bytes a second between the GPU and its memory at most.
+  package let bandwidth: Double
 
   init(_ driver: CUDADriver, ordinal: Int) throws(CUDAError) {
     let f = driver.functions
@@ -87,5 +91,8 @@ public struct CUDADevice: Sendable {
     sharedBytesPerBlock = try attribute(97)
     sharedBytesPerMultiprocessor = try attribute(81)
     cacheBytes = try attribute(38)
+    // CLOCK_RATE in kHz; MEMORY_CLOCK_RATE in kHz, two transfers a cycle, GLOBAL_MEMORY_BUS_WIDTH in bits
+    clock = Double(try attribute(13)) * 1000
+    bandwidth = Double(try attribute(36)) * 1000 * 2 * Double(try attribute(37)) / 8
   }
 }

@@ -1,5 +1,5 @@
 /// Why the GPU cannot do what was asked, as a sentence.
-public enum CUDAError: Error, Hashable, Sendable {
+package enum CUDAError: Error, Hashable, Sendable {
   /// The driver's library is not there.
   case noDriver
   /// The driver sees no GPU.
@@ -30,7 +30,7 @@ public enum CUDAError: Error, Hashable, Sendable {
 
 extension CUDAError: CustomStringConvertible {
   /// The sentence that a user reads.
-  public var description: String {
+  package var description: String {
     switch self {
     case .noDriver:
       return "no NVIDIA driver was found (libcuda.so.1 could not be opened)."

@@ -7,14 +7,14 @@ internal import Synchronization
 #endif
 
 /// The primary context of a GPU, retained: the one that PyTorch and the CUDA runtime use too, so that we live beside them.
-public struct PrimaryContext: ~Copyable, Sendable {
+package struct PrimaryContext: ~Copyable, Sendable {
   /// The GPU.
-  public let device: CUDADevice
+  package let device: CUDADevice
   let current: CurrentContext
   package var functions: DriverFunctions { device.driver.functions }
 
   /// Retains the context, and creates it where nobody has.
-  public init(_ device: CUDADevice) throws(CUDAError) {
+  package init(_ device: CUDADevice) throws(CUDAError) {
     self.device = device
     let f = device.driver.functions
     var context: Handle?
@@ -26,12 +26,12 @@ public struct PrimaryContext: ~Copyable, Sendable {
 
   /// Runs `body` with this context current on this thread; what was current before is so again afterwards.
   /// - Throws: `CUDAError.forked` in a process that was forked from one that uses the driver; what `body` throws.
-  public func use<Result: ~Copyable>(_ body: () throws(CUDAError) -> Result) throws(CUDAError) -> Result {
+  package func use<Result: ~Copyable>(_ body: () throws(CUDAError) -> Result) throws(CUDAError) -> Result {
     try current.use(body)
   }
 
   /// Bytes of the GPU's memory that are free, and all of them.
-  public func memory() throws(CUDAError) -> (free: Int, total: Int) {
+  package func memory() throws(CUDAError) -> (free: Int, total: Int) {
     try use { () throws(CUDAError) in
       var (free, total) = (0, 0)
       try functions.check(functions.getMemoryInfo(&free, &total), "cuMemGetInfo")

@@ -1,11 +1,11 @@
 /// A pool of a GPU's memory that keeps what was freed for the next allocation, so that allocating costs no system call.
-public struct MemoryPool: ~Copyable, Sendable {
+package struct MemoryPool: ~Copyable, Sendable {
   private let functions: DriverFunctions
   private let context: CurrentContext
   private let handle: UncheckedHandle
 
   /// A pool of its own, apart from that of other libraries in the process.
-  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+  package init(_ context: borrowing PrimaryContext) throws(CUDAError) {
     let device = context.device
     let functions = device.driver.functions
     // CUmemPoolProps: allocation type pinned (1), no shared handles (0), location type device (1), its number; 88 bytes.
@@ -24,7 +24,7 @@ public struct MemoryPool: ~Copyable, Sendable {
 
   /// Reserves memory, in a stream's order. Its address is a multiple of 256.
   /// - Throws: `CUDAError.outOfMemory` with what was free.
-  public func allocate(byteCount: Int, in stream: StreamHandle) throws(CUDAError) -> DeviceMemory {
+  package func allocate(byteCount: Int, in stream: StreamHandle) throws(CUDAError) -> DeviceMemory {
     var address: DeviceAddress = 0
     let status = functions.allocateFromPool(&address, max(byteCount, 1), handle.pointer, stream.pointer)
     try functions.checkAllocation(status, byteCount: byteCount, "cuMemAllocFromPoolAsync")
@@ -33,12 +33,12 @@ public struct MemoryPool: ~Copyable, Sendable {
 }
 
 /// Memory of a GPU; freed in its stream's order when it goes.
-public struct DeviceMemory: ~Copyable, Sendable {
+package struct DeviceMemory: ~Copyable, Sendable {
   private let functions: DriverFunctions
   /// Where it is.
-  public let address: DeviceAddress
+  package let address: DeviceAddress
   /// Its size.
-  public let byteCount: Int
+  package let byteCount: Int
   private let context: CurrentContext
   private let stream: StreamHandle
 
@@ -53,7 +53,7 @@ public struct DeviceMemory: ~Copyable, Sendable {
   deinit { context.giveBack { _ = $0.freeAsync(address, stream.pointer) } }
 
   /// Copies host memory here, in the stream's order. Traps where it does not fit.
-  public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(CUDAError) {
+  package func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(CUDAError) {
     precondition(offset + source.count <= byteCount, "The copy does not fit the memory.")
     guard let base = source.baseAddress, source.count > 0 else { return }
     let status = functions.copyToDevice(address + UInt64(offset), base, source.count, stream.pointer)
@@ -61,7 +61,7 @@ public struct DeviceMemory: ~Copyable, Sendable {
   }
 
   /// Copies to host memory, in the stream's order: it is there after a synchronization.
-  public func copy(to destination: UnsafeMutableRawBufferPointer, from offset: Int = 0) throws(CUDAError) {
+  package func copy(to destination: UnsafeMutableRawBufferPointer, from offset: Int = 0) throws(CUDAError) {
     precondition(offset + destination.count <= byteCount, "The copy goes beyond the memory.")
     guard let base = destination.baseAddress, destination.count > 0 else { return }
     let status = functions.copyToHost(base, address + UInt64(offset), destination.count, stream.pointer)
@@ -69,7 +69,7 @@ public struct DeviceMemory: ~Copyable, Sendable {
   }
 
   /// Copies bytes from one place to another that does not overlap it, in the stream's order. Traps where they do not fit.
-  public func move(byteCount count: Int, from source: Int, to target: Int) throws(CUDAError) {
+  package func move(byteCount count: Int, from source: Int, to target: Int) throws(CUDAError) {
     precondition(max(source, target) + count <= byteCount, "The copy goes beyond the memory.")
     if count == 0 { return }
     let status = functions.copyOnDevice(address + UInt64(target), address + UInt64(source), count, stream.pointer)
@@ -77,7 +77,7 @@ public struct DeviceMemory: ~Copyable, Sendable {
   }
 
   /// Sets all bytes, in the stream's order.
-  public func fill(_ byte: UInt8) throws(CUDAError) {
+  package func fill(_ byte: UInt8) throws(CUDAError) {
     if byteCount == 0 { return }
     try functions.check(functions.fill(address, byte, byteCount, stream.pointer), "cuMemsetD8Async")
   }

@@ -5,17 +5,17 @@
 #endif
 
 /// What the driver returns; 0 is success. Source: CUDA Driver API, `CUresult`.
-public typealias Status = Int32
+package typealias Status = Int32
 /// A pointer that the driver gave out.
-public typealias Handle = OpaquePointer
+package typealias Handle = OpaquePointer
 /// An address in the memory of a GPU.
-public typealias DeviceAddress = UInt64
+package typealias DeviceAddress = UInt64
 
 /// The table of driver functions in use. Filled from `libcuda.so.1`, opened at run time, or by a test that records calls.
 ///
 /// Entry points come from `cuGetProcAddress` with CUDA 12.0 named: the plain symbol of several functions is that of the
 /// first CUDA ever. Source: CUDA Driver API, section 6.32, Driver Entry Point Access.
-public struct DriverFunctions: Sendable {
+package struct DriverFunctions: Sendable {
   package typealias Out<T> = UnsafeMutablePointer<T>
 
   package var initialize: @Sendable (UInt32) -> Status = { _ in 999 }
@@ -56,6 +56,7 @@ public struct DriverFunctions: Sendable {
       Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
     ) -> Status
   package var getCaptureInfo: GetCapture = { _, _, _, _, _, _ in 999 }
+  package var getGraphNodes: @Sendable (Handle?, UnsafeMutableRawPointer?, Out<Int>) -> Status = { _, _, _ in 999 }
   package var instantiateGraph: @Sendable (Out<Handle?>, Handle?, UInt64) -> Status = { _, _, _ in 999 }
   package var launchGraph: @Sendable (Handle?, Handle?) -> Status = { _, _ in 999 }
   package var destroyGraph: @Sendable (Handle?) -> Status = { _ in 999 }
@@ -159,6 +160,8 @@ extension DriverFunctions {
         Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
       ) -> Status
     f.getCaptureInfo = try find("cuStreamGetCaptureInfo", GetCaptureC.self)
+    f.getGraphNodes = try find(
+      "cuGraphGetNodes", (@convention(c) @Sendable (Handle?, UnsafeMutableRawPointer?, Out<Int>) -> Status).self)
     f.instantiateGraph = try find(
       "cuGraphInstantiate", (@convention(c) @Sendable (Out<Handle?>, Handle?, UInt64) -> Status).self)
     f.launchGraph = try find("cuGraphLaunch", TakeTwo.self)

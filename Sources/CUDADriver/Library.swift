@@ -1,15 +1,15 @@
 /// A kernel that the driver has compiled from PTX. It belongs to no context, and is unloaded when it goes.
-public struct Library: ~Copyable, Sendable {
+package struct Library: ~Copyable, Sendable {
   private let functions: DriverFunctions
   private let library: UncheckedHandle
   private let kernel: UncheckedHandle
   /// The entry point.
-  public let name: String
+  package let name: String
 
   /// Compiles PTX, or takes what the driver's own cache keeps from an earlier process.
   ///
   /// - Throws: `CUDAError.rejectedPTX` with the driver's log, `.ptxTooNew`.
-  public init(_ driver: CUDADriver, ptx: String, version: String, kernel name: String) throws(CUDAError) {
+  package init(_ driver: CUDADriver, ptx: String, version: String, kernel name: String) throws(CUDAError) {
     let handles = try Self.load(driver, ptx: ptx, version: version, kernel: name)
     functions = driver.functions
     self.name = name
@@ -46,17 +46,17 @@ public struct Library: ~Copyable, Sendable {
   deinit { if !Fork.hasHappened { _ = functions.unloadLibrary(library.pointer) } }
 
   /// What the driver's compiler made of a kernel.
-  public struct Resources: Hashable, Sendable {
+  package struct Resources: Hashable, Sendable {
     /// Registers of a thread.
-    public let registers: Int
+    package let registers: Int
     /// Bytes of a thread that did not fit registers.
-    public let localBytes: Int
+    package let localBytes: Int
     /// Static shared memory.
-    public let sharedBytes: Int
+    package let sharedBytes: Int
   }
 
   /// What the kernel takes on a GPU.
-  public func resources(on device: CUDADevice) throws(CUDAError) -> Resources {
+  package func resources(on device: CUDADevice) throws(CUDAError) -> Resources {
     func attribute(_ number: Int32) throws(CUDAError) -> Int {
       var value: Int32 = 0
       let status = functions.getKernelAttribute(&value, number, kernel.pointer, device.handle)
@@ -68,7 +68,7 @@ public struct Library: ~Copyable, Sendable {
   }
 
   /// Allows launches with this much dynamic shared memory on a GPU.
-  public func allow(dynamicSharedByteCount: Int, on device: CUDADevice) throws(CUDAError) {
+  package func allow(dynamicSharedByteCount: Int, on device: CUDADevice) throws(CUDAError) {
     // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT in percent
     for (attribute, value) in [(Int32(8), Int32(dynamicSharedByteCount)), (9, 100)] {
       let status = functions.setKernelAttribute(attribute, value, kernel.pointer, device.handle)
@@ -79,7 +79,7 @@ public struct Library: ~Copyable, Sendable {
   /// Puts a launch into a stream. The context of the stream must be current.
   ///
   /// - Parameter arguments: the parameters, each at a multiple of its size, as the kernel's PTX declares them.
-  public func launch(
+  package func launch(
     _ shape: LaunchShape, arguments: UnsafeMutableRawBufferPointer, in stream: StreamHandle
   )
     throws(CUDAError)
@@ -103,9 +103,9 @@ public struct Library: ~Copyable, Sendable {
 }
 
 /// The grid of a launch, and what is special about it.
-public struct LaunchShape: Hashable, Sendable {
+package struct LaunchShape: Hashable, Sendable {
   /// Something special about a launch.
-  public enum Attribute: Hashable, Sendable {
+  package enum Attribute: Hashable, Sendable {
     /// May begin before the launch in front of it has ended; the kernel waits where it must.
     case programmaticStreamSerialization
     /// Blocks that run together and share memory.
@@ -113,16 +113,16 @@ public struct LaunchShape: Hashable, Sendable {
   }
 
   /// Blocks along x.
-  public var blocks: Int
+  package var blocks: Int
   /// Threads of a block.
-  public var threads: Int
+  package var threads: Int
   /// Dynamic shared memory of a block.
-  public var sharedByteCount: Int
+  package var sharedByteCount: Int
   /// None, usually.
-  public var attributes: [Attribute]
+  package var attributes: [Attribute]
 
   /// A one-dimensional grid.
-  public init(blocks: Int, threads: Int, sharedByteCount: Int = 0, attributes: [Attribute] = []) {
+  package init(blocks: Int, threads: Int, sharedByteCount: Int = 0, attributes: [Attribute] = []) {
     self.blocks = blocks
     self.threads = threads
     self.sharedByteCount = sharedByteCount

@@ -1,20 +1,20 @@
 /// A stream that belongs to somebody: ours, or an engine's own.
-public struct StreamHandle: @unchecked Sendable {
+package struct StreamHandle: @unchecked Sendable {
   package let pointer: Handle?
 
   /// A `CUstream` or `cudaStream_t` from elsewhere; nil is the default stream.
-  public init(_ pointer: OpaquePointer?) { self.pointer = pointer }
+  package init(_ pointer: OpaquePointer?) { self.pointer = pointer }
 }
 
 /// Work that the GPU does in order. Its context must be current where it is used.
-public struct Stream: ~Copyable, Sendable {
+package struct Stream: ~Copyable, Sendable {
   private let context: CurrentContext
   private var functions: DriverFunctions { context.functions }
   /// For launches and copies.
-  public let handle: StreamHandle
+  package let handle: StreamHandle
 
   /// A stream that does not wait for the default stream.
-  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+  package init(_ context: borrowing PrimaryContext) throws(CUDAError) {
     let current = context.current
     self.context = current
     handle = try current.use { () throws(CUDAError) in
@@ -27,12 +27,12 @@ public struct Stream: ~Copyable, Sendable {
   deinit { context.giveBack { _ = $0.destroyStream(handle.pointer) } }
 
   /// Waits for all work put in so far; faults of kernels show here.
-  public func synchronize() throws(CUDAError) {
+  package func synchronize() throws(CUDAError) {
     try functions.check(functions.synchronizeStream(handle.pointer), "cuStreamSynchronize")
   }
 
-  /// Keeps what `body` puts into this stream as a graph instead of running it.
-  public func capture(_ body: () throws(CUDAError) -> Void) throws(CUDAError) -> Graph {
+  /// Keeps what `body` puts into this stream as a graph instead of running it; nil where that is nothing.
+  package func capture(_ body: () throws(CUDAError) -> Void) throws(CUDAError) -> Graph? {
     // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     try functions.check(functions.beginCapture(handle.pointer, 1), "cuStreamBeginCapture")
     var failure: CUDAError?
@@ -42,6 +42,9 @@ public struct Stream: ~Copyable, Sendable {
     defer { _ = functions.destroyGraph(graph) }
     if let failure { throw failure }
     try functions.check(ended, "cuStreamEndCapture")
+    var nodes = 0
+    try functions.check(functions.getGraphNodes(graph, nil, &nodes), "cuGraphGetNodes")
+    if nodes == 0 { return nil }
     return try Graph(context, graph)
   }
 }
@@ -50,7 +53,7 @@ extension CUDADriver {
   /// Runs what a capture would otherwise forbid: loading, allocating and waiting, none of which goes into the graph.
   ///
   /// Source: CUDA Driver API, `cuThreadExchangeStreamCaptureMode`.
-  public func duringCaptures<Result: ~Copyable>(
+  package func duringCaptures<Result: ~Copyable>(
     _ body: () throws(CUDAError) -> Result
   ) throws(CUDAError) -> Result {
     // CU_STREAM_CAPTURE_MODE_RELAXED
@@ -62,7 +65,7 @@ extension CUDADriver {
 
   /// The number of the capture that is under way in a stream, which no other one of the process has; nil where there is none. The
   /// stream's context must be current.
-  public func capture(in stream: StreamHandle) throws(CUDAError) -> UInt64? {
+  package func capture(in stream: StreamHandle) throws(CUDAError) -> UInt64? {
     var (status, number) = (Int32(0), UInt64(0))
     try functions.check(
       functions.getCaptureInfo(stream.pointer, &status, &number, nil, nil, nil), "cuStreamGetCaptureInfo")
@@ -71,7 +74,7 @@ extension CUDADriver {
 }
 
 /// Captured work, ready to run again and again at the cost of one launch.
-public struct Graph: ~Copyable, Sendable {
+package struct Graph: ~Copyable, Sendable {
   private let context: CurrentContext
   private var functions: DriverFunctions { context.functions }
   private let executable: UncheckedHandle
@@ -87,19 +90,19 @@ public struct Graph: ~Copyable, Sendable {
   deinit { context.giveBack { _ = $0.destroyExecutableGraph(executable.pointer) } }
 
   /// Puts the work into a stream.
-  public func launch(in stream: StreamHandle) throws(CUDAError) {
+  package func launch(in stream: StreamHandle) throws(CUDAError) {
     try functions.check(functions.launchGraph(executable.pointer, stream.pointer), "cuGraphLaunch")
   }
 }
 
 /// A moment in a stream.
-public struct Event: ~Copyable, Sendable {
+package struct Event: ~Copyable, Sendable {
   private let context: CurrentContext
   private var functions: DriverFunctions { context.functions }
   private let handle: UncheckedHandle
 
   /// An event that keeps time.
-  public init(_ context: borrowing PrimaryContext) throws(CUDAError) {
+  package init(_ context: borrowing PrimaryContext) throws(CUDAError) {
     let current = context.current
     self.context = current
     handle = try current.use { () throws(CUDAError) in
@@ -112,17 +115,17 @@ public struct Event: ~Copyable, Sendable {
   deinit { context.giveBack { _ = $0.destroyEvent(handle.pointer) } }
 
   /// Happens when the stream has done all work before it.
-  public func record(in stream: StreamHandle) throws(CUDAError) {
+  package func record(in stream: StreamHandle) throws(CUDAError) {
     try functions.check(functions.recordEvent(handle.pointer, stream.pointer), "cuEventRecord")
   }
 
   /// Waits until it has happened.
-  public func synchronize() throws(CUDAError) {
+  package func synchronize() throws(CUDAError) {
     try functions.check(functions.synchronizeEvent(handle.pointer), "cuEventSynchronize")
   }
 
   /// Seconds since an earlier event; both must have happened.
-  public func seconds(since start: borrowing Event) throws(CUDAError) -> Double {
+  package func seconds(since start: borrowing Event) throws(CUDAError) -> Double {
     var milliseconds: Float = 0
     let status = functions.getElapsedTime(&milliseconds, start.handle.pointer, handle.pointer)
     try functions.check(status, "cuEventElapsedTime")

@@ -1,46 +1,64 @@
+public import Attention
 package import AttentionKernels
 internal import CPUAttention
 internal import CUDADriver
+public import GPURuntime
 
-/// How a problem will be computed, decided once: make it, print it, run it as often as the shape occurs.
+/// How a problem will be computed, decided once, for all lengths: make it, print it, run it as often as the shape occurs.
 ///
 ///     let plan = try AttentionPlan(problem)
 ///     print(plan)
 ///     try plan.run(queries: q, keys: k, values: v, output: o)
 ///
-/// Any number of tasks may run a plan at once. On a GPU, the first run compiles a kernel; `prepare` does so beforehand.
+/// Over a cache, a call also says how many keys each sequence has:
+///
+///     try plan.run(
+///       queries: q, keys: cachedKeys, values: cachedValues, output: o, entries: CacheEntries(lengths: [7, 16384, 300, 0]))
+///
+/// Any number of tasks may run a plan at once. On a GPU, the first run compiles kernels; `prepare` does so beforehand. Lengths that
+/// are in a GPU's memory stay there: a call never waits for them, and a captured call runs with whatever lengths it finds.
 public struct AttentionPlan: Sendable {
   /// What is computed.
   public let problem: AttentionProblem
   /// Why this device was chosen, as a sentence.
   public let reason: String
-  let path: Path
+  private let path: Path
 
-  enum Path: Sendable {
+  private enum Path: Sendable {
     case cpu(CPUPlan)
+    /// One sequence after the other.
+    case cpuSequences(threads: Int)
     case gpu(GPUPlan)
   }
 
   /// - Parameters:
-  ///   - ordinal: which GPU, as CUDA counts them.
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
-  ///   - tiling: changes to the GPU's tiling, for experiments: `warps=8,stages=3`; see `emit --tiling` of the tool.
+  ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
   ///   the path does not take; `.typeOnDevice` for f32 on a GPU; `.tiling` for changes that are none or that there is no
-  ///   kernel with, and on the CPU.
+  ///   kernel with; `.unsupported` for kernels that are not made for the problem, and for options on the CPU.
   public init(
-    _ problem: AttentionProblem, device: Device = .auto, ordinal: Int = 0, threads: Int? = nil, tiling: String? = nil
+    _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
     self.problem = problem
-    (path, reason) = try device.choose(for: problem.scalarType) { () throws(AttentionError) in
-      .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), changes: tiling))
+    let threads = min(threads ?? .max, WorkerTeam.processors)
+    (path, reason) = try device.choose(for: problem.scalarType) { (ordinal) throws(AttentionError) in
+      .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), kernels))
     } cpu: { () throws(AttentionError) in
-      try Device.refuse(tilingOnCPU: tiling)
-      return .cpu(try CPUPlan(problem, threads: min(threads ?? .max, WorkerTeam.processors)))
+      if let tiling = kernels.tiling {
+        throw .tiling("\(tiling)", reason: "is for the kernels of GPUs; leave it out on the CPU")
+      }
+      if let family = kernels.family {
+        throw .unsupported("The \(family) kernels are for GPUs; leave the choice to the plan on the CPU.")
+      }
+      if problem.hasWholeKeys { return .cpu(try CPUPlan(problem, threads: threads)) }
+      // Refused now if it would be later.
+      _ = try CPUPlan(try problem.sequence(queries: 1, length: 1), threads: 1)
+      return .cpuSequences(threads: threads)
     }
   }
 
-  /// Does what the first run would otherwise do: on a GPU, compiles and loads the kernel.
+  /// Does what the first run would otherwise do: on a GPU, compiles and loads the kernels.
   /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
   public func prepare() throws(AttentionError) {
     if case .gpu(let plan) = path {
@@ -48,51 +66,80 @@ public struct AttentionPlan: Sendable {
     }
   }
 
-  /// Computes the problem on borrowed memory of the host. The CPU copies nothing; for a GPU, the tensors are copied there
-  /// and back.
+  // MARK: - In the host's memory
+
+  /// Computes a call on borrowed memory of the host. The CPU copies nothing but pages, e4m3 numbers and, for parts that are left,
+  /// 16-bit numbers; for a GPU, everything is copied there and the results back: for tests and small things.
   ///
-  /// - Parameters:
-  ///   - queries: `[B, H_q, N_q, D]`; strides of any kind, unit stride along D.
-  ///   - keys: `[B, H_kv, N_k, D]`.
-  ///   - values: `[B, H_kv, N_k, D_v]`.
-  ///   - output: `[B, H_q, N_q, D_v]`; overwritten.
-  ///   - logSumExp: `[B, H_q, N_q]` contiguous f32, natural logarithm, scale included; nil where it is not needed.
-  /// - Throws: `AttentionError` where a view is not what the plan was made for, or the GPU fails.
-  public func run(
-    queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
-    logSumExp: UnsafeMutableBufferPointer<Float>? = nil
-  ) throws(AttentionError) {
-    try problem.check(
-      queries: queries, keys: keys, values: values, output: output, logSumExpCount: logSumExp?.count)
+  /// - Throws: `AttentionError` where a tensor is not what the plan was made for, a number leads out of the cache, or the GPU fails.
+  public func run(_ tensors: AttentionTensors<HostMemory>) throws(AttentionError) {
+    try tensors.check(problem)
+    if problem.batch == 0 || (problem.logSumExpCount == 0 && problem.newKeys == nil) { return }
     switch path {
     case .cpu(let plan):
-      try plan.run(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp)
-    case .gpu(let plan):
-      try plan.run(queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp)
+      try plan.run(
+        queries: tensors.queries, keys: tensors.keys, values: tensors.values, output: tensors.output,
+        logSumExp: tensors.logSumExp)
+    case .cpuSequences(let threads): try HostSequences(problem, tensors, threads: threads).run()
+    case .gpu(let plan): try plan.run(tensors)
     }
   }
 
-  /// Puts the computation on a GPU's memory into a stream and returns at once.
+  /// The same for a call that brings no keys.
   ///
   /// - Parameters:
-  ///   - queries: `[B, H_q, N_q, D]`, as the other tensors in memory of the plan's GPU.
-  ///   - keys: `[B, H_kv, N_k, D]`.
-  ///   - values: `[B, H_kv, N_k, D_v]`.
-  ///   - output: `[B, H_q, N_q, D_v]`; overwritten.
-  ///   - logSumExp: address of `[B, H_q, N_q]` contiguous f32; 0 where it is not needed.
+  ///   - queries: `[B, H_q, N_q, D]`, packed `[1, H_q, total, D]`; strides of any kind, unit stride along D.
+  ///   - keys: `problem.keyShape`: `[B, H_kv, N_k, D]`, or as a cache is.
+  ///   - values: the same with D_v.
+  ///   - output: `problem.outputShape`, such as `[B, H_q, N_q, D_v]`; overwritten.
+  ///   - logSumExp: `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is
+  ///     not needed.
+  ///   - entries: where the keys of each sequence are; nothing of whole keys.
+  public func run(
+    queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
+    logSumExp: UnsafeMutableBufferPointer<Float>? = nil, entries: CacheEntries<HostMemory> = CacheEntries()
+  ) throws(AttentionError) {
+    try run(
+      AttentionTensors(
+        queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp, entries: entries))
+  }
+
+  // MARK: - In a GPU's memory
+
+  /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that the call
+  /// can be captured.
+  ///
+  /// - Parameters:
+  ///   - tensors: where everything is.
+  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; nil where these are 0.
+  ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then need not be
+  ///     zero (`GPU.counters`); nil where they are the workspace's first.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
-  ///   the driver refuses the launch. Faults of the kernel show when the stream is synchronized.
+  ///   the driver refuses the launch. Faults of kernels show when the stream is synchronized.
   public func launch(
-    queries: DeviceTensorView, keys: DeviceTensorView, values: DeviceTensorView, output: DeviceTensorView,
-    logSumExp: UInt64 = 0, stream: OpaquePointer? = nil
+    _ tensors: AttentionTensors<GPUMemory>, workspace: UInt64? = nil, counters: UInt64? = nil,
+    stream: OpaquePointer? = nil
   ) throws(AttentionError) {
-    guard case .gpu(let plan) = path else {
-      throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+    let plan = try onGPU
+    try plan.launch(tensors, workspace: workspace, counters: counters, stream: plan.gpu.handle(stream))
+  }
+
+  /// A workspace for calls of this plan in any stream, ready for the first when this returns. Calls that may run at the same time
+  /// need one each; plans of up to 65536 units (batch x key/value heads x blocks of rows) whose calls follow one another may share
+  /// the largest of theirs.
+  public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
+    try onGPU.gpu.zeroedBuffer(byteCount: max(workspaceByteCount, 16))
+  }
+
+  /// - Throws: where the plan is for the CPU.
+  private var onGPU: GPUPlan {
+    get throws(AttentionError) {
+      guard case .gpu(let plan) = path else {
+        throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+      }
+      return plan
     }
-    try plan.launch(
-      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp,
-      stream: stream.map { StreamHandle($0) } ?? plan.gpu.stream.handle)
   }
 
   /// The GPU of the plan; nil where it is for the CPU.
@@ -100,9 +147,21 @@ public struct AttentionPlan: Sendable {
     if case .gpu(let plan) = path { plan.gpu } else { nil }
   }
 
-  /// How the GPU's kernel cuts its work; nil on the CPU.
-  package var tiling: ForwardTiling? {
-    if case .gpu(let plan) = path { plan.plan.specialization.tiling } else { nil }
+  /// Bytes of the GPU's memory that a call works in; 0 on the CPU, and where a call needs none.
+  public var workspaceByteCount: Int { kernelPlan?.launches.workspaceByteCount ?? 0 }
+
+  /// Bytes of the counters of a call, which are zero between calls; 0 where there are none.
+  public var counterByteCount: Int { kernelPlan?.launches.counterByteCount ?? 0 }
+
+  /// Whether the counters of its workspace are where those of other such plans are.
+  var sharesWorkspaces: Bool { kernelPlan?.launches.sharesWorkspaces ?? true }
+
+  /// How many parts the keys of each sequence are divided into on a GPU, for lengths such as these; nil on the CPU.
+  public func splits(lengths: [Int]) -> [Int]? { kernelPlan?.splits(lengths: lengths) }
+
+  /// What was chosen on a GPU; nil on the CPU.
+  package var kernelPlan: KernelPlan? {
+    if case .gpu(let plan) = path { plan.plan } else { nil }
   }
 
   /// What the driver made of the kernel, after `prepare`.
@@ -121,6 +180,7 @@ extension AttentionPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
+    case .cpuSequences(let threads): "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

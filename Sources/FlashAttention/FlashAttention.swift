@@ -1,2 +1,3 @@
 // `import FlashAttention` brings the vocabulary along: Tensor, TensorView, AttentionMask, AttentionError, ...
 @_exported public import Attention
+@_exported public import GPURuntime

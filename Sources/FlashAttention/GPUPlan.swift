@@ -1,79 +1,126 @@
-internal import AttentionKernels
+internal import Attention
+package import AttentionKernels
 internal import CUDADriver
+internal import GPURuntime
 internal import PTX
 internal import Synchronization
 
-/// A plan on a GPU: the kernel's specialization, its launch, and the loaded kernel once there is one.
+/// A plan on a GPU: its launches, and their kernels once these are loaded.
 final class GPUPlan: Sendable {
-  let plan: ForwardPlan
+  let plan: KernelPlan
   let gpu: GPU
-  private let kernel = Mutex<LoadedKernel?>(nil)
+  private let ready = Mutex<[ReadyLaunch]?>(nil)
 
-  init(_ problem: AttentionProblem, on gpu: GPU, changes: String?) throws(AttentionError) {
+  /// A launch, but for what only a call knows.
+  struct ReadyLaunch: Sendable {
+    let kernel: LoadedKernel
+    let shape: LaunchShape
+    let arguments: ArgumentTemplate
+  }
+
+  init(_ problem: AttentionProblem, on gpu: GPU, _ options: KernelOptions) throws(AttentionError) {
     self.gpu = gpu
-    plan = try ForwardPlan(problem, on: gpu.limits, changes: changes)
+    plan = try KernelPlan(problem, on: gpu.limits, options: options)
   }
 
-  /// Compiles and loads the kernel, unless that was done before.
-  func prepare() throws(CUDAError) -> LoadedKernel {
-    if let loaded = kernel.withLock({ $0 }) { return loaded }
-    let loaded = try gpu.load(plan)
-    kernel.withLock { $0 = loaded }
-    return loaded
-  }
-
-  /// Puts the computation into a stream; nothing is waited for.
-  func launch(
-    queries: DeviceTensorView, keys: DeviceTensorView, values: DeviceTensorView, output: DeviceTensorView,
-    logSumExp: UInt64, stream: StreamHandle
-  ) throws(AttentionError) {
-    let problem = plan.problem
-    try queries.check("queries", isFor: problem.queryShape, problem.scalarType)
-    try keys.check("keys", isFor: problem.keyShape, problem.scalarType)
-    try values.check("values", isFor: problem.valueShape, problem.scalarType)
-    try output.check("output", isFor: problem.outputShape, problem.scalarType, isWritten: true)
-    if logSumExp % 4 != 0 {
-      throw .alignment(
-        tensor: "the log-sum-exp", what: "address", bytes: Int(truncatingIfNeeded: logSumExp), multiple: 4)
+  /// Compiles and loads the kernels, unless that was done before.
+  func prepare() throws(CUDAError) -> [ReadyLaunch] {
+    if let made = ready.withLock({ $0 }) { return made }
+    var made: [ReadyLaunch] = []
+    // Without rows there is nothing to write.
+    for launch in plan.launches.launches where launch.blocks > 0 {
+      made.append(
+        ReadyLaunch(
+          kernel: try gpu.load(launch.kernel, sharedByteCount: launch.sharedByteCount),
+          shape: LaunchShape(
+            blocks: launch.blocks, threads: launch.threads, sharedByteCount: launch.sharedByteCount,
+            attributes: launch.overtakes ? [.programmaticStreamSerialization] : []),
+          arguments: launch.arguments))
     }
-    // No rows, nothing to write.
-    if plan.launch.blocks == 0 { return }
+    let all = made
+    ready.withLock { $0 = all }
+    return all
+  }
+
+  /// Puts a call into a stream; nothing is waited for.
+  func launch(
+    _ tensors: AttentionTensors<GPUMemory>, workspace: UInt64?, counters: UInt64?, stream: StreamHandle
+  ) throws(AttentionError) {
+    try tensors.check(plan.problem)
+    if workspace == nil && plan.launches.workspaceByteCount > 0 {
+      throw .notInThePlan(tensor: "workspace", isMissing: true)
+    }
+    if let workspace, workspace % 16 != 0 {
+      throw .alignment(tensor: "the workspace", what: "address", bytes: Int(truncatingIfNeeded: workspace))
+    }
+    if let counters, counters % 4 != 0 {
+      throw .alignment(tensor: "the counters", what: "address", bytes: Int(truncatingIfNeeded: counters), multiple: 4)
+    }
+    let call = KernelCall(tensors, workspace: workspace ?? 0, counters: counters)
     try gpu.reporting { () throws(CUDAError) in
-      let loaded = try prepare()
-      let arguments = plan.launch.arguments(
-        queries: queries.place, keys: keys.place, values: values.place, output: output.place, logSumExp: logSumExp)
+      let launches = try prepare()
       try gpu.context.use { () throws(CUDAError) in
-        try loaded.library.launch(plan.shape, arguments: arguments, in: stream)
+        for launch in launches {
+          try withUnsafeTemporaryAllocation(
+            byteCount: launch.arguments.byteCount, alignment: 8
+          ) { (buffer) throws(CUDAError) in
+            launch.arguments.write(call, to: buffer)
+            try launch.kernel.library.launch(launch.shape, arguments: buffer, in: stream)
+          }
+        }
       }
     }
   }
 
-  /// Computes on host memory: copies the inputs to the GPU and the results back.
-  func run(
-    queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
-    logSumExp: UnsafeMutableBufferPointer<Float>?
-  ) throws(AttentionError) {
+  /// Computes on host memory: copies everything to the GPU and the results back, cache and all where keys are appended.
+  func run(_ tensors: AttentionTensors<HostMemory>) throws(AttentionError) {
     let problem = plan.problem
-    if problem.logSumExpCount == 0 { return }
-    let (q, k, v) = (
-      try HostCopy.upload(queries, to: gpu), try HostCopy.upload(keys, to: gpu), try HostCopy.upload(values, to: gpu)
-    )
-    let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * problem.scalarType.byteCount, on: gpu)
-    let statistics = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
-    let layout = HostCopy.layout(of: output.readOnly) ?? .bhnd
+    let upload = Upload(to: gpu)
     // Freed in the stream's order, but not before the work is in it.
-    defer { withExtendedLifetime((q, k, v, o, statistics)) {} }
-    try launch(
-      queries: q.view, keys: k.view, values: v.view,
-      output: DeviceTensorView(
-        address: o.address, scalarType: problem.scalarType, shape: problem.outputShape, layout: layout),
-      logSumExp: statistics.address, stream: gpu.stream.handle)
-    try HostCopy.download(o, layout, to: output)
-    if let logSumExp { try statistics.copy(to: UnsafeMutableRawBufferPointer(logSumExp)) }
+    defer { withExtendedLifetime(upload) {} }
+    let (k, v) = (try upload.tensor(tensors.keys), try upload.tensor(tensors.values))
+    let o = try upload.room(problem.outputShape.elementCount * problem.outputType.byteCount)
+    // Parts without keys are not written, but copied back.
+    if problem.leavesParts { try o.fill(0) }
+    let statistics = try upload.room(problem.logSumExpCount * 4)
+    let layout = HostCopy.layout(of: tensors.output.readOnly) ?? .bhnd
+    let output = DeviceTensorView(
+      address: o.address, scalarType: problem.outputType, shape: problem.outputShape, layout: layout)
+    let (queries, entries) = (
+      try upload.tensor(tensors.queries).view, try upload.entries(tensors.entries, problem)
+    )
+    let onGPU: AttentionTensors<GPUMemory>
+    if let new = tensors.newKeys {
+      onGPU = AttentionTensors(
+        queries: queries, keys: k.view, values: v.view, appending: try upload.newKeys(new), output: output,
+        logSumExp: statistics.address, entries: entries)
+    } else {
+      onGPU = AttentionTensors(
+        queries: queries, keys: k.view, values: v.view, output: output, logSumExp: statistics.address,
+        entries: entries)
+    }
+    let bytes = plan.launches.workspaceByteCount
+    let workspace = bytes == 0 ? nil : try gpu.zeroedBuffer(byteCount: bytes)
+    defer { withExtendedLifetime(workspace) {} }
+    try launch(onGPU, workspace: workspace?.address, counters: nil, stream: gpu.stream.handle)
+    if problem.logSumExpCount > 0 {
+      try HostCopy.download(o, layout, to: tensors.output)
+      if let logSumExp = tensors.logSumExp { try statistics.copy(to: UnsafeMutableRawBufferPointer(logSumExp)) }
+    }
+    if tensors.newKeys == nil { return }
+    for (uploaded, view) in [(k.buffer, tensors.keys), (v.buffer, tensors.values)] {
+      // The caller gave it to be written.
+      try HostCopy.download(
+        uploaded, HostCopy.layout(of: view) ?? .bhnd, to: MutableTensorView(mutating: view))
+    }
   }
 
-  /// What the driver made of the kernel, where it is loaded.
-  var resources: Library.Resources? { gpu.loaded(plan)?.resources }
+  /// What the driver made of the kernel that computes the attention, where it is loaded.
+  var resources: Library.Resources? {
+    // Those without blocks are never loaded.
+    guard let ready = ready.withLock({ $0 }), ready.count > plan.launches.main else { return nil }
+    return ready[plan.launches.main].kernel.resources(on: gpu)
+  }
 }
 
 extension GPUPlan: CustomStringConvertible {
@@ -82,42 +129,19 @@ extension GPUPlan: CustomStringConvertible {
     let spilled =
       resources.localBytes == 0
       ? "nothing spilled" : "\(resources.localBytes) bytes spilled, which the plan did not expect"
-    return "\(plan)\ncompiled to \(resources.registers) of \(plan.specialization.tiling.registerBudget) registers a "
-      + "thread, \(spilled)"
+    return
+      "\(plan)\ncompiled to \(resources.registers) of \(plan.launches.attention.registerBudget) registers a thread, "
+      + spilled
   }
 }
 
-extension ForwardPlan {
-  /// The launch's grid.
-  var shape: LaunchShape {
-    LaunchShape(blocks: launch.blocks, threads: specialization.tiling.threads, sharedByteCount: launch.sharedByteCount)
-  }
-}
-
-extension DeviceTensorView {
-  var place: ForwardLaunch.Place { ForwardLaunch.Place(address: address, strides: steps) }
-}
-
-extension Library {
-  /// Puts a launch into a stream, with arguments as the kernel's parameters lie: each at a multiple of its size.
-  func launch(_ shape: LaunchShape, arguments: [Kernel.Argument], in stream: StreamHandle) throws(CUDAError) {
-    // No kernel of ours has more; PTX allows 4096 bytes and more.
-    try withUnsafeTemporaryAllocation(byteCount: 8 * arguments.count, alignment: 8) { (buffer) throws(CUDAError) in
-      var offset = 0
-      func put<T: BitwiseCopyable>(_ value: T) {
-        offset = (offset + MemoryLayout<T>.size - 1) & ~(MemoryLayout<T>.size - 1)
-        buffer.storeBytes(of: value, toByteOffset: offset, as: T.self)
-        offset += MemoryLayout<T>.size
-      }
-      for argument in arguments {
-        switch argument {
-        case .u32(let value): put(value)
-        case .s32(let value): put(value)
-        case .u64(let value), .pointer(let value): put(value)
-        case .f32(let value): put(value)
-        }
-      }
-      try launch(shape, arguments: UnsafeMutableRawBufferPointer(rebasing: buffer[..<offset]), in: stream)
-    }
+extension GPU {
+  /// What plans must know of it.
+  package var limits: GPULimits {
+    GPULimits(
+      name: device.name, target: Target(device.capability), multiprocessors: device.multiprocessors,
+      sharedBytesPerBlock: device.sharedBytesPerBlock,
+      sharedBytesPerMultiprocessor: device.sharedBytesPerMultiprocessor, clock: device.clock,
+      bandwidth: device.bandwidth, cacheBytes: device.cacheBytes, driverVersion: device.driver.version)
   }
 }

@@ -1,23 +1,20 @@
+internal import Attention
+
 /// What a call does before it attends, where it brings keys: writes them to the cache, and turns the queries.
 struct HostAppend {
-  private let problem: CachedAttentionProblem
+  private let problem: AttentionProblem
   private let rotary: RotaryEmbedding?
-  private let new: NewKeyViews
-  private let entries: CacheEntries
+  private let new: NewKeyTensors<HostMemory>
+  private let entries: CacheEntries<HostMemory>
 
-  init(
-    _ problem: CachedAttentionProblem, _ newKeys: CachedAttentionProblem.NewKeys, _ new: NewKeyViews,
-    _ entries: CacheEntries
-  ) {
-    (self.problem, rotary, self.new, self.entries) = (problem, newKeys.rotary, new, entries)
+  init(_ problem: AttentionProblem, _ new: NewKeyTensors<HostMemory>, _ entries: CacheEntries<HostMemory>) {
+    (self.problem, rotary, self.new, self.entries) = (problem, problem.newKeys?.rotary, new, entries)
   }
 
-  private func newKeys(of sequence: Int) -> Range<Int> {
-    new.starts.map { $0[sequence]..<$0[sequence + 1] } ?? 0..<problem.newKeys!.count
-  }
+  private func newKeys(of sequence: Int) -> Range<Int> { entries.newKeys(of: sequence, problem, starts: new.starts) }
 
   /// The entries with the new keys counted.
-  var entriesAfterwards: CacheEntries {
+  var entriesAfterwards: CacheEntries<HostMemory> {
     var after = entries
     after.lengths = (0..<problem.batch).map { entries.rows(of: $0) + newKeys(of: $0).count }
     return after

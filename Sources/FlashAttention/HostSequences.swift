@@ -1,24 +1,43 @@
+internal import Attention
 internal import CPUAttention
 
 /// Attention of sequence after sequence on the CPU, each a problem without a cache.
 struct HostSequences {
-  private let problem: CachedAttentionProblem
+  private let problem: AttentionProblem
   private let threads: Int
-  private let queries, keys, values: TensorView
-  private let entries: CacheEntries
+  private let tensors: AttentionTensors<HostMemory>
+  private var keys: TensorView { tensors.keys }
+  private var values: TensorView { tensors.values }
+  private var entries: CacheEntries<HostMemory> { tensors.entries }
   /// Whether all is computed in f32: some numbers are bytes, and the CPU's kernels know no scales; or parts are left, which are f32.
   private let isWidened: Bool
 
-  init(
-    _ plan: CachedAttentionPlan, queries: TensorView, keys: TensorView, values: TensorView, entries: CacheEntries
-  ) {
-    (problem, threads) = (plan.problem, plan.threads)
-    (self.queries, self.keys, self.values, self.entries) = (queries, keys, values, entries)
+  /// The tensors are what the problem needs.
+  init(_ problem: AttentionProblem, _ tensors: AttentionTensors<HostMemory>, threads: Int) {
+    (self.problem, self.tensors, self.threads) = (problem, tensors, threads)
     isWidened =
-      problem.cacheType == .e4m3 || queries.scalarType == .e4m3 || (problem.leavesParts && problem.scalarType != .f32)
+      problem.cacheType == .e4m3 || tensors.queries.scalarType == .e4m3
+      || (problem.leavesParts && problem.scalarType != .f32)
   }
 
-  func run(output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>?) throws(AttentionError) {
+  /// Appends what the call brings, and attends.
+  func run() throws(AttentionError) {
+    guard let new = tensors.newKeys else { return try attendAll() }
+    let append = HostAppend(problem, new, entries)
+    append.append(to: MutableTensorView(mutating: keys), MutableTensorView(mutating: values))
+    if problem.logSumExpCount == 0 { return }
+    func attend(_ queries: TensorView) throws(AttentionError) {
+      var turned = tensors
+      (turned.queries, turned.entries) = (queries, append.entriesAfterwards)
+      let sequences = HostSequences(problem, turned, threads: threads)
+      try sequences.attendAll()
+    }
+    guard let turned = try append.turned(tensors.queries) else { return try attend(tensors.queries) }
+    try turned.withView { (view) throws(AttentionError) in try attend(view) }
+  }
+
+  private func attendAll() throws(AttentionError) {
+    let (output, logSumExp) = (tensors.output, tensors.logSumExp)
     // The first part has all keys.
     if problem.leavesParts { logSumExp?.update(repeating: -.infinity) }
     for sequence in 0..<problem.batch {
@@ -26,7 +45,7 @@ struct HostSequences {
       if queries.isEmpty { continue }
       let count = max(0, entries.rows(of: sequence) - (entries.leftPadding?[sequence] ?? 0))
       let one = try problem.sequence(queries: queries.count, length: count, type: isWidened ? .f32 : nil)
-      let q = rows(self.queries, of: sequence, queries, one.queryShape)
+      let q = rows(tensors.queries, of: sequence, queries, one.queryShape)
       let own = MutableTensorView(
         base: UnsafeMutableRawPointer(mutating: rows(output.readOnly, of: sequence, queries, one.outputShape).base),
         scalarType: output.scalarType, shape: one.outputShape, strides: output.strides)
@@ -133,7 +152,7 @@ struct HostSequences {
 
   /// The keys or values of a sequence where they lie one after the other; nil on pages.
   private func contiguous(_ cache: TensorView, of sequence: Int, _ shape: TensorShape) -> TensorView? {
-    if case .paged = problem.cache { return nil }
+    if problem.pages != nil { return nil }
     // Without a key there is no row to begin at.
     let base = shape.length == 0 ? cache.base : place(of: 0, head: 0, sequence, in: cache)
     return TensorView(base: base, scalarType: cache.scalarType, shape: shape, strides: cache.strides)
@@ -165,10 +184,13 @@ struct HostSequences {
   }
 }
 
-extension CachedAttentionProblem {
+extension AttentionProblem {
   /// Where a row of a sequence's cache is, in the views of keys and values.
-  func place(ofRow row: Int, _ sequence: Int, _ entries: CacheEntries) -> (batch: Int, token: Int) {
-    switch cache {
+  func place(
+    ofRow row: Int, _ sequence: Int, _ entries: CacheEntries<HostMemory>
+  ) -> (batch: Int, token: Int) {
+    switch storage {
+    case .whole: (sequence, row)
     case .contiguous: (entries.batchIndex?[sequence] ?? sequence, row)
     case .packed: (0, entries.keyStarts![sequence] + row)
     case .paged(_, let pageSize, _): (entries.pageTable![sequence][row / pageSize], row % pageSize)

@@ -1,6 +1,7 @@
+public import Attention
 internal import AttentionKernels
 internal import CUDADriver
-internal import PTX
+public import GPURuntime
 
 #if canImport(Glibc)
   internal import Glibc
@@ -65,12 +66,12 @@ public enum PartialResults {
   ///   - partStride: elements from a part to the next.
   ///   - logSumExps: address of `[S, B, H, s]` contiguous f32.
   ///   - output: `problem.shape` in the problem's type; overwritten.
-  ///   - logSumExp: address of `[B, H, s]` contiguous f32; 0 where it is not needed.
+  ///   - logSumExp: address of `[B, H, s]` contiguous f32; nil where it is not needed.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the launch.
   public static func launch(
     _ problem: PartialResultsProblem, partials: DeviceTensorView, partStride: Int, logSumExps: UInt64,
-    output: DeviceTensorView, logSumExp: UInt64 = 0, on gpu: GPU, stream: OpaquePointer? = nil
+    output: DeviceTensorView, logSumExp: UInt64? = nil, on gpu: GPU, stream: OpaquePointer? = nil
   ) throws(AttentionError) {
     try partials.check("the partial results", isFor: problem.shape, .f32)
     try output.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
@@ -81,30 +82,26 @@ public enum PartialResults {
     if partStride % 4 != 0 {
       throw .alignment(tensor: "the partial results", what: "part stride", bytes: partStride * 4)
     }
-    for (name, address) in [("the log-sum-exps", logSumExps), ("the log-sum-exp", logSumExp)] where address % 4 != 0 {
+    for (name, address) in [("the log-sum-exps", logSumExps), ("the log-sum-exp", logSumExp ?? 0)]
+    where address % 4 != 0 {
       throw .alignment(tensor: name, what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
     }
     try GPULimits.check(combining: problem)
     if problem.rows == 0 { return }
+    let launch = PartialResultsKernel.Launch(
+      problem, partials: partials, partStride: partStride, logSumExps: logSumExps, output: output,
+      logSumExp: logSumExp ?? 0)
     try gpu.reporting { () throws(CUDAError) in
-      let kernel = try gpu.load(PartialResultsPlan(kernel: PartialResultsKernel(output: problem.outputType)))
+      let kernel = try gpu.load(PartialResultsKernel(output: problem.outputType), sharedByteCount: 0)
+      let arguments = launch.arguments
       try gpu.context.use { () throws(CUDAError) in
-        try kernel.library.launch(
-          LaunchShape(blocks: PartialResultsKernel.blocks(problem), threads: PartialResultsKernel.threads),
-          arguments: PartialResultsKernel.arguments(
-            problem, partials: partials.place, partStride: partStride, logSumExps: logSumExps, output: output.place,
-            logSumExp: logSumExp), in: stream.map { StreamHandle($0) } ?? gpu.stream.handle)
+        try withUnsafeTemporaryAllocation(byteCount: arguments.byteCount, alignment: 8) { (buffer) throws(CUDAError) in
+          arguments.write(to: buffer)
+          try kernel.library.launch(
+            LaunchShape(blocks: launch.blocks, threads: PartialResultsKernel.threads), arguments: buffer,
+            in: gpu.handle(stream))
+        }
       }
     }
   }
-}
-
-/// The kernel that puts partial results together.
-private struct PartialResultsPlan: KernelPlan {
-  let partials: PartialResultsKernel
-  init(kernel: PartialResultsKernel) { partials = kernel }
-  var key: KernelKey { .partialResults(partials) }
-  var kernelName: String { partials.name }
-  var sharedByteCount: Int { 0 }
-  func kernel() throws(KernelError) -> Kernel { try partials.kernel() }
 }

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import FlashAttention
 internal import TensorFiles
 

@@ -1,3 +1,4 @@
+import AttentionVerification
 import FlashAttention
 import PTX
 import PTXEmulator
@@ -83,17 +84,23 @@ import Testing
     Clause("pages of 64") { try EmulatedDecoding(lengths: [130, 64], pageSize: 64, capacity: 256) },
     Clause("pages of 1") { try EmulatedDecoding(lengths: [70, 7], pageSize: 1, capacity: 70) },
     Clause("pages of 24") { try EmulatedDecoding(lengths: [130, 7], pageSize: 24, capacity: 144) },
+    Clause("blocks of one warp, whose copies take less rows at a time than the pattern of shared memory has") {
+      try EmulatedDecoding(
+        lengths: [90, 200], heads: 2, group: 8, queries: 2, dimension: 128, capacity: 256,
+        changes: "row-warps=1,groups=1,keys=16")
+    },
     Clause("parts put together by a second launch") {
-      try EmulatedDecoding(lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .secondLaunch)
+      try EmulatedDecoding(
+        lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, target: .sm80, combination: .launchBehind)
     },
     Clause("parts put together by a launch that begins early") {
       try EmulatedDecoding(
-        lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .dependentLaunch)
+        lengths: [500, 3, 0, 77], heads: 2, queries: 2, capacity: 512, combination: .launchBehind)
     },
     Clause("the same, two blocks of rows, D_v 40") {
       try EmulatedDecoding(
         .f16, lengths: [300, 90], group: 5, queries: 30, dimension: 64, valueDimension: 40, capacity: 300,
-        combination: .secondLaunch)
+        target: .sm80, combination: .launchBehind)
     },
     Clause("places in the cache by number") {
       try EmulatedDecoding(lengths: [130, 7, 64], capacity: 130, batchIndex: [4, 0, 2])
@@ -112,7 +119,7 @@ import Testing
     },
     Clause("packed queries, parts put together by a launch behind") {
       try EmulatedDecoding(
-        lengths: [500, 7, 90], heads: 2, queryCounts: [2, 0, 5], capacity: 500, combination: .dependentLaunch)
+        lengths: [500, 7, 90], heads: 2, queryCounts: [2, 0, 5], capacity: 500, combination: .launchBehind)
     },
     Clause("packed queries and keys") {
       try EmulatedDecoding(
@@ -132,7 +139,7 @@ import Testing
       try EmulatedDecoding(lengths: [500, 3, 0, 130], heads: 2, queries: 2, capacity: 512, keysPerSplit: 200)
     },
     Clause("splits of a tile, put together by a launch behind") {
-      try EmulatedDecoding(lengths: [500, 3, 130], capacity: 512, keysPerSplit: 1, combination: .dependentLaunch)
+      try EmulatedDecoding(lengths: [500, 3, 130], capacity: 512, keysPerSplit: 1, combination: .launchBehind)
     },
     Clause("one new key") {
       try EmulatedDecoding(lengths: [130, 7, 0], heads: 2, capacity: 131, new: .init(counts: [1, 1, 1]))
@@ -192,7 +199,8 @@ import Testing
     },
     Clause("an e4m3 cache, D 16, D_v 256") {
       try EmulatedDecoding(
-        lengths: [90], dimension: 16, valueDimension: 256, cacheType: .e4m3, hasScales: true, combination: .secondLaunch
+        lengths: [90], dimension: 16, valueDimension: 256, cacheType: .e4m3, hasScales: true, target: .sm80,
+        combination: .launchBehind
       )
     },
     Clause("e4m3 queries over an e4m3 cache") {
@@ -223,7 +231,8 @@ import Testing
       try EmulatedDecoding(
         lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true,
         mask: .window(left: 40, right: 3),
-        usesForward: true, forwardChanges: "rung=split-kv,warps=4")
+        changes: "rung=split-kv,warps=4",
+        usesForward: true)
     },
     Clause("a cache, queries not packed, places by number") {
       try EmulatedDecoding(
@@ -245,7 +254,7 @@ import Testing
   @Test(arguments: clauses + sequences)
   func isRight(clause: Clause) throws {
     let decoding = try clause.make()
-    let program = Program(try decoding.forward?.kernel() ?? decoding.plan.kernel())
+    let program = Program(try decoding.plan.kernel())
     for schedule in [Schedule.roundRobin, .random(seed: 5)] {
       let outcome = try decoding.run(.init(decode: program), schedule)
       #expect(outcome.passes, "\(outcome.description)")
@@ -265,25 +274,27 @@ import Testing
       (0..<64).allSatisfy { !outcome.written.output[1, 0, 0, $0].isNaN && outcome.written.output[0, 0, 0, $0].isNaN })
   }
 
-  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: small caches have one
-  /// tiling, large ones another.
+  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: caches of up to 4096 keys
+  /// have three tilings at most.
   @Test func fitsEveryGPU() throws {
     for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"].compactMap({ Target($0) }) {
       for dimension in stride(from: 8, through: 256, by: 24) {
         for valueDimension in [8, dimension, 256] {
           for (group, queries) in [(1, 1), (4, 1), (8, 4), (7, 9), (16, 8), (16, 40)] {
             let kernels = try Set(
-              [1, 100, 1 << 20].map { capacity in
-                let problem = try CachedAttentionProblem(
+              [1, 40, 200, 1000, 2000, 4096].map { capacity in
+                let problem = try AttentionProblem(
                   batch: 3, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-                  valueDimension: valueDimension, cache: .contiguous(sequences: 3, capacity: capacity), scalarType: .f16
-                )
-                var specialization = try DecodePlan(problem, on: .typical(of: target)).specialization
+                  valueDimension: valueDimension, keys: .contiguous(sequences: 3, capacity: capacity), scalarType: .f16,
+                  mask: .causal)
+                let plan = try KernelPlan(
+                  problem, on: .typical(of: target), options: KernelOptions(family: DecodeFamily.name))
+                var tiling = try #require(plan.tiling as? DecodeTiling)
                 // Who puts parts together depends on how many there can be.
-                specialization.combination = .lastBlock
-                return specialization
+                tiling.combination = .lastBlock
+                return tiling
               })
-            #expect(kernels.count <= 2, "\(target), D \(dimension), D_v \(valueDimension), \(group) x \(queries)")
+            #expect(kernels.count <= 3, "\(target), D \(dimension), D_v \(valueDimension), \(group) x \(queries)")
           }
         }
       }
@@ -298,10 +309,12 @@ import Testing
       } catch { return "\(error)" }
     }
     func plan(_ type: ScalarType = .bf16, dimension: Int = 128, changes: String? = nil) throws {
-      let problem = try CachedAttentionProblem(
+      let problem = try AttentionProblem(
         batch: 1, queries: 1, queryHeads: 8, keyValueHeads: 2, dimension: dimension,
-        cache: .contiguous(sequences: 1, capacity: 4096), scalarType: type)
-      _ = try DecodePlan(problem, on: .typical(of: .sm90), changes: changes)
+        keys: .contiguous(sequences: 1, capacity: 4096), scalarType: type, mask: .causal)
+      _ = try KernelPlan(
+        problem, on: .typical(of: .sm90),
+        options: KernelOptions(family: DecodeFamily.name, tiling: try changes.map { try TilingChanges($0) }))
     }
     #expect(
       sentence { try plan(.f32) }
@@ -318,9 +331,9 @@ import Testing
         "bytes of shared memory; a block of this GPU has 232448"))
     #expect(
       sentence {
-        _ = try CachedAttentionProblem(
+        _ = try AttentionProblem(
           batch: 1, queries: 1, queryHeads: 8, keyValueHeads: 3, dimension: 64,
-          cache: .paged(pages: 4, pageSize: 0, pagesPerSequence: 2), scalarType: .f16)
+          keys: .paged(pages: 4, pageSize: 0, pagesPerSequence: 2), scalarType: .f16, mask: .causal)
       } == "The page size of the cache is 0; it must be at least 1.")
   }
 
@@ -342,13 +355,17 @@ import Testing
   /// An even share is 17 tiles of 9 a unit; with 18 no unit has parts.
   @Test func sharesAreWholeInTheKernel() throws {
     let decoding = try EmulatedDecoding(
-      lengths: [Int](repeating: 576, count: 30), group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+      lengths: [Int](repeating: 576, count: 30), group: 1, dimension: 16, capacity: 576, multiprocessors: 16,
+      changes: "groups=4,keys=16,stages=3,blocks=1")
     let outcome = try decoding.run()
-    #expect(outcome.passes && decoding.plan.shares(lengths: [Int](repeating: 576, count: 30)).tilesOfBlock == 18)
+    #expect(
+      outcome.passes
+        && decoding.plan.launches.sharing?.shares(lengths: [Int](repeating: 576, count: 30)).tilesOfBlock == 18)
     #expect(outcome.counters.traffic["workspace"]?.bytesWritten ?? 0 == 0)
     // Where one has a tile less, the units differ, and some have parts.
     let ragged = try EmulatedDecoding(
-      lengths: [Int](repeating: 576, count: 29) + [512], group: 1, dimension: 16, capacity: 576, multiprocessors: 16)
+      lengths: [Int](repeating: 576, count: 29) + [512], group: 1, dimension: 16, capacity: 576, multiprocessors: 16,
+      changes: "groups=4,keys=16,stages=3,blocks=1")
     let raggedOutcome = try ragged.run()
     #expect(raggedOutcome.passes)
     #expect(try #require(raggedOutcome.counters.traffic["workspace"]).bytesWritten > 0)
@@ -358,11 +375,12 @@ import Testing
   @Test(arguments: [[700, 60], [1000], [5, 5, 900, 0, 300], [128, 128, 128, 128]], [nil, 90] as [Int?])
   func sharesAsTheRuleSays(lengths: [Int], left: Int?) throws {
     let decoding = try EmulatedDecoding(
-      lengths: lengths, heads: 2, capacity: 1000, mask: .window(left: left, right: 0), combination: .secondLaunch)
+      lengths: lengths, heads: 2, capacity: 1000, mask: .window(left: left, right: 0), target: .sm80,
+      combination: .launchBehind)
     let splits = decoding.plan.splits(lengths: lengths)
     let outcome = try decoding.run()
     let rows = decoding.problem.groupSize
-    let part = rows * decoding.problem.valueDimension * 4 + decoding.plan.specialization.tiling.rows * 4
+    let part = rows * decoding.problem.valueDimension * 4 + (decoding.plan.tiling as! DecodeTiling).rows * 4
     let written = try #require(outcome.counters.traffic["workspace"]).bytesWritten
     // Of a sequence's two units, one may have a part less than the other, or be whole.
     let most = splits.reduce(0) { $0 + ($1 > 1 ? 2 * $1 : 0) }
@@ -379,8 +397,8 @@ import Testing
   }
 
   /// With splits of a fixed length, a sequence's result has the same bits whatever else is in its batch, and on whatever grid.
-  @Test(arguments: [DecodeSpecialization.Combination.lastBlock, .dependentLaunch])
-  func fixedSplitsDoNotDependOnTheBatch(combination: DecodeSpecialization.Combination) throws {
+  @Test(arguments: [DecodeTiling.Combination.lastBlock, .launchBehind])
+  func fixedSplitsDoNotDependOnTheBatch(combination: DecodeTiling.Combination) throws {
     func bits(_ lengths: [Int], multiprocessors: Int, keysPerSplit: Int? = 200) throws -> [UInt16] {
       let decoding = try EmulatedDecoding(
         lengths: lengths, heads: 2, queries: 2, capacity: 1000, keysPerSplit: keysPerSplit,
@@ -485,9 +503,10 @@ import Testing
     #expect(survivors.isEmpty, "\(survivors)")
   }
 
-  @Test(arguments: [DecodeSpecialization.Combination.secondLaunch, .dependentLaunch])
-  func everyMutationOfTheSecondLaunchIsCaught(combination: DecodeSpecialization.Combination) throws {
-    let decoding = try EmulatedDecoding(lengths: [700, 60], capacity: 700, combination: combination)
+  @Test(arguments: [Target.sm80, .sm90])
+  func everyMutationOfTheSecondLaunchIsCaught(target: Target) throws {
+    let decoding = try EmulatedDecoding(
+      lengths: [700, 60], capacity: 700, target: target, combination: .launchBehind)
     let kernel = try #require(try decoding.plan.combineKernel())
     #expect(Mutation.all(of: kernel).count >= 1)
     let survivors = Mutation.survivors(of: kernel) { (program, schedule) throws(Hazard) in

@@ -1,5 +1,6 @@
 import Attention
 import AttentionKernels
+import AttentionVerification
 import PTX
 import PTXEmulator
 
@@ -12,7 +13,7 @@ struct EmulatedAttention {
   var rowGap = 0
   /// The distance between batches in elements, where it is not what the layout makes it.
   var batchStride: Int?
-  var plan: ForwardPlan
+  var plan: KernelPlan
   /// Whether the kernel is given a place for the log-sum-exp.
   var wantsLogSumExp = true
   /// One NaN in query 0 of every head.
@@ -23,7 +24,8 @@ struct EmulatedAttention {
     tiling: String = "", on target: Target = .sm90
   ) throws {
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
-    plan = try ForwardPlan(problem, on: .typical(of: target), changes: tiling.isEmpty ? nil : tiling)
+    plan = try KernelPlan(
+      problem, on: .typical(of: target), options: KernelOptions(tiling: tiling.isEmpty ? nil : TilingChanges(tiling)))
   }
 
   /// The same computed with another tiling, and in another type.
@@ -32,8 +34,14 @@ struct EmulatedAttention {
     other.problem = try AttentionProblem(
       queries: problem.queryShape, keys: problem.keyShape, values: problem.valueShape, scalarType: type,
       mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
-    other.plan = try ForwardPlan(other.problem, on: .typical(of: target)) { _ in tiling }
+    other.plan = try KernelPlan(other.problem, on: .typical(of: target), tiling, of: ForwardFamily.self)
     return other
+  }
+
+  /// Whether no access of the kernel to shared memory has bank conflicts.
+  var isConflictFree: Bool {
+    (plan.launches.attention.kernel as? ForwardKernel).map { SharedMemoryPlan($0.specialization).isConflictFree }
+      ?? false
   }
 
   private func strides(of shape: TensorShape) -> TensorStrides {
@@ -71,7 +79,7 @@ struct EmulatedAttention {
     func bits(_ value: Float) -> UInt16 { type == .f16 ? Float16(value).bitPattern : BFloat16(value).bitPattern }
     func place(
       _ name: String, _ number: Int, _ shape: TensorShape, _ access: GlobalMemory.Access
-    ) -> ForwardLaunch.Place {
+    ) -> DeviceTensorView {
       let strides = strides(of: shape)
       let count = max(
         (shape.batch - 1) * strides.batch
@@ -93,16 +101,14 @@ struct EmulatedAttention {
           }
         }
       }
-      return ForwardLaunch.Place(address: base, strides: strides)
+      return DeviceTensorView(address: base, scalarType: type, shape: shape, strides: strides)
     }
     let (q, k) = (place("q", 1, problem.queryShape, .readOnly), place("k", 2, problem.keyShape, .readOnly))
     let (v, o) = (place("v", 3, problem.valueShape, .readOnly), place("o", 4, problem.outputShape, .readWrite))
     let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
-    let launch = Launch(
-      blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount,
-      arguments: plan.launch.arguments(queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : 0))
-    let counters = try Emulator.run(
-      program ?? Program(try! plan.kernel()), launch, memory: memory, schedule: schedule)
+    let tensors = AttentionTensors<GPUMemory>(
+      queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil)
+    let counters = try plan.launches.emulate(KernelCall(tensors), memory: memory, schedule: schedule) { _ in program }
 
     func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
       try! Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }
@@ -120,7 +126,8 @@ struct EmulatedAttention {
               plain.set(
                 PlainAttention.head(
                   h, batch: b, of: problem, queries: qs, keys: ks, values: vs,
-                  sums: plan.specialization.tiling.sums == .f16 ? .half : .rounded), batch: b, head: h, of: problem)
+                  sums: (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .rounded), batch: b, head: h,
+                of: problem)
             }
           }
         }
@@ -175,4 +182,14 @@ func problem(
   return try AttentionProblem(
     queries: TensorShape(batch: batch, heads: heads * group, length: queries, dimension: dimension), keys: keyShape,
     values: valueShape, scalarType: type, mask: mask, scale: scale, softcap: softcap)
+}
+
+extension KernelPlan {
+  /// The kernel that computes the attention.
+  func kernel() throws(KernelError) -> Kernel { try launches.attention.kernel.kernel() }
+  /// The kernel that puts parts together; nil where there is none.
+  func combineKernel() throws(KernelError) -> Kernel? {
+    for launch in launches.launches where launch.kernel is CombineKernel { return try launch.kernel.kernel() }
+    return nil
+  }
 }

@@ -1,4 +1,5 @@
 import AttentionKernels
+import AttentionVerification
 import FlashAttention
 import PTX
 import PTXEmulator
@@ -7,10 +8,8 @@ import PTXEmulator
 /// reference.
 struct EmulatedDecoding {
   let scenario: CacheScenario
-  var plan: DecodePlan
-  /// The kernels of whole problems, where these compute the call.
-  var forward: ForwardPlan?
-  var problem: CachedAttentionProblem { scenario.problem }
+  var plan: KernelPlan
+  var problem: AttentionProblem { scenario.problem }
 
   /// Keys that a call brings: of each sequence, or packed; and how they are turned.
   struct New {
@@ -31,12 +30,12 @@ struct EmulatedDecoding {
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
     target: Target = .sm90,
-    multiprocessors: Int = 5, combination: DecodeSpecialization.Combination? = .lastBlock, changes: String? = nil,
-    usesForward: Bool = false, forwardChanges: String? = nil, seed: UInt64 = 1
+    multiprocessors: Int = 5, combination: DecodeTiling.Combination? = .lastBlock, changes: String? = nil,
+    usesForward: Bool = false, seed: UInt64 = 1
   ) throws {
     let batch = lengths.count
     func starts(_ counts: [Int]) -> [Int] { counts.reduce(into: [0]) { $0.append($0.last! + $1) } }
-    var cache = CachedAttentionProblem.Cache.contiguous(
+    var cache = AttentionProblem.KeyStorage.contiguous(
       sequences: (batchIndex.map { $0.max()! + 1 } ?? batch) + 1, capacity: capacity)
     var pageTable: [[Int]]?
     if let pageSize {
@@ -53,28 +52,33 @@ struct EmulatedDecoding {
       cache = .packed(total: lengths.reduce(0, +), longest: lengths.max()!)
     }
     let newKeys = new.map {
-      CachedAttentionProblem.NewKeys(
+      AttentionProblem.NewKeys(
         $0.counts.max()!, packedTotal: $0.isPacked ? $0.counts.reduce(0, +) : nil, rotary: $0.rotary)
     }
-    let problem = try CachedAttentionProblem(
+    let problem = try AttentionProblem(
       batch: batch, queries: queryCounts?.max() ?? queries, packedQueries: queryCounts?.reduce(0, +),
       queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension,
-      cache: cache,
+      keys: cache,
       hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType,
       cacheType: cacheType,
       mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit, leavesParts: leavesParts)
     func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
     scenario = CacheScenario(
       problem,
-      CacheEntries(
+      CacheEntries<HostMemory>(
         lengths: lengths, batchIndex: batchIndex, leftPadding: leftPadding, pageTable: pageTable,
         queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths) : nil,
         queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7)),
       newStarts: new?.isPacked == true ? starts(new!.counts) : nil, positions: new?.positions, seed: seed)
     var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
-    plan = try DecodePlan(problem, on: gpu, combination: combination, changes: changes)
-    if usesForward { forward = try ForwardPlan(problem, on: gpu, changes: forwardChanges) }
+    var all = changes.map { [$0] } ?? []
+    if let combination, !usesForward, !leavesParts { all.append("combine=\(combination.rawValue)") }
+    plan = try KernelPlan(
+      problem, on: gpu,
+      options: KernelOptions(
+        family: usesForward ? ForwardFamily.name : DecodeFamily.name,
+        tiling: all.isEmpty ? nil : try TilingChanges(all.joined(separator: ","))))
   }
 
   struct Outcome {
@@ -102,7 +106,7 @@ struct EmulatedDecoding {
       (lengths, batchIndex, leftPadding) = (entries.lengths, entries.batchIndex, entries.leftPadding)
       (queryStarts, keyStarts) = (entries.queryStarts, entries.keyStarts)
       (newStarts, positions) = (scenario.newStarts, scenario.positions)
-      guard case .paged(_, _, let perSequence) = scenario.problem.cache else { return }
+      guard let perSequence = scenario.problem.pages?.perSequence else { return }
       // The others' entries would lead anywhere.
       pageTable = entries.pageTable!.flatMap { list in
         (0..<perSequence).map { $0 < list.count ? list[$0] : 1 << 30 }
@@ -138,17 +142,18 @@ struct EmulatedDecoding {
     let memory = GlobalMemory()
     let written = given == nil ? GlobalMemory.Access.readWrite : .anyOrder
     let (entries, lists) = (scenario.entries, given ?? Lists(scenario))
-    func put(_ name: String, _ tensor: Tensor, isWritten: Bool = false) -> ForwardLaunch.Place {
+    func put(_ name: String, _ tensor: Tensor, isWritten: Bool = false) -> DeviceTensorView {
       let address = tensor.withBytes {
         memory.allocate(name, $0.isEmpty ? [0] : Array($0), access: isWritten ? written : .readOnly)
       }
-      return ForwardLaunch.Place(address: address, strides: tensor.layout.strides(of: tensor.shape))
+      return DeviceTensorView(
+        address: address, scalarType: tensor.scalarType, shape: tensor.shape, layout: tensor.layout)
     }
-    func words(_ name: String, _ values: [Int]?) -> UInt64 {
-      values.map { memory.allocate(name, $0.map { UInt32(bitPattern: Int32($0)) }, access: .readOnly) } ?? 0
+    func words(_ name: String, _ values: [Int]?) -> UInt64? {
+      values.map { memory.allocate(name, $0.map { UInt32(bitPattern: Int32($0)) }, access: .readOnly) }
     }
-    func floats(_ name: String, _ values: [Float]?) -> UInt64 {
-      values.map { memory.allocate(name, $0, access: .readOnly) } ?? 0
+    func floats(_ name: String, _ values: [Float]?) -> UInt64? {
+      values.map { memory.allocate(name, $0, access: .readOnly) }
     }
     let appends = problem.newKeys != nil
     let (keys, values) = (scenario.keys, scenario.values)
@@ -156,97 +161,48 @@ struct EmulatedDecoding {
     let output = memory.allocate("o", byteCount: max(outputBytes, 2), access: written)
     // A part without keys may hold anything: NaN.
     if problem.leavesParts { memory.write([UInt8](repeating: 0xff, count: outputBytes), to: output) }
-    let workspace = memory.allocate("workspace", byteCount: max(plan.launch.workspaceByteCount, 16), access: written)
-    memory.write([UInt8](repeating: 0, count: plan.launch.arrivalByteCount), to: workspace)
-    var places = DecodeLaunch.Places(
-      queries: put("q", scenario.queries), keys: put("k", keys, isWritten: appends),
-      values: put("v", values, isWritten: appends),
-      output: ForwardLaunch.Place(
-        address: output, strides: TensorLayout.bnhd.strides(of: problem.outputShape)),
-      lengths: words("lengths", lists.lengths),
-      workspace: workspace)
-    places.logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: written)
-    places.batchIndex = words("batch_index", lists.batchIndex)
-    places.leftPadding = words("left_padding", lists.leftPadding)
-    places.queryStarts = words("query_starts", lists.queryStarts)
-    places.keyStarts = words("key_starts", lists.keyStarts)
-    places.queryScales = floats("query_scales", entries.queryScales)
-    places.keyScales = floats("key_scales", entries.keyScales)
-    places.valueScales = floats("value_scales", entries.valueScales)
-    places.pageTable = words("page_table", lists.pageTable)
+    let launches = plan.launches
+    let workspace = memory.allocate("workspace", byteCount: max(launches.workspaceByteCount, 16), access: written)
+    memory.write([UInt8](repeating: 0, count: launches.counterByteCount), to: workspace)
+    let cacheEntries = CacheEntries<GPUMemory>(
+      lengths: words("lengths", lists.lengths), batchIndex: words("batch_index", lists.batchIndex),
+      leftPadding: words("left_padding", lists.leftPadding), pageTable: words("page_table", lists.pageTable),
+      queryStarts: words("query_starts", lists.queryStarts), keyStarts: words("key_starts", lists.keyStarts),
+      queryScales: floats("query_scales", entries.queryScales), keyScales: floats("key_scales", entries.keyScales),
+      valueScales: floats("value_scales", entries.valueScales))
+    let (q, k, v) = (
+      put("q", scenario.queries), put("k", keys, isWritten: appends), put("v", values, isWritten: appends)
+    )
+    let o = DeviceTensorView(
+      address: output, scalarType: problem.outputType, shape: problem.outputShape, layout: .bnhd)
+    let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: written)
+    var tensors = AttentionTensors<GPUMemory>(
+      queries: q, keys: k, values: v, output: o, logSumExp: lse, entries: cacheEntries)
     if appends {
-      var new = DecodeLaunch.NewKeyPlaces(
-        keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues))
-      new.starts = words("new_starts", lists.newStarts)
-      new.positions = words("positions", lists.positions)
+      var new = NewKeyTensors<GPUMemory>(
+        keys: put("new_k", scenario.newKeys), values: put("new_v", scenario.newValues),
+        starts: words("new_starts", lists.newStarts), positions: words("positions", lists.positions))
       if let tables = scenario.rotaryTables {
-        (new.cosines, new.sines) = (put("cosines", tables.cosines).address, put("sines", tables.sines).address)
+        new.rotary = (put("cosines", tables.cosines), put("sines", tables.sines))
       }
-      places.newKeys = new
+      tensors = AttentionTensors(
+        queries: q, keys: k, values: v, appending: new, output: o, logSumExp: lse, entries: cacheEntries)
     }
     var counters = Counters()
-    for _ in 0..<calls { counters = try call(places, programs, memory, schedule) }
-    return outcome(counters, places, memory)
-  }
-
-  /// The launches of a call; their counters together.
-  private func call(
-    _ places: DecodeLaunch.Places, _ programs: Programs, _ memory: GlobalMemory, _ schedule: Schedule
-  ) throws(Hazard) -> Counters {
-    if let forward {
-      let sequences = ForwardLaunch.Sequences(
-        queryStarts: places.queryStarts, keyStarts: places.keyStarts, queryCounts: places.queryCounts,
-        keyCounts: places.lengths, batchIndex: places.batchIndex)
-      return try Emulator.run(
-        programs.decode ?? Program(try! forward.kernel()),
-        Launch(
-          blocks: (forward.launch.blocks, 1, 1), dynamicSharedByteCount: forward.launch.sharedByteCount,
-          arguments: forward.launch.arguments(
-            queries: places.queries, keys: places.keys, values: places.values, output: places.output,
-            logSumExp: places.logSumExp, sequences: sequences)), memory: memory, schedule: schedule)
-    }
-    var all: [Counters] = []
-    // Kernels of valid plans can be built.
-    if let preparation = plan.preparationKernel() {
-      all.append(
-        try Emulator.run(
-          programs.preparation ?? Program(try! preparation.kernel()),
-          Launch(
-            blocks: (plan.launch.preparationBlocks, 1, 1), arguments: plan.launch.preparationArguments(problem, places)),
-          memory: memory, schedule: schedule))
-    }
-    let arguments = plan.launch.arguments(places)
-    if plan.launch.blocks > 0 {
-      all.append(
-        try Emulator.run(
-          programs.decode ?? Program(try! plan.kernel()),
-          Launch(
-            blocks: (plan.launch.blocks, 1, 1), dynamicSharedByteCount: plan.launch.sharedByteCount,
-            arguments: arguments,
-            isDependent: plan.specialization.waitsForPreparation), memory: memory, schedule: schedule,
-          residentBlocks: plan.launch.blocks))
-    }
-    if plan.launch.combineBlocks > 0 {
-      all.append(
-        try Emulator.run(
-          programs.combine ?? Program(try! plan.combineKernel()!),
-          Launch(
-            blocks: (plan.launch.combineBlocks, 1, 1), arguments: arguments,
-            isDependent: plan.specialization.combination == .dependentLaunch), memory: memory, schedule: schedule))
-    }
-    var sum = all.first ?? Counters()
-    for counters in all.dropFirst() {
-      sum.bankConflicts += counters.bankConflicts
-      for (name, traffic) in counters.traffic {
-        sum.traffic[name, default: .init()].bytesRead += traffic.bytesRead
-        sum.traffic[name, default: .init()].sectorsRead += traffic.sectorsRead
-        sum.traffic[name, default: .init()].bytesWritten += traffic.bytesWritten
+    for _ in 0..<calls {
+      counters = try launches.emulate(KernelCall(tensors, workspace: workspace), memory: memory, schedule: schedule) {
+        switch $0 {
+        case is PreparationKernel: programs.preparation
+        case is CombineKernel: programs.combine
+        default: programs.decode
+        }
       }
     }
-    return sum
+    return outcome(counters, tensors, memory)
   }
 
-  private func outcome(_ counters: Counters, _ places: DecodeLaunch.Places, _ memory: GlobalMemory) -> Outcome {
+  private func outcome(_ counters: Counters, _ tensors: AttentionTensors<GPUMemory>, _ memory: GlobalMemory) -> Outcome
+  {
     func read(_ address: UInt64, _ shape: TensorShape, _ type: ScalarType) -> Tensor {
       let bytes = shape.elementCount * type.byteCount
       let all = memory.read(UInt8.self, count: bytes, from: address)
@@ -257,13 +213,13 @@ struct EmulatedDecoding {
         }
       }
     }
-    let output = read(places.output.address, problem.outputShape, problem.outputType)
+    let output = read(tensors.output.address, problem.outputShape, problem.outputType)
     let statistics =
-      memory.read(Float.self, count: problem.logSumExpCount, from: places.logSumExp)
+      memory.read(Float.self, count: problem.logSumExpCount, from: tensors.logSumExp!)
       ?? [Float](repeating: .nan, count: problem.logSumExpCount)
     let (keys, values) = (
-      read(places.keys.address, problem.keyShape, problem.cacheType),
-      read(places.values.address, problem.valueShape, problem.cacheType)
+      read(tensors.keys.address, problem.keyShape, problem.cacheType),
+      read(tensors.values.address, problem.valueShape, problem.cacheType)
     )
     return keys.withView { k in
       values.withView { v in

@@ -1,9 +1,9 @@
 import Attention
 import AttentionKernels
+import AttentionVerification
 import PTX
 import PTXEmulator
 import Testing
-import flash_attention
 
 /// The kernel on the emulator: right, without a hazard, and with counters that prove what is claimed for it.
 @Suite struct ForwardKernelTests {
@@ -225,7 +225,7 @@ import flash_attention
   @Test func takesMoreThan65535HeadsTimesBatch() throws {
     let attention = try EmulatedAttention(
       problem(batch: 3, heads: 22_000, queries: 1, keys: 1, dimension: 8), tiling: "warps=2,keys=16,row-tiles=1")
-    #expect(attention.plan.launch.blocks == 66_000)
+    #expect(attention.plan.launches.attention.blocks == 66_000)
     #expect(try attention.run().passes)
   }
 
@@ -235,9 +235,9 @@ import flash_attention
     for number in part * 16..<part * 16 + 16 {
       let test = VerificationCase(seed: 3, number: number, kernels: 64)
       if test.problem.flops > 4e8 { continue }
-      let plan = try ForwardPlan(test.problem, on: .typical(of: .sm90))
+      let plan = try KernelPlan(test.problem, on: .typical(of: .sm90))
       let emulation = test.emulation(of: plan)
-      if plan.launch.blocks > 0 {
+      if plan.launches.attention.blocks > 0 {
         _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)
       }
       let outcome = test.judge(try #require(emulation.result))

@@ -1,8 +1,8 @@
 import Attention
 import AttentionKernels
+import AttentionVerification
 import PTX
 import Testing
-import flash_attention
 
 /// What a plan chooses, and what it refuses.
 @Suite struct ForwardPlanTests {
@@ -18,8 +18,9 @@ import flash_attention
   /// No length, stride or pointer reaches the text of a kernel: decoding from 1 to 4096 keys takes one, and so do
   /// prompts of all lengths but the shortest.
   @Test func fewKernelsServeAllLengths() throws {
-    func kernels(_ lengths: StrideThrough<Int>, _ make: (Int) throws -> AttentionProblem) rethrows -> Int {
-      try Set(lengths.map { try ForwardPlan(make($0), on: h200).specialization }).count
+    func kernels(_ lengths: StrideThrough<Int>, _ make: (Int) throws -> AttentionProblem) throws -> Int {
+      try Set(lengths.map { try #require(KernelPlan(make($0), on: h200).launches.attention.kernel as? ForwardKernel) })
+        .count
     }
     #expect(
       try kernels(stride(from: 1, through: 4096, by: 1)) {
@@ -30,7 +31,7 @@ import flash_attention
         try problem(.bf16, heads: 8, queries: $0, keys: $0, dimension: 128, mask: .causal)
       } <= 3)
     let (short, long) = (try problem(batch: 2, keys: 100, scale: 0.3), try problem(batch: 7, keys: 10000, scale: 0.4))
-    let texts = try [short, long].map { try ForwardPlan($0, on: h200).kernel().text() }
+    let texts = try [short, long].map { try KernelPlan($0, on: h200).kernel().text() }
     #expect(texts[0] == texts[1])
   }
 
@@ -41,13 +42,14 @@ import flash_attention
         for valueDimension in [8, dimension, 1024] {
           for queries in [1, 100, 4096] {
             let plan = try #require(
-              try? ForwardPlan(
+              try? KernelPlan(
                 problem(queries: queries, keys: 4096, dimension: dimension, valueDimension: valueDimension), on: gpu),
               "\(target) \(dimension) \(valueDimension) \(queries)")
-            #expect(plan.launch.sharedByteCount <= gpu.sharedBytesPerBlock)
-            let tiling = plan.specialization.tiling
+            #expect(plan.launches.attention.sharedByteCount <= gpu.sharedBytesPerBlock)
+            let tiling = try #require(plan.tiling as? ForwardTiling)
             #expect(
-              tiling.blocksPerMultiprocessor * (plan.launch.sharedByteCount + 1024) <= gpu.sharedBytesPerMultiprocessor)
+              tiling.blocksPerMultiprocessor * (plan.launches.attention.sharedByteCount + 1024)
+                <= gpu.sharedBytesPerMultiprocessor)
           }
         }
       }
@@ -55,30 +57,33 @@ import flash_attention
   }
 
   @Test func saysWhatItChose() throws {
-    let plan = try ForwardPlan(problem(.bf16, heads: 8, queries: 8192, keys: 8192, mask: .causal), on: h200)
+    let plan = try KernelPlan(problem(.bf16, heads: 8, queries: 8192, keys: 8192, mask: .causal), on: h200)
     #expect(
       "\(plan)" == """
         GPU, H200 or the like: attention_bf16_d64_right_128x96_warps4_stages2_q
         split-q, 2 stages: tiles of 128 rows x 96 keys, 4 warps, Q in registers; 512 blocks, 64 KB of shared memory each
+        The forward kernels, at 245.0 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=3,\
+        queries=registers,blocks=2), 1.0 times as long.
         """)
   }
 
   @Test func refusesInSentences() throws {
     #expect(
-      sentence { _ = try ForwardPlan(problem(.f32), on: h200) }
+      sentence { _ = try KernelPlan(problem(.f32), on: h200) }
         == "The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU.")
     #expect(
-      sentence { _ = try ForwardPlan(problem(dimension: 1032), on: h200) }
+      sentence { _ = try KernelPlan(problem(dimension: 1032), on: h200) }
         == "The head dimension of queries and keys is 1032; the GPU path takes multiples of 8 from 8 to 1024. Pad the "
         + "dimension with zeros up to the next multiple (and keep the scale).")
     #expect(
-      sentence { _ = try ForwardPlan(problem(keys: 1 << 31, dimension: 8), on: h200) }
+      sentence { _ = try KernelPlan(problem(keys: 1 << 31, dimension: 8), on: h200) }
         == "keys is 2147483648; the GPU's kernels count to 1073741824. Split the batch, or use the CPU.")
     #expect(
       sentence {
-        _ = try ForwardPlan(
+        _ = try KernelPlan(
           problem(dimension: 256), on: h200,
-          changes: "rung=split-q,warps=16,row-tiles=1,keys=128,stages=2,queries=shared")
+          options: KernelOptions(
+            tiling: try TilingChanges("rung=split-q,warps=16,row-tiles=1,keys=128,stages=2,queries=shared")))
       }
         == "The tiling (split-q, 2 stages: tiles of 256 rows x 128 keys, 16 warps, Q in shared memory) needs 393216 bytes of "
         + "shared memory; a block of this GPU has 232448.")
@@ -91,10 +96,16 @@ import flash_attention
   /// Every candidate can be had again from its text, whatever the plan would have chosen.
   @Test func tilingsAreWrittenAsText() throws {
     for dimension in [64, 512] {
-      let other = try ForwardPlan(problem(dimension: 576 - dimension), on: h200).specialization.tiling
+      let plan = try KernelPlan(problem(dimension: 576 - dimension), on: h200)
+      let other = try #require(plan.tiling as? ForwardTiling)
       for rung in Rung.allCases {
-        let choice = TilingChoice(try problem(queries: 512, dimension: dimension), inputs: .f16, on: h200, rung: rung)
-        for candidate in choice.ranked { #expect(other.changed(by: candidate.tiling.changes) == candidate.tiling) }
+        let choice = Choice(
+          try problem(queries: 512, dimension: dimension), on: h200, among: ForwardFamily.tilings(of: rung),
+          of: ForwardFamily.self)
+        for candidate in choice.ranked {
+          let tiling = try #require(candidate.tiling as? ForwardTiling)
+          #expect(try other.changed(by: TilingChanges(tiling.changes)) == tiling)
+        }
       }
     }
   }
@@ -102,29 +113,32 @@ import flash_attention
   /// The ranking is explained: the plan's own tiling first, the costs in order, refusals with their reasons.
   @Test func explainsItsChoice() throws {
     let problem = try problem(queries: 8192, keys: 8192, dimension: 128)
-    let plan = try ForwardPlan(problem, on: h200)
-    let choice = TilingChoice(problem, inputs: .f16, on: h200)
-    #expect(choice.ranked[0].tiling == plan.specialization.tiling && choice.ranked.count > 10)
-    #expect(zip(choice.ranked, choice.ranked.dropFirst()).allSatisfy { $0.cycles <= $1.cycles })
-    let lines = plan.explanation.split(separator: "\n")
-    #expect(lines.contains { $0.hasPrefix("  1.00 ") && $0.hasSuffix(plan.specialization.tiling.changes) })
+    let plan = try KernelPlan(problem, on: h200)
+    let choice = try Choice(problem, on: h200)
+    #expect(choice.ranked[0].tiling.changes == plan.tiling.changes && choice.ranked.count > 10)
+    #expect(zip(choice.ranked, choice.ranked.dropFirst()).allSatisfy { $0.cost.seconds <= $1.cost.seconds })
+    let lines = "\(choice)".split(separator: "\n")
+    #expect(lines.contains { $0.hasPrefix("  1.00 ") && $0.hasSuffix(plan.tiling.changes) })
     #expect(
       lines.contains {
         $0.contains("needs about ")
           && $0.hasSuffix("registers a thread for O (128), S (64), Q (64) and the rest; there are 255")
       })
-    #expect(choice.ranked.count + choice.rejected.count == lines.count - 2)
+    #expect(lines.contains("  the decode kernels know no whole keys"))
+    #expect(choice.ranked.count + choice.refused.count == lines.count - 2)
   }
 
   @Test func tilingsAreReadFromText() {
-    let tiling = ForwardTiling().changed(by: "warps=8,row-tiles=1,keys=128,stages=3,queries=shared,blocks=1")
+    func changed(_ text: String) -> ForwardTiling? {
+      (try? TilingChanges(text)).flatMap { ForwardTiling().changed(by: $0) }
+    }
+    let tiling = changed("warps=8,row-tiles=1,keys=128,stages=3,queries=shared,blocks=1")
     #expect(
       tiling
         == ForwardTiling(
           warps: 8, rowTilesPerWarp: 1, tileKeys: 128, stages: 3, keepsQueries: false, blocksPerMultiprocessor: 1))
     for text in ["", "warps=3", "keys=20", "warps", "stages=0", "rung=split", "queries=here", "warps=8,,keys=64"] {
-      let changed: ForwardTiling? = ForwardTiling().changed(by: text)
-      #expect(changed == nil, "\(text)")
+      #expect(changed(text) == nil, "\(text)")
     }
   }
 

@@ -17,7 +17,7 @@ import Testing
     },
     Clause("pages of whole steps") {
       try EmulatedDecoding(
-        lengths: [90, 3, 40], dimension: 16, pageSize: 32, capacity: 96, combination: .dependentLaunch)
+        lengths: [90, 3, 40], dimension: 16, pageSize: 32, capacity: 96, combination: .launchBehind)
     },
     Clause("pages of any size, padding, e4m3") {
       try EmulatedDecoding(
@@ -27,7 +27,7 @@ import Testing
     Clause("packed queries and keys") {
       try EmulatedDecoding(
         lengths: [90, 3, 40], queryCounts: [2, 0, 5], dimension: 16, capacity: 96, hasPackedKeys: true,
-        mask: .window(left: 40, right: 0), combination: .secondLaunch)
+        mask: .window(left: 40, right: 0), target: .sm80, combination: .launchBehind)
     },
     Clause("packed keys, padding") {
       try EmulatedDecoding(
@@ -70,8 +70,7 @@ import Testing
     Clause("whole problems: warps share rows") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], queryCounts: [20, 0, 5], dimension: 16, capacity: 96,
-        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], usesForward: true,
-        forwardChanges: "rung=split-kv,warps=4")
+        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], changes: "rung=split-kv,warps=4", usesForward: true)
     },
   ]
 
@@ -80,7 +79,7 @@ import Testing
     var random = Numbers(state: 15)
     for _ in 0..<30 {
       var lists = EmulatedDecoding.Lists(decoding.scenario)
-      lists.spoil(&random, near: [decoding.problem.capacity, decoding.problem.keyShape.batch, 100])
+      lists.spoil(&random, near: [decoding.problem.keys, decoding.problem.keyShape.batch, 100])
       do { _ = try decoding.run(lists: lists) } catch {
         Issue.record("\(error), with \(lists)")
         return

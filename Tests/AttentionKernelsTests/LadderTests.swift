@@ -133,7 +133,7 @@ import Testing
   func fulfilsTheContract(test: Case) throws {
     let attention = try test.attention
     let program = Program(try attention.plan.kernel())
-    let isConflictFree = SharedMemoryPlan(attention.plan.specialization).isConflictFree
+    let isConflictFree = attention.isConflictFree
     #expect(isConflictFree || test.layout == 1)
     for schedule in [Schedule.roundRobin, .random(seed: 7)] {
       let outcome = try attention.run(program, schedule)

@@ -25,14 +25,16 @@ import Testing
     let statistics = memory.allocate("log_sum_exps", logSumExps, access: .readOnly)
     let target = memory.allocate("output", byteCount: count * type.byteCount, access: .readWrite)
     let targetStatistics = memory.allocate("log_sum_exp", byteCount: problem.rows * 4, access: .readWrite)
-    let strides = TensorLayout.bhnd.strides(of: problem.shape)
+    func view(_ address: UInt64, _ type: ScalarType) -> DeviceTensorView {
+      DeviceTensorView(address: address, scalarType: type, shape: problem.shape, layout: .bhnd)
+    }
+    let launch = PartialResultsKernel.Launch(
+      problem, partials: view(source, .f32), partStride: count, logSumExps: statistics, output: view(target, type),
+      logSumExp: targetStatistics)
     let counters = try Emulator.run(
       Program(try PartialResultsKernel(output: type).kernel()),
       Launch(
-        blocks: (PartialResultsKernel.blocks(problem), 1, 1),
-        arguments: PartialResultsKernel.arguments(
-          problem, partials: .init(address: source, strides: strides), partStride: count, logSumExps: statistics,
-          output: .init(address: target, strides: strides), logSumExp: targetStatistics)), memory: memory)
+        blocks: (launch.blocks, 1, 1), arguments: launch.arguments.arguments()), memory: memory)
     #expect(counters.traffic["partials"]?.bytesRead == parts * count * 4)
 
     var expected = [Float](repeating: 0, count: problem.rows)

@@ -1,4 +1,5 @@
 import Attention
+import AttentionVerification
 import Testing
 
 @Suite struct ComparisonTests {

@@ -1,4 +1,5 @@
 import Attention
+import AttentionVerification
 import Foundation
 import Testing
 

@@ -8,12 +8,8 @@ import Testing
 
 /// Planning for GPUs that are not here, from parameters as C gives them: whatever the numbers are, a plan or a sentence, soon.
 @Suite struct PlanningTests {
-  /// One of each generation, and a seventh of an H100 as MIG makes it.
-  static let gpus: [GPULimits] = {
-    var part = GPULimits.typical(of: .sm90)
-    (part.name, part.multiprocessors) = ("a part of an H100", 16)
-    return ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"].map { .typical(of: Target($0)!) } + [part]
-  }()
+  /// All that are described, a part of one as MIG makes it among them.
+  static let gpus = GPULimits.described
 
   private static let calls = 100_000
   private static let seeds = 20
@@ -123,51 +119,27 @@ import Testing
   /// Everything that a call does before it needs a driver.
   private static func plan(_ p: fa_forward_params, on gpu: GPULimits) throws(AttentionError) {
     let problem = try p.problem
-    let plan = try ForwardPlan(problem, on: gpu)
+    let plan = try KernelPlan(problem, on: gpu)
     _ = "\(plan)"
-    let tensors = [
-      try p.q.deviceView("queries", problem.queryShape, problem.scalarType),
-      try p.k.deviceView("keys", problem.keyShape, problem.scalarType),
-      try p.v.deviceView("values", problem.valueShape, problem.scalarType),
-      try p.o.deviceView("output", problem.outputShape, problem.scalarType),
-    ]
-    for tensor in tensors { try tensor.check("a tensor", isFor: tensor.shape, tensor.scalarType) }
-    let places = tensors.map(\.place)
-    _ = plan.launch.arguments(queries: places[0], keys: places[1], values: places[2], output: places[3], logSumExp: 0)
+    let tensors = AttentionTensors<GPUMemory>(
+      queries: try p.q.deviceView("queries", problem.queryShape, problem.scalarType),
+      keys: try p.k.deviceView("keys", problem.keyShape, problem.scalarType),
+      values: try p.v.deviceView("values", problem.valueShape, problem.scalarType),
+      output: try p.o.deviceView("output", problem.outputShape, problem.scalarType))
+    try tensors.check(problem)
+    fill(plan, tensors)
+  }
+
+  private static func fill(_ plan: KernelPlan, _ tensors: AttentionTensors<GPUMemory>) {
+    for launch in plan.launches.launches { _ = launch.arguments.arguments(KernelCall(tensors, workspace: 4096)) }
   }
 
   private static func plan(_ p: fa_sequences_params, on gpu: GPULimits) throws(AttentionError) {
     let problem = try p.problem
-    func place(
-      _ tensor: fa_tensor, _ shape: TensorShape, _ type: ScalarType
-    ) throws(AttentionError) -> ForwardLaunch.Place {
-      let view = try tensor.deviceView("a tensor", shape, type)
-      try view.check("a tensor", isFor: shape, type)
-      return view.place
-    }
-    let (q, k) = (
-      try place(p.q, problem.queryShape, problem.queryType), try place(p.k, problem.keyShape, problem.cacheType)
-    )
-    let (v, o) = (
-      try place(p.v, problem.valueShape, problem.cacheType), try place(p.o, problem.outputShape, problem.outputType)
-    )
-    if try GPUSequencesPlan.suits(problem, .automatic, gpu) {
-      let plan = try ForwardPlan(problem, on: gpu)
-      _ = "\(plan)"
-      _ = plan.launch.arguments(queries: q, keys: k, values: v, output: o, logSumExp: 0)
-      return
-    }
-    let plan = try DecodePlan(problem, on: gpu)
+    let plan = try KernelPlan(problem, on: gpu)
     _ = "\(plan)"
-    _ = plan.splits(lengths: [0, .max, .min, problem.capacity])
-    var places = DecodeLaunch.Places(queries: q, keys: k, values: v, output: o, lengths: 4096, workspace: 4096)
-    if problem.newKeys != nil {
-      places.newKeys = .init(
-        keys: try place(p.new_k, problem.newKeyShape, problem.scalarType),
-        values: try place(p.new_v, problem.newValueShape, problem.scalarType))
-    }
-    _ = plan.launch.arguments(places)
-    if plan.launch.preparationBlocks > 0 { _ = plan.launch.preparationArguments(problem, places) }
+    _ = plan.splits(lengths: [0, .max, .min, problem.keys])
+    fill(plan, try p.tensors(problem))
   }
 
   @Test(arguments: 0..<seeds) func anyNumbersGiveAPlanOrASentence(seed: Int) {

@@ -1,4 +1,5 @@
 import Attention
+import AttentionVerification
 import CPUAttention
 import Dispatch
 import Glibc

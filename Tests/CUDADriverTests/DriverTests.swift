@@ -33,7 +33,7 @@ import Testing
       let event = try Event(context)
       let library = try Library(driver, ptx: "// text", version: "7.0", kernel: "f")
       let graph = try stream.capture { () throws(CUDAError) in try event.record(in: stream.handle) }
-      try graph.launch(in: stream.handle)
+      try graph!.launch(in: stream.handle)
       #expect(try context.memory() == (3_000_000, 9_000_000))
       #expect(memory.byteCount == 1000 && library.name == "f")
       #expect(try event.seconds(since: event) == 0.0025)

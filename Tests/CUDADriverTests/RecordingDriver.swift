@@ -115,6 +115,10 @@ final class RecordingDriver: Sendable {
     f.endCapture = { [self] _, graph in
       graph.pointee = give(); record("end capture"); return 0
     }
+    f.getGraphNodes = { _, _, count in
+      count.pointee = 1
+      return 0
+    }
     f.instantiateGraph = { [self] executable, _, _ in
       executable.pointee = give(); return 0
     }

@@ -1,4 +1,5 @@
 import AttentionKernels
+import AttentionVerification
 import PTX
 import Testing
 
@@ -7,22 +8,22 @@ import Testing
 /// Attention over a cache on the CPU: every kind of cache beside the reference, and what is refused.
 @Suite struct CachedAttentionTests {
   private func check(
-    _ problem: CachedAttentionProblem, _ entries: CacheEntries, newStarts: [Int]? = nil, positions: [Int]? = nil,
+    _ problem: AttentionProblem, _ entries: CacheEntries<HostMemory>, newStarts: [Int]? = nil, positions: [Int]? = nil,
     sourceLocation: Testing.SourceLocation = #_sourceLocation
   ) throws {
     let scenario = CacheScenario(problem, entries, newStarts: newStarts, positions: positions, seed: 3)
-    let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
+    let result = try scenario.run(try AttentionPlan(problem, device: .cpu))
     #expect(
       result.output.passes && result.logSumExp.passes && result.cacheFault == nil,
       "\(result.output), \(result.logSumExp), \(result.cacheFault ?? "")", sourceLocation: sourceLocation)
   }
 
   private func problem(
-    _ cache: CachedAttentionProblem.Cache, batch: Int = 3, queries: Int = 2, hasLeftPadding: Bool = false,
+    _ cache: AttentionProblem.KeyStorage, batch: Int = 3, queries: Int = 2, hasLeftPadding: Bool = false,
     type: ScalarType = .f32, mask: AttentionMask = .causal
-  ) throws -> CachedAttentionProblem {
-    try CachedAttentionProblem(
-      batch: batch, queries: queries, queryHeads: 6, keyValueHeads: 2, dimension: 24, valueDimension: 16, cache: cache,
+  ) throws -> AttentionProblem {
+    try AttentionProblem(
+      batch: batch, queries: queries, queryHeads: 6, keyValueHeads: 2, dimension: 24, valueDimension: 16, keys: cache,
       hasLeftPadding: hasLeftPadding, scalarType: type, mask: mask)
   }
 
@@ -55,13 +56,13 @@ import Testing
   }
 
   private func wide(
-    _ cache: CachedAttentionProblem.Cache, batch: Int = 2, packedQueries: Int? = nil,
-    newKeys: CachedAttentionProblem.NewKeys? = nil, type: ScalarType = .bf16, queryType: ScalarType? = nil,
+    _ cache: AttentionProblem.KeyStorage, batch: Int = 2, packedQueries: Int? = nil,
+    newKeys: AttentionProblem.NewKeys? = nil, type: ScalarType = .bf16, queryType: ScalarType? = nil,
     cacheType: ScalarType? = nil, mask: AttentionMask = .causal
-  ) throws -> CachedAttentionProblem {
-    try CachedAttentionProblem(
+  ) throws -> AttentionProblem {
+    try AttentionProblem(
       batch: batch, queries: 5, packedQueries: packedQueries, queryHeads: 6, keyValueHeads: 2, dimension: 32,
-      valueDimension: 16, cache: cache, newKeys: newKeys, scalarType: type, queryType: queryType, cacheType: cacheType,
+      valueDimension: 16, keys: cache, newKeys: newKeys, scalarType: type, queryType: queryType, cacheType: cacheType,
       mask: mask)
   }
 
@@ -136,61 +137,64 @@ import Testing
     #expect(
       sentence { _ = try check(packed, CacheEntries(queryStarts: [0, 6, 6], keyStarts: [0, 3, 9])) }
         == "The query count of sequence 0 is 6; it must be from 0 to 5.")
-    func starts(_ entries: CacheEntries) -> String {
+    func starts(_ entries: CacheEntries<HostMemory>) -> String {
       sentence { try entries.check(packed, newStarts: nil) }
     }
-    #expect(
-      starts(CacheEntries(queryStarts: [0, 3, 6]))
-        == "There is no list of key starts, and the plan needs it; give its address.")
     #expect(
       starts(CacheEntries(queryStarts: [0, 3], keyStarts: [0, 3, 9]))
         == "There are 2 query starts (with the end of the last) for 2 sequences; give one for each.")
   }
 
-  @Test func packsAsAsked() throws {
+  /// Kernels of a family that is asked for, or a sentence; the others by their ranking.
+  @Test func takesTheKernelsThatAreAskedFor() throws {
     let limits = GPULimits.typical(of: .sm90)
-    let few = try problem(.contiguous(sequences: 3, capacity: 40))
-    let many = try CachedAttentionProblem(
-      batch: 8, queries: 512, queryHeads: 32, keyValueHeads: 8, dimension: 64,
-      cache: .contiguous(sequences: 8, capacity: 1024), scalarType: .f16)
-    for (problem, packing, isApart) in [
-      (few, QueryPacking.automatic, false), (few, .always, false), (few, .never, true),
-      (many, .automatic, true), (many, .always, false), (many, .never, true),
-    ] { #expect(try GPUSequencesPlan.suits(problem, packing, limits) == isApart) }
-    let paged = try problem(.paged(pages: 4, pageSize: 8, pagesPerSequence: 2))
-    #expect(try !GPUSequencesPlan.suits(paged, .automatic, limits))
-    do {
-      _ = try GPUSequencesPlan.suits(paged, .never, limits)
-      Issue.record("nothing was refused")
-    } catch {
-      #expect(
-        "\(error)"
-          == "The kernels without packing know no pages; leave the packing automatic, or leave out the pages.")
+    func family(_ problem: AttentionProblem, _ asked: String?) throws -> String {
+      try KernelPlan(problem, on: limits, options: KernelOptions(family: asked)).family
     }
+    let few = try problem(.contiguous(sequences: 3, capacity: 40), type: .f16)
+    let many = try AttentionProblem(
+      batch: 8, queries: 512, queryHeads: 32, keyValueHeads: 8, dimension: 64,
+      keys: .contiguous(sequences: 8, capacity: 1024), scalarType: .f16, mask: .causal)
+    #expect(try family(few, nil) == "decode" && family(many, nil) == "forward")
+    for problem in [few, many] {
+      for asked in ["decode", "forward"] { #expect(try family(problem, asked) == asked) }
+    }
+    let paged = try problem(.paged(pages: 4, pageSize: 8, pagesPerSequence: 2), type: .f16)
+    #expect(try family(paged, nil) == "decode")
+    #expect(
+      sentence { _ = try family(paged, "forward") }
+        == "The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages.")
+    #expect(
+      sentence { _ = try family(paged, "fast") }
+        == "There are no fast kernels; there are forward and decode ones.")
+    #expect(
+      sentence { _ = try AttentionPlan(few, device: .cpu, kernels: KernelOptions(family: "decode")) }
+        == "The decode kernels are for GPUs; leave the choice to the plan on the CPU.")
   }
 
   /// On the CPU the first part has all keys; what is put together is the result.
   @Test(arguments: [ScalarType.f32, .bf16]) func leavesParts(type: ScalarType) throws {
-    let problem = try CachedAttentionProblem(
+    let problem = try AttentionProblem(
       batch: 2, queries: 3, queryHeads: 4, keyValueHeads: 2, dimension: 16,
-      cache: .contiguous(sequences: 2, capacity: 50), scalarType: type, keysPerSplit: 20, leavesParts: true)
+      keys: .contiguous(sequences: 2, capacity: 50), scalarType: type, mask: .causal, keysPerSplit: 20,
+      leavesParts: true)
     #expect(problem.parts == 3 && problem.outputType == .f32 && problem.outputShape.batch == 6)
     let scenario = CacheScenario(problem, CacheEntries(lengths: [45, 0]), seed: 5)
-    let result = try scenario.run(try CachedAttentionPlan(problem, device: .cpu))
+    let result = try scenario.run(try AttentionPlan(problem, device: .cpu))
     #expect(result.output.passes && result.logSumExp.passes, "\(result)")
     try combines(problem, scenario)
     for (keysPerSplit, packed) in [(nil, nil), (20, 6)] as [(Int?, Int?)] {
       #expect(
         sentence {
-          _ = try CachedAttentionProblem(
+          _ = try AttentionProblem(
             batch: 2, queries: 3, packedQueries: packed, queryHeads: 4, keyValueHeads: 2, dimension: 16,
-            cache: .contiguous(sequences: 2, capacity: 50), scalarType: .f16, keysPerSplit: keysPerSplit,
+            keys: .contiguous(sequences: 2, capacity: 50), scalarType: .f16, mask: .causal, keysPerSplit: keysPerSplit,
             leavesParts: true)
         }
           == "Partial results are those of splits of a fixed length, of queries [B, s, H, D]: set keysPerSplit, and do not pack "
           + "the queries.")
     }
-    let plan = try CachedAttentionPlan(problem, device: .cpu)
+    let plan = try AttentionPlan(problem, device: .cpu)
     let (q, k, v) = (scenario.queries, scenario.keys, scenario.values)
     #expect(
       sentence {
@@ -198,7 +202,7 @@ import Testing
           try q.withView { q in
             try k.withView { k in
               try v.withView { v in
-                try plan.run(queries: q, keys: k, values: v, entries: scenario.entries, output: o)
+                try plan.run(queries: q, keys: k, values: v, output: o, entries: scenario.entries)
               }
             }
           }
@@ -207,14 +211,15 @@ import Testing
   }
 
   /// `PartialResults` takes what a plan leaves, and makes of it what the plan that leaves nothing makes.
-  private func combines(_ problem: CachedAttentionProblem, _ scenario: CacheScenario) throws {
-    let whole = try CachedAttentionProblem(
+  private func combines(_ problem: AttentionProblem, _ scenario: CacheScenario) throws {
+    let whole = try AttentionProblem(
       batch: problem.batch, queries: problem.queries, queryHeads: problem.queryHeads,
-      keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, cache: problem.cache, scalarType: .f32)
+      keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, keys: problem.storage, scalarType: .f32,
+      mask: problem.mask)
     let parts = try PartialResultsProblem(
       parts: problem.parts, batch: problem.batch, heads: problem.queryHeads, queries: problem.queries,
       dimension: problem.valueDimension)
-    func run(_ problem: CachedAttentionProblem) throws -> (output: Tensor, logSumExp: [Float]) {
+    func run(_ problem: AttentionProblem) throws -> (output: Tensor, logSumExp: [Float]) {
       var statistics = [Float](repeating: .nan, count: problem.logSumExpCount)
       let output = try statistics.withUnsafeMutableBufferPointer { statistics in
         try Tensor(shape: problem.outputShape, scalarType: .f32) { o in
@@ -227,8 +232,8 @@ import Testing
           try scenario.queries.converted(to: problem.scalarType).withView { q in
             try scenario.keys.converted(to: problem.scalarType).withView { k in
               try scenario.values.converted(to: problem.scalarType).withView { v in
-                try CachedAttentionPlan(problem, device: .cpu).run(
-                  queries: q, keys: k, values: v, entries: scenario.entries, output: o, logSumExp: statistics)
+                try AttentionPlan(problem, device: .cpu).run(
+                  queries: q, keys: k, values: v, output: o, logSumExp: statistics, entries: scenario.entries)
               }
             }
           }
@@ -254,16 +259,18 @@ import Testing
 
   /// Sequences of one call that would append to the same row of the cache.
   @Test func rowsThatTwoSequencesWouldWriteAreRefused() throws {
-    func sentence(_ cache: CachedAttentionProblem.Cache, _ entries: CacheEntries, starts: [Int]? = nil) -> String? {
+    func sentence(
+      _ cache: AttentionProblem.KeyStorage, _ entries: CacheEntries<HostMemory>, starts: [Int]? = nil
+    ) -> String? {
       do throws(AttentionError) {
-        let problem = try CachedAttentionProblem(
-          batch: 3, queries: 1, queryHeads: 2, keyValueHeads: 2, dimension: 16, cache: cache,
-          newKeys: .init(3, packedTotal: starts?.last), scalarType: .f32)
+        let problem = try AttentionProblem(
+          batch: 3, queries: 1, queryHeads: 2, keyValueHeads: 2, dimension: 16, keys: cache,
+          newKeys: .init(3, packedTotal: starts?.last), scalarType: .f32, mask: .causal)
         try entries.check(problem, newStarts: starts)
         return nil
       } catch { return "\(error)" }
     }
-    let contiguous = CachedAttentionProblem.Cache.contiguous(sequences: 3, capacity: 40)
+    let contiguous = AttentionProblem.KeyStorage.contiguous(sequences: 3, capacity: 40)
     #expect(
       sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]))
         == "Sequences 0 and 2 of the call would both append to row 3 of sequence 1 of the cache; give each rows of its own."
@@ -271,8 +278,8 @@ import Testing
     #expect(sentence(contiguous, CacheEntries(lengths: [1, 2, 4], batchIndex: [1, 0, 1])) == nil)
     #expect(
       sentence(contiguous, CacheEntries(lengths: [1, 2, 3], batchIndex: [1, 0, 1]), starts: [0, 3, 3, 3]) == nil)
-    let paged = CachedAttentionProblem.Cache.paged(pages: 9, pageSize: 4, pagesPerSequence: 3)
-    func tables(_ rows: [[Int]]) -> CacheEntries { CacheEntries(lengths: [6, 3, 0], pageTable: rows) }
+    let paged = AttentionProblem.KeyStorage.paged(pages: 9, pageSize: 4, pagesPerSequence: 3)
+    func tables(_ rows: [[Int]]) -> CacheEntries<HostMemory> { CacheEntries(lengths: [6, 3, 0], pageTable: rows) }
     #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [5]])) == nil)
     // What both have already is shared, as prefixes are.
     #expect(sentence(paged, tables([[0, 1, 2], [3, 4], [0]])) == nil)
@@ -285,11 +292,11 @@ import Testing
 
   /// New keys and queries that lie in the cache which is written.
   @Test func whatIsAppendedDoesNotLieInTheCache() throws {
-    let problem = try CachedAttentionProblem(
+    let problem = try AttentionProblem(
       batch: 1, queries: 1, queryHeads: 2, keyValueHeads: 2, dimension: 16,
-      cache: .contiguous(sequences: 1, capacity: 8),
-      newKeys: .init(1), scalarType: .f32)
-    let plan = try CachedAttentionPlan(problem, device: .cpu)
+      keys: .contiguous(sequences: 1, capacity: 8),
+      newKeys: .init(1), scalarType: .f32, mask: .causal)
+    let plan = try AttentionPlan(problem, device: .cpu)
     let memory = try (0..<5).map { _ in try Tensor(shape: problem.keyShape, scalarType: .f32, layout: .bnhd) { _ in } }
     let bases = memory.map { $0.withView { UnsafeMutableRawPointer(mutating: $0.base) } }
     func view(_ base: UnsafeMutableRawPointer, _ shape: TensorShape, token: Int = 0) -> MutableTensorView {
@@ -298,13 +305,13 @@ import Testing
     func sentence(keys: Int, values: Int, queries: Int, token: Int = 7) -> String {
       do throws(AttentionError) {
         try plan.run(
-          queries: view(bases[queries], problem.queryShape, token: token).readOnly,
-          keys: view(bases[0], problem.keyShape),
-          values: view(bases[1], problem.valueShape),
-          appending: NewKeyViews(
-            keys: view(bases[keys], problem.newKeyShape, token: token).readOnly,
-            values: view(bases[values], problem.newValueShape, token: token).readOnly),
-          entries: CacheEntries(lengths: [3]), output: view(bases[4], problem.outputShape))
+          AttentionTensors(
+            queries: view(bases[queries], problem.queryShape, token: token).readOnly,
+            keys: view(bases[0], problem.keyShape), values: view(bases[1], problem.valueShape),
+            appending: NewKeyTensors(
+              keys: view(bases[keys], problem.newKeyShape, token: token).readOnly,
+              values: view(bases[values], problem.newValueShape, token: token).readOnly),
+            output: view(bases[4], problem.outputShape), entries: CacheEntries(lengths: [3])))
         return "nothing was refused"
       } catch { return "\(error)" }
     }
@@ -321,30 +328,32 @@ import Testing
   /// Lists of any numbers are refused by name, and nothing traps.
   @Test func anyNumberInAListIsASentence() throws {
     let nasty = [Int.min, .min + 1, -1, 0, 1, 7, 40, 41, 1 << 32, .max - 1, .max]
-    var random = SystemRandomNumberGenerator()
-    let caches: [CachedAttentionProblem.Cache] = [
+    var random = RandomSource(seed: 7)
+    let caches: [AttentionProblem.KeyStorage] = [
       .contiguous(sequences: 3, capacity: 40), .paged(pages: 9, pageSize: 4, pagesPerSequence: 3),
       .packed(total: 40, longest: 40),
     ]
     for cache in caches {
       for packsQueries in [false, true] {
         for newStarts in [nil, 9, 0] as [Int?] {
-          let problem = try? CachedAttentionProblem(
+          let problem = try? AttentionProblem(
             batch: 2, queries: 5, packedQueries: packsQueries ? 9 : nil, queryHeads: 2, keyValueHeads: 2, dimension: 16,
-            cache: cache, hasLeftPadding: newStarts == nil,
+            keys: cache, hasLeftPadding: newStarts == nil,
             newKeys: newStarts.map { .init(3, packedTotal: $0 == 0 ? nil : $0) },
-            scalarType: .f32)
+            scalarType: .f32, mask: .causal)
           guard let problem else { continue }
           for _ in 0..<2000 {
             func list(_ count: Int) -> [Int] { (0..<count).map { _ in nasty.randomElement(using: &random)! } }
-            var entries = CacheEntries(lengths: list(2))
-            if Bool.random() { entries.batchIndex = list(2) }
+            var entries = CacheEntries<HostMemory>(lengths: list(2))
+            if Bool.random(using: &random) { entries.batchIndex = list(2) }
             if problem.hasLeftPadding { entries.leftPadding = list(2) }
-            if packsQueries { (entries.queryStarts, entries.queryCounts) = (list(3), Bool.random() ? list(2) : nil) }
+            if packsQueries {
+              (entries.queryStarts, entries.queryCounts) = (list(3), Bool.random(using: &random) ? list(2) : nil)
+            }
             switch cache {
             case .paged: (entries.pageTable, entries.batchIndex) = ([list(3), list(3)], nil)
             case .packed: (entries.keyStarts, entries.batchIndex) = (list(3), nil)
-            case .contiguous: break
+            case .contiguous, .whole: break
             }
             _ = try? entries.check(problem, newStarts: newStarts == 9 ? list(3) : nil)
           }
@@ -356,9 +365,9 @@ import Testing
   @Test func refusesInSentences() throws {
     let contiguous = try problem(.contiguous(sequences: 3, capacity: 40))
     let paged = try problem(.paged(pages: 4, pageSize: 8, pagesPerSequence: 2))
-    let plan = try CachedAttentionPlan(contiguous, device: .cpu)
-    func sentence(_ problem: CachedAttentionProblem, _ entries: CacheEntries) throws -> String {
-      let plan = try CachedAttentionPlan(problem, device: .cpu)
+    let plan = try AttentionPlan(contiguous, device: .cpu)
+    func sentence(_ problem: AttentionProblem, _ entries: CacheEntries<HostMemory>) throws -> String {
+      let plan = try AttentionPlan(problem, device: .cpu)
       let q = try Tensor(shape: problem.queryShape, scalarType: .f32) { _, _, _, _ in 0 }
       let k = try Tensor(shape: problem.keyShape, scalarType: .f32) { _, _, _, _ in 0 }
       let v = try Tensor(shape: problem.valueShape, scalarType: .f32) { _, _, _, _ in 0 }
@@ -366,7 +375,7 @@ import Testing
         _ = try Tensor(shape: problem.outputShape, scalarType: .f32) { o in
           try q.withView { q in
             try k.withView { k in
-              try v.withView { v in try plan.run(queries: q, keys: k, values: v, entries: entries, output: o) }
+              try v.withView { v in try plan.run(queries: q, keys: k, values: v, output: o, entries: entries) }
             }
           }
         }
@@ -394,6 +403,10 @@ import Testing
     #expect(
       try sentence(paged, CacheEntries(lengths: [1, 9, 3], pageTable: [[0], [1, 4], [2]]))
         == "The page of sequence 1 is 4; it must be from 0 to 3.")
+    let packed = try problem(.packed(total: 9, longest: 6))
+    #expect(
+      try sentence(packed, CacheEntries(lengths: [3, 3, 3]))
+        == "There is no list of key starts, and the plan needs it; give its address.")
     #expect("\(plan)".hasPrefix("CPU, ") && "\(plan)".hasSuffix("The CPU was asked for."))
     #expect(plan.workspaceByteCount == 0)
   }

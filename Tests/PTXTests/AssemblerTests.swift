@@ -1,8 +1,8 @@
 import AttentionKernels
+import AttentionVerification
 import ExampleKernels
 import PTX
 import Testing
-import flash_attention
 
 /// What `ptxas` thinks of our PTX. Skipped, by name, where there is none; CI has it and insists.
 @Suite(

@@ -104,9 +104,13 @@ import Testing
     Mistake(
       "emit --cache --tiling warps=2", 64,
       "Error: --tiling 'warps=2' is not understood; with --cache, write any of row-warps=1|2|4, groups=1...8"),
+    Mistake("emit --cache --example gemm", 64, "Error: --cache is for attention; leave out --example."),
     Mistake(
-      "emit --cache --explain", 64,
-      "Error: --cache goes without --example and --explain; bench decode --explain tells how work is cut."),
+      "bench decode --explain --batch 1 --context 64 --kernels fast", 64,
+      "Error: There are no fast kernels; there are forward and decode ones."),
+    Mistake(
+      "bench decode --explain --batch 1 --context 64 --page-size 16 --kernels forward", 64,
+      "Error: The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages."),
     Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of rung=split-kv|"),
     Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
     Mistake(

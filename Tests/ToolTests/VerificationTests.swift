@@ -1,3 +1,4 @@
+import AttentionVerification
 import CPUAttention
 import FlashAttention
 import Testing

@@ -38,6 +38,8 @@ struct PackedQueries {
         let own = line + pass * rowsPerPass
         let row = firstRow + own
         let address = source + distance(ofRow: row, strides) + k.wide(chunk * 16)
+        // Few threads take less rows at a time than the pattern has.
+        let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
         for panel in tile.panels where panel.width == width {
           var exists = row .< count
           if (panel.firstChunk + width) * 8 > tile.columns {
@@ -45,7 +47,7 @@ struct PackedQueries {
           }
           func copy() {
             k.copyAsync(
-              to: destination, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: address,
+              to: to, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: address,
               offset: panel.firstChunk * 16, sourceBytes: k.select(exists, 16, 0, U32.self))
           }
           if (pass + 1) * rowsPerPass > tile.rows { k.when(own .< tile.rows, copy) } else { copy() }

@@ -32,39 +32,46 @@ struct TilePipeline {
 
   private var stages: Int { tiling.stages }
 
-  /// - Parameter tiles: those that some row of the block sees.
-  init(_ body: ForwardBody, _ tiles: (first: Register<S32>, end: Register<S32>)) {
-    (k, tiling, memory) = (body.k, body.tiling, body.memory)
+  /// Keys or values in memory: the first row of the sequence's head, and the bytes to the next.
+  typealias Source = (base: Register<U64>, rowStride: Register<U64>)
+
+  /// - Parameters:
+  ///   - present: rows of K and V that there are.
+  ///   - tiles: those that some row of the block sees.
+  init(
+    _ k: KernelBuilder, _ tiling: ForwardTiling, _ memory: SharedMemoryPlan, _ warp: WarpPlace, keys: @autoclosure () -> Source,
+    values: @autoclosure () -> Source, present: Register<S32>, tiles: (first: Register<S32>, end: Register<S32>)
+  ) {
+    (self.k, self.tiling, self.memory) = (k, tiling, memory)
     let (keySlices, valueSlices) = (memory.keySlices.indices, 0..<tiling.slices)
     items =
       tiling.sharing == .none
       ? [[.keys(slice: 0), .values(slice: 0)]]
       : keySlices.map { [.keys(slice: $0)] } + valueSlices.map { [.values(slice: $0)] }
     let start = k.wide((tiles.first * tiling.tileKeys).named("first_key"))
-    func loader(_ tile: SharedTile, _ tensor: (base: Register<U64>, rowStride: Register<U64>)) -> TileLoader {
+    func loader(_ tile: SharedTile, _ tensor: Source) -> TileLoader {
       TileLoader(
-        body.k, tile, source: tensor.base + start * tensor.rowStride, rowStride: tensor.rowStride, thread: body.thread,
-        threads: body.tiling.threads)
+        k, tile, source: tensor.base + start * tensor.rowStride, rowStride: tensor.rowStride, thread: warp.thread,
+        threads: tiling.threads)
     }
-    let p = body.parameters
-    keyLoader = loader(memory.keys, body.keys(p.keyBase, p.keyStrides))
-    valueLoader = loader(memory.values, body.keys(p.valueBase, p.valueStrides))
+    keyLoader = loader(memory.keys, keys())
+    valueLoader = loader(memory.values, values())
     let sharesRows = tiling.columnWarps > 1
     keyReader = TileReader(
-      k, memory.keys, .chunksFirst, lane: body.lane,
-      firstRow: sharesRows ? body.columnWarp * tiling.keysPerWarp : nil)
+      k, memory.keys, .chunksFirst, lane: warp.lane,
+      firstRow: sharesRows ? warp.sharer * tiling.keysPerWarp : nil)
     // A warp's columns are a part of a panel, or whole panels, which lie behind each other.
     let isPart = sharesRows && memory.output.chunks < memory.values.panels[0].width
     valueReader = TileReader(
-      k, memory.values, .rowsFirst, lane: body.lane,
-      firstChunk: isPart ? (body.columnWarp * memory.output.chunks) % memory.values.panels[0].width : nil)
+      k, memory.values, .rowsFirst, lane: warp.lane,
+      firstChunk: isPart ? (warp.sharer * memory.output.chunks) % memory.values.panels[0].width : nil)
     ownPanel =
       sharesRows
-      ? ((body.columnWarp * memory.output.chunks) / memory.values.panels[0].width)
+      ? ((warp.sharer * memory.output.chunks) / memory.values.panels[0].width)
         * (memory.values.rows * memory.values.panels[0].rowBytes) : nil
-    first = (body.shared + memory.ringOffset).named("first_place")
+    first = (warp.shared + memory.ringOffset).named("first_place")
     end = first + tiling.stages * memory.placeByteCount
-    (presentKeys, needed, firstTile) = (body.presentKeys, tiles.end * tiling.tileKeys, tiles.first)
+    (presentKeys, needed, firstTile) = (present, tiles.end * tiling.tileKeys, tiles.first)
     let isFixed = items.count % tiling.stages == 0
     readPlace = isFixed ? nil : k.variable(first).named("read_place")
     writePlace =

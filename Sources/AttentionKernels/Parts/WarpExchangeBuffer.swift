@@ -4,21 +4,22 @@ internal import PTX
 /// and warp, and the weights of a tile.
 struct WarpExchangeBuffer {
   private let k: KernelBuilder
-  private let body: ForwardBody
+  private let tiling: ForwardTiling
+  private let memory: SharedMemoryPlan
+  private let warp: WarpPlace
   private let statistics: Register<U32>
-  private let warps, rows: Int
+  private var rows: Int { tiling.rows }
 
-  init(_ body: ForwardBody) {
-    (self.body, k) = (body, body.k)
-    (warps, rows) = (body.tiling.columnWarps, body.tiling.rows)
+  init(_ k: KernelBuilder, _ tiling: ForwardTiling, _ memory: SharedMemoryPlan, _ warp: WarpPlace) {
+    (self.k, self.tiling, self.memory, self.warp) = (k, tiling, memory, warp)
     // The lane's first row; another for each 8.
-    statistics = body.shared + ((body.firstRow + body.lane / 4) * 4 + body.memory.statisticsOffset)
+    statistics = warp.shared + ((warp.firstRow + warp.lane / 4) * 4 + memory.statisticsOffset)
   }
 
   /// Tells the other warps a number for each of the lane's rows.
   func put(_ values: [Register<F32>]) {
-    let own = statistics + body.columnWarp * (rows * 4)
-    k.if((body.lane % 4) .== 0) {
+    let own = statistics + warp.sharer * (rows * 4)
+    k.if((warp.lane % 4) .== 0) {
       for (i, value) in values.enumerated() { k.store(value, shared: own, offset: i * 32) }
     }
   }
@@ -26,7 +27,7 @@ struct WarpExchangeBuffer {
   /// What all warps told, after a barrier: for each of the lane's rows, combined.
   func combine(_ count: Int, _ operation: (Register<F32>, Register<F32>) -> Register<F32>) -> [Register<F32>] {
     (0..<count).map { i in
-      let told = (0..<warps).map { k.load(F32.self, shared: statistics, offset: $0 * rows * 4 + i * 32) }
+      let told = (0..<tiling.columnWarps).map { k.load(F32.self, shared: statistics, offset: $0 * rows * 4 + i * 32) }
       return told.dropFirst().reduce(told[0], operation)
     }
   }
@@ -40,13 +41,13 @@ struct WarpExchangeBuffer {
 
   /// Writes the weights of the warp's keys to their place in the tile of weights.
   func put(weights: [[[Register<U32>]]]) {
-    let tile = body.memory.weights
+    let tile = memory.weights
     let panel = tile.panels[0]
-    let (group, pair) = (body.lane / 4, body.lane % 4)
-    let firstChunk = body.columnWarp * (body.tiling.keysPerWarp / 8)
+    let (group, pair) = (warp.lane / 4, warp.lane % 4)
+    let firstChunk = warp.sharer * (tiling.keysPerWarp / 8)
     let place = tile.place(
-      row: body.firstRow + group, chunk: firstChunk % panel.width, width: panel.width, patternRow: group)
-    var base = body.shared + body.memory.weightsOffset + (place + pair * 4)
+      row: warp.firstRow + group, chunk: firstChunk % panel.width, width: panel.width, patternRow: group)
+    var base = warp.shared + memory.weightsOffset + (place + pair * 4)
     if tile.panels.count > 1 { base = base + (firstChunk / panel.width) * (tile.rows * panel.rowBytes) }
     for (chunk, rowTiles) in weights.enumerated() {
       for (rowTile, fragment) in rowTiles.enumerated() {

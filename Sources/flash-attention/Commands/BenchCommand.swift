@@ -1,4 +1,6 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
+internal import AttentionVerification
 internal import FlashAttention
 internal import FoundationEssentials
 internal import TensorFiles
@@ -29,7 +31,7 @@ struct BenchAttentionCommand: ParsableCommand {
 
   @OptionGroup(title: "Attention") var options: MaskOptions
 
-  @Option(help: "Where to compute: auto, cpu or gpu.")
+  @Option(help: "Where to compute: auto, cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
 
   @OptionGroup var tiling: TilingOptions
@@ -62,14 +64,14 @@ struct BenchAttentionCommand: ParsableCommand {
         ? [
           try shape.problem(
             mask: options.mask, scale: options.scale, softcap: options.softcap,
-            defaultType: device == .gpu ? .bf16 : .f32)
+            defaultType: device.ordinal != nil ? .bf16 : .f32)
         ]
-        : device == .gpu
+        : device.ordinal != nil
           ? try BenchGrid.onGPU(shape.dtype ?? .bf16)
           : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
     }
     let plans = try reportingOptionErrors {
-      try problems.map { try AttentionPlan($0, device: device, threads: threads, tiling: tiling.tiling) }
+      try problems.map { try AttentionPlan($0, device: device, threads: threads, kernels: tiling.options) }
     }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     for problem in problems { try requireMemory(for: problem) }
@@ -79,7 +81,7 @@ struct BenchAttentionCommand: ParsableCommand {
     let cpu = CPUBench(threads: threads)
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
-      let inputs = try BenchInputs(plan.problem)
+      let inputs = try ProblemInputs(plan.problem)
       measurements.append(
         try reportingFileErrors {
           plan.gpu == nil

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import AttentionKernels
 internal import FlashAttention
 internal import FoundationEssentials
@@ -51,8 +52,8 @@ struct BenchDecodeCommand: ParsableCommand {
   @Option(help: "Keys of a split, for results that do not depend on the batch; what is fast without.")
   var keysPerSplit: Int?
 
-  @Option(help: "Query heads that share a key/value head together: automatic, always or never.")
-  var packing = QueryPacking.automatic
+  @Option(help: "Only the kernels of a family: forward or decode. (default: what is fast)")
+  var kernels: String?
 
   @Option(
     help: ArgumentHelp(
@@ -106,9 +107,6 @@ struct BenchDecodeCommand: ParsableCommand {
       throw ValidationError(
         "--explain prints a line for each of \(batch) sequences; give a --batch of \(Self.mostExplained) at most.")
     }
-    if explain && packing == .never {
-      throw ValidationError("--explain tells how packed rows are shared out; leave out --packing never.")
-    }
     if explain {
       for (name, isGiven) in [
         ("--json", json != nil), ("--peers", peers != nil), ("--iterations", iterations != Self.defaultIterations),
@@ -130,53 +128,14 @@ struct BenchDecodeCommand: ParsableCommand {
     }
   }
 
-  /// A case of the grid.
-  struct Case: Encodable {
-    let batch, context, queries, queryHeads, kvHeads: Int
-
-    /// Its problem; the cache is contiguous without a page size.
-    func problem(
-      _ type: ScalarType, cacheType: ScalarType? = nil, dimension: Int = 128, pageSize: Int? = nil, newKeys: Int = 0,
-      keysPerSplit: Int? = nil
-    ) throws(AttentionError) -> CachedAttentionProblem {
-      var cache = CachedAttentionProblem.Cache.contiguous(sequences: batch, capacity: context)
-      if let pageSize {
-        let pages = (context - 1) / pageSize + 1
-        // Beyond what can be counted it is refused like any other number.
-        let (all, overflow) = pages.multipliedReportingOverflow(by: batch)
-        cache = .paged(pages: overflow ? .max : all, pageSize: pageSize, pagesPerSequence: pages)
-      }
-      return try CachedAttentionProblem(
-        batch: batch, queries: queries, queryHeads: queryHeads, keyValueHeads: kvHeads, dimension: dimension,
-        cache: cache,
-        newKeys: newKeys > 0 ? .init(newKeys) : nil, scalarType: type, cacheType: cacheType, mask: .causal,
-        keysPerSplit: keysPerSplit)
-    }
-  }
-
-  static var grid: [Case] {
-    let shapes: [(batch: Int, context: Int, queries: [Int])] = [
-      (4, 16384, [1, 4, 8]), (1, 1024, [1]), (1, 8192, [1]), (1, 32768, [1, 4, 8]), (1, 131072, [1]), (8, 1024, [1]),
-      (8, 8192, [1, 4, 8]), (8, 32768, [1]), (32, 2048, [1]), (32, 8192, [1, 4, 8]), (128, 1024, [1]),
-      (128, 4096, [1]), (128, 16384, [1]),
-    ]
-    return [(16, 1), (32, 8), (32, 4), (64, 8)].flatMap { heads in
-      shapes.flatMap { shape in
-        shape.queries.map {
-          Case(batch: shape.batch, context: shape.context, queries: $0, queryHeads: heads.0, kvHeads: heads.1)
-        }
-      }
-    }
-  }
-
   func run() throws {
     let all =
       batch.map {
         [
-          Case(
+          DecodeCase(
             batch: $0, context: context!, queries: queries ?? 1, queryHeads: queryHeads ?? 32, kvHeads: kvHeads ?? 8)
         ]
-      } ?? Self.grid
+      } ?? DecodeCase.grid
     if explain { return try printShares(of: all[0]) }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
@@ -210,7 +169,10 @@ struct BenchDecodeCommand: ParsableCommand {
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
         try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json)
       }
-      try bench.checkEviction()
+      if !bench.isEvicted {
+        printError("Error: the L2 cache was not evicted between the runs; the times are those of a warm cache.")
+        throw ExitCode.comparisonFailed
+      }
       if let wrong = results.first(where: { $0.floorSeconds > median($0.seconds) }) {
         printError(
           "Error: \(wrong.problem): \(duration(median(wrong.seconds))) are less than the floor, \(duration(wrong.floorSeconds)); the "
@@ -225,11 +187,11 @@ struct BenchDecodeCommand: ParsableCommand {
   }
 
   /// Plans of the cases, and for which there is none: of the grid, those that a change of the tiling does not suit are left out.
-  private func plans(of all: [Case]) throws -> ([Case], [CachedAttentionPlan]) {
-    var (cases, plans) = ([Case](), [CachedAttentionPlan]())
+  private func plans(of all: [DecodeCase]) throws -> ([DecodeCase], [AttentionPlan]) {
+    var (cases, plans) = ([DecodeCase](), [AttentionPlan]())
     for one in all {
       do throws(AttentionError) {
-        plans.append(try CachedAttentionPlan(problem(one), device: .gpu, packing: packing, tiling: tiling))
+        plans.append(try AttentionPlan(problem(one), device: .gpu, kernels: options))
         cases.append(one)
       } catch {
         if case .tiling = error, tiling != nil, batch == nil {
@@ -243,42 +205,52 @@ struct BenchDecodeCommand: ParsableCommand {
     return (cases, plans)
   }
 
-  private func problem(_ one: Case) throws(AttentionError) -> CachedAttentionProblem {
+  private func problem(_ one: DecodeCase) throws(AttentionError) -> AttentionProblem {
     try one.problem(
       dtype, cacheType: cacheDtype, dimension: dim, pageSize: pageSize, newKeys: newKeys, keysPerSplit: keysPerSplit)
   }
 
-  private func printShares(of one: Case) throws {
-    let plan = try reportingOptionErrors {
+  /// What the options ask of the kernels.
+  private var options: KernelOptions {
+    get throws(AttentionError) {
+      KernelOptions(
+        family: kernels, tiling: try tiling.map { (text) throws(AttentionError) in try TilingChanges(text) })
+    }
+  }
+
+  private func printShares(of one: DecodeCase) throws {
+    let (plan, choice) = try reportingOptionErrors {
       let limits: GPULimits
       do throws(AttentionError) { limits = try GPU.device().limits } catch { limits = .typical(of: .sm90) }
-      return try DecodePlan(try problem(one), on: limits, changes: tiling)
+      let problem = try problem(one)
+      return (
+        try KernelPlan(problem, on: limits, options: options), try Choice(problem, on: limits, options: options)
+      )
     }
     let numbers =
       lengths.map { $0.split(separator: ",").map { Int($0)! } }
       ?? [Int](repeating: one.context, count: one.batch)
-    let shares = plan.shares(lengths: numbers)
     print(plan)
-    print(
-      "\(shares.units) units (key/value heads x blocks of rows) of each sequence; \(shares.busyBlocks) blocks take "
-        + "\(shares.tilesOfBlock) tiles of \(plan.specialization.tiling.tileKeys) keys each")
-    print(
-      flash_attention.table(
-        [["sequence", "keys", "tiles", "parts"]]
-          + shares.sequences.enumerated().map { ["\($0)", "\($1.keys)", "\($1.tiles)", "\($1.parts)"] }))
-    let cost = shares.cost
-    print(
-      "cost model: \(duration(cost.fixed)) for any call + \(duration(cost.reading)) of reading + "
-        + "\(duration(cost.combination)) to put parts together = \(duration(cost.seconds))")
+    if let shares = plan.launches.sharing?.shares(lengths: numbers) {
+      print(
+        "\(shares.units) units (key/value heads x blocks of rows) of each sequence; \(shares.busyBlocks) blocks take "
+          + "\(shares.tilesOfBlock) tiles of \(shares.tileKeys) keys each")
+      print(
+        AttentionBenchmarks.table(
+          [["sequence", "keys", "tiles", "parts"]]
+            + shares.sequences.enumerated().map { ["\($0)", "\($1.keys)", "\($1.tiles)", "\($1.parts)"] }))
+      print("cost model, for these lengths: \(shares.cost)")
+    }
+    print(choice)
   }
 
   private static func table(_ results: [DecodeBench.Result], peers: [String]) -> String {
-    flash_attention.table(
+    AttentionBenchmarks.table(
       [
         ["B", "context", "rows", "heads", "time", "GB/s", "floor", "of floor", "splits", "error"]
           + peers.flatMap { [$0, "ratio"] }
       ]
-        + results.map { r in
+        + results.map { (r: DecodeBench.Result) -> [String] in
           let seconds = median(r.seconds)
           return [
             "\(r.batch)", "\(r.context)", "\(r.queries)", "\(r.queryHeads)/\(r.kvHeads)", duration(seconds),

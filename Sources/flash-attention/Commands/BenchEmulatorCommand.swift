@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import PTX
 internal import PTXEmulator
 

@@ -1,5 +1,7 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import AttentionKernels
+internal import AttentionVerification
 internal import FlashAttention
 internal import FoundationEssentials
 internal import PTX
@@ -98,15 +100,14 @@ struct BenchVariantsCommand: ParsableCommand {
 
   /// The tiling of a rung with so many stages that should be fastest, or why there is none.
   private func tiling(_ problem: AttentionProblem, _ line: Line, _ rung: Rung, on gpu: GPULimits) -> Result {
-    let inputs: Matrix.Inputs = problem.scalarType == .bf16 ? .bf16 : .f16
-    let choice = TilingChoice(
-      problem, inputs: inputs, on: gpu, rung: rung, stages: line.stages,
-      sums: tiling.tiling.flatMap { ForwardTiling().changed(by: $0) }?.sums ?? .f32)
-    guard let best = choice.ranked.first?.tiling else {
-      return .refused(choice.rejected.last?.reason ?? "has no tiling for this shape")
+    let choice = Choice(
+      problem, on: gpu, among: ForwardFamily.tilings(of: rung, stages: line.stages, sums: tiling.sumsOfProducts),
+      of: ForwardFamily.self)
+    guard let best = choice.ranked.first?.tiling as? ForwardTiling else {
+      return .refused(choice.refused.last?.reason ?? "has no tiling for this shape")
     }
-    guard let changes = tiling.tiling else { return .tiling(best) }
-    return .tiling(best.changed(by: changes)!)
+    guard let changes = tiling.changes else { return .tiling(best) }
+    return .tiling(best.changed(by: changes) ?? best)
   }
 
   private enum Result {
@@ -121,7 +122,7 @@ struct BenchVariantsCommand: ParsableCommand {
   // MARK: - On a GPU
 
   private func measure(_ problem: AttentionProblem, on gpu: GPU) throws -> [Line] {
-    let inputs = try BenchInputs(problem)
+    let inputs = try ProblemInputs(problem)
     let bench = try reportingFileErrors { try GPUBench(gpu) }
     let check = try reportingFileErrors { try SampledCheck(problem, inputs, sums: tiling.sums) }
     var progress = Progress()
@@ -134,7 +135,9 @@ struct BenchVariantsCommand: ParsableCommand {
       case .tiling(let tiling):
         let plan: AttentionPlan
         do throws(AttentionError) {
-          plan = try AttentionPlan(problem, device: .gpu, tiling: tiling.changes)
+          plan = try AttentionPlan(
+            problem, device: .gpu,
+            kernels: KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges(tiling.changes)))
         } catch {
           guard case .tiling(_, let reason) = error else { return try reportingFileErrors { throw error } }
           line.refusal = reason
@@ -188,7 +191,7 @@ struct BenchVariantsCommand: ParsableCommand {
         softcap: whole.softcap)
     }
     let limits = GPULimits.typical(of: .sm90)
-    let inputs = try BenchInputs(problem)
+    let inputs = try ProblemInputs(problem)
     let check = try reportingFileErrors { try SampledCheck(problem, inputs, sums: tiling.sums) }
     let assembler = PTXAssembler.find()
     var progress = Progress()
@@ -199,9 +202,9 @@ struct BenchVariantsCommand: ParsableCommand {
       switch tiling(whole, line, rung, on: limits) {
       case .refused(let reason): line.refusal = reason
       case .tiling(let tiling):
-        let plan: ForwardPlan
+        let plan: KernelPlan
         do throws(AttentionError) {
-          plan = try ForwardPlan(problem, on: limits) { _ in tiling }
+          plan = try KernelPlan(problem, on: limits, tiling, of: ForwardFamily.self)
         } catch {
           guard case .tiling(_, let reason) = error else { return try reportingOptionErrors { throw error } }
           line.refusal = reason
@@ -209,8 +212,9 @@ struct BenchVariantsCommand: ParsableCommand {
         }
         let run = try EmulatedRun(plan, inputs)
         line.tiling = tiling.changes
-        line.sharedBytes = plan.launch.sharedByteCount
-        line.registers = try assembler?.assemble(plan.kernel().text(), for: limits.target)?.registers
+        line.sharedBytes = plan.launches.attention.sharedByteCount
+        line.registers = try assembler?.assemble(plan.launches.attention.kernel.kernel().text(), for: limits.target)?
+          .registers
         line.samples = samples(of: run.output, problem)
         line.errorRatio = check.ratio(output: run.output, logSumExp: run.logSumExp)
         line.counters = Line.Counts(
@@ -266,8 +270,11 @@ struct BenchVariantsCommand: ParsableCommand {
 }
 
 extension TilingOptions {
-  /// The yardstick for what these tilings sum in.
-  fileprivate var sums: PlainAttention.Sums {
-    tiling.flatMap { ForwardTiling().changed(by: $0) }?.sums == .f16 ? .half : .cut
+  /// What the tool was given; it was read before.
+  fileprivate var changes: TilingChanges? { tiling.flatMap { try? TilingChanges($0) } }
+  fileprivate var sumsOfProducts: Matrix.Accumulator {
+    changes.flatMap { ForwardTiling().changed(by: $0) }?.sums ?? .f32
   }
+  /// The yardstick for what these tilings sum in.
+  fileprivate var sums: PlainAttention.Sums { sumsOfProducts == .f16 ? .half : .cut }
 }

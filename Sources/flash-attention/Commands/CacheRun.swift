@@ -1,10 +1,12 @@
+internal import AttentionBenchmarks
+internal import AttentionVerification
 internal import FlashAttention
 internal import TensorFiles
 
 /// `run` over a cache: the tensors of a file that has `cache_lengths`.
 struct CacheRun {
-  let problem: CachedAttentionProblem
-  private let entries: CacheEntries
+  let problem: AttentionProblem
+  private let entries: CacheEntries<HostMemory>
   private let queries, keys, values: Tensor
 
   /// The tensors of a file that say something of its cache, beside `cache_lengths`.
@@ -35,7 +37,7 @@ struct CacheRun {
     func scales(_ name: String) throws -> [Float]? { file.names.contains(name) ? try file.array(name).floats : nil }
     var table: [[Int]]?
     let shape = keys.shape
-    var cache = CachedAttentionProblem.Cache.contiguous(sequences: shape.batch, capacity: shape.length)
+    var cache = AttentionProblem.KeyStorage.contiguous(sequences: shape.batch, capacity: shape.length)
     if file.names.contains("page_table") {
       let (extents, pages) = try file.integers("page_table")
       guard extents.count == 2, extents[0] == queries.shape.batch else {
@@ -47,10 +49,10 @@ struct CacheRun {
       cache = .paged(pages: shape.batch, pageSize: shape.length, pagesPerSequence: extents[1])
     }
     let padding = try list("left_padding")
-    problem = try CachedAttentionProblem(
+    problem = try AttentionProblem(
       batch: queries.shape.batch, queries: queries.shape.length, queryHeads: queries.shape.heads,
       keyValueHeads: shape.heads, dimension: queries.shape.dimension, valueDimension: values.shape.dimension,
-      cache: cache,
+      keys: cache,
       hasLeftPadding: padding != nil, scalarType: type, cacheType: self.keys.scalarType, mask: options.mask,
       scale: options.scale, softcap: options.softcap)
     entries = CacheEntries(
@@ -60,7 +62,7 @@ struct CacheRun {
 
   /// Computes, and prints how.
   func compute(on device: Device) throws(AttentionError) -> AttentionResult {
-    let plan = try CachedAttentionPlan(problem, device: device)
+    let plan = try AttentionPlan(problem, device: device)
     var statistics = [Float](repeating: 0, count: problem.logSumExpCount)
     let begin = ContinuousClock.now
     let output = try Tensor(shape: problem.outputShape, scalarType: problem.scalarType, layout: queries.layout) {
@@ -69,7 +71,7 @@ struct CacheRun {
         try queries.withView { (q) throws(AttentionError) in
           try keys.withView { (k) throws(AttentionError) in
             try values.withView { (v) throws(AttentionError) in
-              try plan.run(queries: q, keys: k, values: v, entries: entries, output: o, logSumExp: lse)
+              try plan.run(queries: q, keys: k, values: v, output: o, logSumExp: lse, entries: entries)
             }
           }
         }

@@ -1,5 +1,7 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import AttentionKernels
+internal import AttentionVerification
 internal import ExampleKernels
 internal import FlashAttention
 internal import PTX
@@ -37,7 +39,9 @@ struct EmitCommand: ParsableCommand {
   @Option(help: "The GPU to write for, such as sm_80 or sm_90a. (default: the oldest that has all instructions)")
   var arch: String?
 
-  @Flag(help: "Print why the plan has this tiling instead: all candidates, ranked by the cost model or refused.")
+  @Flag(
+    help:
+      "Print why the plan has these kernels instead: all candidates of all families, ranked by their cost or refused.")
   var explain = false
 
   @Flag(help: "End each line with the Swift line that made it.")
@@ -48,15 +52,13 @@ struct EmitCommand: ParsableCommand {
       throw ValidationError("'\(arch)' is no GPU architecture; write sm_80, sm_90a and the like.")
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
-    if cache && (example != nil || explain) {
-      throw ValidationError(
-        "--cache goes without --example and --explain; bench decode --explain tells how work is cut.")
-    }
-    if let tiling, !cache {
-      try TilingOptions.check(tiling)
-    } else if let tiling, DecodeTiling().changed(by: tiling) == nil {
-      throw ValidationError(
-        "--tiling '\(tiling)' is not understood; with --cache, write any of \(DecodeTiling.changeSyntax), with commas.")
+    if cache && example != nil { throw ValidationError("--cache is for attention; leave out --example.") }
+    if let tiling {
+      if cache {
+        try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
+      } else {
+        try TilingOptions.check(tiling, ForwardTiling())
+      }
     }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
       throw ValidationError("An example has no shape; leave out --example or the shape.")
@@ -74,33 +76,7 @@ struct EmitCommand: ParsableCommand {
     } catch {
       throw ValidationError("\(error)")
     }
-    if cache { try printDecoding(target) } else if example == nil { try printAttention(target) }
-  }
-
-  private func printDecoding(_ target: Target?) throws {
-    let plan = try reportingOptionErrors {
-      let problem = try shape.problem(
-        mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
-      let cached = try CachedAttentionProblem(
-        batch: problem.batch, queries: problem.queries, queryHeads: problem.queryHeads,
-        keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, valueDimension: problem.valueDimension,
-        cache: .contiguous(sequences: problem.batch, capacity: problem.keys), scalarType: problem.scalarType,
-        mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
-      return try DecodePlan(cached, on: .typical(of: target ?? .sm90), changes: tiling)
-    }
-    do throws(KernelError) {
-      let text = try plan.kernel().text(target: target, locations: lines)
-      print(text, terminator: "")
-      printError(
-        fields(
-          [
-            ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, target ?? .sm90)),
-          ]
-            + (plan.launch.combineBlocks == 0
-              ? [] : [("behind it", "a second launch puts the parts together; it is not printed")])))
-    } catch {
-      throw ValidationError("\(error)")
-    }
+    if example == nil { try printAttention(target) }
   }
 
   private static func registers(_ text: String, _ target: Target) -> String {
@@ -109,28 +85,43 @@ struct EmitCommand: ParsableCommand {
   }
 
   private func printAttention(_ target: Target?) throws {
-    let plan = try reportingOptionErrors {
-      let problem = try shape.problem(
+    let gpu = GPULimits.typical(of: target ?? (cache ? .sm90 : .sm80))
+    let (plan, choice) = try reportingOptionErrors {
+      var problem = try shape.problem(
         mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
-      return try ForwardPlan(
-        problem, on: .typical(of: target ?? .sm80), changes: tiling)
+      if cache {
+        problem = try AttentionProblem(
+          batch: problem.batch, queries: problem.queries, queryHeads: problem.queryHeads,
+          keyValueHeads: problem.keyValueHeads, dimension: problem.dimension, valueDimension: problem.valueDimension,
+          keys: .contiguous(sequences: problem.batch, capacity: problem.keys), scalarType: problem.scalarType,
+          mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
+      }
+      // The table has all families; a text is of those that were asked for.
+      let kernels = KernelOptions(
+        family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })
+      return (try KernelPlan(problem, on: gpu, options: kernels), try Choice(problem, on: gpu, options: kernels))
     }
     if explain {
-      print("\(plan)\n\(plan.explanation)")
+      print("\(plan)\n\(choice)")
       return
     }
     do throws(KernelError) {
-      let text = try plan.kernel().text(target: target, locations: lines)
+      let text = try plan.launches.attention.kernel.kernel().text(target: target, locations: lines)
       print(text, terminator: "")
-      printError(
-        fields([
-          ("problem", "\(plan.problem)"), ("plan", "\(plan)"),
-          ("registers", Self.registers(text, target ?? .sm80)),
+      var facts = [
+        ("problem", "\(plan.problem)"), ("plan", "\(plan)"), ("registers", Self.registers(text, gpu.target)),
+      ]
+      if plan.launches.launches.count > 1 {
+        facts.append(("behind it", "a second launch puts the parts together; it is not printed"))
+      }
+      if !cache {
+        facts.append(
           (
             "floor",
             "\(megabytes(Int(plan.problem.bytes))) to move, \(fixed(plan.problem.flops / 1e9, 1)) GFLOP to compute"
-          ),
-        ]))
+          ))
+      }
+      printError(fields(facts))
     } catch {
       throw ValidationError("\(error)")
     }
@@ -146,13 +137,19 @@ struct TilingOptions: ParsableArguments {
   var tiling: String?
 
   func validate() throws {
-    if let tiling { try Self.check(tiling) }
+    if let tiling { try Self.check(tiling, ForwardTiling()) }
   }
 
-  static func check(_ tiling: String) throws {
-    if ForwardTiling().changed(by: tiling) == nil {
-      throw ValidationError(
-        "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas.")
+  static func check<Tiling: KernelTiling>(_ tiling: String, _ any: Tiling, _ when: String = "") throws {
+    if let changes = try? TilingChanges(tiling), any.changed(by: changes) != nil { return }
+    throw ValidationError(
+      "--tiling '\(tiling)' is not understood; \(when)write any of \(Tiling.changeSyntax), with commas.")
+  }
+
+  /// What it asks of a plan's kernels.
+  var options: KernelOptions {
+    get throws(AttentionError) {
+      KernelOptions(tiling: try tiling.map { (text) throws(AttentionError) in try TilingChanges(text) })
     }
   }
 }

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionVerification
 internal import FlashAttention
 internal import TensorFiles
 

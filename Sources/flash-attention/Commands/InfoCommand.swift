@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import FlashAttention
 
 struct InfoCommand: ParsableCommand {
@@ -19,7 +20,7 @@ struct InfoCommand: ParsableCommand {
   }
 
   func run() throws {
-    if device == .gpu { return try describeGPU() }
+    if let ordinal = device.ordinal { return try describeGPU(ordinal) }
     let sets = Machine.instructionSets
     let probe = MemoryProbe(byteCount: probeMegabytes * 1_000_000)
     let bandwidth = median((0..<7).map { _ in probe.readGigabytesPerSecond() })
@@ -33,9 +34,9 @@ struct InfoCommand: ParsableCommand {
         ] + (device == .cpu ? [] : [("GPU", GPUSupport.summary)])))
   }
 
-  private func describeGPU() throws {
+  private func describeGPU(_ ordinal: Int) throws {
     try reportingFileErrors {
-      let probe = try GPUProbe(try GPU.device())
+      let probe = try GPUProbe(try GPU.device(ordinal))
       let (read, products) = (try probe.readGigabytesPerSecond(), try probe.matrixTeraflops(.bf16))
       print(
         fields([

@@ -1,21 +1,27 @@
 public import ArgumentParser
-public import AttentionKernels
+internal import AttentionKernels
 public import FlashAttention
 
 extension ScalarType: ExpressibleByArgument {}
 extension TensorLayout: ExpressibleByArgument {}
-extension Device: ExpressibleByArgument {}
-extension QueryPacking: ExpressibleByArgument {}
+
+extension Device: ExpressibleByArgument {
+  /// `auto`, `cpu`, `gpu` or `gpu:1`.
+  public init?(argument: String) { self.init(argument) }
+
+  /// For help and errors.
+  public static var allValueStrings: [String] { ["auto", "cpu", "gpu", "gpu:1"] }
+}
 
 extension Rung: ExpressibleByArgument {
   /// The rung of a name such as `split-q-shared-kv`.
-  public init?(argument: String) {
+  init?(argument: String) {
     guard let rung = Self.allCases.first(where: { $0.description == argument }) else { return nil }
     self = rung
   }
 
   /// All names, for help and errors.
-  public static var allValueStrings: [String] { allCases.map(\.description) }
+  static var allValueStrings: [String] { allCases.map(\.description) }
 }
 
 /// `--causal --window --scale --softcap`.

@@ -1,4 +1,6 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
+internal import AttentionVerification
 internal import FlashAttention
 internal import TensorFiles
 
@@ -43,7 +45,7 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Convert the inputs to f32, f16 or bf16 first. (default: the type that they have)")
   var dtype: ScalarType?
 
-  @Option(help: "Where to compute: auto, cpu or gpu.")
+  @Option(help: "Where to compute: auto, cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
 
   @Option(name: [.customShort("o"), .long], help: "File to write the output and the log-sum-exp to.")

@@ -1,5 +1,7 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import AttentionKernels
+internal import AttentionVerification
 internal import FlashAttention
 internal import FoundationEssentials
 internal import PTX
@@ -51,15 +53,24 @@ struct TuneAttentionCommand: ParsableCommand {
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let gpu = try reportingFileErrors { try GPU.device() }
     let chosen = try reportingOptionErrors { try AttentionPlan(problem, device: .gpu) }
-    let choice = TilingChoice(problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, on: gpu.limits, rung: rung)
+    let choice =
+      rung.map {
+        Choice(problem, on: gpu.limits, among: ForwardFamily.tilings(of: $0), of: ForwardFamily.self)
+      }
+      ?? Choice(
+        problem, on: gpu.limits, among: ForwardFamily.tilings(for: problem, on: gpu.limits), of: ForwardFamily.self)
     let ranked = choice.ranked.prefix(candidates)
     let plans = try reportingOptionErrors {
-      try ranked.map { try AttentionPlan(problem, device: .gpu, tiling: $0.tiling.changes) }
+      try ranked.map {
+        try AttentionPlan(
+          problem, device: .gpu,
+          kernels: KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges($0.tiling.changes)))
+      }
     }
     try reportingFileErrors {
       try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
     }
-    let inputs = try BenchInputs(problem)
+    let inputs = try ProblemInputs(problem)
     var progress = Progress()
     let bench = try reportingFileErrors { try GPUBench(gpu) }
     var results: [Result] = []
@@ -104,23 +115,21 @@ struct TuneAttentionCommand: ParsableCommand {
     let tiling: String
     let rank: Int
     let seconds: [Double]
-    let predictedCycles: Double
-    let products, sharedMemory, exponentials, waits: Double
+    let predictedSeconds: Double
+    let terms: [String: Double]
     let registers, spilledBytes: Int?
 
-    init(_ candidate: TilingChoice.Candidate, _ plan: AttentionPlan, _ measurement: Measurement, rank: Int) {
+    init(_ candidate: Choice.Candidate, _ plan: AttentionPlan, _ measurement: Measurement, rank: Int) {
       problem = "\(plan.problem)"
       dimension = plan.problem.dimension
       tiling = candidate.tiling.changes
       self.rank = rank
       seconds = measurement.seconds
-      predictedCycles = candidate.cycles
-      let cost = candidate.cost
-      (products, sharedMemory) = (cost.products, cost.sharedMemory)
-      (exponentials, waits) = (cost.exponentials, cost.waits)
+      predictedSeconds = candidate.cost.seconds
+      terms = Dictionary(uniqueKeysWithValues: candidate.cost.terms.map { ($0.name, $0.seconds) })
       (registers, spilledBytes) = (plan.compiled?.registers, plan.compiled?.spilledBytes)
     }
 
-    func isChosen(by plan: AttentionPlan) -> Bool { plan.tiling?.changes == tiling }
+    func isChosen(by plan: AttentionPlan) -> Bool { plan.kernelPlan?.tiling.changes == tiling }
   }
 }

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import FlashAttention
 
 struct TuneDecodeCommand: ParsableCommand {
@@ -25,12 +26,12 @@ struct TuneDecodeCommand: ParsableCommand {
   }
 
   func run() throws {
-    let cases = BenchDecodeCommand.grid.filter { queryHeads == nil || $0.queryHeads == queryHeads }
+    let cases = DecodeCase.grid.filter { queryHeads == nil || $0.queryHeads == queryHeads }
     if cases.isEmpty {
       throw ValidationError("The grid has no case of \(queryHeads!) query heads; it has 16, 32 and 64.")
     }
-    func plan(_ one: BenchDecodeCommand.Case, _ keysPerSplit: Int?) throws(AttentionError) -> CachedAttentionPlan {
-      try CachedAttentionPlan(try one.problem(dtype, keysPerSplit: keysPerSplit), device: .gpu)
+    func plan(_ one: DecodeCase, _ keysPerSplit: Int?) throws(AttentionError) -> AttentionPlan {
+      try AttentionPlan(try one.problem(dtype, keysPerSplit: keysPerSplit), device: .gpu)
     }
     let plans = try reportingOptionErrors { try cases.map { try plan($0, nil) } }
     try reportingFileErrors {

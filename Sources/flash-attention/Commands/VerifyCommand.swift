@@ -1,5 +1,7 @@
 internal import ArgumentParser
+internal import AttentionBenchmarks
 internal import AttentionKernels
+internal import AttentionVerification
 internal import FlashAttention
 internal import PTX
 internal import PTXEmulator
@@ -29,7 +31,7 @@ struct VerifyCommand: ParsableCommand {
   @Option(help: "Run only the problem of this number, and describe it.")
   var only: Int?
 
-  @Option(help: "Where to compute: auto (the GPU where there is one), cpu or gpu.")
+  @Option(help: "Where to compute: auto (the GPU where there is one), cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
 
   @Option(help: "On a GPU, how many kernels the problems are spread over.")
@@ -77,7 +79,7 @@ struct VerifyCommand: ParsableCommand {
 
   func run() throws {
     if variants && !emulate && !usesGPU {
-      try reportingFileErrors { _ = try GPU.device() }
+      try reportingFileErrors { _ = try GPU.device(device.ordinal ?? 0) }
     }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     if cache { return try runOnCaches(numbers) }
@@ -97,7 +99,7 @@ struct VerifyCommand: ParsableCommand {
     if failures > 0 { throw ExitCode.comparisonFailed }
   }
 
-  private var usesGPU: Bool { device == .gpu || device == .auto && (try? GPU.device()) != nil }
+  private var usesGPU: Bool { device.ordinal != nil || device == .auto && (try? GPU.device()) != nil }
 
   private func runOnCPU(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
     var progress = Progress()
@@ -114,9 +116,9 @@ struct VerifyCommand: ParsableCommand {
   private func runOnGPU(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
     let tests = numbers.map { VerificationCase(seed: seed, number: $0, kernels: kernels) }
     return try reportingFileErrors {
-      let gpu = try GPU.device()
+      let gpu = try GPU.device(device.ordinal ?? 0)
       let plans = try tests.map {
-        try AttentionPlan($0.problem, device: .gpu, tiling: changes(for: $0, on: gpu.limits))
+        try AttentionPlan($0.problem, device: .gpu(gpu.ordinal), kernels: options(for: $0, on: gpu.limits))
       }
       let progress = Mutex(Progress())
       defer { progress.withLock { $0.clear() } }
@@ -130,7 +132,8 @@ struct VerifyCommand: ParsableCommand {
       try eachAtOnce(tests.count) { index throws(AttentionError) in
         progress.withLock { $0.show("verify: case \(index) of \(tests.count)") }
         let outcome = tests[index].judge(
-          try tests[index].computeOnGPU(plans[index], gpu), sums: plans[index].tiling?.sums == .f16 ? .half : .cut)
+          try tests[index].computeOnGPU(plans[index], gpu),
+          sums: (plans[index].kernelPlan?.tiling as? ForwardTiling)?.sums == .f16 ? .half : .cut)
         outcomes.withLock { $0[index] = outcome }
       }
       progress.withLock { $0.clear() }
@@ -141,7 +144,7 @@ struct VerifyCommand: ParsableCommand {
 
   private func runAtOnce() throws {
     try reportingFileErrors {
-      let gpu = usesGPU ? try GPU.device() : nil
+      let gpu = usesGPU ? try GPU.device(device.ordinal ?? 0) : nil
       let differences = try ConcurrentCheck(threads: Self.threads, rounds: cases, gpu: gpu).run()
       print("\(Self.threads) threads, \(cases) rounds, \(gpu.map { "streams on \($0.name)" } ?? "CPU")")
       for difference in differences.prefix(10) { print("FAILED  \(difference)") }
@@ -155,7 +158,7 @@ struct VerifyCommand: ParsableCommand {
     let tests = numbers.map { CacheCase(seed: seed, number: $0, kernels: kernels, isForGPU: isForGPU) }
     let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
     try reportingFileErrors {
-      let plans = try tests.map { try CachedAttentionPlan($0.problem, device: isForGPU ? .gpu : .cpu) }
+      let plans = try tests.map { try AttentionPlan($0.problem, device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu) }
       try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
       let progress = Mutex(Progress())
       // On the CPU each case has all processors already.
@@ -193,9 +196,9 @@ struct VerifyCommand: ParsableCommand {
   private func runOnEmulator(_ numbers: ClosedRange<Int>) throws -> [(VerificationCase, CaseOutcome)] {
     let gpu: GPU?
     do throws(AttentionError) {
-      gpu = try GPU.device()
+      gpu = try GPU.device(device.ordinal ?? 0)
     } catch {
-      if device == .gpu { try reportingFileErrors { throw error } }
+      if device.ordinal != nil { try reportingFileErrors { throw error } }
       print("Kernels on the emulator alone. \(error)")
       gpu = nil
     }
@@ -223,12 +226,13 @@ struct VerifyCommand: ParsableCommand {
   private func emulate(
     _ test: VerificationCase, _ limits: GPULimits, _ gpu: GPU?
   ) throws(AttentionError) -> CaseOutcome {
-    let changes = try changes(for: test, on: limits)
-    let plan = try ForwardPlan(test.problem, on: limits, changes: changes)
-    let sums: PlainAttention.Sums = plan.specialization.tiling.sums == .f16 ? .half : .cut
+    let options = try options(for: test, on: limits)
+    let plan = try KernelPlan(test.problem, on: limits, options: options)
+    let sums: PlainAttention.Sums = (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .cut
     let emulation = test.emulation(of: plan)
     do {
-      _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)
+      _ = try Emulator.run(
+        Program(try plan.launches.attention.kernel.kernel()), emulation.launch, memory: emulation.memory)
     } catch {
       return CaseOutcome(ratio: .infinity, failure: "\(error)")
     }
@@ -237,13 +241,15 @@ struct VerifyCommand: ParsableCommand {
     }
     guard let gpu else { return test.judge(emulated, sums: sums) }
     let actual = try test.computeOnGPU(
-      try AttentionPlan(test.problem, device: .gpu, tiling: changes), gpu)
+      try AttentionPlan(test.problem, device: .gpu(gpu.ordinal), kernels: options), gpu)
     return test.judge(actual, expected: emulated, sums: sums)
   }
 
   /// The tiling of a case, where it is not the plan's own.
-  private func changes(for test: VerificationCase, on gpu: GPULimits) throws(AttentionError) -> String? {
-    variants ? try test.drawTiling(on: gpu).changes : tiling.tiling
+  private func options(for test: VerificationCase, on gpu: GPULimits) throws(AttentionError) -> KernelOptions {
+    guard variants else { return try tiling.options }
+    let own = try test.drawTiling(on: gpu).changes
+    return KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges(own))
   }
 
   private func compareInstructions(with gpu: GPU) throws {

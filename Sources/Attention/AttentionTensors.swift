@@ -1,0 +1,318 @@
+/// Where the tensors and lists of a call are: the memory of the host, or of a GPU.
+public protocol TensorMemory {
+  /// A tensor with strides.
+  associatedtype View: Sendable
+  /// The same, to be written.
+  associatedtype Output: Sendable
+  /// Contiguous f32 that log-sum-exps are written to.
+  associatedtype Statistics
+  /// A whole number for each sequence.
+  associatedtype Numbers: Hashable, Sendable
+  /// The pages of each sequence.
+  associatedtype PageTable: Hashable, Sendable
+  /// An f32 for each sequence and key/value head.
+  associatedtype Factors: Hashable, Sendable
+
+  /// - Throws: `AttentionError` where a view is not what a problem needs.
+  static func check(
+    _ view: View, _ name: StaticString, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool
+  ) throws(AttentionError)
+  /// The same memory, to be read.
+  static func readOnly(_ output: Output) -> View
+  /// Whether elements of two tensors share memory, as far as that can be told.
+  static func sharesMemory(_ a: View, _ b: View) -> Bool
+}
+
+/// The host's memory, borrowed for a call.
+public enum HostMemory: TensorMemory {
+  /// With strides of any kind.
+  public typealias View = TensorView
+  /// With strides that let no two elements share memory.
+  public typealias Output = MutableTensorView
+  /// As many as a problem says.
+  public typealias Statistics = UnsafeMutableBufferPointer<Float>
+  /// One for each sequence.
+  public typealias Numbers = [Int]
+  /// A list for each sequence.
+  public typealias PageTable = [[Int]]
+  /// `[B, H_kv]`.
+  public typealias Factors = [Float]
+
+  /// As the protocol says.
+  public static func check(
+    _ view: TensorView, _ name: StaticString, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool
+  ) throws(AttentionError) {
+    try view.check("\(name)", isFor: shape, type, isWritten: isWritten)
+  }
+  /// The same memory.
+  public static func readOnly(_ output: MutableTensorView) -> TensorView { output.readOnly }
+  /// As far as strides tell.
+  public static func sharesMemory(_ a: TensorView, _ b: TensorView) -> Bool { a.sharesMemory(with: b) }
+}
+
+/// The memory of a GPU. Lists are addresses: whole numbers are int32, a page table is `[B, pagesPerSequence]` of them.
+///
+/// Nobody waits to look at the numbers in lists, and no number makes a call touch memory that it was not given: lengths, starts,
+/// counts and paddings are held within their tensors; zeros stand for keys and values on pages, or in sequences of the cache, that
+/// do not exist, and nothing is appended there. Other sequences' results are right, unless the numbers make sequences share rows;
+/// how their keys are divided, and so their last bits, may change with any length.
+public enum GPUMemory: TensorMemory {
+  /// Pointers and strides are multiples of 16 bytes.
+  public typealias View = DeviceTensorView
+  /// The same.
+  public typealias Output = DeviceTensorView
+  /// An address.
+  public typealias Statistics = UInt64
+  /// The address of int32.
+  public typealias Numbers = UInt64
+  /// The address of `[B, pagesPerSequence]` int32.
+  public typealias PageTable = UInt64
+  /// The address of f32.
+  public typealias Factors = UInt64
+
+  /// As the protocol says.
+  public static func check(
+    _ view: DeviceTensorView, _ name: StaticString, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool
+  ) throws(AttentionError) {
+    try view.check(name, isFor: shape, type, isWritten: isWritten)
+  }
+  /// The same memory.
+  public static func readOnly(_ output: DeviceTensorView) -> DeviceTensorView { output }
+  /// As far as strides tell.
+  public static func sharesMemory(_ a: DeviceTensorView, _ b: DeviceTensorView) -> Bool { a.sharesMemory(with: b) }
+}
+
+/// The tensors of a call.
+public struct AttentionTensors<Memory: TensorMemory> {
+  /// `[B, H_q, N_q, D]`; packed `[1, H_q, total, D]`.
+  public var queries: Memory.View
+  /// `[B, H_kv, N_k, D]`, of a cache `[sequences, H_kv, capacity, D]` or `[pages, H_kv, page size, D]`, packed `[1, H_kv, total, D]`.
+  public var keys: Memory.View
+  /// The same with D_v.
+  public var values: Memory.View
+  /// `[B, H_q, N_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten where there are queries. Of parts that are left
+  /// `[S B, H_q, N_q, D_v]` f32, where a part without keys may hold anything.
+  public var output: Memory.Output
+  /// `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is not needed. Of parts
+  /// `[S, B, H_q, N_q]`, -inf in those without keys, and needed.
+  public var logSumExp: Memory.Statistics?
+  /// What the call says of each of its sequences.
+  public var entries: CacheEntries<Memory>
+  /// What is appended to the cache first.
+  public internal(set) var newKeys: NewKeyTensors<Memory>?
+
+  /// The tensors of a call that brings no keys.
+  public init(
+    queries: Memory.View, keys: Memory.View, values: Memory.View, output: Memory.Output,
+    logSumExp: Memory.Statistics? = nil, entries: CacheEntries<Memory> = CacheEntries()
+  ) {
+    (self.queries, self.keys, self.values, self.output) = (queries, keys, values, output)
+    (self.logSumExp, self.entries) = (logSumExp, entries)
+  }
+
+  /// The tensors of a call that brings keys: the cache is written, too.
+  public init(
+    queries: Memory.View, keys: Memory.Output, values: Memory.Output, appending newKeys: NewKeyTensors<Memory>,
+    output: Memory.Output, logSumExp: Memory.Statistics? = nil, entries: CacheEntries<Memory>
+  ) {
+    self.init(
+      queries: queries, keys: Memory.readOnly(keys), values: Memory.readOnly(values), output: output,
+      logSumExp: logSumExp, entries: entries)
+    self.newKeys = newKeys
+  }
+}
+
+/// What a call says of each of its sequences; nothing of whole keys.
+public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
+  /// `[B]`: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the capacity. nil
+  /// where packed keys are as many as their starts say.
+  public var lengths: Memory.Numbers?
+  /// `[B]`: which sequence of the cache; nil for each its own number. Not with pages.
+  public var batchIndex: Memory.Numbers?
+  /// `[B]`: the row of each sequence's first key; nil for 0.
+  public var leftPadding: Memory.Numbers?
+  /// `[B, pagesPerSequence]`: the pages of each sequence; in the host's memory, as many as its length needs or more. nil without
+  /// pages.
+  public var pageTable: Memory.PageTable?
+  /// `[B + 1]`: the first query of each sequence and the end of the last, where queries are packed.
+  public var queryStarts: Memory.Numbers?
+  /// `[B]`: the queries of each sequence that count, where they are packed; nil for all.
+  public var queryCounts: Memory.Numbers?
+  /// `[B + 1]`: the first key of each sequence and the end of the last, where keys are packed.
+  public var keyStarts: Memory.Numbers?
+  /// `[B, H_kv]`, above 0: what e4m3 queries are multiplied by; nil for 1.
+  public var queryScales: Memory.Factors?
+  /// `[B, H_kv]`, above 0: what e4m3 keys are multiplied by; nil for 1.
+  public var keyScales: Memory.Factors?
+  /// `[B, H_kv]`, above 0: what e4m3 values are multiplied by; nil for 1.
+  public var valueScales: Memory.Factors?
+
+  /// A list for all sequences, where there is something to say.
+  public init(
+    lengths: Memory.Numbers? = nil, batchIndex: Memory.Numbers? = nil, leftPadding: Memory.Numbers? = nil,
+    pageTable: Memory.PageTable? = nil, queryStarts: Memory.Numbers? = nil, queryCounts: Memory.Numbers? = nil,
+    keyStarts: Memory.Numbers? = nil, queryScales: Memory.Factors? = nil, keyScales: Memory.Factors? = nil,
+    valueScales: Memory.Factors? = nil
+  ) {
+    (self.lengths, self.batchIndex, self.leftPadding, self.pageTable) = (lengths, batchIndex, leftPadding, pageTable)
+    (self.queryStarts, self.queryCounts, self.keyStarts) = (queryStarts, queryCounts, keyStarts)
+    (self.queryScales, self.keyScales, self.valueScales) = (queryScales, keyScales, valueScales)
+  }
+}
+
+/// Keys and values that a call appends to the cache before it attends.
+public struct NewKeyTensors<Memory: TensorMemory>: Sendable {
+  /// `[B, H_kv, s_new, D]`; packed, `[1, H_kv, total, D]`.
+  public var keys: Memory.View
+  /// The same with D_v.
+  public var values: Memory.View
+  /// `[B + 1]`: the first new key of each sequence and the end of the last, where they are packed.
+  public var starts: Memory.Numbers?
+  /// Tables of the rotary embedding, `[1, 1, positions, dimension / 2]` in the problem's type, on a GPU contiguous; nil without one.
+  public var rotary: (cosines: Memory.View, sines: Memory.View)?
+  /// `[B]`: the position of each sequence's first new key; nil for its length.
+  public var positions: Memory.Numbers?
+
+  /// New keys of a call.
+  public init(
+    keys: Memory.View, values: Memory.View, starts: Memory.Numbers? = nil,
+    rotary: (cosines: Memory.View, sines: Memory.View)? = nil, positions: Memory.Numbers? = nil
+  ) {
+    (self.keys, self.values, self.starts, self.rotary, self.positions) = (keys, values, starts, rotary, positions)
+  }
+}
+
+// MARK: - What a problem needs
+
+extension AttentionTensors {
+  /// What tensors in any memory must be: of the problem's shapes and types, there where it needs them, and not in each other's memory.
+  private func checkAll(_ problem: AttentionProblem) throws(AttentionError) {
+    let appends = problem.newKeys != nil
+    try Memory.check(queries, "queries", isFor: problem.queryShape, problem.queryType, isWritten: false)
+    let (keyName, valueName): (StaticString, StaticString) =
+      problem.hasWholeKeys ? ("keys", "values") : ("the cached keys", "the cached values")
+    try Memory.check(keys, keyName, isFor: problem.keyShape, problem.cacheType, isWritten: appends)
+    try Memory.check(values, valueName, isFor: problem.valueShape, problem.cacheType, isWritten: appends)
+    try Memory.check(
+      Memory.readOnly(output), "output", isFor: problem.outputShape, problem.outputType, isWritten: true)
+    try expect("new key", newKeys != nil, appends)
+    if let newKeys { try check(newKeys, problem) }
+    if problem.leavesParts { try expect("log-sum-exp", logSumExp != nil, true) }
+    let isPaged = problem.pages != nil
+    if case .contiguous(let sequences, _) = problem.storage, entries.batchIndex == nil, problem.batch > sequences {
+      throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
+    }
+    let (whole, packedKeys) = (problem.hasWholeKeys, problem.hasPackedKeys)
+    let (packedQueries, queriesAreBytes) = (problem.packedQueries != nil, problem.queryType == .e4m3)
+    let cacheIsBytes = problem.cacheType == .e4m3
+    try expect("list of lengths", entries.lengths != nil, whole ? false : packedKeys ? nil : true)
+    try expect("page table", entries.pageTable != nil, isPaged)
+    try expect("left padding", entries.leftPadding != nil, problem.hasLeftPadding)
+    try expect("list of query starts", entries.queryStarts != nil, packedQueries)
+    try expect("list of query counts", entries.queryCounts != nil, packedQueries ? nil : false)
+    try expect("list of key starts", entries.keyStarts != nil, packedKeys)
+    try expect("query scale", entries.queryScales != nil, queriesAreBytes ? nil : false)
+    try expect("key scale", entries.keyScales != nil, cacheIsBytes ? nil : false)
+    try expect("value scale", entries.valueScales != nil, cacheIsBytes ? nil : false)
+    try expect("batch index", entries.batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
+  }
+
+  private func check(_ new: NewKeyTensors<Memory>, _ problem: AttentionProblem) throws(AttentionError) {
+    try Memory.check(new.keys, "the new keys", isFor: problem.newKeyShape, problem.scalarType, isWritten: false)
+    try Memory.check(new.values, "the new values", isFor: problem.newValueShape, problem.scalarType, isWritten: false)
+    func apart(_ written: String, _ cache: Memory.View) throws(AttentionError) {
+      if Memory.sharesMemory(cache, new.keys) { throw .sharedMemory(written: written, read: "the new keys") }
+      if Memory.sharesMemory(cache, new.values) { throw .sharedMemory(written: written, read: "the new values") }
+      if Memory.sharesMemory(cache, queries) { throw .sharedMemory(written: written, read: "queries") }
+    }
+    try apart("the cached keys", keys)
+    try apart("the cached values", values)
+    try expect("list of new key starts", new.starts != nil, problem.newKeys?.packedTotal != nil)
+    let rotary = problem.newKeys?.rotary
+    try expect("rotary embedding", new.rotary != nil, rotary != nil)
+    try expect("list of positions", new.positions != nil, rotary == nil ? false : nil)
+    if let rotary, let tables = new.rotary {
+      let (shape, type) = (rotary.tableShape, problem.scalarType)
+      try Memory.check(tables.cosines, "the cosines", isFor: shape, type, isWritten: false)
+      try Memory.check(tables.sines, "the sines", isFor: shape, type, isWritten: false)
+    }
+  }
+
+  /// - Parameter isNeeded: nil where the tensor may be there or not.
+  private func expect(_ name: StaticString, _ isThere: Bool, _ isNeeded: Bool?) throws(AttentionError) {
+    if let isNeeded, isThere != isNeeded { throw .notInThePlan(tensor: "\(name)", isMissing: isNeeded) }
+  }
+}
+
+extension AttentionTensors where Memory == HostMemory {
+  /// - Throws: `AttentionError` where a tensor is not what a problem needs, or a number leads out of the cache.
+  package func check(_ problem: AttentionProblem) throws(AttentionError) {
+    try checkAll(problem)
+    if let logSumExp, logSumExp.count != problem.logSumExpCount {
+      throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
+    }
+    if let positions = newKeys?.positions, positions.count != problem.batch {
+      throw .cacheEntries("positions", count: positions.count, batch: problem.batch)
+    }
+    if problem.hasWholeKeys { return }
+    try entries.check(problem, newStarts: newKeys?.starts)
+    if let newKeys, let rotary = problem.newKeys?.rotary { try check(rotary, newKeys, problem) }
+  }
+
+  /// - Throws: where the tables have no row for a position.
+  private func check(
+    _ rotary: RotaryEmbedding, _ new: NewKeyTensors<HostMemory>, _ problem: AttentionProblem
+  ) throws(AttentionError) {
+    for b in 0..<problem.batch {
+      let newCount = entries.newKeys(of: b, problem, starts: new.starts).count
+      let base = new.positions?[b] ?? entries.rows(of: b)
+      for (count, isKey) in [(newCount, true), (entries.queries(of: b, problem).count, false)] where count > 0 {
+        for number in [0, count - 1] {
+          let position = rotary.position(number, base: base, isKey: isKey, mask: problem.mask)
+          if (0..<rotary.positions).contains(position) { continue }
+          throw .unsupported(
+            "Sequence \(b) reaches position \(position), and the rotary tables have \(rotary.positions) rows; give tables "
+              + "with a row for each position from 0 on.")
+        }
+      }
+    }
+  }
+}
+
+extension AttentionTensors where Memory == GPUMemory {
+  /// - Throws: `AttentionError` where a tensor is not what a problem needs, or is not aligned.
+  package func check(_ problem: AttentionProblem) throws(AttentionError) {
+    try checkAll(problem)
+    // Calls, not lists: these checks are a part of what every call costs the host.
+    func aligned(_ name: StaticString, _ address: UInt64?) throws(AttentionError) {
+      guard let address, address & 3 != 0 else { return }
+      throw .alignment(
+        tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
+    }
+    try aligned("log-sum-exp", logSumExp)
+    if problem.hasWholeKeys { return }
+    try aligned("list of lengths", entries.lengths)
+    try aligned("batch index", entries.batchIndex)
+    try aligned("left padding", entries.leftPadding)
+    try aligned("page table", entries.pageTable)
+    try aligned("list of query starts", entries.queryStarts)
+    try aligned("list of query counts", entries.queryCounts)
+    try aligned("list of key starts", entries.keyStarts)
+    try aligned("query scale", entries.queryScales)
+    try aligned("key scale", entries.keyScales)
+    try aligned("value scale", entries.valueScales)
+    guard let newKeys else { return }
+    try aligned("list of new key starts", newKeys.starts)
+    try aligned("list of positions", newKeys.positions)
+    if let (cosines, sines) = newKeys.rotary {
+      func contiguous(_ name: String, _ table: DeviceTensorView) throws(AttentionError) {
+        if table.shape.length < 2 || table.strides.length == table.shape.dimension { return }
+        throw .unsupported(
+          "The rows of \(name) are \(table.strides.length) elements apart; on a GPU a table of \(table.shape.dimension) "
+            + "columns must be contiguous.")
+      }
+      try contiguous("the cosines", cosines)
+      try contiguous("the sines", sines)
+    }
+  }
+}

@@ -1,0 +1,45 @@
+internal import FoundationEssentials
+package import TensorFiles
+
+/// What other libraries need for cases of decoding, as a file says: one JSON object a line.
+package struct PeerTimes {
+  private struct Line: Decodable {
+    let peer: String?
+    let B, Nk, Nq, Hq, Hkv, D: Int?
+    let ms_graph: Double?
+  }
+
+  private let lines: [Line]
+  /// The libraries, in the order in which they occur.
+  package let names: [String]
+
+  /// - Throws: `TensorFileError` where the file cannot be read or has no such line.
+  package init(_ path: String) throws(TensorFileError) {
+    guard let data = FileManager.default.contents(atPath: path) else {
+      throw .unreadable(path: path, reason: "no such file, or no right to read it")
+    }
+    // Other lines of such files are about other things: other operations, and caches on pages.
+    lines = data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
+      .filter { $0.ms_graph != nil && $0.peer?.contains("+page") == false }
+    if lines.isEmpty { throw .malformed(path: path, reason: "no line has peer, B, Nk, Nq, Hq, Hkv and ms_graph") }
+    var names: [String] = []
+    for line in lines where !names.contains(Self.name(line)) { names.append(Self.name(line)) }
+    self.names = names
+  }
+
+  /// The library; what follows a plus is a way of calling it.
+  private static func name(_ line: Line) -> String { String(line.peer!.prefix { $0 != "+" }) }
+
+  /// The least that each library needs for a case, in seconds.
+  package func seconds(_ one: DecodeCase, dimension: Int) -> [String: Double] {
+    var result: [String: Double] = [:]
+    for line in lines {
+      guard (line.B, line.Nk, line.Nq) == (one.batch, one.context, one.queries),
+        (line.Hq, line.Hkv, line.D ?? 128) == (one.queryHeads, one.kvHeads, dimension)
+      else { continue }
+      let seconds = line.ms_graph! / 1000
+      result[Self.name(line)] = min(result[Self.name(line)] ?? .infinity, seconds)
+    }
+    return result
+  }
+}

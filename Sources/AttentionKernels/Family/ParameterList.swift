@@ -1,0 +1,181 @@
+internal import Attention
+package import PTX
+
+/// Where the value of a kernel's parameter comes from.
+enum ParameterSource: Hashable, Sendable {
+  /// The plan knows it: a whole number in the parameter's type.
+  case number(Int)
+  case float(Float)
+  /// The call knows it: an address, and so many bytes more.
+  case address(CallValue, plus: Int = 0)
+  /// A stride of the call, times the bytes of an element.
+  case stride(CallValue, times: Int)
+}
+
+/// The parameters of a kernel in their order, each said once: its name, its type, and where its value comes from. A kernel declares
+/// and reads them here while it is emitted; a plan makes a template of the same list, and a call fills it in.
+///
+/// `Launch` is what a plan knows: everything but addresses and strides.
+final class ParameterList<Launch> {
+  /// A parameter.
+  struct Entry: Sendable {
+    let name: String
+    let kind: RegisterKind
+    let isPointer: Bool
+    let source: @Sendable (Launch) -> ParameterSource
+  }
+
+  private let k: KernelBuilder
+  private(set) var entries: [Entry] = []
+
+  init(_ k: KernelBuilder) { self.k = k }
+
+  /// The list that a kernel declares.
+  static func declared(_ declare: (ParameterList) -> Void) -> [Entry] {
+    var entries: [Entry] = []
+    // Nothing but parameters, of types that there are.
+    _ = try! Kernel.build("parameters", threadsPerBlock: 32) { k in
+      let list = ParameterList(k)
+      declare(list)
+      entries = list.entries
+    }
+    return entries
+  }
+
+  /// The address of global memory.
+  func pointer(_ name: String, _ value: CallValue) -> Register<U64> { pointer(name) { _ in .address(value) } }
+
+  /// The address of global memory, as the plan decides.
+  func pointer(_ name: String, _ source: @escaping @Sendable (Launch) -> ParameterSource) -> Register<U64> {
+    entries.append(Entry(name: name, kind: .u64, isPointer: true, source: source))
+    return k.pointer(name)
+  }
+
+  /// A whole number that the plan knows.
+  func number<T: IntegerType>(
+    _ name: String, _: T.Type, _ value: @escaping @Sendable (Launch) -> Int
+  ) -> Register<T> {
+    entries.append(Entry(name: name, kind: T.kind, isPointer: false) { .number(value($0)) })
+    return k.parameter(name, T.self)
+  }
+
+  /// A number that the plan knows.
+  func float(_ name: String, _ value: @escaping @Sendable (Launch) -> Float) -> Register<F32> {
+    entries.append(Entry(name: name, kind: .f32, isPointer: false) { .float(value($0)) })
+    return k.parameter(name, F32.self)
+  }
+
+  /// The strides of a tensor in bytes.
+  ///
+  /// - Parameter strides: what kind of a tensor it is.
+  func strides(
+    _ tensor: String, _ strides: @escaping @Sendable (Launch) -> TensorSteps
+  ) -> StrideParameters {
+    func one(_ axis: String, _ source: @escaping @Sendable (TensorSteps) -> ParameterSource) -> Register<U64> {
+      let name = "\(tensor)_\(axis)_stride"
+      entries.append(Entry(name: name, kind: .u64, isPointer: false) { source(strides($0)) })
+      return k.parameter(name, U64.self)
+    }
+    return StrideParameters(batch: one("batch") { $0.batch }, head: one("head") { $0.head }, row: one("row") { $0.row })
+  }
+}
+
+/// Where a launch has the strides of a tensor from.
+struct TensorSteps: Sendable {
+  let batch, head, row: ParameterSource
+
+  /// Those of a tensor of the call. Sequences that are packed are one batch: where one begins is counted in rows.
+  init(_ tensor: CallValue, _ type: ScalarType, isPacked: Bool = false) {
+    func stride(_ axis: Int) -> ParameterSource {
+      .stride(CallValue(rawValue: tensor.rawValue + axis)!, times: type.byteCount)
+    }
+    (batch, head, row) = (isPacked ? .number(0) : stride(1), stride(2), stride(3))
+  }
+
+  /// Those that the plan knows, in elements.
+  init(_ strides: TensorStrides, _ type: ScalarType, isPacked: Bool = false) {
+    func bytes(_ stride: Int) -> ParameterSource { .number(stride &* type.byteCount) }
+    (batch, head, row) = (isPacked ? .number(0) : bytes(strides.batch), bytes(strides.heads), bytes(strides.length))
+  }
+}
+
+/// The arguments of a launch, as the kernel's parameters lie: each at a multiple of its size. What the plan knows is in its place;
+/// what a call knows is filled in.
+package struct ArgumentTemplate: Sendable {
+  private struct Place: Sendable {
+    let offset: Int
+    let kind: RegisterKind
+    let isPointer: Bool
+    /// nil where the bytes have it.
+    let source: (value: Int, times: Int, plus: Int)?
+  }
+
+  private let bytes: [UInt8]
+  private let places, filled: [Place]
+
+  init<Launch>(_ entries: [ParameterList<Launch>.Entry], for launch: Launch) {
+    var (bytes, places) = ([UInt8](), [Place]())
+    for entry in entries {
+      let size = entry.kind.byteCount
+      while bytes.count % size != 0 { bytes.append(0) }
+      var source: (value: Int, times: Int, plus: Int)?
+      var word: UInt64 = 0
+      switch entry.source(launch) {
+      // Traps where a number has no room: plans have counted before.
+      case .number(let value):
+        word =
+          switch entry.kind {
+          case .s32: UInt64(UInt32(bitPattern: Int32(value)))
+          case .u32: UInt64(UInt32(value))
+          default: UInt64(bitPattern: Int64(value))
+          }
+      case .float(let value): word = UInt64(value.bitPattern)
+      case .address(let value, let plus): source = (value.rawValue, 1, plus)
+      case .stride(let value, let times): source = (value.rawValue, times, 0)
+      }
+      places.append(Place(offset: bytes.count, kind: entry.kind, isPointer: entry.isPointer, source: source))
+      withUnsafeBytes(of: word) { bytes += $0.prefix(size) }
+    }
+    (self.bytes, self.places, filled) = (bytes, places, places.filter { $0.source != nil })
+  }
+
+  /// Bytes of all parameters.
+  package var byteCount: Int { bytes.count }
+
+  /// Writes what the plan knows into memory that has room for it: all, where a call knows nothing more.
+  package func write(to buffer: UnsafeMutableRawBufferPointer) {
+    bytes.withUnsafeBytes { buffer.baseAddress!.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+  }
+
+  /// Writes the arguments of a call into memory that has room for them.
+  package func write(_ call: borrowing KernelCall, to buffer: UnsafeMutableRawBufferPointer) {
+    write(to: buffer)
+    call.withTable { table in
+      for place in filled {
+        let (value, times, plus) = place.source!
+        // A stride of an empty tensor may be anything.
+        let word = table[value] &* UInt64(times) &+ UInt64(plus)
+        buffer.storeBytes(of: word, toByteOffset: place.offset, as: UInt64.self)
+      }
+    }
+  }
+
+  /// The arguments one by one; of a call, where it knows some of them.
+  package func arguments(_ call: KernelCall? = nil) -> [Kernel.Argument] {
+    var bytes = bytes
+    if let call { bytes.withUnsafeMutableBytes { write(call, to: $0) } }
+    return bytes.withUnsafeBytes { bytes in
+      places.map { place in
+        switch place.kind {
+        case .u32: .u32(bytes.load(fromByteOffset: place.offset, as: UInt32.self))
+        case .s32: .s32(bytes.load(fromByteOffset: place.offset, as: Int32.self))
+        case .f32: .f32(bytes.load(fromByteOffset: place.offset, as: Float.self))
+        default:
+          place.isPointer
+            ? .pointer(bytes.load(fromByteOffset: place.offset, as: UInt64.self))
+            : .u64(bytes.load(fromByteOffset: place.offset, as: UInt64.self))
+        }
+      }
+    }
+  }
+}

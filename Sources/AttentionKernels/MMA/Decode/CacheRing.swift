@@ -1,0 +1,184 @@
+internal import PTX
+
+/// The ring of K and V of one group of warps: it copies and reads keys of its own, step after step, and waits for nobody else.
+///
+/// A step's keys are rows of the cache, found by number or by the page table. Pages are looked up one step ahead.
+struct CacheRing {
+  private let k: KernelBuilder
+  private let s: DecodeSpecialization
+  private let memory: DecodeMemoryPlan
+  private let parameters: DecodeParameters
+  /// The thread within its group, and the group.
+  private let thread, group: Register<U32>
+  private let keyReader, valueReader: TileReader
+  /// The group's first stage, and the end of its last.
+  private let first, end: Register<U32>
+  private let readSlot, writeSlot: Register<U32>
+  /// Row 0 of the sequence in the cache, or of page 0, for the unit's head.
+  private let keyBase, valueBase: Register<U64>
+  /// The page table of the sequence.
+  private let pages: Register<U64>
+  /// N_k of the sequence, and the row of its first key.
+  private let length, padding: Register<S32>
+  /// The sequence of the cache, where there are no pages: none where it is beyond the last.
+  private let place: Register<U32>?
+  /// The first key of the step that is copied next, and where the block's piece of work ends.
+  private let next, needed: Register<S32>
+  /// The page of the next step's keys, where one holds all of them.
+  private let page: Register<U32>
+
+  /// - Parameters:
+  ///   - groupThread: the thread within its group.
+  ///   - tiles: the piece of work, in tiles of the sequence's keys.
+  init(
+    _ k: KernelBuilder, _ s: DecodeSpecialization, _ memory: DecodeMemoryPlan, _ parameters: DecodeParameters,
+    _ warp: WarpPlace, groupThread: Register<U32>, unit: WorkShare.Unit,
+    tiles: (first: Register<S32>, end: Register<S32>)
+  ) {
+    (self.k, self.s, self.memory, self.parameters) = (k, s, memory, parameters)
+    (thread, group) = (groupThread, warp.sharer)
+    keyReader = TileReader(k, memory.keys, .chunksFirst, lane: warp.lane)
+    valueReader = TileReader(k, memory.values, .rowsFirst, lane: warp.lane)
+    first = (warp.shared + memory.ringOffset + group * memory.groupByteCount).named("first_stage")
+    end = first + memory.groupByteCount
+    readSlot = k.variable(first).named("read_slot")
+    writeSlot = k.variable(first + (s.tiling.stages - 1) * memory.stageByteCount).named("write_slot")
+    let p = parameters
+    let table = SequenceTable(k, s, p)
+    padding = table.firstRow(of: unit.sequence)
+    place = s.paging == .none ? table.cachePlace(of: unit.sequence) : nil
+    let firstKey = table.firstKey(of: unit.sequence)
+    func base(_ pointer: Register<U64>, _ strides: StrideParameters, _ place: Register<U32>?) -> Register<U64> {
+      let ofHead = pointer + k.wide(unit.head) * strides.head
+      let ofSequence = place.map { ofHead + k.wide($0) * strides.batch } ?? ofHead
+      return firstKey.map { ofSequence + k.wide($0) * strides.row } ?? ofSequence
+    }
+    (keyBase, valueBase) = (base(p.keyBase, p.keyStrides, place), base(p.valueBase, p.valueStrides, place))
+    pages = table.pages(of: unit.sequence)
+    length = unit.length
+    let start = (unit.firstKeyTile + tiles.first) * s.tiling.tileKeys
+    next = k.variable(start + group.reinterpreted(as: S32.self) * s.tiling.keysPerStep).named("next_key")
+    needed = (unit.firstKeyTile + tiles.end) * s.tiling.tileKeys
+    page = k.variable(k.constant(0, U32.self)).named("page")
+    lookUp()
+  }
+
+  /// Starts the copies of the first steps, a group of copies each; the first group also has those of `beside`.
+  func start(beside: () -> Void) {
+    for stage in 0..<s.tiling.stages - 1 {
+      copy(to: first + stage * memory.stageByteCount) { if stage == 0 { beside() } }
+    }
+  }
+
+  /// Waits for the step that is read next; all of the group have then read the one before.
+  func wait() {
+    k.waitForCopies(pending: s.tiling.stages - 2)
+    synchronize()
+  }
+
+  /// Fills the place of the step before.
+  func refill() { copy(to: writeSlot) }
+
+  /// K of the step that is read.
+  var keys: TileReader { keyReader.at(readSlot) }
+  /// V of the step that is read.
+  var values: TileReader { valueReader.at(readSlot + memory.keys.byteCount) }
+
+  /// Goes on to the next step.
+  func advance() {
+    for slot in [readSlot, writeSlot] {
+      let following = slot + memory.stageByteCount
+      k.set(slot, to: k.select(following .== end, first, following))
+    }
+  }
+
+  /// Waits for the other warps of the group.
+  private func synchronize() {
+    if s.tiling.rowWarps == 1 { k.warpBarrier() } else { k.barrier(id: group + 1, threads: s.tiling.groupThreads) }
+  }
+
+  /// Loads the page of the step at `next`, where one page holds it.
+  private func lookUp() {
+    guard s.paging == .wholeSteps else { return }
+    let row = (next + padding).reinterpreted(as: U32.self)
+    k.if(next .< k.minimum(length, needed)) {
+      k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(row / parameters.pageSize, 4)))
+    }
+  }
+
+  /// Starts the copies of the step at `next`, and with them those of `beside`, and goes on to the step after it.
+  private func copy(to slot: Register<U32>, beside: () -> Void = {}) {
+    let isWanted = next .< needed
+    let rowsLeft = presentRows - next
+    for (tile, offset, base, strides) in [
+      (memory.keys, 0, keyBase, parameters.keyStrides),
+      (memory.values, memory.keys.byteCount, valueBase, parameters.valueStrides),
+    ] {
+      for width in tile.widths {
+        let (line, chunk) = (thread / width, thread % width)
+        let rowsPerPass = s.tiling.groupThreads / width
+        let destination = slot + (tile.place(row: line, chunk: chunk, width: width) + offset)
+        // Rows of a step lie one after the other but where pages are of any size.
+        let own =
+          s.paging == .anyPage ? nil : address(ofRow: line, onPage: page, base, strides) + k.wide(chunk * 16)
+        for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
+          let row = line + pass * rowsPerPass
+          var exists = row.reinterpreted(as: S32.self) .< rowsLeft
+          let isOwn = (pass + 1) * rowsPerPass > tile.rows ? isWanted & (row .< tile.rows) : isWanted
+          let source: Register<U64>
+          if let own {
+            source = pass == 0 ? own : own + strides.row * (pass * rowsPerPass)
+          } else {
+            let page = lookUp(row, exists & isOwn)
+            exists = exists & (page .< parameters.cachePlaces)
+            source = address(ofRow: row, onPage: page, base, strides) + k.wide(chunk * 16)
+          }
+          // Few threads take less rows at a time than the pattern has.
+          let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
+          for panel in tile.panels where panel.width == width {
+            let count = max(0, tile.columns / 8 - panel.firstChunk)
+            let isReal = count < width ? exists & (chunk .< count) : exists
+            let bytes = k.select(isReal, 16, 0, U32.self)
+            k.when(isOwn) {
+              k.copyAsync(
+                to: to, offset: panel.offset + pass * rowsPerPass * panel.rowBytes, from: source,
+                offset: panel.firstChunk * 16, sourceBytes: bytes)
+            }
+          }
+        }
+      }
+    }
+    beside()
+    k.commitCopies()
+    k.set(next, to: next + s.tiling.tileKeys)
+    lookUp()
+  }
+
+  /// The rows that K and V have there: none in a sequence or on a page that is not in the cache, whatever a caller says, so that
+  /// zeros stand for them.
+  private var presentRows: Register<S32> {
+    guard let number = s.paging == .wholeSteps ? page : place else { return length }
+    return k.select(number .< parameters.cachePlaces, length, k.constant(0, S32.self))
+  }
+
+  /// The page of a row of the step at `next`, where each row is looked up; it must exist.
+  private func lookUp(_ row: Register<U32>, _ exists: Predicate) -> Register<U32> {
+    let number = ((next + padding).reinterpreted(as: U32.self) + row) / parameters.pageSize
+    let page = k.variable(k.constant(0, U32.self))
+    k.if(exists) { k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4))) }
+    return page
+  }
+
+  /// Where row `row` of the step at `next` is.
+  private func address(
+    ofRow row: Register<U32>, onPage page: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters
+  ) -> Register<U64> {
+    let place = (next + padding).reinterpreted(as: U32.self) + row
+    switch s.paging {
+    case .none, .packed: return base + k.wide(place) * strides.row
+    case .wholeSteps, .anyPage:
+      let within = place - (place / parameters.pageSize) * parameters.pageSize
+      return base + k.wide(page) * strides.batch + k.wide(within) * strides.row
+    }
+  }
+}

@@ -1,0 +1,208 @@
+package import Attention
+internal import PTX
+
+/// The kernels of decoding: few queries over long caches, whose keys are divided over blocks ("Flash-Decoding").
+package enum DecodeFamily: KernelFamily {
+  package static let name = "decode"
+  package static let architecture = Architecture.from(80)
+
+  /// The largest head dimension of these kernels.
+  package static let dimensionLimit = 256
+
+  package static func limitation(for problem: AttentionProblem) -> String? {
+    problem.hasWholeKeys ? "whole keys" : nil
+  }
+
+  package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
+    _ = try Matrix.Inputs(of: problem.scalarType)
+    try GPULimits.check(
+      dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path of decoding",
+      limit: dimensionLimit)
+    let (heads, group) = (problem.keyValueHeads, problem.groupSize)
+    try GPULimits.check(placesOf: problem)
+    try GPULimits.check(counts: [
+      ("queries x group", [problem.queries, group]), ("keys", [problem.keys]),
+      ("batch x heads x queries", [problem.batch, problem.queryHeads, max(problem.queries, 1)]),
+      ("the positions", [problem.newKeys?.rotary?.positions ?? 0]),
+      // What the launch before counts.
+      ("queries x heads x chunks of 8 columns", [problem.queries, problem.queryHeads, problem.dimension / 8]),
+      (
+        "new keys x heads x chunks of 8 columns",
+        [
+          min(problem.newKeys.map { $0.packedTotal ?? $0.count } ?? 0, problem.keys), heads,
+          max(problem.dimension, problem.valueDimension) / 8,
+        ]
+      ),
+    ])
+    if problem.cacheType == .e4m3 {
+      for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
+      where value % 16 != 0 {
+        throw .dimension(
+          tensor: tensor, value: value, path: "GPU path over e4m3 caches", multiple: 16, limit: dimensionLimit)
+      }
+      if problem.newKeys != nil && gpu.target < .sm89 {
+        throw .unsupported(
+          "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new "
+            + "keys.")
+      }
+    }
+  }
+
+  /// Those that win somewhere among the cases that `DecodeCost` was fitted to, each with both ways of putting parts together; where
+  /// none fits the GPU, one that does.
+  package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [DecodeTiling] {
+    let rows = problem.queries * problem.groupSize
+    let dimension = max(problem.dimension, problem.valueDimension)
+    // More rows: blocks of 64 that read the same K and V are faster than blocks of 128.
+    let rowWarps = [1, 2, 4].first { $0 * 16 >= rows } ?? 4
+    var sizes: [(groups: Int, keys: Int, stages: Int, blocks: Int)] =
+      switch rowWarps {
+      case 1: [(4, 16, 3, 1), (4, 32, 3, 1), (4, 16, 3, 2)]
+      case 2: [(2, 32, 3, 1), (2, 16, 4, 1), (4, 32, 3, 1), (2, 32, 3, 2)]
+      default: [(2, 32, 3, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1)]
+      }
+    if rowWarps == 4 && dimension <= 64 { sizes.append((2, 64, 3, 1)) }
+    var list = sizes.map {
+      DecodeTiling(
+        rowWarps: rowWarps, keyGroups: $0.groups, keysPerStep: $0.keys, stages: $0.stages,
+        blocksPerMultiprocessor: $0.blocks, keepsQueries: dimension <= 128)
+    }
+    if list.allSatisfy({ obstacle(to: $0, for: problem, on: gpu) != nil }) {
+      list.append(shrunk(list[0], for: problem, on: gpu))
+    }
+    return list.flatMap { tiling in
+      combinations(for: problem, tiling).map {
+        var tiling = tiling
+        tiling.combination = $0
+        return tiling
+      }
+    }
+  }
+
+  /// A tiling made smaller until it fits: at last, more blocks of fewer rows, which read K and V again.
+  private static func shrunk(
+    _ tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) -> DecodeTiling {
+    var tiling = tiling
+    func isTooLarge() -> Bool { obstacle(to: tiling, for: problem, on: gpu) != nil }
+    while tiling.stages > 2 && isTooLarge() { tiling.stages -= 1 }
+    while tiling.keysPerStep > 16 && isTooLarge() { tiling.keysPerStep -= 16 }
+    while tiling.keyGroups > 1 && isTooLarge() { tiling.keyGroups /= 2 }
+    while tiling.rowWarps > 1 && isTooLarge() { tiling.rowWarps /= 2 }
+    return tiling
+  }
+
+  /// Who may put the parts together: the cost decides, but for splits of a fixed length, where it would depend on what else is in the
+  /// batch.
+  private static func combinations(
+    for problem: AttentionProblem, _ tiling: DecodeTiling
+  ) -> [DecodeTiling.Combination] {
+    if problem.leavesParts { return [.lastBlock] }
+    guard let keys = problem.keysPerSplit else { return [.lastBlock, .launchBehind] }
+    let rows = min(problem.queries * problem.groupSize, tiling.rows)
+    let bytes = Double(max(problem.keys - 1, 0) / keys + 1) * Double(rows * problem.valueDimension * 4)
+    return [bytes <= 65536 ? .lastBlock : .launchBehind]
+  }
+
+  package static func obstacle(
+    to tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) -> String? {
+    let bytes = DecodeMemoryPlan(specialization(tiling, problem, gpu)).byteCount
+    if bytes > gpu.sharedBytesPerBlock {
+      return "needs \(bytes) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
+    }
+    let blocks = tiling.blocksPerMultiprocessor
+    // Each also takes 1 KB for the system.
+    return blocks * (bytes + 1024) <= gpu.sharedBytesPerMultiprocessor
+      ? nil
+      : "needs \(bytes) bytes of shared memory for each of \(blocks) blocks; a multiprocessor of this GPU has "
+        + "\(gpu.sharedBytesPerMultiprocessor)"
+  }
+
+  package static func obstacle(to changes: TilingChanges, for problem: AttentionProblem) -> String? {
+    problem.leavesParts && changes.names("combine")
+      ? "says who puts parts together, which this problem leaves to the caller" : nil
+  }
+
+  package static func cost(
+    of tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) -> KernelCost {
+    let (problem, gpu) = problem.keysPerSplit == nil ? (problem, gpu) : nominal(problem, gpu)
+    let specialization = specialization(tiling, problem, gpu)
+    // No more splits than there can be tiles.
+    let tiles = max(1, (problem.plannedKeys + tiling.tileKeys - 1) / tiling.tileKeys)
+    let splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tiles) } ?? 0
+    return WorkSharing(
+      problem: problem, specialization: specialization, gpu: gpu,
+      blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, splitTiles: splitTiles
+    ).costOfLongest
+  }
+
+  /// With splits of a fixed length, a sequence's result depends on nothing but itself: neither on how many others there are and how
+  /// long they can be, nor on the grid. The tiling is then that of many long sequences on a GPU like the one that costs were fitted on.
+  private static func nominal(_ problem: AttentionProblem, _ gpu: GPULimits) -> (AttentionProblem, GPULimits) {
+    let many = try? AttentionProblem(
+      batch: 64, queries: problem.queries, queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads,
+      dimension: problem.dimension, valueDimension: problem.valueDimension,
+      keys: .contiguous(sequences: 64, capacity: 16384), scalarType: problem.scalarType, queryType: problem.queryType,
+      cacheType: problem.cacheType, mask: problem.mask, keysPerSplit: problem.keysPerSplit)
+    var fitted = GPULimits.typical(of: .sm90)
+    fitted.target = gpu.target
+    // Of more queries than there can be 64 times, no other sequence is in the batch anyway.
+    return (many ?? problem, fitted)
+  }
+
+  package static func launches(
+    _ tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) throws(AttentionError) -> LaunchSequence {
+    let rows = problem.queries * problem.groupSize
+    try GPULimits.check(counts: [
+      (
+        "batch x heads x tiles of keys",
+        [
+          problem.batch, problem.keyValueHeads, problem.keys / tiling.tileKeys + 1,
+          max(1, (rows + tiling.rows - 1) / tiling.rows),
+          // Units of whole splits, and blocks of whole splits, are up to twice as long each.
+          problem.keysPerSplit == nil ? 1 : 4,
+        ]
+      ), ("blocks of the launch before", [PreparationKernel.blocks(problem)]),
+    ])
+    let s = specialization(tiling, problem, gpu)
+    let preparation = PreparationKernel.Specialization(problem, inputs: s.inputs, isOvertaken: s.overlapsLaunches)
+    let launch = DecodeLaunch(
+      problem, s, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, preparation: preparation)
+    var launches: [LaunchSequence.Launch] = []
+    if let preparation {
+      launches.append(
+        LaunchSequence.Launch(
+          PreparationKernel(preparation), blocks: launch.preparationBlocks, threads: PreparationKernel.threads,
+          arguments: ArgumentTemplate(PreparationParameters.all, for: launch)))
+    }
+    let arguments = ArgumentTemplate(DecodeParameters.all, for: launch)
+    launches.append(
+      LaunchSequence.Launch(
+        DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
+        blocksPerMultiprocessor: tiling.blocksPerMultiprocessor, overtakes: s.waitsForPreparation, arguments: arguments)
+    )
+    if s.combination.hasLaunch {
+      launches.append(
+        LaunchSequence.Launch(
+          CombineKernel(s), blocks: launch.combineBlocks, threads: CombineKernel.threads,
+          overtakes: s.combination == .dependentLaunch, arguments: arguments))
+    }
+    return LaunchSequence(
+      launches, main: preparation == nil ? 0 : 1, workspaceByteCount: launch.workspace.byteCount,
+      counterByteCount: launch.counterByteCount,
+      sharesWorkspaces: launch.counterByteCount <= LaunchSequence.sharedUnits * 4,
+      sharing: WorkSharing(
+        problem: problem, specialization: s, gpu: gpu, blocks: launch.blocks, splitTiles: launch.splitTiles))
+  }
+
+  /// The problem is one that these kernels take.
+  private static func specialization(
+    _ tiling: DecodeTiling, _ problem: AttentionProblem, _ gpu: GPULimits
+  ) -> DecodeSpecialization {
+    DecodeSpecialization(
+      problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, tiling: tiling, target: gpu.target)
+  }
+}

@@ -1,0 +1,90 @@
+internal import Attention
+
+/// What a plan knows of the launches of a decode call: of the kernel, of the preparation before it, and of the combination behind.
+struct DecodeLaunch: Sendable {
+  /// Where things lie in the workspace, in bytes from its start; the counters come first.
+  struct Workspace: Sendable {
+    /// f32: parts of O `[parts, rows, D_v]`, and their log-sum-exps `[parts, rows]`.
+    let parts, partLogSumExps: Int
+    /// Turned queries, contiguous.
+    let queries: Int
+    /// All of it.
+    let byteCount: Int
+  }
+
+  let problem: AttentionProblem
+  /// Blocks of the grid.
+  let blocks: Int
+  /// Blocks of the launch behind, and of the launch before; 0 where there is none.
+  let combineBlocks, preparationBlocks: Int
+  /// Dynamic shared memory of a block.
+  let sharedByteCount: Int
+  /// Bytes of the counters that are used, a u32 for each unit.
+  let counterByteCount: Int
+  let workspace: Workspace
+  /// Blocks of rows that a head has at most.
+  let rowBlocks: Int
+  /// Tiles of a split of fixed length; 0 without.
+  let splitTiles: Int
+  let scales: SoftmaxScales
+  private let preparesQueries: Bool
+
+  /// - Parameters:
+  ///   - blocks: those that fit the GPU.
+  ///   - preparation: what is done before; nil for nothing.
+  init(
+    _ problem: AttentionProblem, _ specialization: DecodeSpecialization, blocks: Int,
+    preparation: PreparationKernel.Specialization?
+  ) {
+    self.problem = problem
+    let tiling = specialization.tiling
+    rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
+    let units = problem.batch * problem.keyValueHeads * rowBlocks
+    combineBlocks =
+      specialization.combination.hasLaunch
+      ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
+    // No more than there can be tiles.
+    let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)
+    splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0
+    let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
+    self.blocks = min(blocks, units * splits)
+    let parts =
+      splitTiles == 0 ? 2 * self.blocks : splits == 1 || specialization.leavesParts ? 0 : units * splits
+    sharedByteCount = DecodeMemoryPlan(specialization).byteCount
+    counterByteCount = units * 4
+    preparationBlocks = preparation.map { _ in PreparationKernel.blocks(problem) } ?? 0
+    preparesQueries = preparation?.movesQueries ?? false
+    let counters = LaunchSequence.sharedCounterByteCount(units: units)
+    let partBytes = parts * tiling.rows * problem.valueDimension * 4
+    let partStatistics = counters + partBytes
+    let queries = partStatistics + (parts * tiling.rows * 4 + 15) / 16 * 16
+    workspace = Workspace(
+      parts: counters, partLogSumExps: partStatistics, queries: queries,
+      byteCount: queries
+        + (preparesQueries ? problem.queryShape.elementCount * problem.scalarType.byteCount : 0))
+    scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
+  }
+
+  /// Bytes of the log-sum-exps of a batch, and of a head.
+  var logSumExpStrides: (batch: Int, head: Int) {
+    let ofHead = problem.queryShape.length * 4
+    return (problem.packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead)
+  }
+
+  /// Keys that the call brings for each sequence, unless they are packed.
+  var newKeysOfEach: Int { problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0 }
+
+  /// Where the queries are when the decode kernel begins: turned ones are in the workspace.
+  var preparedQueries: ParameterSource {
+    preparesQueries ? .address(.workspace, plus: workspace.queries) : .address(.queries)
+  }
+  var preparedQuerySteps: TensorSteps {
+    let isPacked = problem.packedQueries != nil
+    return preparesQueries
+      ? TensorSteps(TensorLayout.bnhd.strides(of: problem.queryShape), problem.scalarType, isPacked: isPacked)
+      : TensorSteps(.queries, problem.scalarType, isPacked: isPacked)
+  }
+
+  /// Blocks of the preparation for each sequence.
+  var preparationBlocksPerSequence: Int { preparationBlocks / max(problem.batch, 1) }
+}

@@ -1,0 +1,89 @@
+internal import Attention
+internal import PTX
+
+/// The parameters of a decode kernel, and of the launch that puts its parts together.
+struct DecodeParameters {
+  let queryBase, keyBase, valueBase, outputBase: Register<U64>
+  /// 0 where nobody wants it.
+  let logSumExpBase: Register<U64>
+  /// Bytes from a sequence, and from a head, to the next.
+  let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
+  let queryStrides, outputStrides: StrideParameters
+  /// Bytes from one sequence or page to the next, from head to head, from row to row.
+  let keyStrides, valueStrides: StrideParameters
+  /// What sequences have.
+  let lists: SequenceLists
+  /// `[B, H_kv]`, f32: what queries, keys and values are multiplied by; 0 for 1.
+  let queryScales, keyScales, valueScales: Register<U64>
+  /// `[B, pages]`, s32, and the bytes from a sequence to the next.
+  let pageTable, pageTableStride: Register<U64>
+  /// f32: parts of O `[parts, rows, D_v]`, their log-sum-exps `[parts, rows]`, and a u32 for each unit.
+  let parts, partLogSumExps, arrivals: Register<U64>
+  let batch: Register<S32>
+  /// Blocks of the grid that the work is shared out over.
+  let blocks: Register<S32>
+  /// Keys that the call brings for each sequence, unless they are packed; and the most keys of a sequence.
+  let newKeys, capacity: Register<S32>
+  /// Tiles of a split of fixed length.
+  let splitTiles: Register<S32>
+  /// Partial results of each row that the caller has room for.
+  let leftParts: Register<U32>
+  /// Queries of each sequence at most, H_kv, and the blocks of rows that a head has at most.
+  let queries, keyValueHeads, rowBlocks: Register<U32>
+  /// Keys on a page.
+  let pageSize: Register<U32>
+  /// Rows that there are where they are packed: queries, keys and new keys.
+  let queryRows, keyRows, newKeyRows: Register<U32>
+  /// Sequences of the cache, or its pages.
+  let cachePlaces: Register<U32>
+  /// How far a query sees to both sides of its own key.
+  let left, right: Register<S32>
+  /// Keys of a chunk.
+  let chunk: Register<S32>
+  let softmax: SoftmaxParameters
+
+  static let all = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0) }
+
+  init(_ list: ParameterList<DecodeLaunch>) {
+    queryBase = list.pointer("queries") { $0.preparedQueries }
+    (keyBase, valueBase) = (list.pointer("keys", .keys), list.pointer("values", .values))
+    (outputBase, logSumExpBase) = (list.pointer("output", .output), list.pointer("log_sum_exp", .logSumExp))
+    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.logSumExpStrides.batch }
+    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.logSumExpStrides.head }
+    queryStrides = list.strides("query") { $0.preparedQuerySteps }
+    keyStrides = list.strides("key") {
+      TensorSteps(.keys, $0.problem.cacheType, isPacked: $0.problem.hasPackedKeys)
+    }
+    valueStrides = list.strides("value") {
+      TensorSteps(.values, $0.problem.cacheType, isPacked: $0.problem.hasPackedKeys)
+    }
+    outputStrides = list.strides("output") {
+      TensorSteps(.output, $0.problem.outputType, isPacked: $0.problem.packedQueries != nil)
+    }
+    lists = SequenceLists(list)
+    (queryScales, keyScales) = (list.pointer("query_scales", .queryScales), list.pointer("key_scales", .keyScales))
+    (valueScales, pageTable) = (list.pointer("value_scales", .valueScales), list.pointer("page_table", .pageTable))
+    pageTableStride = list.number("page_table_stride", U64.self) { ($0.problem.pages?.perSequence ?? 0) * 4 }
+    parts = list.pointer("parts") { .address(.workspace, plus: $0.workspace.parts) }
+    partLogSumExps = list.pointer("part_log_sum_exps") { .address(.workspace, plus: $0.workspace.partLogSumExps) }
+    arrivals = list.pointer("arrivals", .counters)
+    batch = list.number("batch", S32.self) { $0.problem.batch }
+    blocks = list.number("blocks", S32.self) { $0.blocks }
+    newKeys = list.number("new_keys", S32.self) { $0.newKeysOfEach }
+    capacity = list.number("capacity", S32.self) { $0.problem.keys }
+    splitTiles = list.number("split_tiles", S32.self) { $0.splitTiles }
+    leftParts = list.number("left_parts", U32.self) { $0.problem.parts }
+    queries = list.number("query_count", U32.self) { $0.problem.queries }
+    keyValueHeads = list.number("key_value_heads", U32.self) { $0.problem.keyValueHeads }
+    rowBlocks = list.number("row_blocks", U32.self) { $0.rowBlocks }
+    pageSize = list.number("page_size", U32.self) { $0.problem.pages?.size ?? 1 }
+    queryRows = list.number("query_rows", U32.self) { $0.problem.packedQueries ?? 0 }
+    keyRows = list.number("key_rows", U32.self) { $0.problem.hasPackedKeys ? $0.problem.keyShape.length : 0 }
+    newKeyRows = list.number("new_key_rows", U32.self) { $0.problem.newKeys?.packedTotal ?? 0 }
+    cachePlaces = list.number("cache_places", U32.self) { $0.problem.keyShape.batch }
+    left = list.number("left", S32.self) { min($0.problem.mask.reach.left ?? 0, GPULimits.lengthLimit) }
+    right = list.number("right", S32.self) { min($0.problem.mask.reach.right ?? 0, GPULimits.lengthLimit) }
+    chunk = list.number("chunk", S32.self) { min($0.problem.mask.chunk ?? 1, GPULimits.lengthLimit) }
+    softmax = SoftmaxParameters(list) { $0.scales }
+  }
+}

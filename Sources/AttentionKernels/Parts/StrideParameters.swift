@@ -1,0 +1,6 @@
+internal import PTX
+
+/// Bytes from one batch (or page), head and row of a tensor to the next, as parameters of a kernel.
+struct StrideParameters {
+  let batch, head, row: Register<U64>
+}

@@ -1,0 +1,46 @@
+package import AttentionKernels
+internal import FlashAttention
+internal import PTX
+package import PTXEmulator
+
+extension VerificationCase {
+  /// The tensors of the case in the memory of an emulated GPU.
+  package struct Emulation {
+    package let memory: GlobalMemory
+    package let launch: Launch
+    fileprivate let tensors: CaseTensors
+    fileprivate let outputAddress, logSumExpAddress: UInt64
+    fileprivate let problem: AttentionProblem
+
+    /// What the last run wrote, and whether it kept to its elements.
+    package var result: CaseResult? {
+      let count = tensors.output.withBytes(\.count)
+      guard let output = memory.read(UInt8.self, count: count, from: outputAddress),
+        let logSumExp = memory.read(Float.self, count: problem.logSumExpCount, from: logSumExpAddress)
+      else { return nil }
+      tensors.output.withBytes { $0.copyBytes(from: output) }
+      return CaseResult(tensors: tensors, logSumExp: logSumExp)
+    }
+  }
+
+  /// Lays the inputs into an emulated GPU's memory, ready to launch the plan's kernel.
+  package func emulation(of plan: KernelPlan) -> Emulation {
+    let tensors = makeTensors()
+    let memory = GlobalMemory()
+    func view(_ tensor: CaseTensor, _ name: String, _ access: GlobalMemory.Access) -> DeviceTensorView {
+      let base = tensor.withBytes { memory.allocate(name, Array($0), access: access) }
+      return DeviceTensorView(
+        address: base + UInt64(tensor.byteOffset), scalarType: tensor.view.scalarType, shape: tensor.view.shape,
+        strides: tensor.view.strides)
+    }
+    let (q, k) = (view(tensors.queries, "q", .readOnly), view(tensors.keys, "k", .readOnly))
+    let (v, o) = (view(tensors.values, "v", .readOnly), view(tensors.output, "o", .readWrite))
+    let logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
+    return Emulation(
+      memory: memory,
+      launch: plan.launches.attention.emulated(
+        KernelCall(AttentionTensors(queries: q, keys: k, values: v, output: o, logSumExp: logSumExp))),
+      tensors: tensors, outputAddress: o.address - UInt64(tensors.output.byteOffset), logSumExpAddress: logSumExp,
+      problem: problem)
+  }
+}

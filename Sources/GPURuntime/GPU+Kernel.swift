@@ -1,0 +1,41 @@
+package import Attention
+package import CUDADriver
+package import PTX
+
+extension GPU {
+  /// Compiles any kernel, runs one block of it on words, and returns the words that it wrote: for tests of the language.
+  ///
+  /// The kernel's parameters are the addresses of the input and of the output.
+  package func run(_ kernel: Kernel, input: [UInt32], outputCount: Int) throws(AttentionError) -> [UInt32] {
+    let source = try GPUBuffer(byteCount: input.count * 4, on: self)
+    let result = try GPUBuffer(byteCount: outputCount * 4, on: self)
+    try input.withUnsafeBufferPointer { (words) throws(AttentionError) in
+      try source.copy(from: UnsafeRawBufferPointer(words))
+    }
+    try reporting { () throws(CUDAError) in
+      let library = try compile(kernel)
+      try context.use { () throws(CUDAError) in
+        try library.launch(
+          LaunchShape(blocks: 1, threads: kernel.threadsPerBlock),
+          arguments: [.pointer(source.address), .pointer(result.address)], in: stream.handle)
+        try stream.synchronize()
+      }
+    }
+    var output = [UInt32](repeating: 0, count: outputCount)
+    try output.withUnsafeMutableBufferPointer { (words) throws(AttentionError) in
+      try result.copy(to: UnsafeMutableRawBufferPointer(words))
+    }
+    return output
+  }
+}
+
+extension GPU {
+  /// Hands a kernel to the driver's compiler, and keeps it nowhere.
+  package func compile(_ kernel: Kernel) throws(CUDAError) -> Library {
+    let text: String
+    do throws(KernelError) { text = try kernel.text() } catch {
+      throw .rejectedPTX(kernel: kernel.name, log: "\(error)")
+    }
+    return try compile(text, kernel.requirement.version, entry: kernel.name)
+  }
+}
