@@ -39,7 +39,8 @@ struct TilePipeline {
   ///   - present: rows of K and V that there are.
   ///   - tiles: those that some row of the block sees.
   init(
-    _ k: KernelBuilder, _ tiling: ForwardTiling, _ memory: SharedMemoryPlan, _ warp: WarpPlace, keys: @autoclosure () -> Source,
+    _ k: KernelBuilder, _ tiling: ForwardTiling, _ memory: SharedMemoryPlan, _ warp: WarpPlace,
+    keys: @autoclosure () -> Source,
     values: @autoclosure () -> Source, present: Register<S32>, tiles: (first: Register<S32>, end: Register<S32>)
   ) {
     (self.k, self.tiling, self.memory) = (k, tiling, memory)

@@ -59,7 +59,7 @@ package enum DecodeFamily: KernelFamily {
       switch rowWarps {
       case 1: [(4, 16, 3, 1), (4, 32, 3, 1), (4, 16, 3, 2)]
       case 2: [(2, 32, 3, 1), (2, 16, 4, 1), (4, 32, 3, 1), (2, 32, 3, 2)]
-      default: [(2, 32, 3, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1)]
+      default: [(2, 32, 3, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1), (1, 64, 4, 1)]
       }
     if rowWarps == 4 && dimension <= 64 { sizes.append((2, 64, 3, 1)) }
     var list = sizes.map {

@@ -68,7 +68,9 @@ struct SequenceTable {
     guard s.hasPackedQueries else { return p.queries.reinterpreted(as: S32.self) }
     let place = place(of: sequence)
     let count = k.variable(PackedRange(k, lists.queryStarts, at: place, total: p.queryRows).count)
-    k.if(lists.queryCounts .!= 0) { k.set(count, to: k.minimum(count, k.load(S32.self, global: lists.queryCounts + place))) }
+    k.if(lists.queryCounts .!= 0) {
+      k.set(count, to: k.minimum(count, k.load(S32.self, global: lists.queryCounts + place)))
+    }
     return k.held(count, to: p.queries.reinterpreted(as: S32.self))
   }
 

@@ -70,7 +70,8 @@ struct ForwardBody {
 
     let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2, overWarps: exchange.map { $0.sum })
     var epilogue = Epilogue(
-      k: k, inputs: s.inputs, tile: memory.output, place: place.shared, firstRow: place.firstRow, lane: place.lane, rows: rows)
+      k: k, inputs: s.inputs, tile: memory.output, place: place.shared, firstRow: place.firstRow, lane: place.lane,
+      rows: rows)
     var firstColumn: Register<U64>?
     var wantsLogSumExp = parameters.logSumExpBase .!= 0
     if tiling.columnWarps > 1 {

@@ -23,10 +23,11 @@ struct ForwardCost: Hashable, Sendable {
   /// Of 64 bytes that are copied while nobody computes, where only one block is there.
   private static let cyclesOfExposedCopy = 0.55
 
-  /// Of a launch, in seconds, and how many seconds 1/clock of them are: fitted with `DecodeCost`, to tell which of the two families is
-  /// faster (809 cases on an H100 and an H200, 2026-11-28: 1.007 times the faster one's time in the geometric mean, 1.15 at the most;
-  /// standard deviation 9%).
-  private static let launch = 6.7e-6, sustained = 1.06
+  /// Of a launch, in seconds; how many times 1/clock a cycle takes; the part of the data sheet's bandwidth that is reached; and the part
+  /// of the work, or of the reading, that the longer of the two does not cover. Fitted with `DecodeCost`, to tell which of the two
+  /// families is faster: 809 cases on an H100 and an H200, 2026-11-28, 1.007 times the faster one's time in the geometric mean and 1.15
+  /// at the most; standard deviation 8% (Documentation/GPULog.md).
+  private static let launch = 6.7e-6, sustained = 1.03, reached = 0.93, besideReading = 0.1
 
   /// Products on the tensor cores.
   let products: Double
@@ -62,16 +63,19 @@ struct ForwardCost: Hashable, Sendable {
   }
 
   /// A call whose busiest multiprocessor works on so many tiles, one after the other.
-  func cost(tiles: Double, on gpu: GPULimits) -> KernelCost {
+  ///
+  /// - Parameter bytes: of K and V, which come from memory once at least.
+  func cost(tiles: Double, bytes: Double, on gpu: GPULimits) -> KernelCost {
     let seconds = tiles / gpu.clock * Self.sustained
-    let work = [products, sharedMemory, exponentials]
+    let terms = [products, sharedMemory, exponentials]
     let longest = max(products, sharedMemory, exponentials)
-    let cycles = longest + (work.reduce(0, +) - longest) * Self.uncovered + waits
+    let work = (longest + (terms.reduce(0, +) - longest) * Self.uncovered + waits) * seconds
+    let reading = bytes / (Self.reached * max(gpu.bandwidth, 1))
     return KernelCost(
       [
         "launch": Self.launch, "products": products * seconds, "shared memory": sharedMemory * seconds,
-        "exponentials": exponentials * seconds, "waits": waits * seconds,
-      ], seconds: Self.launch + cycles * seconds)
+        "exponentials": exponentials * seconds, "waits": waits * seconds, "reading": reading,
+      ], seconds: Self.launch + max(work, reading) + Self.besideReading * min(work, reading))
   }
 }
 

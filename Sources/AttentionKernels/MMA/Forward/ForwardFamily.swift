@@ -90,7 +90,9 @@ package enum ForwardFamily: KernelFamily {
     // The tiles that the busiest multiprocessor works on, one after the other. Masks hide the same part from all candidates, and keys
     // beyond the length cost as much as others.
     let tiles = max(perMultiprocessor, 1) * seenKeys(problem, on: gpu) / Double(tiling.tileKeys)
-    return tile.cost(tiles: tiles, on: gpu)
+    let rowBytes = (problem.dimension + problem.valueDimension) * problem.cacheType.byteCount
+    let bytes = Double(problem.batch) * Double(problem.keyValueHeads) * seenKeys(problem, on: gpu) * Double(rowBytes)
+    return tile.cost(tiles: tiles, bytes: bytes, on: gpu)
   }
 
   /// The keys that a block of 128 rows sees, on the average over those that one multiprocessor works on.
