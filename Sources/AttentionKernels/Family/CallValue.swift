@@ -1,7 +1,7 @@
 package import Attention
 
 /// What only a call knows: the addresses and strides of its tensors and lists, each in its place of a table.
-enum CallValue: Int, CaseIterable, Sendable {
+package enum CallValue: Int, CaseIterable, Sendable {
   // Of each tensor its address and its strides in elements, in this order.
   case queries, queryBatch, queryHead, queryRow
   case keys, keyBatch, keyHead, keyRow

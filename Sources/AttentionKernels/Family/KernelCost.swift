@@ -15,7 +15,7 @@ package struct KernelCost: Hashable, Sendable {
   /// All of it: terms that run beside each other count less than their sum.
   package let seconds: Double
 
-  init(_ terms: KeyValuePairs<String, Double>, seconds: Double) {
+  package init(_ terms: KeyValuePairs<String, Double>, seconds: Double) {
     self.terms = terms.map { Term(name: $0.key, seconds: $0.value) }
     self.seconds = seconds
   }

@@ -17,7 +17,7 @@ package struct LaunchSequence: Sendable {
     /// The arguments, but for what only a call knows.
     package let arguments: ArgumentTemplate
 
-    init(
+    package init(
       _ kernel: some KernelSource, blocks: Int, threads: Int, sharedByteCount: Int = 0,
       blocksPerMultiprocessor: Int = 1, overtakes: Bool = false, arguments: ArgumentTemplate
     ) {
@@ -40,7 +40,7 @@ package struct LaunchSequence: Sendable {
   /// How the work is shared out over blocks, where the lengths decide; nil where they do not.
   package let sharing: WorkSharing?
 
-  init(
+  package init(
     _ launches: [Launch], main: Int = 0, workspaceByteCount: Int = 0, counterByteCount: Int = 0,
     sharesWorkspaces: Bool = true, sharing: WorkSharing? = nil
   ) {

@@ -1,8 +1,8 @@
-internal import Attention
+package import Attention
 package import PTX
 
 /// Where the value of a kernel's parameter comes from.
-enum ParameterSource: Hashable, Sendable {
+package enum ParameterSource: Hashable, Sendable {
   /// The plan knows it: a whole number in the parameter's type.
   case number(Int)
   case float(Float)
@@ -16,9 +16,9 @@ enum ParameterSource: Hashable, Sendable {
 /// and reads them here while it is emitted; a plan makes a template of the same list, and a call fills it in.
 ///
 /// `Launch` is what a plan knows: everything but addresses and strides.
-final class ParameterList<Launch> {
+package final class ParameterList<Launch> {
   /// A parameter.
-  struct Entry: Sendable {
+  package struct Entry: Sendable {
     let name: String
     let kind: RegisterKind
     let isPointer: Bool
@@ -28,10 +28,10 @@ final class ParameterList<Launch> {
   private let k: KernelBuilder
   private(set) var entries: [Entry] = []
 
-  init(_ k: KernelBuilder) { self.k = k }
+  package init(_ k: KernelBuilder) { self.k = k }
 
   /// The list that a kernel declares.
-  static func declared(_ declare: (ParameterList) -> Void) -> [Entry] {
+  package static func declared(_ declare: (ParameterList) -> Void) -> [Entry] {
     var entries: [Entry] = []
     // Nothing but parameters, of types that there are.
     _ = try! Kernel.build("parameters", threadsPerBlock: 32) { k in
@@ -43,16 +43,16 @@ final class ParameterList<Launch> {
   }
 
   /// The address of global memory.
-  func pointer(_ name: String, _ value: CallValue) -> Register<U64> { pointer(name) { _ in .address(value) } }
+  package func pointer(_ name: String, _ value: CallValue) -> Register<U64> { pointer(name) { _ in .address(value) } }
 
   /// The address of global memory, as the plan decides.
-  func pointer(_ name: String, _ source: @escaping @Sendable (Launch) -> ParameterSource) -> Register<U64> {
+  package func pointer(_ name: String, _ source: @escaping @Sendable (Launch) -> ParameterSource) -> Register<U64> {
     entries.append(Entry(name: name, kind: .u64, isPointer: true, source: source))
     return k.pointer(name)
   }
 
   /// A whole number that the plan knows.
-  func number<T: IntegerType>(
+  package func number<T: IntegerType>(
     _ name: String, _: T.Type, _ value: @escaping @Sendable (Launch) -> Int
   ) -> Register<T> {
     entries.append(Entry(name: name, kind: T.kind, isPointer: false) { .number(value($0)) })
@@ -60,7 +60,7 @@ final class ParameterList<Launch> {
   }
 
   /// A number that the plan knows.
-  func float(_ name: String, _ value: @escaping @Sendable (Launch) -> Float) -> Register<F32> {
+  package func float(_ name: String, _ value: @escaping @Sendable (Launch) -> Float) -> Register<F32> {
     entries.append(Entry(name: name, kind: .f32, isPointer: false) { .float(value($0)) })
     return k.parameter(name, F32.self)
   }
@@ -68,7 +68,7 @@ final class ParameterList<Launch> {
   /// The strides of a tensor in bytes.
   ///
   /// - Parameter strides: what kind of a tensor it is.
-  func strides(
+  package func strides(
     _ tensor: String, _ strides: @escaping @Sendable (Launch) -> TensorSteps
   ) -> StrideParameters {
     func one(_ axis: String, _ source: @escaping @Sendable (TensorSteps) -> ParameterSource) -> Register<U64> {
@@ -81,11 +81,11 @@ final class ParameterList<Launch> {
 }
 
 /// Where a launch has the strides of a tensor from.
-struct TensorSteps: Sendable {
-  let batch, head, row: ParameterSource
+package struct TensorSteps: Sendable {
+  package let batch, head, row: ParameterSource
 
   /// Those of a tensor of the call. Sequences that are packed are one batch: where one begins is counted in rows.
-  init(_ tensor: CallValue, _ type: ScalarType, isPacked: Bool = false) {
+  package init(_ tensor: CallValue, _ type: ScalarType, isPacked: Bool = false) {
     func stride(_ axis: Int) -> ParameterSource {
       .stride(CallValue(rawValue: tensor.rawValue + axis)!, times: type.byteCount)
     }
@@ -93,7 +93,7 @@ struct TensorSteps: Sendable {
   }
 
   /// Those that the plan knows, in elements.
-  init(_ strides: TensorStrides, _ type: ScalarType, isPacked: Bool = false) {
+  package init(_ strides: TensorStrides, _ type: ScalarType, isPacked: Bool = false) {
     func bytes(_ stride: Int) -> ParameterSource { .number(stride &* type.byteCount) }
     (batch, head, row) = (isPacked ? .number(0) : bytes(strides.batch), bytes(strides.heads), bytes(strides.length))
   }
@@ -113,7 +113,7 @@ package struct ArgumentTemplate: Sendable {
   private let bytes: [UInt8]
   private let places, filled: [Place]
 
-  init<Launch>(_ entries: [ParameterList<Launch>.Entry], for launch: Launch) {
+  package init<Launch>(_ entries: [ParameterList<Launch>.Entry], for launch: Launch) {
     var (bytes, places) = ([UInt8](), [Place]())
     for entry in entries {
       let size = entry.kind.byteCount

@@ -1,6 +1,6 @@
-internal import PTX
+package import PTX
 
 /// Bytes from one batch (or page), head and row of a tensor to the next, as parameters of a kernel.
-struct StrideParameters {
-  let batch, head, row: Register<U64>
+package struct StrideParameters {
+  package let batch, head, row: Register<U64>
 }

@@ -1,0 +1,178 @@
+import Attention
+import AttentionKernels
+import AttentionVerification
+import GPURuntime
+import PTX
+import PTXEmulator
+import Testing
+
+/// What every family gets from the house: planned, refused, ranked, emulated and judged without another file.
+@Suite struct FamilyTests {
+  private let gpu = GPULimits.typical(of: .sm90)
+  private let families: [any KernelFamily.Type] = KernelFamilies.all + [ToyFamily.self]
+
+  private func sentence(_ body: () throws -> Void) -> String {
+    do {
+      try body()
+      return "nothing was thrown"
+    } catch { return "\(error)" }
+  }
+
+  private func toy(_ problem: AttentionProblem, _ tiling: String? = nil) throws -> KernelPlan {
+    try KernelPlan(
+      problem, on: gpu, options: KernelOptions(family: "toy", tiling: tiling.map { try TilingChanges($0) }),
+      families: families)
+  }
+
+  @Test func aNewFamilyIsRankedBesideTheOthers() throws {
+    let problem = try problem(.bf16, heads: 2, group: 2, queries: 30, keys: 200, mask: .causal)
+    let choice = try Choice(problem, on: gpu, families: families)
+    #expect(Set(choice.ranked.map(\.family)) == ["forward", "toy"])
+    #expect(zip(choice.ranked, choice.ranked.dropFirst()).allSatisfy { $0.cost.seconds <= $1.cost.seconds })
+    let text = "\(choice)"
+    #expect(text.contains("  toy: warps=4") && text.contains("  toy: warps=1: lets most of a multiprocessor sleep"))
+    let plan = try KernelPlan(problem, on: gpu, families: families)
+    #expect(plan.family == "forward" && "\(plan)".contains("; second toy (warps=4), "))
+  }
+
+  @Test func aNewFamilyRefusesInTheSameSentences() throws {
+    #expect(
+      sentence { _ = try toy(problem(.bf16, mask: .window(left: 3, right: 0))) }
+        == "The toy kernels know no windows and chunks; leave the choice of kernels to the plan, or leave out the windows "
+        + "and chunks.")
+    #expect(
+      sentence { _ = try toy(problem(.f16)) }
+        == "The GPU has no kernel for f16; it takes bf16. Convert the tensors, or use the CPU.")
+    #expect(
+      sentence { _ = try toy(problem(.bf16), "warps=3") }
+        == "The tiling (warps=3) cannot be read; write any of warps=1|2|4, with commas.")
+    #expect(
+      sentence { _ = try toy(problem(.bf16), "warps=1") }
+        == "The tiling (1 rows, a warp each) lets most of a multiprocessor sleep.")
+  }
+
+  @Test(arguments: [AttentionMask.none, .causal], ["warps=2", "warps=4"])
+  func aNewFamilyIsRight(mask: AttentionMask, tiling: String) throws {
+    let problem = try problem(.bf16, batch: 2, heads: 2, group: 3, queries: 21, keys: 13, mask: mask)
+    var attention = try EmulatedAttention(problem, layout: .bnhd, tail: 2, rowGap: 8)
+    attention.plan = try toy(problem, tiling)
+    #expect(try attention.run().passes)
+    let report = PTXAssembler.find()?.assemble(try attention.plan.kernel().text(), for: .sm90)
+    #expect(report?.isAccepted ?? true && report?.spilledBytes ?? 0 == 0)
+  }
+
+  /// Kernels of one architecture alone stay there.
+  @Test func familiesOfOneArchitectureStayThere() throws {
+    enum Hopper: KernelFamily {
+      static let name = "hopper"
+      static let architecture = Architecture.exactly(90)
+      static func limitation(for problem: AttentionProblem) -> String? { nil }
+      static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {}
+      static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [ToyFamily.Tiling] { [.init()] }
+      static func obstacle(to: ToyFamily.Tiling, for: AttentionProblem, on: GPULimits) -> String? { nil }
+      static func cost(of: ToyFamily.Tiling, for: AttentionProblem, on: GPULimits) -> KernelCost {
+        KernelCost(["all": 1e-9], seconds: 1e-9)
+      }
+      static func launches(
+        _ tiling: ToyFamily.Tiling, for problem: AttentionProblem, on gpu: GPULimits
+      ) throws(AttentionError) -> LaunchSequence { try ToyFamily.launches(tiling, for: problem, on: gpu) }
+    }
+    let problem = try problem(.bf16)
+    for gpu in GPULimits.described {
+      let plan = try KernelPlan(problem, on: gpu, families: [ForwardFamily.self, Hopper.self])
+      #expect((plan.family == "hopper") == (gpu.capability == 90), "\(gpu.name)")
+    }
+    #expect(
+      sentence { _ = try KernelPlan(problem, on: .typical(of: Target(100)), families: [Hopper.self]) }
+        == "The GPU cannot be used: the hopper kernels are for GPUs of sm_90 alone; this is sm_100.")
+  }
+
+  /// All GPUs that are described: a plan for prefill and one for decoding, and a word where nothing was fitted there.
+  @Test(arguments: GPULimits.described) func plansForEveryGPU(gpu: GPULimits) throws {
+    let cached = try AttentionProblem(
+      batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+      keys: .contiguous(sequences: 4, capacity: 16384), scalarType: .bf16, mask: .causal)
+    for (problem, family) in [
+      (try problem(.bf16, batch: 2, heads: 16, queries: 4096, keys: 4096, dimension: 128), "forward"),
+      (cached, "decode"),
+    ] {
+      let plan = try KernelPlan(problem, on: gpu)
+      #expect(plan.family == family && plan.cost.seconds > 1e-6 && plan.cost.seconds < 0.1)
+      #expect("\(plan)".hasSuffix("its constants were not fitted on such a GPU.") == (gpu.capability != 90))
+    }
+    // Bytes over bandwidth: no plan promises more.
+    let plan = try KernelPlan(cached, on: gpu)
+    #expect(plan.cost.seconds > 4 * 8 * 16384 * 256 * 2 / gpu.bandwidth)
+  }
+
+  /// A new batch, other lengths, strides and pointers write no text; and a launch's arguments are those of its kernel's parameters.
+  @Test func textsAreWrittenOnce() throws {
+    let cache = KernelCache()
+    for batch in [3, 4, 5, 7] {
+      for capacity in [40000, 41000] {
+        let problem = try AttentionProblem(
+          batch: batch, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+          keys: .paged(pages: 4096, pageSize: 16, pagesPerSequence: capacity / 16), newKeys: .init(1),
+          scalarType: .bf16,
+          mask: .causal)
+        let plan = try KernelPlan(
+          problem, on: gpu,
+          options: KernelOptions(tiling: TilingChanges("groups=4,keys=16,stages=3,blocks=1,combine=behind")))
+        #expect(plan.launches.launches.count == 3)
+        for launch in plan.launches.launches { _ = try cache.text(of: launch.kernel) }
+      }
+    }
+    #expect(cache.textCount == 3)
+  }
+
+  /// Every parameter that a kernel declares, some instruction reads; and the launch passes one argument for each.
+  @Test func nothingIsPassedThatNobodyReads() throws {
+    var plans = try [
+      EmulatedDecoding(
+        lengths: [500, 70], pageSize: 16, capacity: 512, leftPadding: [1, 2], combination: .launchBehind
+      ).plan,
+      EmulatedDecoding(
+        lengths: [50, 7], queryCounts: [3, 1], capacity: 64, new: .init(counts: [2, 1], isPacked: true),
+        cacheType: .e4m3,
+        hasScales: true
+      ).plan,
+      EmulatedDecoding(lengths: [50, 7], queryCounts: [3, 1], hasPackedKeys: true, usesForward: true).plan,
+    ]
+    plans.append(try toy(problem(.bf16, mask: .causal)))
+    var unread: Set<String> = []
+    var read: Set<String> = []
+    for plan in plans {
+      for launch in plan.launches.launches {
+        let kernel = try launch.kernel.kernel()
+        #expect(launch.arguments.arguments().count == kernel.parameters.count, "\(kernel.name)")
+        let names = kernel.unreadParameters
+        unread.formUnion(names)
+        read.formUnion(kernel.parameters.map(\.name).filter { !names.contains($0) })
+      }
+    }
+    // One list serves all kernels of a kind; what one of them leaves, another reads.
+    #expect(unread.subtracting(read).subtracting(["chunk", "left", "cap_scale", "split_tiles"]).isEmpty)
+  }
+}
+
+extension Kernel {
+  /// Parameters whose value no instruction takes but the one that loads it: their register stands where it is declared and loaded.
+  fileprivate var unreadParameters: [String] {
+    let text = (try? text()) ?? ""
+    var counts: [Substring: Int] = [:]
+    for word in text.split(whereSeparator: { !($0.isLetter || $0.isNumber || $0 == "_" || $0 == "%") }) {
+      counts[word, default: 0] += 1
+    }
+    func firstRegister(_ line: Substring?) -> Substring? {
+      line?.split(whereSeparator: { " ,;".contains($0) }).first { $0.hasPrefix("%") }
+    }
+    let lines = text.split(separator: "\n")
+    return parameters.enumerated().filter { index, parameter in
+      var register = firstRegister(lines.first { $0.contains("[parameter_\(index)]") })
+      if parameter.isPointer, let generic = register {
+        register = firstRegister(lines.first { $0.contains("cvta.to.global") && $0.contains(", \(generic);") })
+      }
+      return register.map { counts[$0] ?? 0 } ?? 0 <= 2
+    }.map(\.element.name)
+  }
+}
