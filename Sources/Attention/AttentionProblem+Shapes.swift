@@ -38,7 +38,8 @@ extension AttentionProblem {
   }
   /// The type of the output: f32 of parts.
   public var outputType: ScalarType { leavesParts ? .f32 : scalarType }
-  /// `[B, H_kv, N_k, D]`, of a cache `[sequences, H_kv, capacity, D]` or `[pages, H_kv, page size, D]`, packed `[1, H_kv, total, D]`.
+  /// `[B, H_kv, N_k, D]`, of a cache `[sequences, H_kv, capacity, D]` or `[pages, H_kv, page size, D]`, packed `[1,
+  /// H_kv, total, D]`.
   public var keyShape: TensorShape {
     let (count, length) =
       switch storage {
@@ -92,7 +93,8 @@ extension AttentionProblem {
     2 * Double(dimension + valueDimension) * visiblePairs * Double(batch) * Double(queryHeads)
   }
 
-  /// Pairs of a query and a key that it sees, of one head: but for chunks, without a loop over the queries, who may be many.
+  /// Pairs of a query and a key that it sees, of one head: but for chunks, without a loop over the queries, who may be
+  /// many.
   var visiblePairs: Double {
     if mask.chunk != nil { return (0..<queries).reduce(0) { $0 + Double(visibleKeys(ofQuery: $1).count) } }
     let (left, right) = mask.reach

@@ -1,12 +1,13 @@
 /// What is asked: `softmax(mask(scale * Q K^T)) V`, with shapes that have been checked against each other.
 ///
-/// Queries are `[B, H_q, N_q, D]`, or packed, a sequence behind the other. Keys lie in one of four ways (`KeyStorage`): whole, in a
-/// contiguous cache, on the pages of one, or packed. Query head h reads key/value head `h / (H_q / H_kv)`. The output is
-/// `[B, H_q, N_q, D_v]`, the log-sum-exp `[B, H_q, N_q]`: f32, natural logarithm, the scale included. A query that sees no key gets
-/// output 0 and log-sum-exp -inf. Memory beyond the given lengths never influences a result.
+/// Queries are `[B, H_q, N_q, D]`, or packed, a sequence behind the other. Keys lie in one of four ways (`KeyStorage`):
+/// whole, in a contiguous cache, on the pages of one, or packed. Query head h reads key/value head `h / (H_q / H_kv)`.
+/// The output is `[B, H_q, N_q, D_v]`, the log-sum-exp `[B, H_q, N_q]`: f32, natural logarithm, the scale included. A
+/// query that sees no key gets output 0 and log-sum-exp -inf. Memory beyond the given lengths never influences a
+/// result.
 ///
-/// Query i of a sequence with q queries and n keys stands at key `i + n - q`, as in `AttentionMask`: the last query stands on the
-/// last key. New keys, where a call brings some, are appended to the cache first and count as keys.
+/// Query i of a sequence with q queries and n keys stands at key `i + n - q`, as in `AttentionMask`: the last query
+/// stands on the last key. New keys, where a call brings some, are appended to the cache first and count as keys.
 public struct AttentionProblem: Hashable, Sendable {
   /// How the keys, and the values, lie in memory.
   public enum KeyStorage: Hashable, Sendable {
@@ -16,8 +17,8 @@ public struct AttentionProblem: Hashable, Sendable {
     case contiguous(sequences: Int, capacity: Int)
     /// A cache `[pages, H_kv, pageSize, D]`, and a table `[B, pagesPerSequence]` of the pages of each sequence.
     case paged(pages: Int, pageSize: Int, pagesPerSequence: Int)
-    /// `[1, H_kv, total, D]`, a sequence behind the other, and where each begins (`cu_seqlens_k`, `[B + 1]`); none has more than
-    /// `longest` keys.
+    /// `[1, H_kv, total, D]`, a sequence behind the other, and where each begins (`cu_seqlens_k`, `[B + 1]`); none has
+    /// more than `longest` keys.
     case packed(total: Int, longest: Int)
   }
 
@@ -40,8 +41,8 @@ public struct AttentionProblem: Hashable, Sendable {
   public let batch: Int
   /// N_q: queries of each sequence; where they are packed, of the longest.
   public let queries: Int
-  /// Queries of all sequences, where they are packed `[total, H_q, D]`, a sequence behind the other (`cu_seqlens_q`, `[B + 1]`); nil
-  /// for `[B, N_q, H_q, D]`.
+  /// Queries of all sequences, where they are packed `[total, H_q, D]`, a sequence behind the other (`cu_seqlens_q`,
+  /// `[B + 1]`); nil for `[B, N_q, H_q, D]`.
   public let packedQueries: Int?
   /// H_q, a multiple of H_kv.
   public let queryHeads: Int
@@ -61,7 +62,8 @@ public struct AttentionProblem: Hashable, Sendable {
   public let scalarType: ScalarType
   /// The type of the queries: `scalarType` or e4m3.
   public let queryType: ScalarType
-  /// The type of keys and values: `scalarType` or e4m3, whose numbers are multiplied by a scale for each sequence and head.
+  /// The type of keys and values: `scalarType` or e4m3, whose numbers are multiplied by a scale for each sequence and
+  /// head.
   public let cacheType: ScalarType
   /// Which keys a query sees.
   public let mask: AttentionMask
@@ -69,8 +71,8 @@ public struct AttentionProblem: Hashable, Sendable {
   public let scale: Double
   /// c of `c * tanh(scale * s / c)`, applied before the mask; nil for none.
   public let softcap: Double?
-  /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others of its
-  /// batch, not in a bit; nil leaves it to what is fast.
+  /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others
+  /// of its batch, not in a bit; nil leaves it to what is fast.
   public let keysPerSplit: Int?
   /// Whether the results of the splits are left as they are, for `PartialResults`, instead of being put together.
   public let leavesParts: Bool
@@ -99,7 +101,8 @@ public struct AttentionProblem: Hashable, Sendable {
       scalarType: scalarType, mask: mask, scale: scale, softcap: softcap)
   }
 
-  /// Sequences with lengths of their own: over a cache of keys and values ("decoding"), or over packed ones ("variable lengths").
+  /// Sequences with lengths of their own: over a cache of keys and values ("decoding"), or over packed ones ("variable
+  /// lengths").
   ///
   ///     let problem = try AttentionProblem(
   ///       batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
@@ -152,10 +155,11 @@ public struct AttentionProblem: Hashable, Sendable {
       try newKeys.check(storage, dimension: dimension)
       if newKeys.count > capacity { throw .sequenceTooLong(length: newKeys.count, limit: capacity) }
     }
-    for (what, type) in [("queries", queryType), ("the cache", cacheType)] {
-      if let type, type != scalarType && type != .e4m3 {
-        throw .mixedTypes(first: what, firstType: type, second: "the output", secondType: scalarType)
-      }
+    if let queryType, queryType != scalarType && queryType != .e4m3 {
+      throw .mixedTypes(first: "queries", firstType: queryType, second: "the output", secondType: scalarType)
+    }
+    if let cacheType, cacheType != scalarType && cacheType != .e4m3 {
+      throw .mixedTypes(first: "the cache", firstType: cacheType, second: "the output", secondType: scalarType)
     }
     if case .whole = storage {
       let hasMore =
@@ -174,11 +178,13 @@ public struct AttentionProblem: Hashable, Sendable {
     (self.scalarType, self.mask, self.scale, self.softcap) = (scalarType, mask, scale, softcap)
     (self.keysPerSplit, self.leavesParts) = (keysPerSplit, leavesParts)
     if case .whole = storage { return }
-    for (name, shape) in [
-      ("The queries", queryShape), ("The output", outputShape), ("The cache of keys", keyShape),
-      ("The cache of values", valueShape), ("The new keys", newKeyShape), ("The new values", newValueShape),
-    ] where checkedProduct([8, shape.batch, shape.heads, shape.length, shape.dimension]) == nil {
-      throw .tooLarge(tensor: name, shape: shape)
+    try Self.count("The queries", queryShape)
+    try Self.count("The output", outputShape)
+    try Self.count("The cache of keys", keyShape)
+    try Self.count("The cache of values", valueShape)
+    if newKeys != nil {
+      try Self.count("The new keys", newKeyShape)
+      try Self.count("The new values", newValueShape)
     }
   }
 
@@ -215,10 +221,11 @@ extension AttentionProblem {
     if shape.heads < 1 { throw .extent(tensor: tensor, axis: "heads", value: shape.heads) }
     if shape.length < 0 { throw .extent(tensor: tensor, axis: "length", value: shape.length) }
     if shape.dimension < 1 { throw .extent(tensor: tensor, axis: "dimension", value: shape.dimension) }
-    // A count of bytes, up to 4 an element, must also fit, and so must what an empty axis hides.
-    guard checkedProduct([8, shape.batch, shape.heads, shape.length, shape.dimension]) != nil else {
-      throw .tooLarge(tensor: tensor, shape: shape)
-    }
+    if !shape.isCountable { throw .tooLarge(tensor: tensor, shape: shape) }
+  }
+
+  private static func count(_ tensor: StaticString, _ shape: TensorShape) throws(AttentionError) {
+    if !shape.isCountable { throw .tooLarge(tensor: "\(tensor)", shape: shape) }
   }
 
   private static func check(

@@ -52,10 +52,11 @@ public enum HostMemory: TensorMemory {
 
 /// The memory of a GPU. Lists are addresses: whole numbers are int32, a page table is `[B, pagesPerSequence]` of them.
 ///
-/// Nobody waits to look at the numbers in lists, and no number makes a call touch memory that it was not given: lengths, starts,
-/// counts and paddings are held within their tensors; zeros stand for keys and values on pages, or in sequences of the cache, that
-/// do not exist, and nothing is appended there. Other sequences' results are right, unless the numbers make sequences share rows;
-/// how their keys are divided, and so their last bits, may change with any length.
+/// Nobody waits to look at the numbers in lists, and no number makes a call touch memory that it was not given:
+/// lengths, starts, counts and paddings are held within their tensors; zeros stand for keys and values on pages, or in
+/// sequences of the cache, that do not exist, and nothing is appended there. Other sequences' results are right, unless
+/// the numbers make sequences share rows; how their keys are divided, and so their last bits, may change with any
+/// length.
 public enum GPUMemory: TensorMemory {
   /// Pointers and strides are multiples of 16 bytes.
   public typealias View = DeviceTensorView
@@ -86,15 +87,16 @@ public enum GPUMemory: TensorMemory {
 public struct AttentionTensors<Memory: TensorMemory> {
   /// `[B, H_q, N_q, D]`; packed `[1, H_q, total, D]`.
   public var queries: Memory.View
-  /// `[B, H_kv, N_k, D]`, of a cache `[sequences, H_kv, capacity, D]` or `[pages, H_kv, page size, D]`, packed `[1, H_kv, total, D]`.
+  /// `[B, H_kv, N_k, D]`, of a cache `[sequences, H_kv, capacity, D]` or `[pages, H_kv, page size, D]`, packed `[1,
+  /// H_kv, total, D]`.
   public var keys: Memory.View
   /// The same with D_v.
   public var values: Memory.View
   /// `[B, H_q, N_q, D_v]`; packed `[1, H_q, total, D_v]`; overwritten where there are queries. Of parts that are left
   /// `[S B, H_q, N_q, D_v]` f32, where a part without keys may hold anything.
   public var output: Memory.Output
-  /// `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is not needed. Of parts
-  /// `[S, B, H_q, N_q]`, -inf in those without keys, and needed.
+  /// `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is not
+  /// needed. Of parts `[S, B, H_q, N_q]`, -inf in those without keys, and needed.
   public var logSumExp: Memory.Statistics?
   /// What the call says of each of its sequences.
   public var entries: CacheEntries<Memory>
@@ -124,15 +126,15 @@ public struct AttentionTensors<Memory: TensorMemory> {
 
 /// What a call says of each of its sequences; nothing of whole keys.
 public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
-  /// `[B]`: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the capacity. nil
-  /// where packed keys are as many as their starts say.
+  /// `[B]`: the rows of each sequence's cache that hold keys, those that the call brings not counted; from 0 to the
+  /// capacity. nil where packed keys are as many as their starts say.
   public var lengths: Memory.Numbers?
   /// `[B]`: which sequence of the cache; nil for each its own number. Not with pages.
   public var batchIndex: Memory.Numbers?
   /// `[B]`: the row of each sequence's first key; nil for 0.
   public var leftPadding: Memory.Numbers?
-  /// `[B, pagesPerSequence]`: the pages of each sequence; in the host's memory, as many as its length needs or more. nil without
-  /// pages.
+  /// `[B, pagesPerSequence]`: the pages of each sequence; in the host's memory, as many as its length needs or more.
+  /// nil without pages.
   public var pageTable: Memory.PageTable?
   /// `[B + 1]`: the first query of each sequence and the end of the last, where queries are packed.
   public var queryStarts: Memory.Numbers?
@@ -160,6 +162,21 @@ public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
   }
 }
 
+extension CacheEntries {
+  /// The same lists in other memory.
+  package func moved<Other: TensorMemory>(
+    to: Other.Type = Other.self, numbers: (Memory.Numbers?) throws(AttentionError) -> Other.Numbers?,
+    pages: (Memory.PageTable?) throws(AttentionError) -> Other.PageTable?,
+    factors: (Memory.Factors?) throws(AttentionError) -> Other.Factors?
+  ) throws(AttentionError) -> CacheEntries<Other> {
+    CacheEntries<Other>(
+      lengths: try numbers(lengths), batchIndex: try numbers(batchIndex), leftPadding: try numbers(leftPadding),
+      pageTable: try pages(pageTable), queryStarts: try numbers(queryStarts), queryCounts: try numbers(queryCounts),
+      keyStarts: try numbers(keyStarts), queryScales: try factors(queryScales), keyScales: try factors(keyScales),
+      valueScales: try factors(valueScales))
+  }
+}
+
 /// Keys and values that a call appends to the cache before it attends.
 public struct NewKeyTensors<Memory: TensorMemory>: Sendable {
   /// `[B, H_kv, s_new, D]`; packed, `[1, H_kv, total, D]`.
@@ -168,7 +185,8 @@ public struct NewKeyTensors<Memory: TensorMemory>: Sendable {
   public var values: Memory.View
   /// `[B + 1]`: the first new key of each sequence and the end of the last, where they are packed.
   public var starts: Memory.Numbers?
-  /// Tables of the rotary embedding, `[1, 1, positions, dimension / 2]` in the problem's type, on a GPU contiguous; nil without one.
+  /// Tables of the rotary embedding, `[1, 1, positions, dimension / 2]` in the problem's type, on a GPU contiguous; nil
+  /// without one.
   public var rotary: (cosines: Memory.View, sines: Memory.View)?
   /// `[B]`: the position of each sequence's first new key; nil for its length.
   public var positions: Memory.Numbers?
@@ -185,7 +203,8 @@ public struct NewKeyTensors<Memory: TensorMemory>: Sendable {
 // MARK: - What a problem needs
 
 extension AttentionTensors {
-  /// What tensors in any memory must be: of the problem's shapes and types, there where it needs them, and not in each other's memory.
+  /// What tensors in any memory must be: of the problem's shapes and types, there where it needs them, and not in each
+  /// other's memory.
   private func checkAll(_ problem: AttentionProblem) throws(AttentionError) {
     let appends = problem.newKeys != nil
     try Memory.check(queries, "queries", isFor: problem.queryShape, problem.queryType, isWritten: false)

@@ -9,6 +9,9 @@ extension CacheEntries where Memory == HostMemory {
   /// The rows of a sequence's cache that hold keys, without those that the call brings; of packed keys, their number.
   package func rows(of sequence: Int) -> Int { lengths?[sequence] ?? keyStarts![sequence + 1] - keyStarts![sequence] }
 
+  /// The row of a sequence's first key in its cache.
+  package func firstRow(of sequence: Int) -> Int { leftPadding?[sequence] ?? 0 }
+
   /// The new keys of a sequence, among all that are packed, or its own.
   package func newKeys(of sequence: Int, _ problem: AttentionProblem, starts: [Int]?) -> Range<Int> {
     starts.map { $0[sequence]..<$0[sequence + 1] } ?? 0..<(problem.newKeys?.count ?? 0)

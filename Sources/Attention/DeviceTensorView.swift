@@ -1,5 +1,5 @@
-/// Memory of a GPU seen as a tensor; see `TensorView`. Pointer and strides are multiples of 16 bytes (strides may be 0 or
-/// negative), and elements lie side by side along the dimension.
+/// Memory of a GPU seen as a tensor; see `TensorView`. Pointer and strides are multiples of 16 bytes (strides may be 0
+/// or negative), and elements lie side by side along the dimension.
 public struct DeviceTensorView: Hashable, Sendable {
   /// The address of element (0, 0, 0, 0).
   public var address: UInt64
@@ -23,7 +23,8 @@ public struct DeviceTensorView: Hashable, Sendable {
     self.init(address: address, scalarType: scalarType, shape: shape, strides: layout.strides(of: shape))
   }
 
-  /// - Throws: `AttentionError` where the view is not what a plan was made for, or not aligned as the GPU's copies need it.
+  /// - Throws: `AttentionError` where the view is not what a plan was made for, or not aligned as the GPU's copies need
+  ///   it.
   package func check(
     _ name: StaticString, isFor shape: TensorShape, _ type: ScalarType, isWritten: Bool = false
   ) throws(AttentionError) {
@@ -35,14 +36,14 @@ public struct DeviceTensorView: Hashable, Sendable {
       throw .alignment(tensor: "\(name)", what: "address", bytes: Int(truncatingIfNeeded: address))
     }
     try strides.check("\(name)", shape, isWritten: isWritten)
-    for (axis, stride, extent) in [
-      ("batch", strides.batch, shape.batch), ("head", strides.heads, shape.heads),
-      ("token", strides.length, shape.length),
-    ] where extent > 1 {
-      // Without elements nothing bounds a stride.
+    /// Without elements nothing bounds a stride.
+    func aligned(_ axis: StaticString, _ stride: Int, _ extent: Int) throws(AttentionError) {
       let bytes = stride &* type.byteCount
-      if bytes % 16 != 0 { throw .alignment(tensor: "\(name)", what: "\(axis) stride", bytes: bytes) }
+      if extent > 1 && bytes % 16 != 0 { throw .alignment(tensor: "\(name)", what: "\(axis) stride", bytes: bytes) }
     }
+    try aligned("batch", strides.batch, shape.batch)
+    try aligned("head", strides.heads, shape.heads)
+    try aligned("token", strides.length, shape.length)
   }
 
   /// Whether elements of two tensors share memory, as far as that can be told.

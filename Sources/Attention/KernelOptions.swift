@@ -4,7 +4,8 @@ public struct TilingChanges: Hashable, Sendable, CustomStringConvertible {
   public let description: String
   package let all: [(name: String, value: String)]
 
-  /// - Throws: `AttentionError.tiling` for a text that is no list of names and values. Whether a tiling knows them, a plan says.
+  /// - Throws: `AttentionError.tiling` for a text that is no list of names and values. Whether a tiling knows them, a
+  ///   plan says.
   public init(_ text: String) throws(AttentionError) {
     description = text
     var all: [(String, String)] = []

@@ -1,7 +1,7 @@
 /// Results over parts of the keys, computed apart, and to be put together: `O = sum of exp(LSE_i - LSE) O_i`.
 ///
-/// The parts are f32 `[S, B, H, s, D_v]` with log-sum-exps f32 `[S, B, H, s]`; a part in which a query sees no key has -inf, and
-/// may hold anything there.
+/// The parts are f32 `[S, B, H, s, D_v]` with log-sum-exps f32 `[S, B, H, s]`; a part in which a query sees no key has
+/// -inf, and may hold anything there.
 public struct PartialResultsProblem: Hashable, Sendable {
   /// S: how many parts.
   public let parts: Int

@@ -2,9 +2,9 @@
 ///
 ///     (x, y) -> (x cos - y sin, x sin + y cos)
 ///
-/// The angles' cosines and sines are tables `[positions, dimension / 2]` of the problem's type. A new key with number i has the
-/// position "keys of the sequence before the call, plus i"; a query the same under a causal mask, a window or chunks,
-/// and the position of the first new key otherwise.
+/// The angles' cosines and sines are tables `[positions, dimension / 2]` of the problem's type. A new key with number i
+/// has the position "keys of the sequence before the call, plus i"; a query the same under a causal mask, a window or
+/// chunks, and the position of the first new key otherwise.
 ///
 /// Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 public struct RotaryEmbedding: Hashable, Sendable {
@@ -12,8 +12,8 @@ public struct RotaryEmbedding: Hashable, Sendable {
   public var dimension: Int
   /// Whether neighbours are pairs (GPT-J); otherwise element j and `j + dimension / 2` are (GPT-NeoX, Llama).
   public var isInterleaved: Bool
-  /// Rows of the tables. A position that has none is an error where the host knows the positions; on a GPU's own memory, what is
-  /// turned by it becomes NaN.
+  /// Rows of the tables. A position that has none is an error where the host knows the positions; on a GPU's own
+  /// memory, what is turned by it becomes NaN.
   public var positions: Int
 
   /// An embedding of the first `dimension` elements.

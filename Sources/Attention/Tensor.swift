@@ -15,8 +15,8 @@ public struct Tensor: Sendable {
   private let storage: ZeroedMemory
 
   /// Makes a tensor whose memory, at first zero, is filled by `initialize`.
-  /// - Throws: `AttentionError.extent` or `.tooLarge` for a shape that cannot be, `.memory` where there is not enough; or what
-  ///   `initialize` throws.
+  /// - Throws: `AttentionError.extent` or `.tooLarge` for a shape that cannot be, `.memory` where there is not enough;
+  ///   or what `initialize` throws.
   public init(
     shape: TensorShape, scalarType: ScalarType, layout: TensorLayout = .bhnd,
     initialize: (MutableTensorView) throws(AttentionError) -> Void

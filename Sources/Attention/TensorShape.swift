@@ -18,8 +18,19 @@ public struct TensorShape: Hashable, Sendable {
   }
 
   /// B*H*N*D, or nil where it does not fit an `Int` or an extent is negative.
-  public var checkedElementCount: Int? {
-    checkedProduct([batch, heads, length, dimension])
+  public var checkedElementCount: Int? { checkedProduct(of: 1) }
+
+  /// Whether a count of its bytes, of up to 8 an element, fits an `Int`, and what an empty axis hides too.
+  var isCountable: Bool { checkedProduct(of: 8) != nil }
+
+  /// Without a list: this is a part of what every call costs the host.
+  private func checkedProduct(of factor: Int) -> Int? {
+    if batch | heads | length | dimension < 0 { return nil }
+    let (a, first) = (factor &* max(batch, 1)).multipliedReportingOverflow(by: max(heads, 1))
+    let (b, second) = a.multipliedReportingOverflow(by: max(length, 1))
+    let (c, third) = b.multipliedReportingOverflow(by: max(dimension, 1))
+    if first || second || third || batch > Int.max / 8 { return nil }
+    return batch == 0 || heads == 0 || length == 0 || dimension == 0 ? 0 : c
   }
 
   /// B*H*N*D.

@@ -1,5 +1,6 @@
 extension TensorStrides {
-  /// Checks the strides of a tensor: the distances can be counted, and where the tensor is written, no two elements share memory.
+  /// Checks the strides of a tensor: the distances can be counted, and where the tensor is written, no two elements
+  /// share memory.
   ///
   /// Rows that lie among each other's elements count as sharing it: no layout of tensors has them.
   ///
@@ -22,8 +23,8 @@ extension TensorStrides {
     return !overflow && reach <= 1 << 58
   }
 
-  /// The bytes from element (0, 0, 0, 0) to the first that a tensor has, and to the end of the last; nil where it has none. The strides
-  /// have been checked.
+  /// The bytes from element (0, 0, 0, 0) to the first that a tensor has, and to the end of the last; nil where it has
+  /// none. The strides have been checked.
   package func reach(_ shape: TensorShape, _ type: ScalarType) -> Range<Int>? {
     if shape.checkedElementCount == 0 { return nil }
     var (first, end) = (0, shape.dimension)
@@ -33,8 +34,8 @@ extension TensorStrides {
     return first * type.byteCount..<end * type.byteCount
   }
 
-  /// Whether elements of two tensors share memory, as far as that can be told: those of the same strides, however they lie between
-  /// each other, and those without gaps. Of others it is not said.
+  /// Whether elements of two tensors share memory, as far as that can be told: those of the same strides, however they
+  /// lie between each other, and those without gaps. Of others it is not said.
   ///
   /// - Parameter distance: bytes from element (0, 0, 0, 0) of this to that of the other.
   package func sharesMemory(

@@ -63,7 +63,8 @@ package final class DecodeBench {
   /// Whether reading what was evicted takes longer than reading it again.
   package var isEvicted: Bool { reading.evicted > 1.1 * reading.again }
 
-  /// - Parameter isChecked: whether the result stands beside the 64-bit reference, which takes the CPU longer than all else.
+  /// - Parameter isChecked: whether the result stands beside the 64-bit reference, which takes the CPU longer than all
+  ///   else.
   package func measure(
     _ plan: AttentionPlan, context: Int, iterations: Int, isChecked: Bool = true
   ) throws -> Result {
@@ -182,17 +183,8 @@ package final class DecodeBench {
     return q.withView { q in
       k.withView { k in
         v.withView { v in
-          let reference = AttentionCheck.reference(one, queries: q, keys: k, values: v)
-          let plain = AttentionCheck.plain(one, queries: q, keys: k, values: v)
-          let other = AttentionCheck.plain(one, queries: q, keys: k, values: v, sums: .cut)
-          return max(
-            Comparison(
-              actual: values, plain: plain.output, other: other.output, reference: reference.output, type: type
-            ).ratio,
-            Comparison(
-              actual: ownLogSumExps, plain: plain.logSumExp, other: other.logSumExp, reference: reference.logSumExp,
-              type: .f32
-            ).ratio)
+          let yardstick = Yardstick(one, queries: q, keys: k, values: v, sums: .cut)
+          return max(yardstick.judge(output: values).ratio, yardstick.judge(logSumExp: ownLogSumExps).ratio)
         }
       }
     }

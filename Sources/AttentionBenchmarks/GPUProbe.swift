@@ -3,9 +3,9 @@ internal import CUDADriver
 package import GPURuntime
 internal import PTX
 
-/// Measures what a GPU can do at most, with kernels that do one thing only, and times work on it: medians of events, each
-/// run after the L2 cache was filled with something else by ordinary reading (writing would leave lines that the timed work pays
-/// for).
+/// Measures what a GPU can do at most, with kernels that do one thing only, and times work on it: medians of events,
+/// each run after the L2 cache was filled with something else by ordinary reading (writing would leave lines that the
+/// timed work pays for).
 package final class GPUProbe: Sendable {
   private let gpu: GPU
   private let reader, evictor: Library
@@ -49,8 +49,8 @@ package final class GPUProbe: Sendable {
     return Double(buffer.byteCount) / seconds.sorted()[iterations / 2] / 1e9
   }
 
-  /// What shows that the cache is evicted between runs: seconds to read a quarter of what it holds, which was just read, and the
-  /// same after the eviction.
+  /// What shows that the cache is evicted between runs: seconds to read a quarter of what it holds, which was just
+  /// read, and the same after the eviction.
   package func reading(iterations: Int = 21) throws(AttentionError) -> (again: Double, evicted: Double) {
     let blocks = gpu.device.multiprocessors
     let step = ReadProbeKernel.stepByteCount(blocks: blocks)

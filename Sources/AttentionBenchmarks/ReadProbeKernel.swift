@@ -1,9 +1,9 @@
 package import PTX
 
-/// Reads memory and does nothing else: what no kernel that reads as many bytes can beat. As ordinary loads it also puts other
-/// data out of the L2 cache, without leaving it dirty. Loads that pass L1 by (`.L1::no_allocate`) are the faster probe, but go
-/// through L2 without driving much out of it: after 512 MB of them, 33 MB were read again as fast as before (NVIDIA H200,
-/// 2026-11-28, 8.2 us against 8.1; 11.8 after ordinary loads).
+/// Reads memory and does nothing else: what no kernel that reads as many bytes can beat. As ordinary loads it also puts
+/// other data out of the L2 cache, without leaving it dirty. Loads that pass L1 by (`.L1::no_allocate`) are the faster
+/// probe, but go through L2 without driving much out of it: after 512 MB of them, 33 MB were read again as fast as
+/// before (NVIDIA H200, 2026-11-28, 8.2 us against 8.1; 11.8 after ordinary loads).
 ///
 ///     for each 16 bytes of the thread's share: sum ^= them
 ///     if the sum is one that never comes: store it

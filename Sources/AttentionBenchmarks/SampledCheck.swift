@@ -1,15 +1,15 @@
 package import AttentionVerification
 package import FlashAttention
 
-/// Holds some rows of a large result against the 64-bit reference: the last queries of the last head, of which every mask
-/// that counts from the end shows the same keys as in the whole.
+/// Holds some rows of a large result against the 64-bit reference: the last queries of the last head, of which every
+/// mask that counts from the end shows the same keys as in the whole.
 package struct SampledCheck {
   /// How many queries are held against the reference.
   package static let queryCount = 64
 
   private let problem: AttentionProblem
   private let whole: AttentionProblem
-  private let reference, plain, other: AttentionValues
+  private let yardstick: Yardstick
 
   /// - Parameter sums: how the result's sums are made, for the yardstick.
   package init(
@@ -30,17 +30,12 @@ package struct SampledCheck {
         scalarType: view.scalarType, shape: shape, strides: view.strides)
     }
     (self.problem, self.whole) = (problem, whole)
-    (reference, plain, other) = inputs.queries.withView { q in
+    yardstick = inputs.queries.withView { q in
       inputs.keys.withView { k in
         inputs.values.withView { v in
-          let (q, k, v) = (
-            view(q, problem.queryShape), view(k, problem.keyShape), view(v, problem.valueShape)
-          )
-          return (
-            AttentionCheck.reference(problem, queries: q, keys: k, values: v),
-            AttentionCheck.plain(problem, queries: q, keys: k, values: v),
-            AttentionCheck.plain(problem, queries: q, keys: k, values: v, sums: sums)
-          )
+          Yardstick(
+            problem, queries: view(q, problem.queryShape), keys: view(k, problem.keyShape),
+            values: view(v, problem.valueShape), sums: sums)
         }
       }
     }
@@ -56,12 +51,8 @@ package struct SampledCheck {
     let values = output.suffix(count * problem.scalarType.byteCount).withUnsafeBytes { bytes in
       (0..<count).map { Double(problem.scalarType.load(from: bytes.baseAddress!, at: $0)) }
     }
-    let outputs = Comparison(
-      actual: values, plain: plain.output, other: other.output, reference: reference.output,
-      type: problem.scalarType)
-    let statistics = Comparison(
-      actual: logSumExp.suffix(problem.queries).map(Double.init), plain: plain.logSumExp, other: other.logSumExp,
-      reference: reference.logSumExp, type: .f32)
+    let outputs = yardstick.judge(output: values)
+    let statistics = yardstick.judge(logSumExp: logSumExp.suffix(problem.queries).map(Double.init))
     return max(outputs.ratio, statistics.ratio)
   }
 }

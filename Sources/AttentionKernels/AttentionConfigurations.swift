@@ -1,8 +1,8 @@
 internal import Attention
 package import PTX
 
-/// The one list of attention kernels that `ptxas` judges in the tests: no register may spill, but for a few where O takes
-/// most of them.
+/// The one list of attention kernels that `ptxas` judges in the tests: no register may spill, but for a few where O
+/// takes most of them.
 package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   /// The kernel.
   package let kernel: Kernel
@@ -80,8 +80,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
     return .paged(pages: 1000, pageSize: pageSize, pagesPerSequence: capacity / pageSize)
   }
 
-  /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed splits, and
-  /// partial results that are left.
+  /// What sequences of a call may have beside lengths: e4m3 caches, packed queries and keys, new keys, chunks, fixed
+  /// splits, and partial results that are left.
   private static func sequences() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     let left = try AttentionProblem(

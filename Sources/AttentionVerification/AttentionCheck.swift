@@ -41,3 +41,40 @@ package enum AttentionCheck {
     return result.withLock { $0 }
   }
 }
+
+/// What a result of a problem is held against: the definition, and the plain computations whose worse error is what is
+/// allowed.
+package struct Yardstick: Sendable {
+  package let reference, plain: AttentionValues
+  /// The plain computation with the sums of tensor cores, where the result may have them.
+  package let other: AttentionValues?
+  private let type: ScalarType
+
+  /// - Parameters:
+  ///   - exact: Q, K and V as they were before they were rounded to the problem's type; nil for the same.
+  ///   - sums: how tensor cores made the result's sums; nil where none did.
+  package init(
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
+    exact: (queries: TensorView, keys: TensorView, values: TensorView)? = nil, sums: PlainAttention.Sums?
+  ) {
+    let (q, k, v) = exact ?? (queries, keys, values)
+    reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
+    plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values)
+    other = sums.map { AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0) }
+    type = problem.scalarType
+  }
+
+  /// An output in the order batch, head, query.
+  package func judge(output: [Double], expected: [Double]? = nil) -> Comparison {
+    Comparison(
+      actual: output, expected: expected, plain: plain.output, other: other?.output, reference: reference.output,
+      type: type)
+  }
+
+  /// Log-sum-exps in the order batch, head, query.
+  package func judge(logSumExp: [Double], expected: [Double]? = nil) -> Comparison {
+    Comparison(
+      actual: logSumExp, expected: expected, plain: plain.logSumExp, other: other?.logSumExp,
+      reference: reference.logSumExp, type: .f32)
+  }
+}

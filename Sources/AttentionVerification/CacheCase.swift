@@ -9,7 +9,8 @@ package struct CacheCase: Sendable {
 
   /// - Parameters:
   ///   - kernels: what a kernel is made for is drawn by `number % kernels`, everything else by `number`.
-  ///   - isForGPU: leaves out what only the CPU takes: f32, and over e4m3 caches head dimensions that are no multiple of 16.
+  ///   - isForGPU: leaves out what only the CPU takes: f32, and over e4m3 caches head dimensions that are no multiple
+  ///     of 16.
   package init(seed: UInt64, number: Int, kernels: Int, isForGPU: Bool) {
     (self.seed, self.number) = (seed, number)
     // What a kernel is made for.

@@ -8,8 +8,8 @@ internal import Synchronization
   internal import Musl
 #endif
 
-/// A call over a cache with numbers that look random, NaN wherever nobody should look, and what should come out of it. For tests and
-/// for `verify`; it shares no arithmetic with what it checks.
+/// A call over a cache with numbers that look random, NaN wherever nobody should look, and what should come out of it.
+/// For tests and for `verify`; it shares no arithmetic with what it checks.
 package struct CacheScenario: Sendable {
   package let problem: AttentionProblem
   package let entries: CacheEntries<HostMemory>
@@ -172,8 +172,8 @@ package struct CacheScenario: Sendable {
 
   // MARK: - What comes out
 
-  /// How far a cache is from what the call should have left; nil where it is right: old rows and copied ones to the bit, computed
-  /// ones to an ulp.
+  /// How far a cache is from what the call should have left; nil where it is right: old rows and copied ones to the
+  /// bit, computed ones to an ulp.
   package func fault(ofCache view: TensorView, isKey: Bool) -> String? {
     let expected = cache(isKey: isKey, isAfter: true)
     let isComputed = problem.cacheType == .e4m3 || (isKey && rotary != nil)
@@ -203,7 +203,8 @@ package struct CacheScenario: Sendable {
   ///
   /// - Parameters:
   ///   - output: element (batch, head, token, d) of `problem.outputShape`.
-  ///   - cache: keys and values as the call left them, where it brought some: what was rounded to them is no error of the attention.
+  ///   - cache: keys and values as the call left them, where it brought some: what was rounded to them is no error of
+  ///     the attention.
   ///   - hasCutSums: whether sums may be those of tensor cores.
   package func compare(
     output parts: @escaping (Int, Int, Int, Int) -> Float, logSumExp ofParts: [Float],

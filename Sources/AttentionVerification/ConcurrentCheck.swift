@@ -2,8 +2,9 @@ internal import Dispatch
 package import FlashAttention
 internal import Synchronization
 
-/// Threads that use the library at once: each with a stream of its own where there is a GPU, and with sequences of its own in a
-/// cache that all share. In each round the bits must be those of the same rounds of one thread after the other.
+/// Threads that use the library at once: each with a stream of its own where there is a GPU, and with sequences of its
+/// own in a cache that all share. In each round the bits must be those of the same rounds of one thread after the
+/// other.
 package struct ConcurrentCheck {
   package let threads, rounds: Int
   /// nil for the CPU.

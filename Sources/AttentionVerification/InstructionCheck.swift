@@ -2,8 +2,8 @@ internal import AttentionKernels
 package import PTX
 package import PTXEmulator
 
-/// A kernel whose lanes apply arithmetic, conversions, exchanges between lanes and matrix products to words of all kinds, so
-/// that the emulator can be held against a GPU, result by result. Memory instructions are not among them.
+/// A kernel whose lanes apply arithmetic, conversions, exchanges between lanes and matrix products to words of all
+/// kinds, so that the emulator can be held against a GPU, result by result. Memory instructions are not among them.
 package struct InstructionCheck: Sendable {
   /// How near the two must be.
   package enum Bound: Hashable, Sendable {

@@ -13,10 +13,11 @@ package enum PlainAttention {
   package enum Sums: Sendable {
     /// Product by product, each sum rounded to nearest.
     case rounded
-    /// As tensor cores make them (mma.sync on an H200, compared bit by bit): of 16 products and the sum before them, all that
-    /// is below 2^-25 of the largest's power of two is cut off; they are added, and cut off again to an f32.
+    /// As tensor cores make them (mma.sync on an H200, compared bit by bit): of 16 products and the sum before them,
+    /// all that is below 2^-25 of the largest's power of two is cut off; they are added, and cut off again to an f32.
     case cut
-    /// As tensor cores with f16 accumulators make them: 16 products and the sum before them at once, then rounded to f16.
+    /// As tensor cores with f16 accumulators make them: 16 products and the sum before them at once, then rounded to
+    /// f16.
     case half
 
     /// The power of two of a number other than 0; below all others of 0.

@@ -1,8 +1,8 @@
 package import FlashAttention
 
 extension VerificationCase {
-  /// Computes the case in a GPU's memory, gaps and all: the whole memory of each tensor is copied there, and that of the
-  /// output back, so that a write outside the elements shows.
+  /// Computes the case in a GPU's memory, gaps and all: the whole memory of each tensor is copied there, and that of
+  /// the output back, so that a write outside the elements shows.
   package func computeOnGPU(_ plan: AttentionPlan, _ gpu: GPU) throws(AttentionError) -> CaseResult {
     let tensors = makeTensors()
     var buffers: [GPUBuffer] = []

@@ -51,24 +51,17 @@ extension VerificationCase {
 
   /// Compares a result with the 64-bit reference, or with another result that it should agree with as well.
   ///
-  /// - Parameter sums: how tensor cores made the sums; the worse of plain computations with these and with rounded ones is
-  ///   the yardstick.
+  /// - Parameter sums: how tensor cores made the sums; the worse of plain computations with these and with rounded ones
+  ///   is the yardstick.
   package func judge(
     _ result: CaseResult, expected: CaseResult? = nil, sums: PlainAttention.Sums = .cut
   ) -> CaseOutcome {
     let (tensors, output) = (result.tensors, result.tensors.output)
     let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
-    let reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
-    let plain = AttentionCheck.plain(problem, queries: q, keys: k, values: v)
-    let other = kernels.map { _ in
-      AttentionCheck.plain(problem, queries: q, keys: k, values: v, sums: sums)
-    }
-    let outputs = Comparison(
-      actual: output.values, expected: expected?.tensors.output.values, plain: plain.output,
-      other: other?.output, reference: reference.output, type: problem.scalarType)
-    let statistics = Comparison(
-      actual: result.logSumExp.map(Double.init), expected: expected?.logSumExp.map(Double.init),
-      plain: plain.logSumExp, other: other?.logSumExp, reference: reference.logSumExp, type: .f32)
+    let yardstick = Yardstick(problem, queries: q, keys: k, values: v, sums: kernels == nil ? nil : sums)
+    let outputs = yardstick.judge(output: output.values, expected: expected?.tensors.output.values)
+    let statistics = yardstick.judge(
+      logSumExp: result.logSumExp.map(Double.init), expected: expected?.logSumExp.map(Double.init))
 
     var failures: [String] = []
     if !outputs.passes { failures.append("output: \(outputs)") }

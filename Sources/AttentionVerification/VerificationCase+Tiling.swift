@@ -3,8 +3,8 @@ package import FlashAttention
 internal import PTX
 
 extension VerificationCase {
-  /// A random tiling that there is a kernel with: any rung of the ladder, any way of laying out, keeping, storing and summing.
-  /// It belongs to what the kernel is made for, so that as many kernels serve all cases as without it.
+  /// A random tiling that there is a kernel with: any rung of the ladder, any way of laying out, keeping, storing and
+  /// summing. It belongs to what the kernel is made for, so that as many kernels serve all cases as without it.
   package func drawTiling(on gpu: GPULimits) throws(AttentionError) -> ForwardTiling {
     let kernelNumber = number % (kernels ?? .max)
     var random = RandomSource(seed: seed, stream: UInt64(kernelNumber) | 1 << 41)

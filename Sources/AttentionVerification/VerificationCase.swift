@@ -146,8 +146,8 @@ private struct ProblemDraw {
     }
   }
 
-  /// Takes over what a GPU kernel is made for: type, group, dimensions, the edges of the mask, whether there is a softcap,
-  /// and the sign of the scale. Lengths, reaches and magnitudes stay.
+  /// Takes over what a GPU kernel is made for: type, group, dimensions, the edges of the mask, whether there is a
+  /// softcap, and the sign of the scale. Lengths, reaches and magnitudes stay.
   mutating func takeKernel(of other: ProblemDraw, prefersBF16: Bool, isLarge: Bool) {
     type = other.type == .f32 ? (prefersBF16 ? .bf16 : .f16) : other.type
     (group, dimension, valueDimension) = (other.group, other.dimension, other.valueDimension)

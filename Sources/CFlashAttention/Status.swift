@@ -7,8 +7,8 @@ internal import FlashAttentionHeader
   internal import Musl
 #endif
 
-/// The sentence of each thread's last error, in memory that stays in its place as long as the thread, so that a pointer to it may
-/// be taken before the call that writes it.
+/// The sentence of each thread's last error, in memory that stays in its place as long as the thread, so that a pointer
+/// to it may be taken before the call that writes it.
 enum LastError {
   /// Room for a sentence and the log of a compiler.
   private static let capacity = 16384
@@ -58,8 +58,8 @@ func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
   }
 }
 
-/// A caller's struct, which begins with its size, as far as this version and the caller's both know it; what the caller's does not
-/// have is zero.
+/// A caller's struct, which begins with its size, as far as this version and the caller's both know it; what the
+/// caller's does not have is zero.
 func parameters<Parameters: BitwiseCopyable>(
   _ pointer: UnsafePointer<Parameters>?, _ zero: Parameters
 ) throws(AttentionError) -> Parameters {

@@ -6,7 +6,8 @@ extension CPUPlan {
   /// - Parameters:
   ///   - output: `[B, H_q, N_q, D_v]` in the problem's type; overwritten.
   ///   - logSumExp: `[B, H_q, N_q]`, contiguous, natural logarithm; or nil.
-  /// - Throws: `AttentionError.notThePlan`, `.mixedTypes` or `.logSumExpCount` where the views are not what was planned.
+  /// - Throws: `AttentionError.notThePlan`, `.mixedTypes` or `.logSumExpCount` where the views are not what was
+  ///   planned.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
     logSumExp: UnsafeMutableBufferPointer<Float>? = nil

@@ -20,7 +20,8 @@ package struct CUDADriver: Sendable {
   }()
 
   /// The driver of this machine. Creates no context.
-  /// - Throws: `CUDAError` where there is no driver, it is too old, it sees no GPU, or the process was forked from one that used it.
+  /// - Throws: `CUDAError` where there is no driver, it is too old, it sees no GPU, or the process was forked from one
+  ///   that used it.
   package static func find() throws(CUDAError) -> CUDADriver {
     if Fork.hasHappened { throw .forked }
     return try opened.get()

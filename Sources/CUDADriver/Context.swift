@@ -6,7 +6,8 @@ internal import Synchronization
   internal import Musl
 #endif
 
-/// The primary context of a GPU, retained: the one that PyTorch and the CUDA runtime use too, so that we live beside them.
+/// The primary context of a GPU, retained: the one that PyTorch and the CUDA runtime use too, so that we live beside
+/// them.
 package struct PrimaryContext: ~Copyable, Sendable {
   /// The GPU.
   package let device: CUDADevice
@@ -71,7 +72,8 @@ struct UncheckedHandle: @unchecked Sendable {
   init(_ pointer: Handle?) { self.pointer = pointer }
 }
 
-/// A process that was forked from one that uses the driver: CUDA cannot be used there, and may wait for threads that do not exist.
+/// A process that was forked from one that uses the driver: CUDA cannot be used there, and may wait for threads that do
+/// not exist.
 ///
 /// Source: CUDA C++ Programming Guide, "Initialization"; POSIX, `pthread_atfork`.
 package enum Fork {

@@ -8,7 +8,8 @@ package struct MemoryPool: ~Copyable, Sendable {
   package init(_ context: borrowing PrimaryContext) throws(CUDAError) {
     let device = context.device
     let functions = device.driver.functions
-    // CUmemPoolProps: allocation type pinned (1), no shared handles (0), location type device (1), its number; 88 bytes.
+    // CUmemPoolProps: allocation type pinned (1), no shared handles (0), location type device (1), its number; 88
+    // bytes.
     var properties = [Int32](repeating: 0, count: 22)
     (properties[0], properties[2], properties[3]) = (1, 1, device.handle)
     var pool: Handle?
@@ -68,7 +69,8 @@ package struct DeviceMemory: ~Copyable, Sendable {
     try functions.check(status, "cuMemcpyDtoHAsync")
   }
 
-  /// Copies bytes from one place to another that does not overlap it, in the stream's order. Traps where they do not fit.
+  /// Copies bytes from one place to another that does not overlap it, in the stream's order. Traps where they do not
+  /// fit.
   package func move(byteCount count: Int, from source: Int, to target: Int) throws(CUDAError) {
     precondition(max(source, target) + count <= byteCount, "The copy goes beyond the memory.")
     if count == 0 { return }

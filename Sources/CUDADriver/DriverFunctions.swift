@@ -11,7 +11,8 @@ package typealias Handle = OpaquePointer
 /// An address in the memory of a GPU.
 package typealias DeviceAddress = UInt64
 
-/// The table of driver functions in use. Filled from `libcuda.so.1`, opened at run time, or by a test that records calls.
+/// The table of driver functions in use. Filled from `libcuda.so.1`, opened at run time, or by a test that records
+/// calls.
 ///
 /// Entry points come from `cuGetProcAddress` with CUDA 12.0 named: the plain symbol of several functions is that of the
 /// first CUDA ever. Source: CUDA Driver API, section 6.32, Driver Entry Point Access.

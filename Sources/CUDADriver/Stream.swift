@@ -63,8 +63,8 @@ extension CUDADriver {
     return try body()
   }
 
-  /// The number of the capture that is under way in a stream, which no other one of the process has; nil where there is none. The
-  /// stream's context must be current.
+  /// The number of the capture that is under way in a stream, which no other one of the process has; nil where there is
+  /// none. The stream's context must be current.
   package func capture(in stream: StreamHandle) throws(CUDAError) -> UInt64? {
     var (status, number) = (Int32(0), UInt64(0))
     try functions.check(

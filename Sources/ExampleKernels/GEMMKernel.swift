@@ -9,12 +9,12 @@ public import PTX
 ///       for each k16 step:  load fragments of A and B,  C += A B^T
 ///     store C
 ///
-/// A is [M, K], B [N, K], C [M, N], row-major; A and B 16-bit, C f32; K and N multiples of 8, everything 16-byte aligned.
-/// Beyond M, N and K the copies fill in zeros and read nothing.
+/// A is [M, K], B [N, K], C [M, N], row-major; A and B 16-bit, C f32; K and N multiples of 8, everything 16-byte
+/// aligned. Beyond M, N and K the copies fill in zeros and read nothing.
 ///
-/// A block of 128 threads computes 64 x 64 of C, a warp 16 x 64. A slice is 64 of K: 8 KB of A and 8 KB of B, rows of 128
-/// bytes whose 16-byte chunks are swizzled (`chunk ^ row % 8`), so that eight rows of one chunk lie in different banks.
-/// Budget: 16 KB of shared memory a stage; 32 accumulators a thread, at most 96 registers.
+/// A block of 128 threads computes 64 x 64 of C, a warp 16 x 64. A slice is 64 of K: 8 KB of A and 8 KB of B, rows of
+/// 128 bytes whose 16-byte chunks are swizzled (`chunk ^ row % 8`), so that eight rows of one chunk lie in different
+/// banks. Budget: 16 KB of shared memory a stage; 32 accumulators a thread, at most 96 registers.
 public struct GEMMKernel: Hashable, Sendable {
   /// Slices under way at once, 2 or more.
   public var stages: Int
@@ -180,8 +180,8 @@ private struct Pipeline {
   }
 }
 
-/// The addresses of `ldmatrix`. A row's chunk is `chunk ^ row % 8`; here row % 8 is lane % 8, so that a step along k only
-/// flips bits of the lane's own offset.
+/// The addresses of `ldmatrix`. A row's chunk is `chunk ^ row % 8`; here row % 8 is lane % 8, so that a step along k
+/// only flips bits of the lane's own offset.
 private struct FragmentLoader {
   let k: KernelBuilder
   private let offsetA, offsetB: Register<U32>

@@ -4,7 +4,8 @@ internal import CPUAttention
 internal import CUDADriver
 public import GPURuntime
 
-/// How a problem will be computed, decided once, for all lengths: make it, print it, run it as often as the shape occurs.
+/// How a problem will be computed, decided once, for all lengths: make it, print it, run it as often as the shape
+/// occurs.
 ///
 ///     let plan = try AttentionPlan(problem)
 ///     print(plan)
@@ -15,8 +16,9 @@ public import GPURuntime
 ///     try plan.run(
 ///       queries: q, keys: cachedKeys, values: cachedValues, output: o, entries: CacheEntries(lengths: [7, 16384, 300, 0]))
 ///
-/// Any number of tasks may run a plan at once. On a GPU, the first run compiles kernels; `prepare` does so beforehand. Lengths that
-/// are in a GPU's memory stay there: a call never waits for them, and a captured call runs with whatever lengths it finds.
+/// Any number of tasks may run a plan at once. On a GPU, the first run compiles kernels; `prepare` does so beforehand.
+/// Lengths that are in a GPU's memory stay there: a call never waits for them, and a captured call runs with whatever
+/// lengths it finds.
 public struct AttentionPlan: Sendable {
   /// What is computed.
   public let problem: AttentionProblem
@@ -35,8 +37,8 @@ public struct AttentionPlan: Sendable {
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that
-  ///   the path does not take; `.typeOnDevice` for f32 on a GPU; `.tiling` for changes that are none or that there is no
-  ///   kernel with; `.unsupported` for kernels that are not made for the problem, and for options on the CPU.
+  ///   the path does not take; `.typeOnDevice` for f32 on a GPU; `.tiling` for changes that are none or that there is
+  ///   no kernel with; `.unsupported` for kernels that are not made for the problem, and for options on the CPU.
   public init(
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
@@ -68,10 +70,11 @@ public struct AttentionPlan: Sendable {
 
   // MARK: - In the host's memory
 
-  /// Computes a call on borrowed memory of the host. The CPU copies nothing but pages, e4m3 numbers and, for parts that are left,
-  /// 16-bit numbers; for a GPU, everything is copied there and the results back: for tests and small things.
+  /// Computes a call on borrowed memory of the host. The CPU copies nothing but pages, e4m3 numbers and, for parts that
+  /// are left, 16-bit numbers; for a GPU, everything is copied there and the results back: for tests and small things.
   ///
-  /// - Throws: `AttentionError` where a tensor is not what the plan was made for, a number leads out of the cache, or the GPU fails.
+  /// - Throws: `AttentionError` where a tensor is not what the plan was made for, a number leads out of the cache, or
+  ///   the GPU fails.
   public func run(_ tensors: AttentionTensors<HostMemory>) throws(AttentionError) {
     try tensors.check(problem)
     if problem.batch == 0 || (problem.logSumExpCount == 0 && problem.newKeys == nil) { return }
@@ -92,8 +95,8 @@ public struct AttentionPlan: Sendable {
   ///   - keys: `problem.keyShape`: `[B, H_kv, N_k, D]`, or as a cache is.
   ///   - values: the same with D_v.
   ///   - output: `problem.outputShape`, such as `[B, H_q, N_q, D_v]`; overwritten.
-  ///   - logSumExp: `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil where it is
-  ///     not needed.
+  ///   - logSumExp: `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil
+  ///     where it is not needed.
   ///   - entries: where the keys of each sequence are; nothing of whole keys.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
@@ -106,17 +109,18 @@ public struct AttentionPlan: Sendable {
 
   // MARK: - In a GPU's memory
 
-  /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that the call
-  /// can be captured.
+  /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that
+  /// the call can be captured.
   ///
   /// - Parameters:
   ///   - tensors: where everything is.
-  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; nil where these are 0.
-  ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then need not be
-  ///     zero (`GPU.counters`); nil where they are the workspace's first.
+  ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; nil where
+  ///     these are 0.
+  ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then
+  ///     need not be zero (`GPU.counters`); nil where they are the workspace's first.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
-  /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or
-  ///   the driver refuses the launch. Faults of kernels show when the stream is synchronized.
+  /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU,
+  ///   or the driver refuses the launch. Faults of kernels show when the stream is synchronized.
   public func launch(
     _ tensors: AttentionTensors<GPUMemory>, workspace: UInt64? = nil, counters: UInt64? = nil,
     stream: OpaquePointer? = nil
@@ -125,9 +129,9 @@ public struct AttentionPlan: Sendable {
     try plan.launch(tensors, workspace: workspace, counters: counters, stream: plan.gpu.handle(stream))
   }
 
-  /// A workspace for calls of this plan in any stream, ready for the first when this returns. Calls that may run at the same time
-  /// need one each; plans of up to 65536 units (batch x key/value heads x blocks of rows) whose calls follow one another may share
-  /// the largest of theirs.
+  /// A workspace for calls of this plan in any stream, ready for the first when this returns. Calls that may run at the
+  /// same time need one each; plans of up to 65536 units (batch x key/value heads x blocks of rows) whose calls follow
+  /// one another may share the largest of theirs.
   public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
     try onGPU.gpu.zeroedBuffer(byteCount: max(workspaceByteCount, 16))
   }

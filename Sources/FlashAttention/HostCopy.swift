@@ -1,8 +1,8 @@
 internal import Attention
 internal import GPURuntime
 
-/// Moves tensors between the host's memory and a GPU's. Views that are not contiguous are packed on the way, so that host
-/// tensors may have strides of any kind.
+/// Moves tensors between the host's memory and a GPU's. Views that are not contiguous are packed on the way, so that
+/// host tensors may have strides of any kind.
 enum HostCopy {
   /// A tensor on the GPU, alive as long as this is.
   struct Uploaded {

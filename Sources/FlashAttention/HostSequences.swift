@@ -9,7 +9,8 @@ struct HostSequences {
   private var keys: TensorView { tensors.keys }
   private var values: TensorView { tensors.values }
   private var entries: CacheEntries<HostMemory> { tensors.entries }
-  /// Whether all is computed in f32: some numbers are bytes, and the CPU's kernels know no scales; or parts are left, which are f32.
+  /// Whether all is computed in f32: some numbers are bytes, and the CPU's kernels know no scales; or parts are left,
+  /// which are f32.
   private let isWidened: Bool
 
   /// The tensors are what the problem needs.
@@ -43,7 +44,7 @@ struct HostSequences {
     for sequence in 0..<problem.batch {
       let queries = entries.queries(of: sequence, problem)
       if queries.isEmpty { continue }
-      let count = max(0, entries.rows(of: sequence) - (entries.leftPadding?[sequence] ?? 0))
+      let count = max(0, entries.rows(of: sequence) - entries.firstRow(of: sequence))
       let one = try problem.sequence(queries: queries.count, length: count, type: isWidened ? .f32 : nil)
       let q = rows(tensors.queries, of: sequence, queries, one.queryShape)
       let own = MutableTensorView(
@@ -97,8 +98,8 @@ struct HostSequences {
     }
   }
 
-  /// A key/value head in f32, where bytes and 16 bits are exact: the scales of scores go into the problem's, that of values onto
-  /// the result.
+  /// A key/value head in f32, where bytes and 16 bits are exact: the scales of scores go into the problem's, that of
+  /// values onto the result.
   private func runWidened(
     _ all: AttentionProblem, _ sequence: Int, head: Int, _ q: TensorView, _ output: MutableTensorView,
     _ statistics: UnsafeMutableBufferPointer<Float>
@@ -160,7 +161,7 @@ struct HostSequences {
 
   /// Where key `n` of a sequence is.
   private func place(of n: Int, head: Int, _ sequence: Int, in cache: TensorView) -> UnsafeRawPointer {
-    let row = n + (entries.leftPadding?[sequence] ?? 0)
+    let row = n + entries.firstRow(of: sequence)
     let place = problem.place(ofRow: row, sequence, entries)
     return cache.row(batch: place.batch, head: head, token: place.token)
   }

@@ -10,10 +10,11 @@ extension KVCache {
   ///   - keys: `[B, H_kv, s_new, D]`, with `counts` `[1, H_kv, total, D]`; nil to append nothing.
   ///   - values: the same with D_v.
   ///   - sequences: each once where keys are appended.
-  ///   - counts: the queries of each sequence, and its new keys where there are some, one sequence behind the other: prompts of
-  ///     different lengths in one call. nil where all have as many.
+  ///   - counts: the queries of each sequence, and its new keys where there are some, one sequence behind the other:
+  ///     prompts of different lengths in one call. nil where all have as many.
   ///   - rotary: an embedding and its tables `[1, 1, positions, dimension / 2]`, which turn queries and new keys.
-  /// - Returns: the output in the shape and layout of the queries, with D_v, and its log-sum-exps, `[B, H_q, s_q]` or `[H_q, total]`.
+  /// - Returns: the output in the shape and layout of the queries, with D_v, and its log-sum-exps, `[B, H_q, s_q]` or
+  ///   `[H_q, total]`.
   /// - Throws: `AttentionError`: of tensors that do not fit, or a cache that is full; then nothing was appended.
   public func attend(
     queries: Tensor, keys: Tensor? = nil, values: Tensor? = nil, sequences: [Sequence], counts: [Int]? = nil,
@@ -169,8 +170,8 @@ extension KVCache {
     var starts: [Int]? { isPacked ? counts.reduce(into: [0]) { $0.append($0.last! + $1) } : nil }
   }
 
-  /// What a call needs: the problem, and its plan with the kernels ready. Page tables are as wide as the longest sequence needs, but
-  /// for a power of two, so that few plans serve a sequence that grows.
+  /// What a call needs: the problem, and its plan with the kernels ready. Page tables are as wide as the longest
+  /// sequence needs, but for a power of two, so that few plans serve a sequence that grows.
   private func plan(_ call: Call) throws(AttentionError) -> AttentionPlan {
     var storage = Self.storage(layout, pagesPerSequence: 1)
     if case .paged(_, let pageSize) = layout {
@@ -356,8 +357,8 @@ extension KVCache {
     }
   }
 
-  /// The page tables of a call, of which those of the call before are there already: one copy of what lies between the first and the
-  /// last word that has changed.
+  /// The page tables of a call, of which those of the call before are there already: one copy of what lies between the
+  /// first and the last word that has changed.
   private static func upload(
     _ lists: [[Int]], width: Int, _ work: inout Work, on gpu: GPU
   ) throws(AttentionError) -> UInt64 {

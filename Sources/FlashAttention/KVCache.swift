@@ -10,8 +10,9 @@ internal import Synchronization
 ///     let other = try cache.fork(chat)                                                     // shares pages until it differs
 ///     try cache.free(chat)
 ///
-/// Any number of threads may use a cache. What they attend to follows one another: on a GPU, calls are put into the library's stream
-/// one behind the other, and each waits for its own result alone. A sequence must not be freed while a call attends to it.
+/// Any number of threads may use a cache. What they attend to follows one another: on a GPU, calls are put into the
+/// library's stream one behind the other, and each waits for its own result alone. A sequence must not be freed while a
+/// call attends to it.
 public final class KVCache: Sendable {
   /// A sequence in the cache.
   public typealias Sequence = PageAllocator.Sequence
@@ -58,7 +59,8 @@ public final class KVCache: Sendable {
   /// - Parameters:
   ///   - cacheType: e4m3 for half the memory; nil for `scalarType`.
   ///   - device: where; `.auto` picks.
-  /// - Throws: `AttentionError` for extents or dimensions that cannot be, a GPU that cannot be used, or too little memory.
+  /// - Throws: `AttentionError` for extents or dimensions that cannot be, a GPU that cannot be used, or too little
+  ///   memory.
   public init(
     _ layout: Layout, keyValueHeads: Int, dimension: Int, valueDimension: Int? = nil, scalarType: ScalarType,
     cacheType: ScalarType? = nil, device: Device = .auto

@@ -1,7 +1,7 @@
 internal import Synchronization
 
-/// Which pages of a cache hold which keys: sequences grow, share pages with those that they were forked from, and are freed. Pure
-/// bookkeeping; what must be copied is said, not done.
+/// Which pages of a cache hold which keys: sequences grow, share pages with those that they were forked from, and are
+/// freed. Pure bookkeeping; what must be copied is said, not done.
 public struct PageAllocator: Sendable {
   /// A sequence of the allocator.
   public struct Sequence: Hashable, Sendable {
@@ -101,13 +101,13 @@ public struct PageAllocator: Sendable {
     if owners[page] == 0 { returned.append(page) }
   }
 
-  /// Makes room for keys behind those that sequences have: pages for them, and where the last page is shared, one of their own.
-  /// All or nothing: where it does not fit, nothing has changed.
+  /// Makes room for keys behind those that sequences have: pages for them, and where the last page is shared, one of
+  /// their own. All or nothing: where it does not fit, nothing has changed.
   ///
   /// - Parameter counts: each sequence once, but for 0 keys.
   /// - Returns: the copies that must be made before keys are written.
-  /// - Throws: `AttentionError.cacheFull`, `.sequenceTooLong`, `.unknownSequence`, `.extent` for less than 0 keys, `.unsupported`
-  ///   for a sequence that is there twice.
+  /// - Throws: `AttentionError.cacheFull`, `.sequenceTooLong`, `.unknownSequence`, `.extent` for less than 0 keys,
+  ///   `.unsupported` for a sequence that is there twice.
   public mutating func reserve(_ counts: [(sequence: Sequence, keys: Int)]) throws(AttentionError) -> [Copy] {
     let writing = counts.filter { $0.keys > 0 }.map(\.sequence)
     if Set(writing).count != writing.count {

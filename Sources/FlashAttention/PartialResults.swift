@@ -68,7 +68,8 @@ public enum PartialResults {
   ///   - output: `problem.shape` in the problem's type; overwritten.
   ///   - logSumExp: address of `[B, H, s]` contiguous f32; nil where it is not needed.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
-  /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the launch.
+  /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the
+  ///   launch.
   public static func launch(
     _ problem: PartialResultsProblem, partials: DeviceTensorView, partStride: Int, logSumExps: UInt64,
     output: DeviceTensorView, logSumExp: UInt64? = nil, on gpu: GPU, stream: OpaquePointer? = nil

@@ -42,13 +42,11 @@ final class Upload {
     _ entries: CacheEntries<HostMemory>, _ problem: AttentionProblem
   ) throws(AttentionError) -> CacheEntries<GPUMemory> {
     let perSequence = problem.pages?.perSequence ?? 0
-    let table = entries.pageTable?.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 0 } }
-    return CacheEntries(
-      lengths: try numbers(entries.lengths), batchIndex: try numbers(entries.batchIndex),
-      leftPadding: try numbers(entries.leftPadding), pageTable: try numbers(table),
-      queryStarts: try numbers(entries.queryStarts), queryCounts: try numbers(entries.queryCounts),
-      keyStarts: try numbers(entries.keyStarts), queryScales: try list(entries.queryScales),
-      keyScales: try list(entries.keyScales), valueScales: try list(entries.valueScales))
+    return try entries.moved(numbers: numbers) { (pages) throws(AttentionError) in
+      try numbers(pages?.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 0 } })
+    } factors: { (factors) throws(AttentionError) in
+      try list(factors)
+    }
   }
 
   /// What a call appends.

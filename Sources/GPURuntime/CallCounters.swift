@@ -8,18 +8,21 @@ internal import Synchronization
   internal import Musl
 #endif
 
-/// Memory for the counters of decode calls, zero whenever none runs: of each thread in each stream, and of each captured graph.
+/// Memory for the counters of decode calls, zero whenever none runs: of each thread in each stream, and of each
+/// captured graph.
 ///
-/// Graphs have counters of their own because they may run beside each other and beside other calls; nothing zeroes them between
-/// replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told of its end
-/// (`cuGraphRetainUserObject`) would take 2 us longer each time it runs (H100, 2026-11-28, Documentation/GPULog.md).
+/// Graphs have counters of their own because they may run beside each other and beside other calls; nothing zeroes them
+/// between replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told
+/// of its end (`cuGraphRetainUserObject`) would take 2 us longer each time it runs (H100, 2026-11-28,
+/// Documentation/GPULog.md).
 final class CallCounters: Sendable {
   private enum Owner: Hashable {
     case thread(UInt, stream: UInt)
     case capture(UInt64, stream: UInt)
   }
 
-  /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls have them.
+  /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls
+  /// have them.
   private let memories = Mutex<[Owner: [GPUBuffer]]>([:])
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
@@ -40,9 +43,9 @@ final class CallCounters: Sendable {
 extension GPU {
   /// Memory for the counters of `AttentionPlan.launch`: zero, and zero again after every call.
   ///
-  /// While `stream` is capturing a graph it belongs to that graph, all of whose calls in this stream share it; otherwise to the
-  /// calling thread and the stream. It stays as long as the process runs. This may allocate and wait, during a capture too, and
-  /// puts nothing into the graph.
+  /// While `stream` is capturing a graph it belongs to that graph, all of whose calls in this stream share it;
+  /// otherwise to the calling thread and the stream. It stays as long as the process runs. This may allocate and wait,
+  /// during a capture too, and puts nothing into the graph.
   ///
   /// - Parameter stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.

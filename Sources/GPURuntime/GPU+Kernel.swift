@@ -3,7 +3,8 @@ package import CUDADriver
 package import PTX
 
 extension GPU {
-  /// Compiles any kernel, runs one block of it on words, and returns the words that it wrote: for tests of the language.
+  /// Compiles any kernel, runs one block of it on words, and returns the words that it wrote: for tests of the
+  /// language.
   ///
   /// The kernel's parameters are the addresses of the input and of the output.
   package func run(_ kernel: Kernel, input: [UInt32], outputCount: Int) throws(AttentionError) -> [UInt32] {

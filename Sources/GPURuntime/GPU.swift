@@ -17,8 +17,8 @@ public final class GPU: Sendable {
   private static let opened = Mutex<[Int: GPU]>([:])
 
   /// A GPU of this machine, by the driver's order.
-  /// - Throws: `AttentionError.deviceUnavailable` where there is none, it is older than Ampere, its context was lost by a fault, or
-  ///   this process was forked from one that used a GPU.
+  /// - Throws: `AttentionError.deviceUnavailable` where there is none, it is older than Ampere, its context was lost by
+  ///   a fault, or this process was forked from one that used a GPU.
   public static func device(_ ordinal: Int = 0) throws(AttentionError) -> GPU {
     do throws(CUDAError) {
       // Not even the lock: a thread that is not here may have held it.

@@ -3,8 +3,9 @@ internal import CUDADriver
 
 /// Memory of a GPU that this library allocated.
 ///
-/// It is allocated, filled, copied and freed in the order of the library's own stream. Work in another stream knows nothing
-/// of that: call `GPU.synchronize` before such work uses the buffer, and keep the buffer until that work is done.
+/// It is allocated, filled, copied and freed in the order of the library's own stream. Work in another stream knows
+/// nothing of that: call `GPU.synchronize` before such work uses the buffer, and keep the buffer until that work is
+/// done.
 public final class GPUBuffer: Sendable {
   /// Where it is: a multiple of 256.
   public let address: UInt64
@@ -13,7 +14,8 @@ public final class GPUBuffer: Sendable {
   private let memory: DeviceMemory
   private let gpu: GPU
 
-  /// - Throws: `AttentionError.deviceFailed` where there is not enough; it says how much there was; `.extent` for less than 0 bytes.
+  /// - Throws: `AttentionError.deviceFailed` where there is not enough; it says how much there was; `.extent` for less
+  ///   than 0 bytes.
   public init(byteCount: Int, on gpu: GPU) throws(AttentionError) {
     if byteCount < 0 { throw .extent(tensor: "a buffer", axis: "length", value: byteCount) }
     self.gpu = gpu
@@ -26,8 +28,9 @@ public final class GPUBuffer: Sendable {
     address = memory.address
   }
 
-  /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be changed as
-  /// soon as this returns; memory that is pinned for the GPU must stay as it is until the stream is synchronized.
+  /// Copies host memory here, `offset` bytes from the start on, in the order of our stream. Ordinary memory may be
+  /// changed as soon as this returns; memory that is pinned for the GPU must stay as it is until the stream is
+  /// synchronized.
   ///
   /// - Throws: `AttentionError.unsupported` where it does not fit, `.deviceFailed`.
   public func copy(from source: UnsafeRawBufferPointer, at offset: Int = 0) throws(AttentionError) {

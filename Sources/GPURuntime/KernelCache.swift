@@ -3,8 +3,8 @@ package import CUDADriver
 package import PTX
 internal import Synchronization
 
-/// The kernels of this process: what a kernel is made from leads to its text, which is written once, and the text to what the driver
-/// made of it, once for each architecture, however many GPUs of it there are.
+/// The kernels of this process: what a kernel is made from leads to its text, which is written once, and the text to
+/// what the driver made of it, once for each architecture, however many GPUs of it there are.
 ///
 /// The driver keeps them in its own cache on disk for the next process.
 package final class KernelCache: Sendable {

@@ -89,8 +89,8 @@ public struct Requirement: Hashable, Sendable {
 }
 
 extension Instruction {
-  /// The one table of what needs more than sm_80 with PTX 7.0. Source: the "PTX ISA Notes" and "Target ISA Notes" of each
-  /// instruction, checked with ptxas 13.0.
+  /// The one table of what needs more than sm_80 with PTX 7.0. Source: the "PTX ISA Notes" and "Target ISA Notes" of
+  /// each instruction, checked with ptxas 13.0.
   public var requirement: Requirement {
     switch self {
     case .arithmetic(.binary(.add, .bf16x2, _, _, _)), .arithmetic(.binary(.sub, .bf16x2, _, _, _)),

@@ -11,8 +11,8 @@ public struct Launch: Sendable {
   public var dynamicSharedByteCount: Int
   /// One for each parameter, in order.
   public var arguments: [Argument]
-  /// Whether it may begin before the launch in front of it has ended: memory that kernels write is then nobody's until the
-  /// warp has waited for that.
+  /// Whether it may begin before the launch in front of it has ended: memory that kernels write is then nobody's until
+  /// the warp has waited for that.
   public var isDependent: Bool
 
   /// Everything but the kernel.
@@ -36,9 +36,9 @@ public enum Schedule: Hashable, Sendable {
 
 /// Runs PTX kernels on the CPU and finds what the hardware hides.
 ///
-/// It executes a grid as PTX defines it, and is unkind where PTX allows it: memory that nobody wrote may not be read; an
-/// asynchronous copy's destination belongs to nobody until it is waited for; two accesses of which one writes must be
-/// ordered by a barrier or by fences and atomics, whatever order they happen to run in.
+/// It executes a grid as PTX defines it, and is unkind where PTX allows it: memory that nobody wrote may not be read;
+/// an asynchronous copy's destination belongs to nobody until it is waited for; two accesses of which one writes must
+/// be ordered by a barrier or by fences and atomics, whatever order they happen to run in.
 public enum Emulator {
   /// Runs a grid to its end.
   ///

@@ -4,7 +4,8 @@ internal import PTX
 @inline(__always)
 func canonical(_ value: Float) -> Float { value.isNaN ? Float(bitPattern: 0x7fff_ffff) : value }
 
-/// 16-bit floats and e4m3, to f32 and back; by a table where the processor of the lowest common kind has no instruction.
+/// 16-bit floats and e4m3, to f32 and back; by a table where the processor of the lowest common kind has no
+/// instruction.
 enum Half {
   private static let f16Values: [Float] = (0...UInt16.max).map { Float(Float16(bitPattern: $0)) }
 
@@ -37,8 +38,8 @@ enum Half {
     return bits(kind, near)
   }
 
-  /// e4m3: 4 exponent bits of bias 7, 3 fraction bits, no infinity; 0x7f and 0xff are NaN. Source: "FP8 Formats for Deep
-  /// Learning" (Micikevicius and others, 2022).
+  /// e4m3: 4 exponent bits of bias 7, 3 fraction bits, no infinity; 0x7f and 0xff are NaN. Source: "FP8 Formats for
+  /// Deep Learning" (Micikevicius and others, 2022).
   static func e4m3(_ bits: UInt32) -> Float {
     let magnitude = bits & 0x7f
     let sign: Float = bits & 0x80 != 0 ? -1 : 1

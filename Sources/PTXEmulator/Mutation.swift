@@ -1,7 +1,7 @@
 public import PTX
 
-/// A kernel with one of its barriers, waits or fences removed, or with an access that orders less than it did: the emulator must
-/// object to it, or the instruction or the ordering is not needed and goes.
+/// A kernel with one of its barriers, waits or fences removed, or with an access that orders less than it did: the
+/// emulator must object to it, or the instruction or the ordering is not needed and goes.
 public struct Mutation: Sendable, CustomStringConvertible {
   /// The number of the statement in `kernel.statements`.
   public let statement: Int
@@ -17,7 +17,8 @@ public struct Mutation: Sendable, CustomStringConvertible {
   /// `File.swift:12: bar.sync 0`, and behind an arrow what it became.
   public var description: String { "\(location): \(text)\(replacement.map { " -> \($0)" } ?? "")" }
 
-  /// One for each instruction of a kernel that is there for its ordering alone, and for each part of the ordering of others.
+  /// One for each instruction of a kernel that is there for its ordering alone, and for each part of the ordering of
+  /// others.
   public static func all(of kernel: Kernel) -> [Mutation] {
     kernel.statements.enumerated().flatMap { index, statement in
       let instruction = statement.instruction

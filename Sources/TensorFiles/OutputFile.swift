@@ -4,8 +4,8 @@
   internal import Musl
 #endif
 
-/// Files that appear whole or not at all: written without a name in the same folders, or where a file system has no such files,
-/// under another one, then renamed.
+/// Files that appear whole or not at all: written without a name in the same folders, or where a file system has no
+/// such files, under another one, then renamed.
 public enum OutputFile {
   /// Writes the pieces of one file, one after the other.
   public static func write(_ pieces: some Sequence<[UInt8]>, to path: String) throws(TensorFileError) {
@@ -23,8 +23,8 @@ public enum OutputFile {
     }
     for (path, pieces) in files {
       if let reason = obstacle(to: path) { throw abandon(path, reason) }
-      // Whoever is killed leaves nothing behind, but between the naming and the renaming. Source: open(2), O_TMPFILE; the name is given
-      // by way of /proc.
+      // Whoever is killed leaves nothing behind, but between the naming and the renaming. Source: open(2), O_TMPFILE;
+      // the name is given by way of /proc.
       let canBeNamed = access("/proc/self/fd", X_OK) == 0
       var descriptor = canBeNamed ? open(folder(of: path), O_WRONLY | temporaryFile | O_CLOEXEC, 0o666) : -1
       var temporary: String?

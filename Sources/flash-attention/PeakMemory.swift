@@ -6,8 +6,8 @@
 
 /// The most memory this process has had in use so far, in bytes, as the operating system counts it.
 ///
-/// From `/proc/self/status`, which counts from the start of the program; `getrusage` counts what its parent had in use when
-/// it started the program, too. 0 where there is no such file.
+/// From `/proc/self/status`, which counts from the start of the program; `getrusage` counts what its parent had in use
+/// when it started the program, too. 0 where there is no such file.
 func peakMemory() -> Int {
   guard let file = fopen("/proc/self/status", "r") else { return 0 }
   defer { fclose(file) }

@@ -6,7 +6,8 @@ import Testing
 
 @testable import AttentionKernels
 
-/// Decoding on the emulator: right for every kind of cache, without a hazard, and with counters that prove what is claimed.
+/// Decoding on the emulator: right for every kind of cache, without a hazard, and with counters that prove what is
+/// claimed.
 @Suite struct DecodeKernelTests {
   /// One row for each clause.
   struct Clause: Sendable, CustomTestStringConvertible {
@@ -262,7 +263,8 @@ import Testing
     }
   }
 
-  /// A key at a position that the rotary tables have no row for is not a number; what is turned by rows that there are is right.
+  /// A key at a position that the rotary tables have no row for is not a number; what is turned by rows that there are
+  /// is right.
   @Test func positionsBeyondTheTablesShow() throws {
     let decoding = try EmulatedDecoding(
       lengths: [90, 10], queries: 2, capacity: 128, mask: .none,
@@ -274,8 +276,8 @@ import Testing
       (0..<64).allSatisfy { !outcome.written.output[1, 0, 0, $0].isNaN && outcome.written.output[0, 0, 0, $0].isNaN })
   }
 
-  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: caches of up to 4096 keys
-  /// have three tilings at most.
+  /// There is a plan for every dimension and group on every GPU; and no length needs a kernel of its own: caches of up
+  /// to 4096 keys have three tilings at most.
   @Test func fitsEveryGPU() throws {
     for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"].compactMap({ Target($0) }) {
       for dimension in stride(from: 8, through: 256, by: 24) {
@@ -337,7 +339,8 @@ import Testing
       } == "The page size of the cache is 0; it must be at least 1.")
   }
 
-  /// Blocks get whole units, or a whole number of them one unit, where that makes the longest share at most a sixteenth longer.
+  /// Blocks get whole units, or a whole number of them one unit, where that makes the longest share at most a sixteenth
+  /// longer.
   @Test(arguments: [
     // Units of so many tiles each over 132 blocks, and the share.
     (256, 64, 128), (128, 64, 64), (1024, 8, 64), (64, 128, 64), (32, 256, 64), (140, 64, 68), (256, 65, 130),
@@ -396,7 +399,8 @@ import Testing
     #expect(first.passes && third.passes && first.bits == third.bits)
   }
 
-  /// With splits of a fixed length, a sequence's result has the same bits whatever else is in its batch, and on whatever grid.
+  /// With splits of a fixed length, a sequence's result has the same bits whatever else is in its batch, and on
+  /// whatever grid.
   @Test(arguments: [DecodeTiling.Combination.lastBlock, .launchBehind])
   func fixedSplitsDoNotDependOnTheBatch(combination: DecodeTiling.Combination) throws {
     func bits(_ lengths: [Int], multiprocessors: Int, keysPerSplit: Int? = 200) throws -> [UInt16] {

@@ -4,8 +4,8 @@ import FlashAttention
 import PTX
 import PTXEmulator
 
-/// A call over a cache on an emulated GPU: every row of the cache that holds no key is NaN, and the result stands beside the
-/// reference.
+/// A call over a cache on an emulated GPU: every row of the cache that holds no key is NaN, and the result stands
+/// beside the reference.
 struct EmulatedDecoding {
   let scenario: CacheScenario
   var plan: KernelPlan
@@ -133,8 +133,8 @@ struct EmulatedDecoding {
 
   /// - Parameters:
   ///   - calls: how often the kernels run on the same workspace.
-  ///   - lists: what the kernels read instead of the scenario's own; sequences may then share rows, so that races are not looked
-  ///     for.
+  ///   - lists: what the kernels read instead of the scenario's own; sequences may then share rows, so that races are
+  ///     not looked for.
   /// - Throws: `Hazard`.
   func run(
     _ programs: Programs = Programs(), _ schedule: Schedule = .roundRobin, calls: Int = 1, lists given: Lists? = nil

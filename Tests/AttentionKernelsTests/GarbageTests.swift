@@ -5,8 +5,9 @@ import Testing
 
 @testable import AttentionKernels
 
-/// Whatever the lists of numbers in the GPU's memory say, no kernel reads or writes outside the tensors of its call: lengths, page
-/// numbers, places in the cache, starts, paddings and positions of every kind of garbage, in every kernel that reads them.
+/// Whatever the lists of numbers in the GPU's memory say, no kernel reads or writes outside the tensors of its call:
+/// lengths, page numbers, places in the cache, starts, paddings and positions of every kind of garbage, in every kernel
+/// that reads them.
 @Suite struct GarbageTests {
   typealias Clause = DecodeKernelTests.Clause
 

@@ -92,8 +92,8 @@ import Testing
     return pairs
   }()
 
-  /// Greedy: each case starts from a pair that none has had, and takes of every other axis the value that brings the most
-  /// new pairs.
+  /// Greedy: each case starts from a pair that none has had, and takes of every other axis the value that brings the
+  /// most new pairs.
   static let cases: [Case] = {
     var missing = Set(
       allPairs.filter { Case.refusal(($0.firstAxis, $0.firstValue), ($0.secondAxis, $0.secondValue)) == nil })

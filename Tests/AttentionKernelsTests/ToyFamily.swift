@@ -2,7 +2,8 @@ import Attention
 import AttentionKernels
 import PTX
 
-/// A family of one folder and one line: a warp for each row, a key at a time. Slow, honest and right, to show what a family needs.
+/// A family of one folder and one line: a warp for each row, a key at a time. Slow, honest and right, to show what a
+/// family needs.
 ///
 ///     for each row: m = -inf, l = 0, O = 0
 ///       for each key that the row sees:

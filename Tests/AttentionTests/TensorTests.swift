@@ -38,8 +38,8 @@ import Testing
     #expect(tensor.floats.isEmpty)
   }
 
-  /// What cannot be is a sentence and no trap: extents below 0, more elements than can be counted or than there is memory for, and
-  /// another number of them.
+  /// What cannot be is a sentence and no trap: extents below 0, more elements than can be counted or than there is
+  /// memory for, and another number of them.
   @Test func refusesInSentences() {
     func sentence(_ batch: Int, _ length: Int, scalars: Int? = nil) -> String {
       let shape = TensorShape(batch: batch, heads: 1, length: length, dimension: 8)

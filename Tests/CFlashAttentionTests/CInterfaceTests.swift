@@ -3,8 +3,8 @@ import FlashAttention
 import FlashAttentionHeader
 import Testing
 
-/// The library as C sees it, on the CPU: results beside the Swift API's, sentences for what cannot be, and no trap whatever the
-/// parameters.
+/// The library as C sees it, on the CPU: results beside the Swift API's, sentences for what cannot be, and no trap
+/// whatever the parameters.
 @Suite struct CInterfaceTests {
   private func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }
 

@@ -6,7 +6,8 @@ import Testing
 @testable import CFlashAttention
 @testable import FlashAttention
 
-/// Planning for GPUs that are not here, from parameters as C gives them: whatever the numbers are, a plan or a sentence, soon.
+/// Planning for GPUs that are not here, from parameters as C gives them: whatever the numbers are, a plan or a
+/// sentence, soon.
 @Suite struct PlanningTests {
   /// All that are described, a part of one as MIG makes it among them.
   static let gpus = GPULimits.described

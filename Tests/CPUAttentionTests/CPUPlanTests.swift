@@ -194,8 +194,8 @@ import Testing
     }
   }
 
-  /// However many callers there are, the helpers never outnumber the processors. The workers of each call are counted too,
-  /// because Dispatch has a limit of its own on how many of them run at one time.
+  /// However many callers there are, the helpers never outnumber the processors. The workers of each call are counted
+  /// too, because Dispatch has a limit of its own on how many of them run at one time.
   @Test func helpersNeverOutnumberTheProcessors() {
     let items = 8 * WorkerTeam.processors
     let active = Mutex(0)

@@ -75,6 +75,85 @@ import Testing
     #expect(cache.freePages == free)
   }
 
+  /// Prompts of different lengths, one of them without a token, in one call: as if each had come by itself.
+  @Test(arguments: [
+    KVCache.Layout.paged(pages: 40, pageSize: 4), .contiguous(sequences: 4, capacity: 30),
+  ])
+  func promptsOfDifferentLengths(layout: KVCache.Layout) throws {
+    let caches = try (0..<2).map { _ in
+      try KVCache(
+        layout, keyValueHeads: 2, dimension: 16, valueDimension: 8, scalarType: .f32, device: .cpu)
+    }
+    let sequences = caches.map { cache in (0..<3).map { _ in cache.makeSequence() } }
+    for (turn, counts) in [[5, 0, 12], [1, 3, 2]].enumerated() {
+      func packed(_ subject: Int, heads: Int, dimension: Int, of which: [Int]) throws -> Tensor {
+        let tokens = which.flatMap { b in (0..<counts[b]).map { (b, $0 + 100 * turn) } }
+        return try Tensor(
+          shape: TensorShape(batch: 1, heads: heads, length: tokens.count, dimension: dimension), scalarType: .f32
+        ) { _, h, n, d in number(subject, tokens[n].0, h, tokens[n].1, d) }
+      }
+      let together = try caches[0].attend(
+        queries: packed(1, heads: 4, dimension: 16, of: [0, 1, 2]),
+        keys: packed(2, heads: 2, dimension: 16, of: [0, 1, 2]),
+        values: packed(3, heads: 2, dimension: 8, of: [0, 1, 2]), sequences: sequences[0], counts: counts)
+      #expect(
+        together.output.shape.length == counts.reduce(0, +) && together.logSumExp.count == 4 * counts.reduce(0, +))
+      var first = 0
+      for b in 0..<3 where counts[b] > 0 {
+        let alone = try caches[1].attend(
+          queries: packed(1, heads: 4, dimension: 16, of: [b]), keys: packed(2, heads: 2, dimension: 16, of: [b]),
+          values: packed(3, heads: 2, dimension: 8, of: [b]), sequences: [sequences[1][b]])
+        for h in 0..<4 {
+          for n in 0..<counts[b] {
+            for d in 0..<8 {
+              #expect(abs(together.output[0, h, first + n, d] - alone.output[0, h, n, d]) < 1e-6)
+            }
+          }
+        }
+        first += counts[b]
+      }
+      for b in 0..<3 { #expect(try caches[0].length(of: sequences[0][b]) == caches[1].length(of: sequences[1][b])) }
+    }
+    func sentence(_ counts: [Int]) -> String {
+      let shape = TensorShape(batch: 1, heads: 4, length: 3, dimension: 16)
+      do {
+        let queries = try Tensor(shape: shape, scalarType: .f32) { _, _, _, _ in 0 }
+        _ = try caches[0].attend(queries: queries, sequences: sequences[0], counts: counts)
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    #expect(sentence([1, 2]) == "There are 2 counts of queries for 3 sequences; give one for each.")
+    #expect(sentence([4, -1, 0]) == "The length of the queries is -1; it must be 0 or more.")
+    #expect(sentence([1, 1, 2]).hasPrefix("queries has the shape") || sentence([1, 1, 2]).contains("length 4"))
+    #expect(sentence([.max, 1, 0]).contains("length \(Int.max)"))
+  }
+
+  /// Threads that grow sequences of their own in one cache, and one that makes and frees others meanwhile.
+  @Test func threadsShareACache() async throws {
+    let cache = try KVCache(
+      .paged(pages: 200, pageSize: 4), keyValueHeads: 2, dimension: 16, valueDimension: 8, scalarType: .f32,
+      device: .cpu)
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      for thread in 0..<4 {
+        group.addTask {
+          var speeches = [Speech](repeating: Speech(), count: thread + 1)
+          let sequences = (0...thread).map { _ in cache.makeSequence() }
+          for _ in 0..<12 { try say(2, &speeches, [thread], cache, sequences) }
+          for sequence in sequences { try cache.free(sequence) }
+        }
+      }
+      group.addTask {
+        for _ in 0..<500 {
+          let sequence = cache.makeSequence()
+          try cache.reserve(9, for: sequence)
+          try cache.free(sequence)
+        }
+      }
+      try await group.waitForAll()
+    }
+    #expect(cache.freePages == 200)
+  }
+
   @Test func refusesInSentences() throws {
     let cache = try KVCache(
       .paged(pages: 2, pageSize: 4), keyValueHeads: 2, dimension: 16, valueDimension: 8, scalarType: .f32, device: .cpu)

@@ -34,8 +34,8 @@ struct AssemblerTests {
     }
   }
 
-  /// As it is shipped: PTX for sm_80, assembled for the GPU whose tiling it has, without more spilled registers than it may
-  /// have; every fifth also for newer GPUs.
+  /// As it is shipped: PTX for sm_80, assembled for the GPU whose tiling it has, without more spilled registers than it
+  /// may have; every fifth also for newer GPUs.
   @Test(arguments: attention.indices)
   func attentionFitsTheRegisters(index: Int) throws {
     let configuration = Self.attention[index]

@@ -161,8 +161,8 @@ import Testing
     return descriptor >= 0 && close(descriptor) == 0
   }()
 
-  /// Whoever is killed while writing leaves nothing behind, because nothing has a name before it is whole: here the pieces look into
-  /// the folder while they are written.
+  /// Whoever is killed while writing leaves nothing behind, because nothing has a name before it is whole: here the
+  /// pieces look into the folder while they are written.
   @Test(.enabled(if: hasUnnamedFiles, "the file system has no files without a name"))
   func nothingHasANameBeforeItIsWhole() throws {
     let own = folder.path("growing")

@@ -1,8 +1,8 @@
 import Foundation
 import Testing
 
-/// Random options with random values: whatever stands on the command line, the tool ends soon, with an exit code that it promises,
-/// and with a sentence where that is not 0.
+/// Random options with random values: whatever stands on the command line, the tool ends soon, with an exit code that
+/// it promises, and with a sentence where that is not 0.
 @Suite struct CommandFuzzTests {
   private static let runs = 5000
   private static let parts = 20
@@ -19,7 +19,8 @@ import Testing
 
     mutating func pick(_ choices: [String]) -> String { choices[draw(choices.count)] }
 
-    /// Mostly a small number; otherwise one that nothing can be made of, or only a sentence. What lies between would take long.
+    /// Mostly a small number; otherwise one that nothing can be made of, or only a sentence. What lies between would
+    /// take long.
     mutating func value() -> String {
       if draw(3) > 0 { return pick(["1", "2", "3", "8", "16", "24", "33", "64"]) }
       return pick([

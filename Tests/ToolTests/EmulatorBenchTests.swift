@@ -4,7 +4,8 @@ import Testing
 
 @testable import flash_attention
 
-/// What `bench emulator` times, counted: the loops have as many instructions as it divides by, and take the emulator's short way.
+/// What `bench emulator` times, counted: the loops have as many instructions as it divides by, and take the emulator's
+/// short way.
 @Suite struct EmulatorBenchTests {
   @Test(arguments: BenchEmulatorCommand.instructions.indices) func loopsHaveWhatTheySay(index: Int) throws {
     let (name, count, prepare) = BenchEmulatorCommand.instructions[index]

@@ -17,8 +17,8 @@ package enum CallValue: Int, CaseIterable, Sendable {
 package struct KernelCall {
   /// Where everything is.
   package var tensors: AttentionTensors<GPUMemory>
-  /// `LaunchSequence.workspaceByteCount` bytes, of which the first `counterByteCount` are zero between calls, unless there are
-  /// counters apart; 0 where none are needed.
+  /// `LaunchSequence.workspaceByteCount` bytes, of which the first `counterByteCount` are zero between calls, unless
+  /// there are counters apart; 0 where none are needed.
   package var workspace: UInt64
   /// `LaunchSequence.counterByteCount` bytes that are zero between calls; nil where they are the workspace's first.
   package var counters: UInt64?

@@ -1,7 +1,7 @@
 package import Attention
 
-/// Which kernels suit a problem on a GPU, and why: every candidate of every family, with its predicted cost or with what stands
-/// against it.
+/// Which kernels suit a problem on a GPU, and why: every candidate of every family, with its predicted cost or with
+/// what stands against it.
 package struct Choice: Sendable {
   /// A tiling of a family that there is a kernel with.
   package struct Candidate: Sendable {

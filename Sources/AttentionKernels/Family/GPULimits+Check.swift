@@ -16,8 +16,8 @@ extension Matrix.Inputs {
 extension GPULimits {
   /// Head dimensions are multiples of this: 16 bytes.
   static let dimensionMultiple = 8
-  /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two must
-  /// be too.
+  /// The most queries times group, and the most keys: positions are 32-bit numbers with a sign, and differences of two
+  /// must be too.
   static let lengthLimit = 1 << 30
 
   /// - Throws: `AttentionError.dimension` for head dimensions that are no multiples of 16 bytes, or beyond the limit.
@@ -36,7 +36,8 @@ extension GPULimits {
     ])
   }
 
-  /// - Throws: `AttentionError.lengthOnDevice` for rows, sequences or pages that 32-bit numbers in lists have no room for.
+  /// - Throws: `AttentionError.lengthOnDevice` for rows, sequences or pages that 32-bit numbers in lists have no room
+  ///   for.
   static func check(placesOf problem: AttentionProblem) throws(AttentionError) {
     try check(counts: [
       ("batch x heads", [problem.batch, problem.queryHeads]), ("the page size", [problem.pages?.size ?? 1]),

@@ -40,8 +40,8 @@ package struct GPULimits: Hashable, Sendable {
 }
 
 extension GPULimits {
-  /// GPUs that are not here, to plan for. Sources: CUDA C++ Programming Guide, table of technical specifications by compute
-  /// capability; NVIDIA's data sheets.
+  /// GPUs that are not here, to plan for. Sources: CUDA C++ Programming Guide, table of technical specifications by
+  /// compute capability; NVIDIA's data sheets.
   package static let described: [GPULimits] = [
     described("A100", .sm80, 108, kilobytes: 164, gigahertz: 1.41, terabytes: 2.04, cache: 40),
     described("RTX 3090", Target(86), 82, kilobytes: 100, gigahertz: 1.70, terabytes: 0.94, cache: 6),

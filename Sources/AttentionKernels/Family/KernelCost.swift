@@ -33,8 +33,8 @@ extension KernelCost: CustomStringConvertible {
 }
 
 extension AttentionProblem {
-  /// The keys of a sequence that costs are reckoned for: the most that it can have. Small caches count as of 1024 keys, so that few
-  /// kernels serve one that grows; there it is the launch that costs.
+  /// The keys of a sequence that costs are reckoned for: the most that it can have. Small caches count as of 1024 keys,
+  /// so that few kernels serve one that grows; there it is the launch that costs.
   var plannedKeys: Int { hasWholeKeys ? keys : max(keys, 1024) }
 }
 

@@ -1,8 +1,8 @@
 package import Attention
 internal import PTX
 
-/// A kind of kernels that compute attention. A plan asks every family the same: what stands against a problem, which tilings there
-/// are for it, what stands against each of these, what the others cost, and what is launched.
+/// A kind of kernels that compute attention. A plan asks every family the same: what stands against a problem, which
+/// tilings there are for it, what stands against each of these, what the others cost, and what is launched.
 package protocol KernelFamily: Sendable {
   /// How its kernels cut their work.
   associatedtype Tiling: KernelTiling

@@ -20,7 +20,8 @@ package struct KernelPlan: Sendable {
 
   /// The first of the ranking of all families.
   ///
-  /// - Throws: `AttentionError` where no kernel takes the type, a dimension or a length, or there is none with the options.
+  /// - Throws: `AttentionError` where no kernel takes the type, a dimension or a length, or there is none with the
+  ///   options.
   package init(
     _ problem: AttentionProblem, on gpu: GPULimits, options: KernelOptions = KernelOptions(),
     families: [any KernelFamily.Type] = KernelFamilies.all

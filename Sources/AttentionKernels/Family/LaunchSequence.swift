@@ -10,7 +10,8 @@ package struct LaunchSequence: Sendable {
     package let blocks: Int
     /// Threads of a block, and its dynamic shared memory.
     package let threads, sharedByteCount: Int
-    /// Registers that a thread may take, so that as many blocks fit a multiprocessor as planned: of 65536, in eights, 255 at most.
+    /// Registers that a thread may take, so that as many blocks fit a multiprocessor as planned: of 65536, in eights,
+    /// 255 at most.
     package let registerBudget: Int
     /// Whether it may begin before the launch in front of it has ended: its kernel then waits where it must.
     package let overtakes: Bool
@@ -51,7 +52,8 @@ package struct LaunchSequence: Sendable {
   /// The launch that computes the attention.
   package var attention: Launch { launches[main] }
 
-  /// Calls of up to so many units (batch x key/value heads x blocks of rows) have their counters in the same place of a workspace.
+  /// Calls of up to so many units (batch x key/value heads x blocks of rows) have their counters in the same place of a
+  /// workspace.
   package static let sharedUnits = 65536
 
   /// The room for the counters of so many units.

@@ -12,8 +12,9 @@ package enum ParameterSource: Hashable, Sendable {
   case stride(CallValue, times: Int)
 }
 
-/// The parameters of a kernel in their order, each said once: its name, its type, and where its value comes from. A kernel declares
-/// and reads them here while it is emitted; a plan makes a template of the same list, and a call fills it in.
+/// The parameters of a kernel in their order, each said once: its name, its type, and where its value comes from. A
+/// kernel declares and reads them here while it is emitted; a plan makes a template of the same list, and a call fills
+/// it in.
 ///
 /// `Launch` is what a plan knows: everything but addresses and strides.
 package final class ParameterList<Launch> {
@@ -99,8 +100,8 @@ package struct TensorSteps: Sendable {
   }
 }
 
-/// The arguments of a launch, as the kernel's parameters lie: each at a multiple of its size. What the plan knows is in its place;
-/// what a call knows is filled in.
+/// The arguments of a launch, as the kernel's parameters lie: each at a multiple of its size. What the plan knows is in
+/// its place; what a call knows is filled in.
 package struct ArgumentTemplate: Sendable {
   private struct Place: Sendable {
     let offset: Int

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// The results of tensor-core products of a warp: tiles of 16 rows x 8 columns, four f32 of each in a lane. Lane l holds
-/// columns 2t and 2t + 1 (t = l % 4) of row g = l / 4 (elements 0, 1) and of row g + 8 (elements 2, 3).
+/// The results of tensor-core products of a warp: tiles of 16 rows x 8 columns, four f32 of each in a lane. Lane l
+/// holds columns 2t and 2t + 1 (t = l % 4) of row g = l / 4 (elements 0, 1) and of row g + 8 (elements 2, 3).
 struct Accumulators {
   private let k: KernelBuilder
   private let tiles: [[[Register<F32>]]]

@@ -21,7 +21,8 @@ struct E4M3Operands: Hashable {
     return (k.unpackE4M3(halves.low), k.unpackE4M3(halves.high))
   }
 
-  /// Exponent and fraction of e4m3, one bit further right than the byte's place in f16, are a number 2^-8 times as large.
+  /// Exponent and fraction of e4m3, one bit further right than the byte's place in f16, are a number 2^-8 times as
+  /// large.
   ///
   /// A product that lets only 480, the NaN, become infinite tells it from the others: 0 times infinity is NaN.
   private func computed(_ k: KernelBuilder, _ word: Register<U32>) -> (low: Register<F16x2>, high: Register<F16x2>) {

@@ -96,16 +96,16 @@ struct Epilogue {
 
   // MARK: - By shuffles
 
-  /// The four lanes of a row hold two columns each of four chunks; they exchange them so that lane t gets all of chunk t, and
-  /// the four store 64 bytes side by side.
+  /// The four lanes of a row hold two columns each of four chunks; they exchange them so that lane t gets all of chunk
+  /// t, and the four store 64 bytes side by side.
   private func storeByShuffles(
     _ output: Accumulators, to base: Register<U64>, _ strides: StrideParameters
   ) {
     k.comment("epilogue: O by shuffles, 16 bytes a lane")
     let (group, chunk) = (lane / 4, lane % 4)
     let (isOdd, isUpper) = ((lane % 2) .== 1, (chunk / 2) .== 1)
-    /// Afterwards a lane whose bit is set has in word i what its neighbour had in word j, and the neighbour in its word j what
-    /// that lane had in word i.
+    /// Afterwards a lane whose bit is set has in word i what its neighbour had in word j, and the neighbour in its word
+    /// j what that lane had in word i.
     func exchange(_ words: inout [Register<U32>], _ i: Int, _ j: Int, _ distance: Int, _ bit: Predicate) {
       let received = k.shuffle(k.select(bit, words[i], words[j]), xor: distance)
       (words[i], words[j]) = (k.select(bit, received, words[i]), k.select(bit, words[j], received))

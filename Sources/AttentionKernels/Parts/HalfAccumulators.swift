@@ -1,7 +1,7 @@
 internal import PTX
 
-/// Sums of tensor-core products in f16: tiles of 16 rows x 8 columns, two registers of each in a lane, with the elements of
-/// `Accumulators`. They hold a little at a time, and are then added to f32 or become it.
+/// Sums of tensor-core products in f16: tiles of 16 rows x 8 columns, two registers of each in a lane, with the
+/// elements of `Accumulators`. They hold a little at a time, and are then added to f32 or become it.
 struct HalfAccumulators {
   /// The largest number of f16. Sums beyond it are infinite; they count as this.
   private static let limit: Float = 65504

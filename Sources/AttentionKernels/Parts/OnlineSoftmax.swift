@@ -3,8 +3,8 @@ internal import PTX
 /// The softmax of rows whose scores come tile by tile: a running maximum and a running sum, in base 2, with the scale
 /// folded into one multiply-add a score (Milakov and Gimelshein 2018; FlashAttention 2, section 3.1).
 ///
-/// A lane holds, of each 16-row tile, parts of rows g and g + 8: "row i" below is one of these. Their maxima are agreed on
-/// by the four lanes of a row for each tile; their sums only at the end.
+/// A lane holds, of each 16-row tile, parts of rows g and g + 8: "row i" below is one of these. Their maxima are agreed
+/// on by the four lanes of a row for each tile; their sums only at the end.
 ///
 /// The output is rescaled only when some maximum has grown by more than 2^8: until then weights above 1 are as exact as
 /// those below, and f32 sums have room. Most tiles then rescale nothing.
@@ -50,8 +50,8 @@ struct OnlineSoftmax {
   }
 
   /// Takes a tile into account: rescales sums and output where a maximum has grown much, and first hides what a mask
-  /// hides, if it does here. Nearly all tiles need neither; so both share a branch, and the lanes of a row, who agree on its
-  /// maximum only there, compare their own scores with what it may grow to.
+  /// hides, if it does here. Nearly all tiles need neither; so both share a branch, and the lanes of a row, who agree
+  /// on its maximum only there, compare their own scores with what it may grow to.
   ///
   /// - Parameters:
   ///   - largest: the largest scores of the lane's rows, nothing hidden.
@@ -78,8 +78,8 @@ struct OnlineSoftmax {
     largest.map { k.maximum($0, k.shuffle($0, xor: 1)) }.map { k.maximum($0, k.shuffle($0, xor: 2)) }
   }
 
-  /// Takes the largest scores of the rows into account, the same in all lanes of a row: rescales sums and output where a
-  /// maximum has grown much. Of rows whose scaled scores are huge, the maximum is subtracted here, before the scale.
+  /// Takes the largest scores of the rows into account, the same in all lanes of a row: rescales sums and output where
+  /// a maximum has grown much. Of rows whose scaled scores are huge, the maximum is subtracted here, before the scale.
   func follow(_ largest: [Register<F32>], of scores: Accumulators, rescaling output: Accumulators) {
     let news = zip(maxima, largest).map { k.maximum($0, $1) }
     let isBeyond = zip(news, maxima).map { ($0 - $1) .> growth }
@@ -134,8 +134,8 @@ struct OnlineSoftmax {
 
   /// Divides the output by the sums; returns the log-sum-exps. A row without a key gets 0 and -inf.
   ///
-  /// - Parameter ln2: what makes the natural logarithm of a sum of scaled scores' powers of two, and of the maximum: there
-  ///   the scale's own rounding is made good, in two parts because one f32 is not exact enough.
+  /// - Parameter ln2: what makes the natural logarithm of a sum of scaled scores' powers of two, and of the maximum:
+  ///   there the scale's own rounding is made good, in two parts because one f32 is not exact enough.
   /// - Parameter overWarps: what the sums of the warps that share rows amount to; nil where none do.
   func normalize(
     _ output: Accumulators, ln2: SoftmaxParameters.NaturalLogarithm,
@@ -172,9 +172,9 @@ struct OnlineSoftmax {
   /// ln 2 in two parts, the first so short that its product with an exponent is exact.
   private static let ln2Parts: (high: Float, low: Float) = (0x1.63p-1, -2.121_944_4e-4)
 
-  /// The natural logarithm of a sum, plus the maximum that its terms were divided by, rounded once but for terms below 1: what
-  /// the two large terms lose when they are added is kept and added to the small ones. `lg2` is exact enough for the mantissa
-  /// alone.
+  /// The natural logarithm of a sum, plus the maximum that its terms were divided by, rounded once but for terms below
+  /// 1: what the two large terms lose when they are added is kept and added to the small ones. `lg2` is exact enough
+  /// for the mantissa alone.
   private func naturalLogarithm(
     _ total: Register<F32>, ofRow row: Int, _ ln2: SoftmaxParameters.NaturalLogarithm
   ) -> Register<F32> {

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// The rows of a block: all queries of all heads that share a key/value head, query by query. Row r of the pack is query
-/// `r / group` of head `r % group` of the group, so that K and V are read once for the whole group.
+/// The rows of a block: all queries of all heads that share a key/value head, query by query. Row r of the pack is
+/// query `r / group` of head `r % group` of the group, so that K and V are read once for the whole group.
 struct PackedQueries {
   private let k: KernelBuilder
   private let groupSize: Int

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// Where a sequence's rows lie among all that are packed, from a list of starts in the GPU's memory: within what there is,
-/// whatever the list says.
+/// Where a sequence's rows lie among all that are packed, from a list of starts in the GPU's memory: within what there
+/// is, whatever the list says.
 struct PackedRange {
   /// The row of its first.
   let first: Register<U32>

@@ -14,7 +14,8 @@ struct QueryFragments {
   ///
   /// - Parameters:
   ///   - isNegated: whether the scores change their sign.
-  ///   - matchesBytes: whether K is read as pairs of bytes: a lane's two registers for a row then have four neighbouring columns.
+  ///   - matchesBytes: whether K is read as pairs of bytes: a lane's two registers for a row then have four
+  ///     neighbouring columns.
   init(
     _ k: KernelBuilder, _ tile: SharedTile, at place: Register<U32>, firstRow: Register<U32>, lane: Register<U32>,
     rowTiles: Int, areKept: Bool, isNegated: Bool, matchesBytes: Bool = false

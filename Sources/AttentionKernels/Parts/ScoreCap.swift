@@ -2,9 +2,9 @@ internal import PTX
 
 /// `cap * tanh(x)` of scores, in base 2: the softmax then has nothing to scale, and rounds once less.
 ///
-/// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2 |x|))`, by `ex2` and `rcp`, whose errors of
-/// 2^-22 are small beside 1 for a large |x| only (for a large -x without the sign set aside, `rcp` gives almost 1, and its error is
-/// that of the whole). Near 0, where most scores are, a polynomial takes over.
+/// `tanh.approx` has errors of 2^-11, more than the tolerance. So `1 - 2 / (1 + exp(2 |x|))`, by `ex2` and `rcp`, whose
+/// errors of 2^-22 are small beside 1 for a large |x| only (for a large -x without the sign set aside, `rcp` gives
+/// almost 1, and its error is that of the whole). Near 0, where most scores are, a polynomial takes over.
 struct ScoreCap {
   /// `(tanh(x) / x - 1) / x^2` in powers of x^2, fitted for |x| < 0.9 with a relative error of tanh of 2^-25.9.
   private static let coefficients: [Float] = [

@@ -2,8 +2,8 @@ internal import PTX
 
 /// Hides the scores of keys that a query does not see: those beyond the length, and those outside the mask's edges.
 struct ScoreMask {
-  /// How many keys there are; query i sees those from `i + left` to `i + right`, and of chunks of `chunk` keys only the one that
-  /// has key `i + diagonal`.
+  /// How many keys there are; query i sees those from `i + left` to `i + right`, and of chunks of `chunk` keys only the
+  /// one that has key `i + diagonal`.
   struct Bounds {
     let keys, left, right, diagonal, chunk: Register<S32>
   }

@@ -4,8 +4,8 @@ internal import PTX
 /// where the row is no multiple of 128).
 ///
 /// `ldmatrix` reads one 16-byte chunk of eight rows at a time; they must lie in different banks. Either the chunks of a
-/// row are swizzled: chunk c of row r of a panel of w chunks is at `c ^ (r / (8 / w) % w)`. Or each row has a chunk more that
-/// holds nothing, so that the next row begins four banks further on.
+/// row are swizzled: chunk c of row r of a panel of w chunks is at `c ^ (r / (8 / w) % w)`. Or each row has a chunk
+/// more that holds nothing, so that the next row begins four banks further on.
 package struct SharedTile: Hashable, Sendable {
   /// How rows avoid bank conflicts.
   package enum Layout: String, Hashable, Sendable, CaseIterable {
@@ -93,8 +93,8 @@ package struct SharedTile: Hashable, Sendable {
     }
   }
 
-  /// Whether whole rows are copied without bank conflicts, and not only read with `ldmatrix`: padded rows of less than 128
-  /// bytes are not, because eight lanes then have more than one of them.
+  /// Whether whole rows are copied without bank conflicts, and not only read with `ldmatrix`: padded rows of less than
+  /// 128 bytes are not, because eight lanes then have more than one of them.
   package var isConflictFree: Bool { layout == .swizzled || widths == [8] }
 
   // MARK: - Addresses
@@ -112,16 +112,16 @@ package struct SharedTile: Hashable, Sendable {
     return row * rowBytes(width: width) + chunk * 16
   }
 
-  /// What an address of a chunk is changed by to reach the chunk that is `chunks` away in the pattern of the same row (a bit of
-  /// the chunk's number, or several, that the first one has not set).
+  /// What an address of a chunk is changed by to reach the chunk that is `chunks` away in the pattern of the same row
+  /// (a bit of the chunk's number, or several, that the first one has not set).
   func beside(_ address: Register<U32>, chunks: Int) -> (address: Register<U32>, offset: Int) {
     if chunks == 0 { return (address, 0) }
     // Panels are multiples of 128, so that this flips bits of the chunk alone.
     return layout == .swizzled ? (address ^ (chunks * 16), 0) : (address, chunks * 16)
   }
 
-  /// What an address is changed by to reach a row whose pattern differs from that of row 0 as row `row`'s does; the distance
-  /// of the rows is left to the offset.
+  /// What an address is changed by to reach a row whose pattern differs from that of row 0 as row `row`'s does; the
+  /// distance of the rows is left to the offset.
   func turned(_ address: Register<U32>, asRow row: Int, width: Int) -> Register<U32> {
     let pattern = row / (8 / width) % width
     return layout == .padded || pattern == 0 ? address : address ^ (pattern * 16)

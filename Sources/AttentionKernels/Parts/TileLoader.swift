@@ -1,7 +1,7 @@
 internal import PTX
 
-/// Copies tiles of K or V to shared memory, tile after tile, or slice after slice of these: neighbouring threads take the
-/// neighbouring 16-byte chunks of a row. Rows beyond the end become zeros and are not read.
+/// Copies tiles of K or V to shared memory, tile after tile, or slice after slice of these: neighbouring threads take
+/// the neighbouring 16-byte chunks of a row. Rows beyond the end become zeros and are not read.
 struct TileLoader {
   /// The threads' shares of the panels of one width.
   private struct Lane {
@@ -42,8 +42,8 @@ struct TileLoader {
     }
   }
 
-  /// The copies of the next tile, each a few instructions without a branch, to be emitted between others. They are started
-  /// only where `isWanted`, and of the tile's rows only `rowsLeft` exist.
+  /// The copies of the next tile, each a few instructions without a branch, to be emitted between others. They are
+  /// started only where `isWanted`, and of the tile's rows only `rowsLeft` exist.
   ///
   /// - Parameter slice: the part of the columns that is copied; the tile is done with its last. nil for all of it.
   func copies(

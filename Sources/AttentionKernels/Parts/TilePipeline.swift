@@ -2,10 +2,10 @@ internal import PTX
 
 /// The ring of K and V in shared memory: while a place in it is read, the copies of what comes next are under way.
 ///
-/// What is copied together, and then waited for together, is an item: K and V of a tile; or, where these share bytes, one
-/// of them or a slice of it, in the order in which they are read. Item i is in place `i % stages`. With more than one place
-/// a single barrier an item says both that it has arrived for all and that all have read the one before, whose place is
-/// then filled. With one place another barrier has to say the latter, and nothing is copied meanwhile.
+/// What is copied together, and then waited for together, is an item: K and V of a tile; or, where these share bytes,
+/// one of them or a slice of it, in the order in which they are read. Item i is in place `i % stages`. With more than
+/// one place a single barrier an item says both that it has arrived for all and that all have read the one before,
+/// whose place is then filled. With one place another barrier has to say the latter, and nothing is copied meanwhile.
 struct TilePipeline {
   /// What a product reads.
   enum Part: Hashable {
@@ -112,8 +112,8 @@ struct TilePipeline {
     }
   }
 
-  /// The copies that may be under way while this part is read, to be emitted between other instructions; of nothing beyond
-  /// the last tile.
+  /// The copies that may be under way while this part is read, to be emitted between other instructions; of nothing
+  /// beyond the last tile.
   func copies(beside part: Part, of tile: Register<S32>) -> [() -> Void] {
     let (item, number) = place(of: part)
     if stages == 1 || number > 0 { return [] }
@@ -141,7 +141,8 @@ struct TilePipeline {
     return (item, items[item].firstIndex(of: part)!)
   }
 
-  /// Where an item is, counted from the first tile on; right for all tiles where these have a multiple of `stages` items.
+  /// Where an item is, counted from the first tile on; right for all tiles where these have a multiple of `stages`
+  /// items.
   private func place(_ item: Int) -> Register<U32> {
     item % stages == 0 ? first : first + item % stages * memory.placeByteCount
   }

@@ -21,8 +21,8 @@ struct TileReader {
 
   /// - Parameters:
   ///   - firstRow: the row of the tile that row 0 means, a multiple of 16.
-  ///   - firstChunk: the chunk of a panel that chunk 0 means: a multiple of the chunks that are read from there on, which are a
-  ///     power of two.
+  ///   - firstChunk: the chunk of a panel that chunk 0 means: a multiple of the chunks that are read from there on,
+  ///     which are a power of two.
   init(
     _ k: KernelBuilder, _ tile: SharedTile, _ order: Order, lane: Register<U32>, firstRow: Register<U32>? = nil,
     firstChunk: Register<U32>? = nil

@@ -1,6 +1,7 @@
 internal import PTX
 
-/// Where a thread stands in its block, and where the block's shared memory is: what parts that share work out over warps ask for.
+/// Where a thread stands in its block, and where the block's shared memory is: what parts that share work out over
+/// warps ask for.
 struct WarpPlace {
   /// The start of the dynamic shared memory.
   let shared: Register<U32>

@@ -4,8 +4,8 @@ internal import PTX
 struct WarpProducts {
   let k: KernelBuilder
   let inputs: Matrix.Inputs
-  /// How K and V become operands, where they are bytes; nil where they are operands already. A tile's columns then are pairs of
-  /// bytes.
+  /// How K and V become operands, where they are bytes; nil where they are operands already. A tile's columns then are
+  /// pairs of bytes.
   var bytes: E4M3Operands?
 
   /// S += Q K^T of 16 columns, for some keys.
@@ -57,8 +57,8 @@ struct WarpProducts {
 
   // MARK: - K and V of bytes
 
-  /// S += Q K^T of 32 columns, or of the last 16, for some keys: a lane's word of K has four neighbouring columns, and so have
-  /// its two registers of Q.
+  /// S += Q K^T of 32 columns, or of the last 16, for some keys: a lane's word of K has four neighbouring columns, and
+  /// so have its two registers of Q.
   ///
   /// - Parameters:
   ///   - queries: the fragments of each 16 of the columns.
@@ -79,8 +79,8 @@ struct WarpProducts {
     }
   }
 
-  /// O += P V of 16 keys, for 32 columns, or for the last 16. Of each 16 columns, one tile of O gets the even ones, the next the
-  /// odd ones.
+  /// O += P V of 16 keys, for 32 columns, or for the last 16. Of each 16 columns, one tile of O gets the even ones, the
+  /// next the odd ones.
   func addOutput(
     _ weights: [[Register<U32>]], bytes operands: E4M3Operands, _ values: TileReader, row: Int, pair: Int,
     to output: Accumulators
@@ -100,8 +100,8 @@ struct WarpProducts {
     }
   }
 
-  /// Where a lane's elements of O belong: runs of `width` neighbouring columns, beginning at `width` times the lane's place
-  /// among the four of a row.
+  /// Where a lane's elements of O belong: runs of `width` neighbouring columns, beginning at `width` times the lane's
+  /// place among the four of a row.
   struct LaneColumns {
     let width: Int
     /// For row `half * 8 + g` of a 16-row tile, the column of each run in lane 0, and the lane's elements of it.

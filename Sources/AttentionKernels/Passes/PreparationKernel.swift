@@ -7,8 +7,8 @@ package import PTX
 ///       new rows of K, turned by their positions, into the cache;  new rows of V, into the cache
 ///       rows of Q, turned and widened, into the workspace
 ///
-/// Each new byte is read once and written once. What would lie beyond the cache's capacity, in a sequence that it does not have or
-/// on a page that it does not have, is not written.
+/// Each new byte is read once and written once. What would lie beyond the cache's capacity, in a sequence that it does
+/// not have or on a page that it does not have, is not written.
 package struct PreparationKernel: KernelSource {
   /// Threads of a block.
   package static let threads = 128

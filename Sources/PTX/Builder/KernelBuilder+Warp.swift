@@ -173,8 +173,8 @@ extension KernelBuilder {
     emit(.synchronization(.fence(scope)))
   }
 
-  /// Lets the launch behind this one begin, where it was made to; its blocks wait by `waitForPrerequisites` before they use
-  /// what this one writes.
+  /// Lets the launch behind this one begin, where it was made to; its blocks wait by `waitForPrerequisites` before they
+  /// use what this one writes.
   public func launchDependents(file: String = #fileID, line: Int = #line) {
     at(file, line)
     emit(.synchronization(.launchDependents))

@@ -75,7 +75,8 @@ extension Machine {
 
   // MARK: - What is passed on
 
-  /// A lane that reads an atomic location learns what was published there: at once if it acquires, else at its next fence.
+  /// A lane that reads an atomic location learns what was published there: at once if it acquires, else at its next
+  /// fence.
   func acquire(
     _ allocation: Allocation, _ offset: Int, _ acquires: Bool, _ warp: Warp, _ block: Block, _ lane: Int
   ) {

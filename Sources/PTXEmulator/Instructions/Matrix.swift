@@ -40,8 +40,8 @@ extension Machine {
     }
   }
 
-  /// One 16 x 8 tile. The products are exact in f32; the sums are rounded in another order than the hardware's, which is
-  /// not specified.
+  /// One 16 x 8 tile. The products are exact in f32; the sums are rounded in another order than the hardware's, which
+  /// is not specified.
   private func multiplyAdd(
     _ inputs: Matrix.Inputs, _ accumulator: Matrix.Accumulator, _ d: RegisterGroup, _ a: RegisterGroup,
     _ b: RegisterGroup, _ c: RegisterGroup, _ r: Registers

@@ -14,8 +14,8 @@ struct Epoch: Hashable {
 /// clocks everything has happened before.
 ///
 /// Within a block the answer is mostly in the warps' views, because barriers are what is used there. A thread that
-/// publishes knows of its own warp only up to the warp's last synchronization, and of itself up to now: hence the entries
-/// for single lanes.
+/// publishes knows of its own warp only up to the warp's last synchronization, and of itself up to now: hence the
+/// entries for single lanes.
 struct Knowledge {
   private struct WarpName: Hashable {
     let block: Int32

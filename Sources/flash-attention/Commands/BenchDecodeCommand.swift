@@ -186,7 +186,8 @@ struct BenchDecodeCommand: ParsableCommand {
     }
   }
 
-  /// Plans of the cases, and for which there is none: of the grid, those that a change of the tiling does not suit are left out.
+  /// Plans of the cases, and for which there is none: of the grid, those that a change of the tiling does not suit are
+  /// left out.
   private func plans(of all: [DecodeCase]) throws -> ([DecodeCase], [AttentionPlan]) {
     var (cases, plans) = ([DecodeCase](), [AttentionPlan]())
     for one in all {

@@ -10,6 +10,7 @@ struct CacheRun {
   private let queries, keys, values: Tensor
 
   /// The tensors of a file that say something of its cache, beside `cache_lengths`.
+  static var listNames: String { lists.map { "`\($0)`" }.joined(separator: ", ") }
   static let lists = ["page_table", "left_padding", "batch_index", "k_scale", "v_scale"]
 
   /// - Throws: `TensorFileError` or `AttentionError` where the tensors do not fit each other.
@@ -61,7 +62,7 @@ struct CacheRun {
   }
 
   /// Computes, and prints how.
-  func compute(on device: Device) throws(AttentionError) -> AttentionResult {
+  func compute(on device: Device) throws(AttentionError) -> (result: AttentionResult, isOnGPU: Bool) {
     let plan = try AttentionPlan(problem, device: device)
     var statistics = [Float](repeating: 0, count: problem.logSumExpCount)
     let begin = ContinuousClock.now
@@ -81,12 +82,14 @@ struct CacheRun {
       fields([
         ("problem", "\(problem)"), ("plan", "\(plan)"), ("time", duration((ContinuousClock.now - begin) / .seconds(1))),
       ]))
-    return AttentionResult(output: output, logSumExp: statistics)
+    return (AttentionResult(output: output, logSumExp: statistics), plan.gpu != nil)
   }
 
   /// Compares with what is expected, in the order batch, head, query; the allowance is that of a plain computation.
-  func compare(_ result: AttentionResult, with expected: [Double], isLogSumExp: Bool) throws -> Comparison {
-    var (reference, plain) = ([Double](), [Double]())
+  func compare(
+    _ result: AttentionResult, with expected: [Double], isLogSumExp: Bool, isOnGPU: Bool
+  ) throws -> Comparison {
+    var (reference, plain, other) = ([Double](), [Double](), [Double]())
     for b in 0..<problem.batch {
       let first = entries.leftPadding?[b] ?? 0
       let one = try problem.sequence(length: max(0, entries.lengths![b] - first))
@@ -106,17 +109,19 @@ struct CacheRun {
       q.withView { q in
         k.withView { k in
           v.withView { v in
-            let exact = AttentionCheck.reference(one, queries: q, keys: k, values: v)
-            let rounded = AttentionCheck.plain(one, queries: q, keys: k, values: v)
-            reference += isLogSumExp ? exact.logSumExp : exact.output
-            plain += isLogSumExp ? rounded.logSumExp : rounded.output
+            let yardstick = Yardstick(one, queries: q, keys: k, values: v, sums: isOnGPU ? .cut : nil)
+            func numbers(_ values: AttentionValues?) -> [Double] {
+              values.map { isLogSumExp ? $0.logSumExp : $0.output } ?? []
+            }
+            reference += numbers(yardstick.reference)
+            plain += numbers(yardstick.plain)
+            other += numbers(yardstick.other)
           }
         }
       }
     }
     return Comparison(
       actual: isLogSumExp ? result.logSumExp.map(Double.init) : result.output.inHeadOrder, expected: expected,
-      plain: plain,
-      reference: reference, type: isLogSumExp ? .f32 : problem.scalarType)
+      plain: plain, other: isOnGPU ? other : nil, reference: reference, type: isLogSumExp ? .f32 : problem.scalarType)
   }
 }

@@ -15,7 +15,8 @@ struct RunCommand: ParsableCommand {
         flash-attention run --query q.npy --key k.npy --value v.npy -o out.npy
 
       Where FILE has a tensor `cache_lengths` (int32, a number for each sequence), keys and values are a cache of which so many \
-      tokens of each sequence count; `batch_index` says which sequence of the cache, `left_padding` where its keys begin. \
+      tokens of each sequence count; beside it, \(CacheRun.listNames) may say which sequence of the cache, where its \
+      keys begin, and what e4m3 numbers stand for. \
       With a `page_table` (int32, a row of pages for each sequence), they are pages: with --layout bnhd [pages, page size, \
       heads, dimension].
 
@@ -94,14 +95,14 @@ struct RunCommand: ParsableCommand {
       if let container, container.names.contains("cache_lengths") {
         let run = try CacheRun(
           container, path: file!, queries: inputs.queries, keys: inputs.keys, values: inputs.values, options, dtype)
-        let result = try run.compute(on: device)
+        let (result, isOnGPU) = try run.compute(on: device)
         if let output { try write(result, batch: run.problem.batch, heads: run.problem.queryHeads, to: output) }
         return try readExpected(of: run.problem.outputShape, layout).map { expected in
           let comparison = try run.compare(
             result,
             with: expected.isLogSumExp
               ? expected.array.floats.map(Double.init) : try expected.array.tensor(layout: layout)!.inHeadOrder,
-            isLogSumExp: expected.isLogSumExp)
+            isLogSumExp: expected.isLogSumExp, isOnGPU: isOnGPU)
           print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
           return comparison.passes
         } ?? true
@@ -233,21 +234,17 @@ struct RunCommand: ParsableCommand {
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
     _ inputs: Inputs, isOnGPU: Bool
   ) throws -> Bool {
-    let plain = try inputs.converted(to: problem.scalarType).withViews {
-      AttentionCheck.plain(
-        problem, queries: $0, keys: $1, values: $2, sums: isOnGPU ? .cut : .rounded)
+    let yardstick = try inputs.converted(to: problem.scalarType).withViews { q, k, v in
+      inputs.withViews {
+        Yardstick(problem, queries: q, keys: k, values: v, exact: ($0, $1, $2), sums: isOnGPU ? .cut : nil)
+      }
     }
-    let reference = inputs.withViews { AttentionCheck.reference(problem, queries: $0, keys: $1, values: $2) }
-    let comparison: Comparison
-    if expected.isLogSumExp {
-      comparison = Comparison(
-        actual: result.logSumExp.map(Double.init), expected: expected.array.floats.map(Double.init),
-        plain: plain.logSumExp, reference: reference.logSumExp, type: .f32)
-    } else {
-      comparison = Comparison(
-        actual: result.output.inHeadOrder, expected: try expected.array.tensor(layout: layout)!.inHeadOrder,
-        plain: plain.output, reference: reference.output, type: problem.scalarType)
-    }
+    let comparison =
+      expected.isLogSumExp
+      ? yardstick.judge(
+        logSumExp: result.logSumExp.map(Double.init), expected: expected.array.floats.map(Double.init))
+      : yardstick.judge(
+        output: result.output.inHeadOrder, expected: try expected.array.tensor(layout: layout)!.inHeadOrder)
     print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
     return comparison.passes
   }

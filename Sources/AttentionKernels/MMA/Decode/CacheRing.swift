@@ -1,6 +1,7 @@
 internal import PTX
 
-/// The ring of K and V of one group of warps: it copies and reads keys of its own, step after step, and waits for nobody else.
+/// The ring of K and V of one group of warps: it copies and reads keys of its own, step after step, and waits for
+/// nobody else.
 ///
 /// A step's keys are rows of the cache, found by number or by the page table. Pages are looked up one step ahead.
 struct CacheRing {
@@ -154,8 +155,8 @@ struct CacheRing {
     lookUp()
   }
 
-  /// The rows that K and V have there: none in a sequence or on a page that is not in the cache, whatever a caller says, so that
-  /// zeros stand for them.
+  /// The rows that K and V have there: none in a sequence or on a page that is not in the cache, whatever a caller
+  /// says, so that zeros stand for them.
   private var presentRows: Register<S32> {
     guard let number = s.paging == .wholeSteps ? page : place else { return length }
     return k.select(number .< parameters.cachePlaces, length, k.constant(0, S32.self))

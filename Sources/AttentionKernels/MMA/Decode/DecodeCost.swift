@@ -13,9 +13,10 @@ internal import Attention
 ///     a piece (the part of a unit that a block has): the first copies, which nothing runs beside; the merge of the key groups
 ///     a call: its launch, the steps of the busiest block, its pieces, and putting parts together
 ///
-/// Fitted to 783 cases on two cards, an NVIDIA H100 (3.06 TB/s of reading) and an H200 (4.48), 2026-11-28: D 64, 128 and 256, from 1 to
-/// 4096 rows, pages, e4m3 caches, 11 167 launches of forced tilings (standard deviation 6.4%). What it ranks first takes 1.013 times as
-/// long as the fastest measured, in the geometric mean (Documentation/GPULog.md). Other GPUs are ranked by the same constants.
+/// Fitted to 783 cases on two cards, an NVIDIA H100 (3.06 TB/s of reading) and an H200 (4.48), 2026-11-28: D 64, 128
+/// and 256, from 1 to 4096 rows, pages, e4m3 caches, 11 167 launches of forced tilings (standard deviation 6.4%). What
+/// it ranks first takes 1.013 times as long as the fastest measured, in the geometric mean (Documentation/GPULog.md).
+/// Other GPUs are ranked by the same constants.
 enum DecodeCost {
   /// What blocks have to do.
   struct Load {
@@ -31,12 +32,14 @@ enum DecodeCost {
 
   /// A call that reads next to nothing: its launch, the first misses, the way of O into memory.
   private static let launch = 4.6e-6
-  /// The part of the data sheet's bandwidth that is reached; and of the L2 cache, the part that keeps K and V for the next rows.
+  /// The part of the data sheet's bandwidth that is reached; and of the L2 cache, the part that keeps K and V for the
+  /// next rows.
   private static let reached = 0.93, kept = 0.56
   /// From memory to a block, and from the L2 cache.
   private static let latency = 0.85e-6
-  /// Cycles of a product, as `ForwardCost` has them, for 16 rows and a key; of the conversion of bytes; of exponentials and what goes
-  /// with them; of a step whatever its size; of a byte that is copied by one row of warps; of a barrier among them.
+  /// Cycles of a product, as `ForwardCost` has them, for 16 rows and a key; of the conversion of bytes; of exponentials
+  /// and what goes with them; of a step whatever its size; of a byte that is copied by one row of warps; of a barrier
+  /// among them.
   private static let product = 7.4 / 64, conversion = 0.13, exponentials = 2.0, step = 125.0, copied = 0.0145,
     barrier = 150.0
   /// Cycles of 128 bytes from or to shared memory; and the part of the shorter terms that the longest does not cover.
@@ -45,8 +48,9 @@ enum DecodeCost {
   private static let piece = 2.1e-6, merged = 2.5e-11, written = 1.1e-10
   /// The last block of a unit reads all of its parts, so many seconds a byte.
   private static let lastBlock = (fixed: 0.2e-6, perByte: 3e-11)
-  /// A launch behind has a block for each row of all sequences; where the registers of more than four warps leave it no room, it cannot
-  /// begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1 heads, 4 queries, 16384 keys).
+  /// A launch behind has a block for each row of all sequences; where the registers of more than four warps leave it no
+  /// room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
+  /// heads, 4 queries, 16384 keys).
   private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perRow: 5.2e-9)
 
   static func cost(
@@ -114,8 +118,8 @@ enum DecodeCost {
 
   private static func divides(_ a: Double, _ b: Double) -> Bool { b.truncatingRemainder(dividingBy: a) == 0 }
 
-  /// The part of K and V that comes from memory and not from the L2 cache, where it may still be from the block of rows before: those
-  /// that one block computes one after the other, and those that blocks compute side by side.
+  /// The part of K and V that comes from memory and not from the L2 cache, where it may still be from the block of rows
+  /// before: those that one block computes one after the other, and those that blocks compute side by side.
   private static func freshness(
     share: Double, tiles: Double, rowBlocks: Double, inFlight: Double, cache: Double, keeping bytes: Double
   ) -> Double {

@@ -48,8 +48,8 @@ package enum DecodeFamily: KernelFamily {
     }
   }
 
-  /// Those that win somewhere among the cases that `DecodeCost` was fitted to, each with both ways of putting parts together; where
-  /// none fits the GPU, one that does.
+  /// Those that win somewhere among the cases that `DecodeCost` was fitted to, each with both ways of putting parts
+  /// together; where none fits the GPU, one that does.
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [DecodeTiling] {
     let rows = problem.queries * problem.groupSize
     let dimension = max(problem.dimension, problem.valueDimension)
@@ -59,7 +59,8 @@ package enum DecodeFamily: KernelFamily {
       switch rowWarps {
       case 1: [(4, 16, 3, 1), (4, 32, 3, 1), (4, 16, 3, 2)]
       case 2: [(2, 32, 3, 1), (2, 16, 4, 1), (4, 32, 3, 1), (2, 32, 3, 2)]
-      default: [(2, 32, 3, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1), (1, 64, 4, 1)]
+      default:
+        [(2, 32, 3, 1), (2, 32, 4, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1), (1, 64, 4, 1)]
       }
     if rowWarps == 4 && dimension <= 64 { sizes.append((2, 64, 3, 1)) }
     var list = sizes.map {
@@ -92,8 +93,8 @@ package enum DecodeFamily: KernelFamily {
     return tiling
   }
 
-  /// Who may put the parts together: the cost decides, but for splits of a fixed length, where it would depend on what else is in the
-  /// batch.
+  /// Who may put the parts together: the cost decides, but for splits of a fixed length, where it would depend on what
+  /// else is in the batch.
   private static func combinations(
     for problem: AttentionProblem, _ tiling: DecodeTiling
   ) -> [DecodeTiling.Combination] {
@@ -138,8 +139,9 @@ package enum DecodeFamily: KernelFamily {
     ).costOfLongest
   }
 
-  /// With splits of a fixed length, a sequence's result depends on nothing but itself: neither on how many others there are and how
-  /// long they can be, nor on the grid. The tiling is then that of many long sequences on a GPU like the one that costs were fitted on.
+  /// With splits of a fixed length, a sequence's result depends on nothing but itself: neither on how many others there
+  /// are and how long they can be, nor on the grid. The tiling is then that of many long sequences on a GPU like the
+  /// one that costs were fitted on.
   private static func nominal(_ problem: AttentionProblem, _ gpu: GPULimits) -> (AttentionProblem, GPULimits) {
     let many = try? AttentionProblem(
       batch: 64, queries: problem.queries, queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads,

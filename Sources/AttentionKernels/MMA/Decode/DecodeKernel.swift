@@ -1,7 +1,7 @@
 package import PTX
 
-/// Exact attention of a few queries over a long cache: parallel over the cache ("Flash-Decoding"), and over the query heads that
-/// share a key/value head.
+/// Exact attention of a few queries over a long cache: parallel over the cache ("Flash-Decoding"), and over the query
+/// heads that share a key/value head.
 ///
 ///     this block's share of all tiles, from the lengths
 ///     for each unit (sequence, key/value head, 16 rows or more) that it has tiles of:
@@ -11,8 +11,8 @@ package import PTX
 ///       all tiles of the unit?  write O:  write a part and its log-sum-exp
 ///     the last to write a part of a unit puts its parts together, unless a second launch does, or the caller
 ///
-/// Each byte of K and V is read once from memory, by the one group that multiplies it, and groups wait for each other only at the
-/// end of a unit. So much is under way all the time: (stages - 1) steps of each group.
+/// Each byte of K and V is read once from memory, by the one group that multiplies it, and groups wait for each other
+/// only at the end of a unit. So much is under way all the time: (stages - 1) steps of each group.
 ///
 /// Budget of a step of 16 keys x 16 rows: (D + D_v) / 4 `mma`, 16 (D + D_v) * 2 bytes.
 package struct DecodeKernel: KernelSource {

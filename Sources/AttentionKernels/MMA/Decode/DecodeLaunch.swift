@@ -1,6 +1,7 @@
 internal import Attention
 
-/// What a plan knows of the launches of a decode call: of the kernel, of the preparation before it, and of the combination behind.
+/// What a plan knows of the launches of a decode call: of the kernel, of the preparation before it, and of the
+/// combination behind.
 struct DecodeLaunch: Sendable {
   /// Where things lie in the workspace, in bytes from its start; the counters come first.
   struct Workspace: Sendable {

@@ -1,8 +1,8 @@
 package import Attention
 package import PTX
 
-/// What the text of a decode kernel is made from, and the key that it is cached by. Lengths, strides, pointers, pages and
-/// counts are launch values, or are read by the kernel from the GPU's memory.
+/// What the text of a decode kernel is made from, and the key that it is cached by. Lengths, strides, pointers, pages
+/// and counts are launch values, or are read by the kernel from the GPU's memory.
 package struct DecodeSpecialization: Hashable, Sendable {
   /// The type of Q, P and O, and of K and V as they are multiplied.
   package var inputs: Matrix.Inputs
@@ -77,7 +77,8 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package enum Paging: Hashable, Sendable {
     /// In the row of its number.
     case none
-    /// On pages whose size is a multiple of the keys that a warp takes at a time: one look into the table for all of them.
+    /// On pages whose size is a multiple of the keys that a warp takes at a time: one look into the table for all of
+    /// them.
     case wholeSteps
     /// On pages of any size: each row is looked up.
     case anyPage

@@ -11,8 +11,8 @@ struct RowChunks {
   /// Chunks of a row.
   let chunks: Int
 
-  /// Computes something for each chunk and then does something with it: for several chunks together where there are many rows, so
-  /// that their loads are under way at the same time.
+  /// Computes something for each chunk and then does something with it: for several chunks together where there are
+  /// many rows, so that their loads are under way at the same time.
   func forEach<Result>(
     thread: Register<U32>, _ compute: ([Place]) -> [Result], then body: (Place, Result) -> Void
   ) {

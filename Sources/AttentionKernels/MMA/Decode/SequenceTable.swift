@@ -4,7 +4,8 @@ internal import PTX
 struct SequenceLists {
   /// `[B]`, s32: the rows of each sequence's cache that hold keys; 0 where packed keys are as many as their starts say.
   let lengths: Register<U64>
-  /// `[B]`, s32: the place of each sequence in the cache, and the row of its first key; 0 for the sequence's own number, and 0.
+  /// `[B]`, s32: the place of each sequence in the cache, and the row of its first key; 0 for the sequence's own
+  /// number, and 0.
   let batchIndex, leftPadding: Register<U64>
   /// `[B + 1]`, s32: where each sequence's queries, keys and new keys begin, where they are packed; 0 otherwise.
   let queryStarts, keyStarts, newKeyStarts: Register<U64>
@@ -20,8 +21,8 @@ struct SequenceLists {
   }
 }
 
-/// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows none of it, so
-/// that every number is held within the tensors here.
+/// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows
+/// none of it, so that every number is held within the tensors here.
 struct SequenceTable {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
@@ -37,8 +38,8 @@ struct SequenceTable {
     k.multiplyWide(k.minimum(sequence, p.batch - 1).reinterpreted(as: U32.self), 4)
   }
 
-  /// The rows of the cache that hold a sequence's keys, from the cache's start and without those that the call brings; where keys
-  /// are packed, its keys.
+  /// The rows of the cache that hold a sequence's keys, from the cache's start and without those that the call brings;
+  /// where keys are packed, its keys.
   func rows(of sequence: Register<S32>) -> Register<S32> {
     let place = place(of: sequence)
     guard s.paging == .packed else { return k.held(k.load(S32.self, global: lists.lengths + place), to: p.capacity) }

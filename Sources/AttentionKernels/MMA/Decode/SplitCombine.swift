@@ -1,9 +1,10 @@
 internal import PTX
 
-/// Puts together the parts that several blocks made of one unit ("split-KV"): O = sum of w_i O_i, w_i = exp(LSE_i - LSE).
+/// Puts together the parts that several blocks made of one unit ("split-KV"): O = sum of w_i O_i, w_i = exp(LSE_i -
+/// LSE).
 ///
-/// Block i leaves a unit that it begins in place 2 i + 1, any other in place 2 i, so that the places of a unit are known from the
-/// blocks that have its first and last tile. Splits of a fixed length have a place each.
+/// Block i leaves a unit that it begins in place 2 i + 1, any other in place 2 i, so that the places of a unit are
+/// known from the blocks that have its first and last tile. Splits of a fixed length have a place each.
 struct SplitCombine {
   private let k: KernelBuilder
   private let s: DecodeSpecialization

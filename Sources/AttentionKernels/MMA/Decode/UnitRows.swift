@@ -26,8 +26,8 @@ struct UnitRows {
       k, groupSize: s.groupSize, firstRow: firstRow, queries: unit.queries.reinterpreted(as: U32.self))
   }
 
-  /// The rows of O and the log-sum-exps of a part that is left to the caller: those of all sequences lie behind those of the part
-  /// before.
+  /// The rows of O and the log-sum-exps of a part that is left to the caller: those of all sequences lie behind those
+  /// of the part before.
   func ofPart(_ part: Register<U32>) -> UnitRows {
     var rows = self
     rows.sequence = sequence + part * p.batch.reinterpreted(as: U32.self)

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// What the numbers of a unit are multiplied by: the call's own factors and, for caches of bytes, the scales of its sequence and
-/// key/value head.
+/// What the numbers of a unit are multiplied by: the call's own factors and, for caches of bytes, the scales of its
+/// sequence and key/value head.
 struct UnitScales {
   /// What makes a product of Q and K a power of two; with a softcap, the argument of its tanh is `cap` times a product.
   let scores, cap: Register<F32>

@@ -1,7 +1,7 @@
 internal import PTX
 
-/// Numbers that the rule of sharing out work is written in: `Int` on the CPU, registers in a kernel. What is divided is never
-/// negative. (No operators: more of them would slow down the type checker in every file.)
+/// Numbers that the rule of sharing out work is written in: `Int` on the CPU, registers in a kernel. What is divided is
+/// never negative. (No operators: more of them would slow down the type checker in every file.)
 protocol RuleNumber {
   func adding(_ b: Self) -> Self
   func adding(_ b: Int) -> Self
@@ -26,14 +26,15 @@ extension RuleNumber {
   func dividedUp(by b: Int) -> Self { adding(b - 1).divided(by: b) }
 }
 
-/// How the tiles of all sequences are shared out over the blocks of a grid, so that all end together whatever the lengths are.
+/// How the tiles of all sequences are shared out over the blocks of a grid, so that all end together whatever the
+/// lengths are.
 ///
-/// Lay all tiles in a row: sequence after sequence, of each its units (a key/value head and a block of rows) one after the other, of
-/// each unit the tiles of its visible keys. Every block takes as many neighbours as every other. A unit that several blocks
-/// have parts of is put together at the end.
+/// Lay all tiles in a row: sequence after sequence, of each its units (a key/value head and a block of rows) one after
+/// the other, of each unit the tiles of its visible keys. Every block takes as many neighbours as every other. A unit
+/// that several blocks have parts of is put together at the end.
 ///
-/// With splits of a fixed length, each unit is cut into parts of so many tiles from its first on, and blocks take whole parts: what
-/// is computed together then does not depend on other sequences, nor on the grid.
+/// With splits of a fixed length, each unit is cut into parts of so many tiles from its first on, and blocks take whole
+/// parts: what is computed together then does not depend on other sequences, nor on the grid.
 ///
 /// Written once: a kernel emits it, and `DecodePlan.splits` runs it on the CPU.
 struct WorkRule<Number: RuleNumber> {
@@ -75,9 +76,10 @@ struct WorkRule<Number: RuleNumber> {
   /// Of a share, the part by which it may be longer than an even one; shares of up to so many tiles then cannot be.
   private static var slack: Int { 16 }
 
-  /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of tiles on the
-  /// average, as those that are alike do, and blocks then have whole units of that size or whole parts of one: what begins and ends in
-  /// the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench decode`, Documentation/GPULog.md).
+  /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of
+  /// tiles on the average, as those that are alike do, and blocks then have whole units of that size or whole parts of
+  /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
+  /// decode`, Documentation/GPULog.md).
   ///
   /// - Parameter units: of all sequences; nil where only the sequences tell.
   func share(total: Number, units: Number?, blocks: Number) -> Number {

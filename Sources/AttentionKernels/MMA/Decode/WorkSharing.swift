@@ -1,7 +1,7 @@
 internal import Attention
 
-/// How a decode call's work is shared out over blocks, for lengths that the host knows: what the kernel decides from the lengths that
-/// it finds, by the same rule.
+/// How a decode call's work is shared out over blocks, for lengths that the host knows: what the kernel decides from
+/// the lengths that it finds, by the same rule.
 package struct WorkSharing: Sendable {
   /// How the work of some lengths is shared out.
   package struct Shares: Sendable {
@@ -38,8 +38,8 @@ package struct WorkSharing: Sendable {
 
   /// The shares of sequences.
   ///
-  /// - Parameter lengths: the keys of each sequence, new ones included, without those before its beginning; each has the
-  ///   problem's number of queries.
+  /// - Parameter lengths: the keys of each sequence, new ones included, without those before its beginning; each has
+  ///   the problem's number of queries.
   package func shares(lengths: [Int]) -> Shares {
     let rule = rule
     let units = rule.units(queries: problem.queries)

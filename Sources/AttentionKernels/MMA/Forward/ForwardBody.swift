@@ -117,8 +117,8 @@ struct ForwardBody {
 
   /// Scores, weights, output; scores, weights, output.
   ///
-  /// - Parameter exchange: where warps share rows; each then computes the scores of its keys of a tile, and, once all know
-  ///   each other's maxima and weights, its columns of O. nil where each works for itself.
+  /// - Parameter exchange: where warps share rows; each then computes the scores of its keys of a tile, and, once all
+  ///   know each other's maxima and weights, its columns of O. nil where each works for itself.
   private func attend(
     _ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>), _ exchange: WarpExchangeBuffer?
   ) {
@@ -199,8 +199,9 @@ struct ForwardBody {
     HalfAccumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: columns, named: name)
   }
 
-  /// S = Q K^T, softcapped; some keys after the others, so that the largest scores of those that are done are found beside the
-  /// products of the next. Returns these, for each of the lane's rows; they are right after the last of K's slices.
+  /// S = Q K^T, softcapped; some keys after the others, so that the largest scores of those that are done are found
+  /// beside the products of the next. Returns these, for each of the lane's rows; they are right after the last of K's
+  /// slices.
   ///
   /// - Parameters:
   ///   - steps: which columns of Q and K, in 16s.

@@ -2,13 +2,13 @@ internal import PTX
 
 /// What a tile of keys costs a block of a kernel, in cycles of a multiprocessor, term by term.
 ///
-/// Each term is a count of what the kernel does, as the emulator counts it, times what one of them takes. The longest of those
-/// that run beside each other counts in full, of the others the part that nothing covers; what all warps of a block wait for
-/// counts less the more blocks there are.
+/// Each term is a count of what the kernel does, as the emulator counts it, times what one of them takes. The longest
+/// of those that run beside each other counts in full, of the others the part that nothing covers; what all warps of a
+/// block wait for counts less the more blocks there are.
 ///
 /// The six constants were fitted on an NVIDIA H200, 2026-11-21, to 939 tilings of head dimensions from 64 to 1024 that
-/// `flash-attention tune --json` measured (standard deviation 8%; what it ranks first is within 4% of the fastest at each of
-/// them; Documentation/GPULog.md). Other GPUs are ranked by the same constants.
+/// `flash-attention tune --json` measured (standard deviation 8%; what it ranks first is within 4% of the fastest at
+/// each of them; Documentation/GPULog.md). Other GPUs are ranked by the same constants.
 struct ForwardCost: Hashable, Sendable {
   /// Of a product of 16 x 8 x 16 on one of the four tensor cores; 6.4 alone.
   private static let cyclesOfProduct = 7.4
@@ -23,10 +23,11 @@ struct ForwardCost: Hashable, Sendable {
   /// Of 64 bytes that are copied while nobody computes, where only one block is there.
   private static let cyclesOfExposedCopy = 0.55
 
-  /// Of a launch, in seconds; how many times 1/clock a cycle takes; the part of the data sheet's bandwidth that is reached; and the part
-  /// of the work, or of the reading, that the longer of the two does not cover. Fitted with `DecodeCost`, to tell which of the two
-  /// families is faster: 809 cases on an H100 and an H200, 2026-11-28, 1.007 times the faster one's time in the geometric mean and 1.15
-  /// at the most; standard deviation 8% (Documentation/GPULog.md).
+  /// Of a launch, in seconds; how many times 1/clock a cycle takes; the part of the data sheet's bandwidth that is
+  /// reached; and the part of the work, or of the reading, that the longer of the two does not cover. Fitted with
+  /// `DecodeCost`, to tell which of the two families is faster: 809 cases on an H100 and an H200, 2026-11-28, 1.007
+  /// times the faster one's time in the geometric mean and 1.15 at the most; standard deviation 8%
+  /// (Documentation/GPULog.md).
   private static let launch = 6.7e-6, sustained = 1.03, reached = 0.93, besideReading = 0.1
 
   /// Products on the tensor cores.

@@ -1,7 +1,8 @@
 package import Attention
 package import PTX
 
-/// The kernels of prefill: FlashAttention 2 on `mma.sync`, a block for some rows of one key/value head and all their keys.
+/// The kernels of prefill: FlashAttention 2 on `mma.sync`, a block for some rows of one key/value head and all their
+/// keys.
 package enum ForwardFamily: KernelFamily {
   package static let name = "forward"
   package static let architecture = Architecture.from(80)
@@ -87,8 +88,8 @@ package enum ForwardFamily: KernelFamily {
     let perMultiprocessor = Double(blocks) / Double(max(gpu.multiprocessors, 1))
     let tile = ForwardCost(
       specialization, blocks: max(1, min(tiling.blocksPerMultiprocessor, Int(perMultiprocessor.rounded(.up)))))
-    // The tiles that the busiest multiprocessor works on, one after the other. Masks hide the same part from all candidates, and keys
-    // beyond the length cost as much as others.
+    // The tiles that the busiest multiprocessor works on, one after the other. Masks hide the same part from all
+    // candidates, and keys beyond the length cost as much as others.
     let tiles = max(perMultiprocessor, 1) * seenKeys(problem, on: gpu) / Double(tiling.tileKeys)
     let rowBytes = (problem.dimension + problem.valueDimension) * problem.cacheType.byteCount
     let bytes = Double(problem.batch) * Double(problem.keyValueHeads) * seenKeys(problem, on: gpu) * Double(rowBytes)

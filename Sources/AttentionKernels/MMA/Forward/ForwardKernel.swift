@@ -13,8 +13,9 @@ package import PTX
 /// with r 16-row tiles in each warp. K and V come by asynchronous copies, `stages` tiles ahead; P goes from the
 /// accumulators of S straight into the A operand of P V. One barrier a tile.
 ///
-/// Budget of a tile of 16 rows x 64 keys: (D + D_v) / 2 `mma`, 32 exponentials a lane, and, with r 1, as many `ldmatrix` as
-/// half the `mma` (a quarter with r 2). Registers of a thread: r (D_v / 2 + keys / 2), D r / 4 where Q is kept, and about 50.
+/// Budget of a tile of 16 rows x 64 keys: (D + D_v) / 2 `mma`, 32 exponentials a lane, and, with r 1, as many
+/// `ldmatrix` as half the `mma` (a quarter with r 2). Registers of a thread: r (D_v / 2 + keys / 2), D r / 4 where Q is
+/// kept, and about 50.
 package struct ForwardKernel: KernelSource {
   /// What the kernel is made for.
   package let specialization: ForwardSpecialization

@@ -3,7 +3,8 @@ internal import PTX
 /// The sequence of a block, where sequences have lengths of their own: what the GPU's memory says of it.
 struct ForwardSequence {
   let queries: Register<U32>
-  /// N_k, and how many of these rows there are: none in a sequence that is not in the cache, so that zeros stand for them.
+  /// N_k, and how many of these rows there are: none in a sequence that is not in the cache, so that zeros stand for
+  /// them.
   let keys, presentKeys: Register<S32>
   /// The rows of its first query and key, and its place in a cache of keys.
   let firstQuery, firstKey, keyBatch: Register<U32>

@@ -50,7 +50,8 @@ extension ForwardSpecialization {
     return "O (\(output)), S (\(scores))" + (queries > 0 ? ", Q (\(queries))" : "") + " and the rest"
   }
 
-  /// Registers that a thread will take, about; what is not O, S and Q was fitted to what ptxas 13.0 makes of 300 kernels.
+  /// Registers that a thread will take, about; what is not O, S and Q was fitted to what ptxas 13.0 makes of 300
+  /// kernels.
   func registerEstimate(on gpu: GPULimits) -> Int {
     let (output, scores, queries) = matrixRegisters
     let fragments = tiling.keepsQueries ? 0 : (gpu.target < .sm90 ? 10 : 4) * tiling.rowTilesPerWarp
@@ -64,7 +65,7 @@ extension ForwardSpecialization {
     return output + scores + queries + fragments + panels + columns + maskOrCap + 54
   }
 
-  /// Where O takes most registers, it is better to let go of a few that are needed once a tile than to make tiles smaller:
-  /// at D 512 on an H200, 363 TFLOPS with 24 bytes spilled, 296 with none (Documentation/GPULog.md).
+  /// Where O takes most registers, it is better to let go of a few that are needed once a tile than to make tiles
+  /// smaller: at D 512 on an H200, 363 TFLOPS with 24 bytes spilled, 296 with none (Documentation/GPULog.md).
   private var registerLimit: Int { max(dimension, valueDimension) > 256 ? 280 : 255 }
 }

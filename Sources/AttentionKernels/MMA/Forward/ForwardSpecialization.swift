@@ -1,8 +1,8 @@
 package import Attention
 package import PTX
 
-/// What the text of a forward kernel is made from, and the key that it is cached by. Lengths, strides, pointers, scale and
-/// counts are not here: they are launch values, so that one kernel serves all of them.
+/// What the text of a forward kernel is made from, and the key that it is cached by. Lengths, strides, pointers, scale
+/// and counts are not here: they are launch values, so that one kernel serves all of them.
 package struct ForwardSpecialization: Hashable, Sendable {
   /// The type of Q, K, V and O.
   package var inputs: Matrix.Inputs
@@ -39,8 +39,8 @@ package struct ForwardSpecialization: Hashable, Sendable {
   /// Columns of a row of Q and K in shared memory: D up to the next k step of the tensor cores, zeros beyond D.
   package var paddedDimension: Int { (dimension + 15) / 16 * 16 }
 
-  /// Columns of O that a warp computes: D_v, or where warps share rows, its part: whole panels of 64, or 16 or 32, so that no
-  /// part lies across two panels.
+  /// Columns of O that a warp computes: D_v, or where warps share rows, its part: whole panels of 64, or 16 or 32, so
+  /// that no part lies across two panels.
   var columnsPerWarp: Int {
     let warps = tiling.columnWarps
     if warps == 1 { return valueDimension }

@@ -1,9 +1,10 @@
 package import PTX
 
-/// How a forward kernel cuts its work: rows of queries over warps, keys into tiles, and how both pass through shared memory.
+/// How a forward kernel cuts its work: rows of queries over warps, keys into tiles, and how both pass through shared
+/// memory.
 ///
-/// The rungs of the ladder that the origin climbs (Documentation/Ladder.md) are values of this type, and so is everything
-/// between them.
+/// The rungs of the ladder that the origin climbs (Documentation/Ladder.md) are values of this type, and so is
+/// everything between them.
 package struct ForwardTiling: Hashable, Sendable {
   /// What the warps of a block divide.
   package enum WarpTiling: Hashable, Sendable {
@@ -43,11 +44,11 @@ package struct ForwardTiling: Hashable, Sendable {
   package var rowTilesPerWarp: Int
   /// Keys of a tile, a multiple of 16.
   package var tileKeys: Int
-  /// Places in the ring of shared memory: for K and V of a tile together, or, where these share bytes, for one of them. With
-  /// one, nothing is copied while it is read.
+  /// Places in the ring of shared memory: for K and V of a tile together, or, where these share bytes, for one of them.
+  /// With one, nothing is copied while it is read.
   package var stages: Int
-  /// Parts that K (along D) and V (along the keys) of a tile come in, where they share bytes: a place in the ring then holds
-  /// no more than a part.
+  /// Parts that K (along D) and V (along the keys) of a tile come in, where they share bytes: a place in the ring then
+  /// holds no more than a part.
   package var slices: Int
   /// How rows lie in shared memory without bank conflicts.
   package var layout: SharedTile.Layout
@@ -95,8 +96,8 @@ package struct ForwardTiling: Hashable, Sendable {
   /// Keys of a slice of V.
   var keysPerSlice: Int { tileKeys / slices }
 
-  /// The keys of a tile in the pieces that scores are computed in: enough for eight independent products. Q that is read
-  /// again is read for all keys at once, and so is K that comes in slices.
+  /// The keys of a tile in the pieces that scores are computed in: enough for eight independent products. Q that is
+  /// read again is read for all keys at once, and so is K that comes in slices.
   var scorePieces: [Range<Int>] {
     let enough = 64 / rowTilesPerWarp
     let isWhole = !keepsQueries || slices > 1
@@ -117,8 +118,8 @@ package struct ForwardTiling: Hashable, Sendable {
   }
 }
 
-/// A rung of the origin's ladder: what warps divide, and what shares memory. How many stages it has, and everything else,
-/// is up to the tiling.
+/// A rung of the origin's ladder: what warps divide, and what shares memory. How many stages it has, and everything
+/// else, is up to the tiling.
 package struct Rung: Hashable, Sendable, CaseIterable, CustomStringConvertible {
   /// Whether warps divide keys as well as rows.
   package let splitsKeys: Bool
@@ -138,8 +139,8 @@ package struct Rung: Hashable, Sendable, CaseIterable, CustomStringConvertible {
 }
 
 extension ForwardTiling {
-  /// The rung of the ladder. Setting it keeps everything else, but for what the rung needs: four warps for the same rows,
-  /// Q in registers, whole tiles.
+  /// The rung of the ladder. Setting it keeps everything else, but for what the rung needs: four warps for the same
+  /// rows, Q in registers, whole tiles.
   package var rung: Rung {
     get { Rung(splitsKeys: columnWarps > 1, sharing: sharing) }
     set {

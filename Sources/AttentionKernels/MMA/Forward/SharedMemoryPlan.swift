@@ -7,7 +7,8 @@
 package struct SharedMemoryPlan: Hashable, Sendable {
   /// Q of the block.
   package let queries: SharedTile
-  /// O of the block, on its way out; where warps share rows, the columns of one warp, and those of the next behind them.
+  /// O of the block, on its way out; where warps share rows, the columns of one warp, and those of the next behind
+  /// them.
   package let output: SharedTile
   /// K of a tile.
   package let keys: SharedTile
