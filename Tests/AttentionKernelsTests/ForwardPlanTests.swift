@@ -62,7 +62,7 @@ import Testing
       "\(plan)" == """
         GPU, H200 or the like: attention_bf16_d64_right_128x96_warps4_stages2_q
         split-q, 2 stages: tiles of 128 rows x 96 keys, 4 warps, Q in registers; 512 blocks, 64 KB of shared memory each
-        The forward kernels, at 245.0 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=3,\
+        The forward kernels, at 238.5 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=3,\
         queries=registers,blocks=2), 1.0 times as long.
         """)
   }
