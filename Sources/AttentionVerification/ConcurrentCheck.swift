@@ -37,7 +37,7 @@ package struct ConcurrentCheck {
   private func each(atOnce: Bool) throws -> [[[UInt64]]] {
     let cache = try KVCache(
       .paged(pages: threads * (Self.conversation / 16 + 1), pageSize: 16), keyValueHeads: Self.keyValueHeads,
-      dimension: Self.dimension, scalarType: .bf16, device: gpu == nil ? .cpu : .gpu)
+      dimension: Self.dimension, scalarType: .bf16, device: gpu.map { .gpu($0.ordinal) } ?? .cpu)
     let results = Mutex([[[UInt64]]](repeating: [], count: threads))
     let failure = Mutex<(any Error)?>(nil)
     @Sendable func work(_ thread: Int) {
@@ -89,7 +89,7 @@ package struct ConcurrentCheck {
         batch: 1, heads: ConcurrentCheck.heads, length: 100 + 16 * thread, dimension: ConcurrentCheck.dimension)
       let problem = try AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: .bf16, mask: .causal)
       let (forward, inputs) = (
-        try AttentionPlan(problem, device: gpu == nil ? .cpu : .gpu, threads: 1), try ProblemInputs(problem)
+        try AttentionPlan(problem, device: gpu.map { .gpu($0.ordinal) } ?? .cpu, threads: 1), try ProblemInputs(problem)
       )
       (self.forward, self.inputs) = (forward, inputs)
       device = try gpu.map { try Self.tensors(thread: thread, forward, inputs, on: $0) }
@@ -104,7 +104,7 @@ package struct ConcurrentCheck {
         batch: 2, queries: 1, queryHeads: ConcurrentCheck.heads, keyValueHeads: ConcurrentCheck.keyValueHeads,
         dimension: ConcurrentCheck.dimension, keys: .contiguous(sequences: 2, capacity: 2048), scalarType: .bf16,
         mask: .causal)
-      let plan = try AttentionPlan(problem, device: .gpu)
+      let plan = try AttentionPlan(problem, device: .gpu(gpu.ordinal))
       var random = RandomSource(seed: UInt64(1000 + thread))
       var buffers: [GPUBuffer] = []
       func upload(_ shape: TensorShape) throws -> DeviceTensorView {

@@ -81,9 +81,10 @@ package struct VerificationCase: Sendable {
   /// NaN behind the last key of each sequence.
   package var hasNaNTail: Bool { isPoisoned && keyPlacement.tail > 0 && valuePlacement.tail > 0 }
 
-  /// The command that runs this case alone.
-  package var command: String {
-    "flash-attention verify --seed \(seed) --only \(number)" + (kernels.map { " --device gpu --kernels \($0)" } ?? "")
+  /// The command that runs this case alone, on the GPU that was asked for where it is one of a GPU's.
+  package func command(device: Device) -> String {
+    "flash-attention verify --seed \(seed) --only \(number)"
+      + (kernels.map { " --device \(device) --kernels \($0)" } ?? "")
   }
 }
 

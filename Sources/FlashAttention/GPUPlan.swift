@@ -138,10 +138,15 @@ extension GPUPlan: CustomStringConvertible {
 extension GPU {
   /// What plans must know of it.
   package var limits: GPULimits {
-    GPULimits(
-      name: device.name, target: Target(device.capability), multiprocessors: device.multiprocessors,
+    let target = Target(device.capability)
+    let typical = GPULimits.typical(of: target)
+    // Some drivers report 0 for a rate that they do not know, by which no cost can be divided.
+    return GPULimits(
+      name: device.name, target: target, multiprocessors: device.multiprocessors,
       sharedBytesPerBlock: device.sharedBytesPerBlock,
-      sharedBytesPerMultiprocessor: device.sharedBytesPerMultiprocessor, clock: device.clock,
-      bandwidth: device.bandwidth, cacheBytes: device.cacheBytes, driverVersion: device.driver.version)
+      sharedBytesPerMultiprocessor: device.sharedBytesPerMultiprocessor,
+      clock: device.clock > 0 ? device.clock : typical.clock,
+      bandwidth: device.bandwidth > 0 ? device.bandwidth : typical.bandwidth, cacheBytes: device.cacheBytes,
+      driverVersion: device.driver.version)
   }
 }

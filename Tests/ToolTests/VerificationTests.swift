@@ -12,7 +12,7 @@ import flash_attention
   @Test func fiveHundredCasesPass() throws {
     for test in Self.cases {
       let outcome = try test.run(on: .cpu)
-      if let failure = outcome.failure { Issue.record("\(test.problem): \(failure)\n\(test.command)") }
+      if let failure = outcome.failure { Issue.record("\(test.problem): \(failure)\n\(test.command(device: .cpu))") }
     }
   }
 
@@ -102,7 +102,7 @@ import flash_attention
     let again = VerificationCase(seed: 0, number: 123)
     #expect(again.problem == Self.cases[123].problem && again.keyPlacement == Self.cases[123].keyPlacement)
     #expect(VerificationCase(seed: 1, number: 123).problem != again.problem)
-    #expect(again.command == "flash-attention verify --seed 0 --only 123")
+    #expect(again.command(device: .cpu) == "flash-attention verify --seed 0 --only 123")
   }
 }
 

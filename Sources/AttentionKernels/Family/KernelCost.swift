@@ -19,9 +19,6 @@ package struct KernelCost: Hashable, Sendable {
     self.terms = terms.map { Term(name: $0.key, seconds: $0.value) }
     self.seconds = seconds
   }
-
-  /// A term; 0 where there is none of the name.
-  package subscript(_ name: String) -> Double { terms.first { $0.name == name }?.seconds ?? 0 }
 }
 
 extension KernelCost: CustomStringConvertible {

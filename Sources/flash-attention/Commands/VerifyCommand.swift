@@ -182,7 +182,7 @@ struct VerifyCommand: ParsableCommand {
       if only != nil { print("\(test.problem)\n\(test.scenario.entries)") }
       if let failure = outcome.failure {
         print("FAILED  \(test.problem): \(failure)")
-        print("        \(test.command(device: isForGPU ? .gpu : .cpu, kernels: kernels))")
+        print("        \(test.command(device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu, kernels: kernels))")
       }
     }
     let failures = results.filter { $0.failure != nil }.count
@@ -266,7 +266,8 @@ struct VerifyCommand: ParsableCommand {
 
   /// The command that runs a case alone.
   private func command(for test: VerificationCase) -> String {
-    test.command + (emulate ? " --emulate" : "") + (tiling.tiling.map { " --tiling \($0)" } ?? "")
+    test.command(device: .gpu(device.ordinal ?? 0)) + (emulate ? " --emulate" : "")
+      + (tiling.tiling.map { " --tiling \($0)" } ?? "")
       + (variants ? " --variants" : "")
   }
 

@@ -66,12 +66,6 @@ struct DecodeLaunch: Sendable {
     scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
   }
 
-  /// Bytes of the log-sum-exps of a batch, and of a head.
-  var logSumExpStrides: (batch: Int, head: Int) {
-    let ofHead = problem.queryShape.length * 4
-    return (problem.packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead)
-  }
-
   /// Keys that the call brings for each sequence, unless they are packed.
   var newKeysOfEach: Int { problem.newKeys.map { $0.packedTotal == nil ? $0.count : 0 } ?? 0 }
 

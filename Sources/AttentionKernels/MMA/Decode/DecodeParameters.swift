@@ -48,8 +48,8 @@ struct DecodeParameters {
     queryBase = list.pointer("queries") { $0.preparedQueries }
     (keyBase, valueBase) = (list.pointer("keys", .keys), list.pointer("values", .values))
     (outputBase, logSumExpBase) = (list.pointer("output", .output), list.pointer("log_sum_exp", .logSumExp))
-    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.logSumExpStrides.batch }
-    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.logSumExpStrides.head }
+    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.problem.logSumExpStrides.batch }
+    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.problem.logSumExpStrides.head }
     queryStrides = list.strides("query") { $0.preparedQuerySteps }
     keyStrides = list.strides("key") {
       TensorSteps(.keys, $0.problem.cacheType, isPacked: $0.problem.hasPackedKeys)

@@ -27,8 +27,8 @@ struct ForwardParameters {
     (queryBase, keyBase) = (list.pointer("queries", .queries), list.pointer("keys", .keys))
     (valueBase, outputBase) = (list.pointer("values", .values), list.pointer("output", .output))
     logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
-    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.logSumExpStrides.batch }
-    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.logSumExpStrides.head }
+    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.problem.logSumExpStrides.batch }
+    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.problem.logSumExpStrides.head }
     queryStrides = list.strides("query") {
       TensorSteps(.queries, $0.problem.queryType, isPacked: $0.problem.packedQueries != nil)
     }
@@ -88,12 +88,6 @@ struct ForwardLaunch: Sendable {
     blocks = blocksPerHead * problem.keyValueHeads * problem.batch
     sharedByteCount = SharedMemoryPlan(specialization).byteCount
     scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
-  }
-
-  /// Bytes of the log-sum-exps of a batch, and of a head.
-  var logSumExpStrides: (batch: Int, head: Int) {
-    let ofHead = problem.queryShape.length * 4
-    return (problem.packedQueries == nil ? problem.queryHeads * ofHead : 0, ofHead)
   }
 
   /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.
