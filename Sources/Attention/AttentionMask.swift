@@ -29,20 +29,20 @@ public enum AttentionMask: Hashable, Sendable {
   /// Whether there are keys that some query may not see.
   public var isLimited: Bool { reach.left != nil || reach.right != nil || chunk != nil }
 
+  /// Query i of `queries` sees the keys from `i + left` to `i + right`, of those that there are. Where a side is
+  /// unlimited, or reaches beyond all keys, what makes the same of it and cannot overflow.
+  package func offsets(queries: Int, keys: Int) -> (left: Int, right: Int) {
+    let (diagonal, most) = (keys - queries, queries + keys)
+    return (
+      max(diagonal - min(reach.left ?? most, most), -queries), min(diagonal + min(reach.right ?? most, most), keys - 1)
+    )
+  }
+
   /// The keys that query `query` of `queries` sees, of `keys`; empty where it sees none.
   public func visibleKeys(ofQuery query: Int, queries: Int, keys: Int) -> Range<Int> {
-    let diagonal = query + keys - queries
-    let (left, right) = reach
-    // A reach of queries + keys spans everything, so larger ones cannot overflow.
-    let most = queries + keys
-    var first = left.map { max(0, diagonal - min($0, most)) } ?? 0
-    var end = right.map { min(keys, diagonal + min($0, most) + 1) } ?? keys
-    if let chunk {
-      // A query before the first key stands in no chunk.
-      if diagonal < 0 { return 0..<0 }
-      first = max(first, diagonal / chunk * chunk)
-      end = min(end, chunk < keys ? (diagonal / chunk + 1) * chunk : keys)
-    }
+    let (left, right) = offsets(queries: queries, keys: keys)
+    let seen = VisibleKeys(keys: keys, left: left, right: right, diagonal: keys - queries, chunk: chunk)
+    let (first, end) = (seen.first(ofQuery: query), seen.end(ofQuery: query))
     return first < end ? first..<end : 0..<0
   }
 

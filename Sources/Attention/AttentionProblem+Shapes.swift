@@ -79,6 +79,11 @@ extension RotaryEmbedding {
   }
 }
 
+extension AttentionProblem {
+  /// Its scale and softcap as a softmax in base 2 multiplies by them.
+  package var scoreUnits: ScoreUnits { ScoreUnits(scale: scale, softcap: softcap) }
+}
+
 // MARK: - Work, of whole keys
 
 extension AttentionProblem {
@@ -97,12 +102,8 @@ extension AttentionProblem {
   /// many.
   var visiblePairs: Double {
     if mask.chunk != nil { return (0..<queries).reduce(0) { $0 + Double(visibleKeys(ofQuery: $1).count) } }
-    let (left, right) = mask.reach
-    let reach = Double(queries) + Double(keys)
-    // Query i sees the keys from clamp(i + offset - left) up to clamp(i + offset + right + 1); clamp is to 0...keys.
-    let offset = Double(keys) - Double(queries)
-    let ends = sumOfClamped(from: offset + min(right.map(Double.init) ?? reach, reach) + 1)
-    let starts = sumOfClamped(from: offset - min(left.map(Double.init) ?? reach, reach))
+    let (left, right) = mask.offsets(queries: queries, keys: keys)
+    let (starts, ends) = (sumOfClamped(from: Double(left)), sumOfClamped(from: Double(right) + 1))
     return ends - starts
   }
 

@@ -205,15 +205,14 @@ public struct AttentionProblem: Hashable, Sendable {
 // MARK: - What can be
 
 extension AttentionProblem {
-  // All paths compute scores in f32, base 2: what they multiply by must exist there.
-  private static let log2e = 1.4426950408889634
-
+  // What paths multiply by must exist in f32.
   private static func isScale(_ scale: Double) -> Bool {
-    Float(scale * log2e).isFinite && (scale == 0 || Float(scale).isNormal)
+    Float(ScoreUnits(scale: scale, softcap: nil).base2).isFinite && (scale == 0 || Float(scale).isNormal)
   }
 
   private static func isSoftcap(_ softcap: Double, of scale: Double) -> Bool {
-    softcap > 0 && Float(softcap * log2e).isNormal && Float(scale / softcap).isFinite
+    let units = ScoreUnits(scale: scale, softcap: softcap)
+    return softcap > 0 && Float(units.base2).isNormal && Float(units.cap ?? 0).isFinite
   }
 
   private static func check(_ shape: TensorShape, of tensor: String) throws(AttentionError) {

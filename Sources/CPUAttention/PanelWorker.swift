@@ -75,7 +75,7 @@ struct PanelWorker: ~Copyable {
 
   /// Computes the tiles of one unit and hands each panel's rows to `finish`.
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
-    let transform = ScoreTransform(plan.problem).kernels
+    let transform = plan.problem.scoreUnits.microkernels
     let panels = makePanels(rows, operands)
     let tiles = plan.tiles(over: rows.keysSeen(by: rows.rows), split: split)
     for tile in tiles {
@@ -92,7 +92,7 @@ struct PanelWorker: ~Copyable {
   private func makePanels(_ rows: PackedRows, _ operands: Operands) -> [Panel] {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
-    let isNegated = ScoreTransform(plan.problem).negatesQueries
+    let isNegated = plan.problem.scoreUnits.isNegated
     var panels: [Panel] = []
     for start in stride(from: rows.rows.lowerBound, to: rows.rows.upperBound, by: width) {
       let range = start..<min(start + width, rows.rows.upperBound)

@@ -46,7 +46,7 @@ struct RowDestination: ~Copyable {
   private func storeStatistics(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
     // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
-    let unit = ScoreTransform(plan.problem).maximumUnit
+    let unit = plan.problem.scoreUnits.maximumUnit
     let logSumExp2 = sum == 0 ? -.infinity : Double(state.maximum[lane]) * unit + log2(sum)
     if let partials {
       partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2

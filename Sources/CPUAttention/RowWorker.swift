@@ -54,7 +54,7 @@ struct RowWorker: ~Copyable {
     let (d, dv) = (Int32(problem.dimension), Int32(problem.valueDimension))
     let (paddedD, paddedDv) = (Self.padded(problem.dimension), Self.padded(problem.valueDimension))
     let (k, v) = (operands.keys, operands.values)
-    let transform = ScoreTransform(problem).kernels
+    let transform = problem.scoreUnits.microkernels
     let state = FASoftmaxState(
       maximum: statistics, sum: statistics + paddedRows, rescale: statistics + 2 * paddedRows)
 
@@ -70,7 +70,7 @@ struct RowWorker: ~Copyable {
         d, Int32(paddedD), queries + r * paddedD)
     }
 
-    if ScoreTransform(problem).negatesQueries {
+    if problem.scoreUnits.isNegated {
       for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 

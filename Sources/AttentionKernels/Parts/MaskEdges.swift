@@ -32,3 +32,14 @@ extension MaskEdges {
   var limitsFirst: Bool { contains(.left) || contains(.chunks) }
   var limitsEnd: Bool { contains(.right) || contains(.chunks) }
 }
+
+/// A mask's numbers as kernels hold them, in 32 bits with room for a sum: how far a query sees to both sides of its own
+/// key, and the keys of a chunk. Of a side that the mask does not limit, any number: the kernel's text has no use for it.
+struct MaskWords {
+  let left, right, chunk: Int
+
+  init(_ mask: AttentionMask) {
+    func word(_ number: Int?, else other: Int) -> Int { min(number ?? other, GPULimits.lengthLimit) }
+    (left, right, chunk) = (word(mask.reach.left, else: 0), word(mask.reach.right, else: 0), word(mask.chunk, else: 1))
+  }
+}

@@ -1,16 +1,11 @@
+internal import Attention
 internal import PTX
 
 /// Hides the scores of keys that a query does not see: those beyond the length, and those outside the mask's edges.
 struct ScoreMask {
-  /// How many keys there are; query i sees those from `i + left` to `i + right`, and of chunks of `chunk` keys only the
-  /// one that has key `i + diagonal`.
-  struct Bounds {
-    let keys, left, right, diagonal, chunk: Register<S32>
-  }
-
   private let k: KernelBuilder
   private let edges: MaskEdges
-  private let bounds: Bounds
+  private let keys: VisibleKeys<EmittedNumber>
   private let rows: PackedQueries
   /// The lane's rows in the pack.
   private let ownRows: [Register<U32>]
@@ -21,49 +16,29 @@ struct ScoreMask {
   private let common: (first: Register<S32>, end: Register<S32>)
 
   init(
-    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds, rows: PackedQueries,
+    _ k: KernelBuilder, _ edges: MaskEdges, _ keys: VisibleKeys<EmittedNumber>, rows: PackedQueries,
     ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
   ) {
     self.k = k
     self.edges = edges
-    self.bounds = bounds
+    self.keys = keys
     self.rows = rows
     self.ownRows = ownRows
     self.lane = lane
     let first = rows.query(ofRow: rows.firstRow).reinterpreted(as: S32.self)
     let last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
-    visible = (Self.firstKey(k, edges, bounds, first), Self.endKey(k, edges, bounds, last))
-    common = (Self.firstKey(k, edges, bounds, last), Self.endKey(k, edges, bounds, first))
+    visible = (Self.first(k, keys, first), Self.end(k, keys, last))
+    common = (Self.first(k, keys, last), Self.end(k, keys, first))
   }
 
   /// The first key that a query sees, and the key behind the last.
-  private static func firstKey(
-    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds,
-    _ query: Register<S32>
-  ) -> Register<S32> {
-    let zero = k.constant(0, S32.self)
-    var first = edges.contains(.left) ? k.maximum(query + bounds.left, zero) : zero
-    if edges.contains(.chunks) {
-      let place = k.maximum(query + bounds.diagonal, zero)
-      first = k.maximum(first, (place / bounds.chunk) * bounds.chunk)
-    }
-    return first
-  }
+  private static func first(
+    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ query: Register<S32>
+  ) -> Register<S32> { keys.first(ofQuery: EmittedNumber(k: k, register: query)).register }
 
-  private static func endKey(
-    _ k: KernelBuilder, _ edges: MaskEdges, _ bounds: Bounds,
-    _ query: Register<S32>
-  ) -> Register<S32> {
-    var end = edges.contains(.right) ? k.minimum(query + bounds.right + 1, bounds.keys) : bounds.keys
-    if edges.contains(.chunks) {
-      let place = query + bounds.diagonal
-      // As far as to the chunk's end, so that a chunk of any size overflows nothing.
-      let left = bounds.chunk - (place - (place / bounds.chunk) * bounds.chunk)
-      end = k.minimum(end, place + k.minimum(left, k.maximum(bounds.keys - place, k.constant(0, S32.self))))
-      end = k.select(place .>= 0, end, k.constant(0, S32.self))
-    }
-    return end
-  }
+  private static func end(
+    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ query: Register<S32>
+  ) -> Register<S32> { keys.end(ofQuery: EmittedNumber(k: k, register: query)).register }
 
   /// The tiles of keys that some row sees.
   func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
@@ -92,9 +67,7 @@ struct ScoreMask {
     let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
     let ranges = ownRows.map { row in
       let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
-      let (begin, end) = (
-        Self.firstKey(k, edges, bounds, query), Self.endKey(k, edges, bounds, query)
-      )
+      let (begin, end) = (Self.first(k, keys, query), Self.end(k, keys, query))
       return (first: begin - first, end: end - first)
     }
     scores.forEach { score, row, column in
@@ -102,5 +75,19 @@ struct ScoreMask {
       if edges.limitsFirst { isVisible = isVisible & (ranges[row].first .<= column) }
       k.set(score, to: k.select(isVisible, score, -.infinity))
     }
+  }
+}
+
+extension VisibleKeys<EmittedNumber> {
+  /// From registers, of which a kernel uses those that its mask's edges ask for.
+  init(
+    _ k: KernelBuilder, _ edges: MaskEdges, keys: Register<S32>, left: Register<S32>, right: Register<S32>,
+    diagonal: Register<S32>, chunk: Register<S32>
+  ) {
+    func number(_ register: Register<S32>) -> EmittedNumber { EmittedNumber(k: k, register: register) }
+    self.init(
+      keys: number(keys), left: edges.contains(.left) ? number(left) : nil,
+      right: edges.contains(.right) ? number(right) : nil, diagonal: number(diagonal),
+      chunk: edges.contains(.chunks) ? number(chunk) : nil)
   }
 }

@@ -1,3 +1,4 @@
+internal import Attention
 internal import PTX
 
 /// `SoftmaxScales` as parameters of a kernel.
@@ -32,19 +33,11 @@ struct SoftmaxScales: Hashable, Sendable {
   /// From a scaled maximum to natural units: ln 2 but for the rounding of `scale`, in two parts.
   let ln2High, ln2Low: Float
 
-  init(scale: Double, softcap: Double?) {
-    let log2e = 1.4426950408889634
-    let naturalUnit: Double
-    if let softcap {
-      self.scale = Float(softcap * log2e)
-      naturalUnit = softcap / Double(self.scale)
-      capScale = Float(scale / softcap)
-    } else {
-      // Not 0, so that a hidden score, -inf, stays what it is; with this, all others become 1 as with 0.
-      self.scale = max(Float(scale.magnitude * log2e), .leastNonzeroMagnitude)
-      capScale = 0
-      naturalUnit = scale.magnitude / Double(self.scale)
-    }
+  init(_ units: ScoreUnits) {
+    // Not 0, so that a hidden score, -inf, stays what it is; with this, all others become 1 as with 0.
+    scale = max(Float(units.base2), .leastNonzeroMagnitude)
+    capScale = Float(units.cap ?? 0)
+    let naturalUnit = units.natural / Double(scale)
     ln2High = Float(naturalUnit)
     ln2Low = Float(naturalUnit - Double(ln2High))
   }

@@ -1,3 +1,4 @@
+internal import Attention
 package import PTX
 
 /// Exact attention of a few queries over a long cache: parallel over the cache ("Flash-Decoding"), and over the query
@@ -97,8 +98,9 @@ struct DecodeBody {
     let diagonal = unit.length - unit.queries
     let mask = ScoreMask(
       k, s.mask,
-      ScoreMask.Bounds(
-        keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right, diagonal: diagonal,
+      VisibleKeys(
+        k, s.mask, keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right,
+        diagonal: diagonal,
         chunk: parameters.chunk), rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: place.lane)
     let tiles = mask.limit(piece, from: unit.firstKeyTile, of: tiling.tileKeys)
 

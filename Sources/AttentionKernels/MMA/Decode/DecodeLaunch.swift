@@ -63,7 +63,7 @@ struct DecodeLaunch: Sendable {
       parts: counters, partLogSumExps: partStatistics, queries: queries,
       byteCount: queries
         + (preparesQueries ? problem.queryShape.elementCount * problem.scalarType.byteCount : 0))
-    scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
+    scales = SoftmaxScales(problem.scoreUnits)
   }
 
   /// Keys that the call brings for each sequence, unless they are packed.

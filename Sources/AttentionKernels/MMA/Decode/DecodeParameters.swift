@@ -81,9 +81,9 @@ struct DecodeParameters {
     keyRows = list.number("key_rows", U32.self) { $0.problem.hasPackedKeys ? $0.problem.keyShape.length : 0 }
     newKeyRows = list.number("new_key_rows", U32.self) { $0.problem.newKeys?.packedTotal ?? 0 }
     cachePlaces = list.number("cache_places", U32.self) { $0.problem.keyShape.batch }
-    left = list.number("left", S32.self) { min($0.problem.mask.reach.left ?? 0, GPULimits.lengthLimit) }
-    right = list.number("right", S32.self) { min($0.problem.mask.reach.right ?? 0, GPULimits.lengthLimit) }
-    chunk = list.number("chunk", S32.self) { min($0.problem.mask.chunk ?? 1, GPULimits.lengthLimit) }
+    left = list.number("left", S32.self) { MaskWords($0.problem.mask).left }
+    right = list.number("right", S32.self) { MaskWords($0.problem.mask).right }
+    chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
     softmax = SoftmaxParameters(list) { $0.scales }
   }
 }

@@ -113,7 +113,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
       mask.remove(.right)
     }
     hasSoftcap = problem.softcap != nil
-    isScaleNegative = problem.scale < 0 && problem.softcap == nil
+    isScaleNegative = problem.scoreUnits.isNegated
     hasLeftPadding = problem.hasLeftPadding
     self.tiling = tiling
     // Who does, where nobody does, makes no other kernel.

@@ -1,30 +1,4 @@
-internal import PTX
-
-/// Numbers that the rule of sharing out work is written in: `Int` on the CPU, registers in a kernel. What is divided is
-/// never negative. (No operators: more of them would slow down the type checker in every file.)
-protocol RuleNumber {
-  func adding(_ b: Self) -> Self
-  func adding(_ b: Int) -> Self
-  func subtracting(_ b: Self) -> Self
-  func multiplied(by b: Self) -> Self
-  func multiplied(by b: Int) -> Self
-  /// The quotient, rounded down.
-  func divided(by b: Self) -> Self
-  func divided(by b: Int) -> Self
-  /// The larger of the two.
-  func orAtLeast(_ b: Int) -> Self
-  func orAtLeast(_ b: Self) -> Self
-  /// One number where this is zero, another where it is not.
-  func whereZero(_ a: Self, else b: Self) -> Self
-  /// What `other` returns where this is above a limit; this otherwise.
-  func refined(above limit: Int, _ other: () -> Self) -> Self
-}
-
-extension RuleNumber {
-  /// The quotient, rounded up.
-  func dividedUp(by b: Self) -> Self { adding(b).adding(-1).divided(by: b) }
-  func dividedUp(by b: Int) -> Self { adding(b - 1).divided(by: b) }
-}
+internal import Attention
 
 /// How the tiles of all sequences are shared out over the blocks of a grid, so that all end together whatever the
 /// lengths are.
@@ -49,11 +23,10 @@ struct WorkRule<Number: RuleNumber> {
 
   /// The first key of a sequence that some query sees, at a tile's start, in tiles.
   func firstTile(length: Number, queries: Number) -> Number {
-    let place = length.subtracting(queries)
-    var first = length.subtracting(length)
-    if let left { first = place.subtracting(left).orAtLeast(0) }
-    if let chunk { first = first.orAtLeast(place.orAtLeast(0).divided(by: chunk).multiplied(by: chunk)) }
-    return first.divided(by: tileKeys)
+    let diagonal = length.subtracting(queries)
+    let seen = VisibleKeys(
+      keys: length, left: left.map(diagonal.subtracting), right: nil, diagonal: diagonal, chunk: chunk)
+    return seen.first(ofQuery: length.constant(0)).divided(by: tileKeys)
   }
 
   /// The tiles of a unit: one at least, so that a sequence without keys gets its zeros.
@@ -105,45 +78,5 @@ struct WorkRule<Number: RuleNumber> {
   func parts(firstTile: Number, tiles: Number, share: Number) -> (first: Number, last: Number) {
     let size = splitTiles ?? share
     return (firstTile.divided(by: size), firstTile.adding(tiles).adding(-1).divided(by: size))
-  }
-}
-
-extension Int: RuleNumber {
-  func adding(_ b: Int) -> Int { self + b }
-  func subtracting(_ b: Int) -> Int { self - b }
-  func multiplied(by b: Int) -> Int { self * b }
-  func divided(by b: Int) -> Int { self / b }
-  func orAtLeast(_ b: Int) -> Int { Swift.max(self, b) }
-  func whereZero(_ a: Int, else b: Int) -> Int { self == 0 ? a : b }
-  func refined(above limit: Int, _ other: () -> Int) -> Int { self > limit ? other() : self }
-}
-
-/// A number that a kernel computes.
-struct EmittedNumber: RuleNumber {
-  let k: KernelBuilder
-  let register: Register<S32>
-
-  private func with(_ register: Register<S32>) -> EmittedNumber { EmittedNumber(k: k, register: register) }
-  func adding(_ b: EmittedNumber) -> EmittedNumber { with(register + b.register) }
-  func adding(_ b: Int) -> EmittedNumber { b == 0 ? self : with(register + b) }
-  func subtracting(_ b: EmittedNumber) -> EmittedNumber { with(register - b.register) }
-  func multiplied(by b: EmittedNumber) -> EmittedNumber { with(register * b.register) }
-  func multiplied(by b: Int) -> EmittedNumber { b == 1 ? self : with(register * b) }
-  // Without a sign, which costs instructions.
-  func divided(by b: EmittedNumber) -> EmittedNumber {
-    with((register.reinterpreted(as: U32.self) / b.register.reinterpreted(as: U32.self)).reinterpreted(as: S32.self))
-  }
-  func divided(by b: Int) -> EmittedNumber {
-    with((register.reinterpreted(as: U32.self) / b).reinterpreted(as: S32.self))
-  }
-  func orAtLeast(_ b: Int) -> EmittedNumber { with(k.maximum(register, k.constant(b, S32.self))) }
-  func orAtLeast(_ b: EmittedNumber) -> EmittedNumber { with(k.maximum(register, b.register)) }
-  func whereZero(_ a: EmittedNumber, else b: EmittedNumber) -> EmittedNumber {
-    with(k.select(register .== 0, a.register, b.register))
-  }
-  func refined(above limit: Int, _ other: () -> EmittedNumber) -> EmittedNumber {
-    let result = k.variable(register)
-    k.if(register .> limit) { k.set(result, to: other().register) }
-    return with(result)
   }
 }

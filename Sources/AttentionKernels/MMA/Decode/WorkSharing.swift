@@ -29,10 +29,11 @@ package struct WorkSharing: Sendable {
   private var tiling: DecodeTiling { specialization.tiling }
 
   private var rule: WorkRule<Int> {
-    WorkRule(
+    let words = MaskWords(problem.mask)
+    return WorkRule(
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
-      left: specialization.mask.contains(.left) ? problem.mask.reach.left.map { min($0, GPULimits.lengthLimit) } : nil,
-      chunk: specialization.mask.contains(.chunks) ? problem.mask.chunk.map { min($0, GPULimits.lengthLimit) } : nil,
+      left: specialization.mask.contains(.left) ? words.left : nil,
+      chunk: specialization.mask.contains(.chunks) ? words.chunk : nil,
       splitTiles: splitTiles == 0 ? nil : splitTiles)
   }
 

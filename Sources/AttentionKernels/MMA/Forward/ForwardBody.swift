@@ -1,3 +1,4 @@
+internal import Attention
 internal import PTX
 
 /// The kernel while it is emitted: its parts, and the order in which they work.
@@ -39,7 +40,7 @@ struct ForwardBody {
     let inHead = s.mask.limitsEnd ? parameters.blocksPerHead - 1 - own : own
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
-    sequence = s.hasSequences ? ForwardSequence(k, parameters, batch: batch) : nil
+    sequence = s.hasSequences ? ForwardSequence(k, s.mask, parameters, batch: batch) : nil
     presentKeys = sequence?.presentKeys ?? parameters.keys
     rows = PackedQueries(
       k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: sequence?.queries ?? parameters.queries)
@@ -47,9 +48,9 @@ struct ForwardBody {
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      sequence?.bounds
-        ?? ScoreMask.Bounds(
-          keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset,
+      sequence?.visibleKeys
+        ?? VisibleKeys(
+          k, s.mask, keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset,
           diagonal: parameters.diagonal, chunk: parameters.chunk), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(

@@ -48,7 +48,7 @@ struct ForwardParameters {
     leftOffset = list.number("left_offset", S32.self) { $0.maskOffsets.left }
     rightOffset = list.number("right_offset", S32.self) { $0.maskOffsets.right }
     diagonal = list.number("diagonal", S32.self) { $0.problem.keys - $0.problem.queries }
-    chunk = list.number("chunk", S32.self) { min($0.problem.mask.chunk ?? 1, GPULimits.lengthLimit) }
+    chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
     lists = Lists(
       queryStarts: list.pointer("query_starts", .queryStarts), keyStarts: list.pointer("key_starts", .keyStarts),
       queryCounts: list.pointer("query_counts", .queryCounts), keyCounts: list.pointer("key_counts", .lengths),
@@ -87,20 +87,13 @@ struct ForwardLaunch: Sendable {
     blocksPerHead = (rows + specialization.tiling.rows - 1) / specialization.tiling.rows
     blocks = blocksPerHead * problem.keyValueHeads * problem.batch
     sharedByteCount = SharedMemoryPlan(specialization).byteCount
-    scales = SoftmaxScales(scale: problem.scale, softcap: problem.softcap)
+    scales = SoftmaxScales(problem.scoreUnits)
   }
 
-  /// Clamped to what makes a difference, so that adding a query's number stays within 32 bits.
+  /// Where the kernel does not add the diagonal of each sequence, with it.
   var maskOffsets: (left: Int, right: Int) {
-    let (left, right) = problem.mask.reach
-    if !problem.hasWholeKeys {
-      // The kernel adds the diagonal of each sequence.
-      return (-min(left ?? 0, GPULimits.lengthLimit), min(right ?? 0, GPULimits.lengthLimit))
-    }
-    let (nq, nk) = (problem.queries, problem.keys)
-    let diagonal = nk - nq
-    let first = left.map { max(diagonal - min($0, nq + nk), -nq) } ?? -nq
-    let last = right.map { min(diagonal + min($0, nq + nk), nk - 1) } ?? nk - 1
-    return (first, last)
+    if problem.hasWholeKeys { return problem.mask.offsets(queries: problem.queries, keys: problem.keys) }
+    let words = MaskWords(problem.mask)
+    return (-words.left, words.right)
   }
 }

@@ -1,3 +1,4 @@
+internal import Attention
 internal import PTX
 
 /// The sequence of a block, where sequences have lengths of their own: what the GPU's memory says of it.
@@ -9,9 +10,9 @@ struct ForwardSequence {
   /// The rows of its first query and key, and its place in a cache of keys.
   let firstQuery, firstKey, keyBatch: Register<U32>
   /// Which keys its queries see.
-  let bounds: ScoreMask.Bounds
+  let visibleKeys: VisibleKeys<EmittedNumber>
 
-  init(_ k: KernelBuilder, _ p: ForwardParameters, batch: Register<U32>) {
+  init(_ k: KernelBuilder, _ edges: MaskEdges, _ p: ForwardParameters, batch: Register<U32>) {
     let (lists, place) = (p.lists, k.multiplyWide(batch, 4))
     /// How many rows the sequence has, and the first of them.
     func extent(
@@ -32,7 +33,8 @@ struct ForwardSequence {
     keyBatch = index
     presentKeys = k.select(index .< lists.keySequences, keys, k.constant(0, S32.self))
     let diagonal = ofKeys.0 - ofQueries.0
-    bounds = ScoreMask.Bounds(
-      keys: keys, left: diagonal + p.leftOffset, right: diagonal + p.rightOffset, diagonal: diagonal, chunk: p.chunk)
+    visibleKeys = VisibleKeys(
+      k, edges, keys: keys, left: diagonal + p.leftOffset, right: diagonal + p.rightOffset, diagonal: diagonal,
+      chunk: p.chunk)
   }
 }

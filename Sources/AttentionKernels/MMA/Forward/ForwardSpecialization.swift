@@ -31,7 +31,7 @@ package struct ForwardSpecialization: Hashable, Sendable {
     groupSize = problem.groupSize
     mask = MaskEdges(problem.mask)
     hasSoftcap = problem.softcap != nil
-    isScaleNegative = problem.scale < 0 && problem.softcap == nil
+    isScaleNegative = problem.scoreUnits.isNegated
     hasSequences = !problem.hasWholeKeys
     self.tiling = tiling
   }
