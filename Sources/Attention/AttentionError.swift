@@ -59,7 +59,19 @@ public enum AttentionError: Error, Hashable, Sendable {
   /// The device cannot be used; the reason is a sentence.
   case deviceUnavailable(device: String, reason: String)
   /// The device failed at work; the reason is a sentence.
-  case deviceFailed(device: String, reason: String)
+  case deviceFailed(device: String, kind: DeviceFailure, reason: String)
+}
+
+/// What kind of failure a device had, by which a program decides what to do next.
+public enum DeviceFailure: Hashable, Sendable {
+  /// Memory ran out: free some, or ask for less, and try again.
+  case outOfMemory
+  /// The context is lost, or is another process's: nothing more can be done on the device in this one.
+  case lost
+  /// The device or its driver cannot do what the kernels need.
+  case unsupported
+  /// A call of the driver failed for another reason.
+  case other
 }
 
 extension AttentionError: CustomStringConvertible {
@@ -131,7 +143,7 @@ extension AttentionError: CustomStringConvertible {
       "The tiling (\(tiling)) \(reason)."
     case .deviceUnavailable(let device, let reason):
       "The \(device) cannot be used: \(reason)"
-    case .deviceFailed(let device, let reason):
+    case .deviceFailed(let device, _, let reason):
       "The \(device) failed: \(reason)"
     }
   }

@@ -205,7 +205,7 @@ public struct NewKeyTensors<Memory: TensorMemory>: Sendable {
 extension AttentionTensors {
   /// What tensors in any memory must be: of the problem's shapes and types, there where it needs them, and not in each
   /// other's memory.
-  private func checkAll(_ problem: AttentionProblem) throws(AttentionError) {
+  private func checkTensors(_ problem: AttentionProblem) throws(AttentionError) {
     let appends = problem.newKeys != nil
     try Memory.check(queries, "queries", isFor: problem.queryShape, problem.queryType, isWritten: false)
     let (keyName, valueName): (StaticString, StaticString) =
@@ -217,6 +217,10 @@ extension AttentionTensors {
     try expect("new key", newKeys != nil, appends)
     if let newKeys { try check(newKeys, problem) }
     if problem.leavesParts { try expect("log-sum-exp", logSumExp != nil, true) }
+  }
+
+  /// The lists that a problem needs are there, and no others.
+  private func checkPresence(_ problem: AttentionProblem) throws(AttentionError) {
     let isPaged = problem.pages != nil
     if case .contiguous(let sequences, _) = problem.storage, entries.batchIndex == nil, problem.batch > sequences {
       throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
@@ -234,6 +238,9 @@ extension AttentionTensors {
     try expect("key scale", entries.keyScales != nil, cacheIsBytes ? nil : false)
     try expect("value scale", entries.valueScales != nil, cacheIsBytes ? nil : false)
     try expect("batch index", entries.batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
+    guard let newKeys else { return }
+    try expect("list of new key starts", newKeys.starts != nil, problem.newKeys?.packedTotal != nil)
+    try expect("list of positions", newKeys.positions != nil, problem.newKeys?.rotary == nil ? false : nil)
   }
 
   private func check(_ new: NewKeyTensors<Memory>, _ problem: AttentionProblem) throws(AttentionError) {
@@ -246,10 +253,8 @@ extension AttentionTensors {
     }
     try apart("the cached keys", keys)
     try apart("the cached values", values)
-    try expect("list of new key starts", new.starts != nil, problem.newKeys?.packedTotal != nil)
     let rotary = problem.newKeys?.rotary
     try expect("rotary embedding", new.rotary != nil, rotary != nil)
-    try expect("list of positions", new.positions != nil, rotary == nil ? false : nil)
     if let rotary, let tables = new.rotary {
       let (shape, type) = (rotary.tableShape, problem.scalarType)
       try Memory.check(tables.cosines, "the cosines", isFor: shape, type, isWritten: false)
@@ -264,28 +269,40 @@ extension AttentionTensors {
 }
 
 extension AttentionTensors where Memory == HostMemory {
-  /// - Throws: `AttentionError` where a tensor is not what a problem needs, or a number leads out of the cache.
-  package func check(_ problem: AttentionProblem) throws(AttentionError) {
-    try checkAll(problem)
+  /// - Throws: `AttentionError` where a tensor is not what a problem needs, whatever the lists are.
+  package func checkWithoutLists(_ problem: AttentionProblem) throws(AttentionError) {
+    try checkTensors(problem)
     if let logSumExp, logSumExp.count != problem.logSumExpCount {
       throw .logSumExpCount(given: logSumExp.count, needed: problem.logSumExpCount)
     }
+  }
+
+  /// - Throws: `AttentionError` where a tensor is not what a problem needs, or a number leads out of the cache.
+  package func check(_ problem: AttentionProblem) throws(AttentionError) {
+    try checkWithoutLists(problem)
+    try checkPresence(problem)
     if let positions = newKeys?.positions, positions.count != problem.batch {
       throw .cacheEntries("positions", count: positions.count, batch: problem.batch)
     }
     if problem.hasWholeKeys { return }
     try entries.check(problem, newStarts: newKeys?.starts)
-    if let newKeys, let rotary = problem.newKeys?.rotary { try check(rotary, newKeys, problem) }
+    if let newKeys { try entries.checkPositions(problem, newStarts: newKeys.starts, newKeys.positions) }
   }
+}
 
-  /// - Throws: where the tables have no row for a position.
-  private func check(
-    _ rotary: RotaryEmbedding, _ new: NewKeyTensors<HostMemory>, _ problem: AttentionProblem
+extension CacheEntries where Memory == HostMemory {
+  /// - Parameters:
+  ///   - newStarts: of new keys, where they are packed.
+  ///   - positions: of each sequence's first new key; nil for its length.
+  /// - Throws: where the tables of a problem's rotary embedding have no row for a position.
+  package func checkPositions(
+    _ problem: AttentionProblem, newStarts: [Int]?, _ positions: [Int]?
   ) throws(AttentionError) {
+    guard let rotary = problem.newKeys?.rotary else { return }
     for b in 0..<problem.batch {
-      let newCount = entries.newKeys(of: b, problem, starts: new.starts).count
-      let base = new.positions?[b] ?? entries.rows(of: b)
-      for (count, isKey) in [(newCount, true), (entries.queries(of: b, problem).count, false)] where count > 0 {
+      let newCount = newKeys(of: b, problem, starts: newStarts).count
+      let base = positions?[b] ?? rows(of: b)
+      for (count, isKey) in [(newCount, true), (queries(of: b, problem).count, false)] where count > 0 {
         for number in [0, count - 1] {
           let position = rotary.position(number, base: base, isKey: isKey, mask: problem.mask)
           if (0..<rotary.positions).contains(position) { continue }
@@ -299,16 +316,31 @@ extension AttentionTensors where Memory == HostMemory {
 }
 
 extension AttentionTensors where Memory == GPUMemory {
+  // A call for each, not lists: these checks are a part of what every call costs the host.
+  private func aligned(_ name: StaticString, _ address: UInt64?) throws(AttentionError) {
+    guard let address, address & 3 != 0 else { return }
+    throw .alignment(tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
+  }
+
+  /// - Throws: `AttentionError` where a tensor is not what a problem needs, whatever the lists are, or is not aligned.
+  package func checkWithoutLists(_ problem: AttentionProblem) throws(AttentionError) {
+    try checkTensors(problem)
+    try aligned("log-sum-exp", logSumExp)
+    guard let (cosines, sines) = newKeys?.rotary else { return }
+    func contiguous(_ name: String, _ table: DeviceTensorView) throws(AttentionError) {
+      if table.shape.length < 2 || table.strides.length == table.shape.dimension { return }
+      throw .unsupported(
+        "The rows of \(name) are \(table.strides.length) elements apart; on a GPU a table of \(table.shape.dimension) "
+          + "columns must be contiguous.")
+    }
+    try contiguous("the cosines", cosines)
+    try contiguous("the sines", sines)
+  }
+
   /// - Throws: `AttentionError` where a tensor is not what a problem needs, or is not aligned.
   package func check(_ problem: AttentionProblem) throws(AttentionError) {
-    try checkAll(problem)
-    // Calls, not lists: these checks are a part of what every call costs the host.
-    func aligned(_ name: StaticString, _ address: UInt64?) throws(AttentionError) {
-      guard let address, address & 3 != 0 else { return }
-      throw .alignment(
-        tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
-    }
-    try aligned("log-sum-exp", logSumExp)
+    try checkWithoutLists(problem)
+    try checkPresence(problem)
     if problem.hasWholeKeys { return }
     try aligned("list of lengths", entries.lengths)
     try aligned("batch index", entries.batchIndex)
@@ -323,15 +355,5 @@ extension AttentionTensors where Memory == GPUMemory {
     guard let newKeys else { return }
     try aligned("list of new key starts", newKeys.starts)
     try aligned("list of positions", newKeys.positions)
-    if let (cosines, sines) = newKeys.rotary {
-      func contiguous(_ name: String, _ table: DeviceTensorView) throws(AttentionError) {
-        if table.shape.length < 2 || table.strides.length == table.shape.dimension { return }
-        throw .unsupported(
-          "The rows of \(name) are \(table.strides.length) elements apart; on a GPU a table of \(table.shape.dimension) "
-            + "columns must be contiguous.")
-      }
-      try contiguous("the cosines", cosines)
-      try contiguous("the sines", sines)
-    }
   }
 }

@@ -170,6 +170,19 @@ extension fa_sequences_params {
   }
 }
 
+/// `fa_sequences_counters` of `flash_attention.h`, which describes it.
+@c @implementation public func fa_sequences_counters(
+  _ params: UnsafePointer<fa_sequences_params>!, _ byteCount: UnsafeMutablePointer<Int>!,
+  _ isShared: UnsafeMutablePointer<Int32>!
+) -> fa_status {
+  status { () throws(AttentionError) in
+    guard let byteCount else { throw .unsupported("There is no place for the number of bytes; give its address.") }
+    let plan = try fa_sequences_params.read(params).plan
+    byteCount.pointee = plan.counterByteCount
+    isShared?.pointee = plan.sharesWorkspaces ? 1 : 0
+  }
+}
+
 /// `fa_counters` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_counters(
   _ ordinal: Int32, _ stream: UnsafeMutableRawPointer!, _ size: Int,

@@ -52,6 +52,8 @@ func status(_ body: () throws(AttentionError) -> Void) -> fa_status {
     LastError.set(error.description)
     switch error {
     case .deviceUnavailable: return fa_status(FA_UNAVAILABLE)
+    case .memory, .deviceFailed(_, .outOfMemory, _): return fa_status(FA_NO_MEMORY)
+    case .deviceFailed(_, .lost, _): return fa_status(FA_LOST)
     case .deviceFailed: return fa_status(FA_FAILED)
     default: return fa_status(FA_INVALID)
     }

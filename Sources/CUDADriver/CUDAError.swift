@@ -28,6 +28,22 @@ package enum CUDAError: Error, Hashable, Sendable {
   case failed(call: String, name: String, meaning: String)
 }
 
+extension CUDAError {
+  /// What a program would do about it.
+  package enum Kind: Hashable, Sendable { case outOfMemory, lost, unsupported, other }
+
+  /// What a program would do about it.
+  package var kind: Kind {
+    switch self {
+    case .outOfMemory, .noMemoryToLaunch: .outOfMemory
+    case .faulted, .forked: .lost
+    case .noDriver, .noDevice, .noSuchDevice, .driverTooOld, .missingFunction, .gpuTooOld, .ptxTooNew, .rejectedPTX:
+      .unsupported
+    case .failed: .other
+    }
+  }
+}
+
 extension CUDAError: CustomStringConvertible {
   /// The sentence that a user reads.
   package var description: String {

@@ -130,8 +130,8 @@ public struct AttentionPlan: Sendable {
   }
 
   /// A workspace for calls of this plan in any stream, ready for the first when this returns. Calls that may run at the
-  /// same time need one each; plans of up to 65536 units (batch x key/value heads x blocks of rows) whose calls follow
-  /// one another may share the largest of theirs.
+  /// same time need one each; plans of which `sharesWorkspaces` is true, and whose calls follow one another, may share the
+  /// largest of theirs.
   public func makeWorkspace() throws(AttentionError) -> GPUBuffer {
     try onGPU.gpu.zeroedBuffer(byteCount: max(workspaceByteCount, 16))
   }
@@ -140,7 +140,7 @@ public struct AttentionPlan: Sendable {
   private var onGPU: GPUPlan {
     get throws(AttentionError) {
       guard case .gpu(let plan) = path else {
-        throw .deviceFailed(device: "GPU", reason: "this plan is for the CPU; make one with device: .gpu.")
+        throw .unsupported("The plan is for the CPU; make one with device: .gpu to launch it.")
       }
       return plan
     }
@@ -157,8 +157,8 @@ public struct AttentionPlan: Sendable {
   /// Bytes of the counters of a call, which are zero between calls; 0 where there are none.
   public var counterByteCount: Int { kernelPlan?.launches.counterByteCount ?? 0 }
 
-  /// Whether the counters of its workspace are where those of other such plans are.
-  var sharesWorkspaces: Bool { kernelPlan?.launches.sharesWorkspaces ?? true }
+  /// Whether the counters of its workspace are where those of all other plans are of which this is true.
+  public var sharesWorkspaces: Bool { kernelPlan?.launches.sharesWorkspaces ?? true }
 
   /// How many parts the keys of each sequence are divided into on a GPU, for lengths such as these; nil on the CPU.
   public func splits(lengths: [Int]) -> [Int]? { kernelPlan?.splits(lengths: lengths) }

@@ -135,10 +135,14 @@ extension KVCache {
             let (next, overflow) = (sum ?? 0).addingReportingOverflow(count)
             sum = overflow ? nil : sum == nil ? nil : next
           }
-          if shape.batch != 1 || shape.length != total {
-            var planned = shape
-            (planned.batch, planned.length) = (1, total ?? .max)
-            throw .notThePlan(tensor: name, given: shape, planned: planned)
+          if shape.batch != 1 {
+            throw .mismatch(
+              axis: "batch", first: name, firstExtent: shape.batch, second: "a tensor with counts", secondExtent: 1)
+          }
+          if shape.length != total {
+            throw .mismatch(
+              axis: "length", first: name, firstExtent: shape.length, second: "what the counts add up to",
+              secondExtent: total ?? .max)
           }
         }
         (self.counts, newCounts) = (counts, keys == nil ? nil : counts)
@@ -208,17 +212,20 @@ extension KVCache {
   private func reserve(
     _ call: Call, _ plan: AttentionPlan
   ) throws(AttentionError) -> CacheEntries<HostMemory>? {
-    try reserve(call.reservations)
-    let (lengths, tables) = try allocator.withLock { (allocator) throws(AttentionError) in
-      var (lengths, tables) = ([Int](), [[Int]]())
-      for sequence in call.sequences {
-        lengths.append(try allocator.length(of: sequence))
-        tables.append(try allocator.pages(of: sequence))
-      }
-      return (lengths, tables)
+    let lengths = try allocator.withLock { (allocator) throws(AttentionError) in
+      var lengths = [Int]()
+      for sequence in call.sequences { lengths.append(try allocator.length(of: sequence)) }
+      return lengths
     }
     var entries = CacheEntries<HostMemory>(lengths: lengths)
     entries.queryStarts = call.starts
+    try entries.checkPositions(plan.problem, newStarts: call.starts, nil)
+    try reserve(call.reservations)
+    let tables = try allocator.withLock { (allocator) throws(AttentionError) in
+      var tables = [[Int]]()
+      for sequence in call.sequences { tables.append(try allocator.pages(of: sequence)) }
+      return tables
+    }
     guard let pages = plan.problem.pages else {
       entries.batchIndex = tables.map { $0.first ?? 0 }
       return entries
@@ -255,19 +262,14 @@ extension KVCache {
         (o) throws(AttentionError) in
         try statistics.withUnsafeMutableBufferPointer { (lse) throws(AttentionError) in
           try withViews(queries, keys, values, rotary) { (q, new) throws(AttentionError) in
-            // What is wrong with the tensors shows before pages are taken.
             var new = new
             new?.starts = call.starts
-            try check(problem, q, new)
+            var tensors = Self.tensors(q, k, v, new, o, lse)
+            // What is wrong with them shows before pages are taken.
+            try tensors.checkWithoutLists(problem)
             isDone = try work.withLock { (_) throws(AttentionError) in
               guard let entries = try reserve(call, plan) else { return false }
-              let tensors =
-                new.map {
-                  AttentionTensors<HostMemory>(
-                    queries: q, keys: k, values: v, appending: $0, output: o, logSumExp: lse, entries: entries)
-                }
-                ?? AttentionTensors<HostMemory>(
-                  queries: q, keys: k.readOnly, values: v.readOnly, output: o, logSumExp: lse, entries: entries)
+              tensors.entries = entries
               try plan.run(tensors)
               try advance(call)
               return true
@@ -277,6 +279,21 @@ extension KVCache {
       }
       if isDone { return AttentionResult(output: output, logSumExp: statistics) }
     }
+  }
+
+  private static func tensors<Memory: TensorMemory>(
+    _ queries: Memory.View, _ keys: Memory.Output, _ values: Memory.Output, _ new: NewKeyTensors<Memory>?,
+    _ output: Memory.Output, _ logSumExp: Memory.Statistics?
+  ) -> AttentionTensors<Memory> {
+    let entries = CacheEntries<Memory>()
+    guard let new else {
+      return AttentionTensors(
+        queries: queries, keys: Memory.readOnly(keys), values: Memory.readOnly(values), output: output,
+        logSumExp: logSumExp, entries: entries)
+    }
+    return AttentionTensors(
+      queries: queries, keys: keys, values: values, appending: new, output: output, logSumExp: logSumExp,
+      entries: entries)
   }
 
   private func withViews(
@@ -299,21 +316,6 @@ extension KVCache {
     }
   }
 
-  /// - Throws: where tensors of any memory are not what the problem needs.
-  private func check<Memory: TensorMemory>(
-    _ problem: AttentionProblem, _ queries: Memory.View, _ new: NewKeyTensors<Memory>?, of: Memory.Type = Memory.self
-  ) throws(AttentionError) {
-    try Memory.check(queries, "queries", isFor: problem.queryShape, problem.scalarType, isWritten: false)
-    guard let new else { return }
-    try Memory.check(new.keys, "the new keys", isFor: problem.newKeyShape, problem.scalarType, isWritten: false)
-    try Memory.check(new.values, "the new values", isFor: problem.newValueShape, problem.scalarType, isWritten: false)
-    if let rotary = problem.newKeys?.rotary, let tables = new.rotary {
-      let (shape, type) = (rotary.tableShape, problem.scalarType)
-      try Memory.check(tables.cosines, "the cosines", isFor: shape, type, isWritten: false)
-      try Memory.check(tables.sines, "the sines", isFor: shape, type, isWritten: false)
-    }
-  }
-
   /// Puts a call into the library's stream.
   private func enqueue(
     _ call: Call, queries: DeviceTensorView, _ new: NewKeyTensors<GPUMemory>?, output: DeviceTensorView,
@@ -326,27 +328,21 @@ extension KVCache {
     while true {
       let plan = try plan(call)
       let problem = plan.problem
-      try check(problem, queries, new, of: GPUMemory.self)
       let keys = DeviceTensorView(
         address: keyBuffer.address, scalarType: cacheType, shape: problem.keyShape, layout: .bnhd)
       let values = DeviceTensorView(
         address: valueBuffer.address, scalarType: cacheType, shape: problem.valueShape, layout: .bnhd)
+      var tensors = Self.tensors(queries, keys, values, new, output, logSumExp)
+      // What is wrong with them shows before pages are taken.
+      try tensors.checkWithoutLists(problem)
       let isDone = try work.withLock { (work) throws(AttentionError) in
         guard let entries = try reserve(call, plan) else { return false }
-        var onGPU = CacheEntries<GPUMemory>(
+        tensors.entries = CacheEntries<GPUMemory>(
           lengths: try upload.numbers(entries.lengths), batchIndex: try upload.numbers(entries.batchIndex),
           queryStarts: starts)
         if let pages = problem.pages, let lists = entries.pageTable {
-          onGPU.pageTable = try Self.upload(lists, width: pages.perSequence, &work, on: gpu)
+          tensors.entries.pageTable = try Self.upload(lists, width: pages.perSequence, &work, on: gpu)
         }
-        let tensors =
-          new.map {
-            AttentionTensors<GPUMemory>(
-              queries: queries, keys: keys, values: values, appending: $0, output: output, logSumExp: logSumExp,
-              entries: onGPU)
-          }
-          ?? AttentionTensors<GPUMemory>(
-            queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp, entries: onGPU)
         let workspace = try Self.workspace(of: plan, &work)
         try plan.launch(tensors, workspace: workspace?.address)
         withExtendedLifetime(workspace) {}

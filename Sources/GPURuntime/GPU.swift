@@ -68,12 +68,24 @@ public final class GPU: Sendable {
       return try body()
     } catch {
       if case .faulted = error { fault.withLock { $0 = $0 ?? error } }
-      throw .deviceFailed(device: "GPU", reason: error.description)
+      throw .deviceFailed(device: "GPU", kind: DeviceFailure(error.kind), reason: error.description)
     }
   }
 
   /// A stream that a caller names, or ours.
   package func handle(_ stream: OpaquePointer?) -> StreamHandle {
     stream.map { StreamHandle($0) } ?? self.stream.handle
+  }
+}
+
+extension DeviceFailure {
+  init(_ kind: CUDAError.Kind) {
+    self =
+      switch kind {
+      case .outOfMemory: .outOfMemory
+      case .lost: .lost
+      case .unsupported: .unsupported
+      case .other: .other
+      }
   }
 }

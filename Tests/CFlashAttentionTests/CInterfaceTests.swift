@@ -110,6 +110,11 @@ import Testing
     }
     var bytes = 7
     #expect(fa_sequences_workspace(&p, &bytes) == FA_OK && bytes == 0)
+    var isShared: Int32 = 7
+    bytes = 7
+    #expect(fa_sequences_counters(&p, &bytes, &isShared) == FA_OK && bytes == 0 && isShared == 1)
+    #expect(fa_sequences_counters(&p, &bytes, nil) == FA_OK)
+    #expect(fa_sequences_counters(&p, nil, &isShared) == FA_INVALID)
   }
 
   @Test func combineIsThatOfSwift() {

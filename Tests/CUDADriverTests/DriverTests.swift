@@ -213,6 +213,27 @@ import Testing
         == "Tesla V100 has compute capability 7.0; the kernels need 8.0 (Ampere) or newer. Use the CPU.")
   }
 
+  /// What a program does next depends on the kind, which the sentence need not be read for.
+  @Test func errorsHaveAKind() throws {
+    func kind(_ body: () throws(CUDAError) -> Void) -> CUDAError.Kind? {
+      do throws(CUDAError) {
+        try body()
+        return nil
+      } catch { return error.kind }
+    }
+    let stream = try Stream(try PrimaryContext(driver().device(0)))
+    func failing(_ status: Int32) throws -> Stream {
+      try Stream(PrimaryContext(driver { $0.synchronizeStream = { _ in status } }.device(0)))
+    }
+    let pool = try MemoryPool(PrimaryContext(driver { $0.allocateFromPool = { _, _, _, _ in 2 } }.device(0)))
+    let lost = try failing(719)
+    let failed = try failing(1)
+    #expect(kind { () throws(CUDAError) in _ = try pool.allocate(byteCount: 100, in: stream.handle) } == .outOfMemory)
+    #expect(kind { () throws(CUDAError) in try lost.synchronize() } == .lost)
+    #expect(kind { () throws(CUDAError) in try failed.synchronize() } == .other)
+    #expect(CUDAError.forked.kind == .lost && CUDAError.noDriver.kind == .unsupported)
+  }
+
   /// A kernel that is missing in its library leaves no library behind.
   @Test func aMissingKernelUnloadsItsLibrary() throws {
     let driver = try driver { $0.getKernel = { _, _, _ in 500 } }

@@ -126,9 +126,44 @@ import Testing
     #expect(sentence([4, -1, 0]) == "The length of the queries is -1; it must be 0 or more.")
     #expect(
       sentence([1, 1, 2])
-        == "queries has batch 1, heads 4, length 3, dimension 16, but the plan was made for batch 1, heads 4, length 4, "
-        + "dimension 16; make a plan for the new shape.")
+        == "queries has length 3, but what the counts add up to has length 4; they must be the same.")
     #expect(sentence([.max, 1, 0]).contains("length \(Int.max)"))
+  }
+
+  /// A call that is refused takes no pages, whatever is wrong with it.
+  @Test func refusedCallsTakeNothing() throws {
+    let cache = try KVCache(
+      .paged(pages: 8, pageSize: 2), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+    let sequence = cache.makeSequence()
+    func zeros(_ heads: Int, _ length: Int, _ dimension: Int = 16, batch: Int = 1) throws -> Tensor {
+      try Tensor(
+        shape: TensorShape(batch: batch, heads: heads, length: length, dimension: dimension), scalarType: .f32
+      ) { _, _, _, _ in 0 }
+    }
+    func sentence(_ body: () throws -> AttentionResult) -> String {
+      do {
+        _ = try body()
+        return "nothing was refused"
+      } catch { return "\(error)" }
+    }
+    let (rotary, q, k) = (
+      RotaryEmbedding(dimension: 16, isInterleaved: false, positions: 4), try zeros(2, 3), try zeros(2, 3)
+    )
+    let table = try zeros(1, 4, 8)
+    _ = try cache.attend(
+      queries: q, keys: k, values: k, sequences: [sequence], rotary: (rotary, cosines: table, sines: table))
+    let free = cache.freePages
+    #expect(
+      sentence {
+        try cache.attend(
+          queries: q, keys: k, values: k, sequences: [sequence], rotary: (rotary, cosines: table, sines: table))
+      }
+        == "Sequence 0 reaches position 5, and the rotary tables have 4 rows; give tables with a row for each position from "
+        + "0 on.")
+    #expect(
+      sentence { try cache.attend(queries: q, keys: k, values: try zeros(2, 3, 8), sequences: [sequence]) }
+        .hasPrefix("the new values has batch 1, heads 2, length 3, dimension 8"))
+    #expect(try cache.freePages == free && cache.length(of: sequence) == 3)
   }
 
   /// Threads that grow sequences of their own in one cache, and one that makes and frees others meanwhile.

@@ -32,7 +32,9 @@ enum {
   FA_OK = 0,
   FA_INVALID = 1,     /* something in the parameters cannot be; fa_last_error says what, and what is possible */
   FA_UNAVAILABLE = 2, /* the device cannot be used */
-  FA_FAILED = 3       /* the device failed at work */
+  FA_FAILED = 3,      /* the device failed at work */
+  FA_NO_MEMORY = 4,   /* memory ran out, the device's or the host's: free some, or ask for less */
+  FA_LOST = 5         /* the device's context is lost, or is that of the process this one was forked from: start anew */
 };
 
 /* Types of elements. */
@@ -187,12 +189,16 @@ fa_status fa_combine(const fa_combine_params *params);
 fa_status fa_forward_prepare(const fa_forward_params *params);
 fa_status fa_sequences_prepare(const fa_sequences_params *params);
 
-/* The workspace that calls with such parameters need; 0 on the CPU. Calls of one thread in one stream may share a workspace, as large
- * as the largest of them needs, if batch x key_value_heads x blocks of 16 rows (queries x group) is at most 65536 for each. */
+/* The workspace that calls with such parameters need; 0 on the CPU. */
 fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
 
-/* Counters for fa_sequences: `size` bytes of GPU memory, 4 for each block of 16 rows (queries x group, begun) of each key/value head of
- * each sequence, that are zero, and zero again after every call. While `stream` is capturing a graph they belong to that graph, all
+/* Of that workspace, the bytes that must be zero before the first call: counters, which may be those of fa_counters instead. Where
+ * `is_shared` (may be NULL) becomes 1, calls of one thread in one stream may share a workspace with others of which this is so, as
+ * large as the largest of them needs; otherwise each kind of call needs its own. */
+fa_status fa_sequences_counters(const fa_sequences_params *params, size_t *byte_count, int32_t *is_shared);
+
+/* Counters for fa_sequences: `size` bytes of GPU memory, as many as fa_sequences_counters says or more, that are zero, and zero again
+ * after every call. While `stream` is capturing a graph they belong to that graph, all
  * of whose calls in this stream share them; otherwise to the calling thread and the stream. They stay as long as the process runs.
  * This may allocate and wait, during a capture too, and puts nothing into the graph. */
 fa_status fa_counters(int32_t ordinal, void *stream, size_t size, void **counters);

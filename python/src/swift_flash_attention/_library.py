@@ -4,7 +4,7 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-OK, INVALID, UNAVAILABLE, FAILED = range(4)
+OK, INVALID, UNAVAILABLE, FAILED, NO_MEMORY, LOST = range(6)
 F32, F16, BF16, E4M3 = range(4)
 CPU, GPU = range(2)
 MASK_NONE, MASK_CAUSAL, MASK_WINDOW = range(3)
@@ -133,6 +133,7 @@ for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams
     _function = getattr(library, f"fa_{_name}_prepare")
     _function.argtypes, _function.restype = [POINTER(_params)], c_int32
 library.fa_sequences_workspace.argtypes = [POINTER(SequencesParams), POINTER(c_size_t)]
+library.fa_sequences_counters.argtypes = [POINTER(SequencesParams), POINTER(c_size_t), POINTER(c_int32)]
 library.fa_counters.argtypes = [c_int32, c_void_p, c_size_t, POINTER(c_void_p)]
 library.fa_version.restype = library.fa_last_error.restype = c_char_p
 library.fa_gpu_check.argtypes = [c_int32]
@@ -145,4 +146,13 @@ def check(status, phrases=()):
     sentence = library.fa_last_error().decode()
     for own, theirs in phrases:
         sentence = sentence.replace(own, theirs)
-    raise ValueError(sentence) if status == INVALID else RuntimeError(sentence)
+    if status == INVALID:
+        raise ValueError(sentence)
+    raise _out_of_memory()(sentence) if status == NO_MEMORY else RuntimeError(sentence)
+
+
+def _out_of_memory():
+    """What PyTorch raises where memory runs out, a kind of ``RuntimeError``: programs that try again with less wait for it."""
+    import torch
+
+    return getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)

@@ -212,10 +212,6 @@ def _place(x):
 
 # MARK: - Sequences
 
-# Bytes at a workspace's beginning that must be zero, of plans that may share one: a counter for each unit.
-_SHARED_UNITS = 65536
-
-
 def _workspace(byte_count, device, stream, is_shared):
     """Memory whose counters are zero between calls: one for all calls of a thread in a stream, or one of its own. (Calls of two
     threads may come between each other's launches.)"""
@@ -244,11 +240,10 @@ _cuda_is_capturing, _cuda_device, _cuda_stream = (
     getattr(torch._C, name, None) for name in ("_cuda_isCurrentStreamCapturing", "_cuda_getDevice", "_cuda_getCurrentRawStream"))
 
 
-def _recorded_workspace(call, byte_count, device, stream, units):
+def _recorded_workspace(call, byte_count, device, stream, size):
     """Memory for a call that somebody records or captures, and who owns it; the counters are the library's, which has some for each
     graph, so that nothing need be zeroed when it is replayed."""
     memory = torch.empty(byte_count, dtype=torch.uint8, device=device)
-    size = 4 * units
     counters = ctypes.c_void_p()
     c.check(c.library.fa_counters(device.index, stream, size, counters))
     call.counters, call.counters_size = counters, size
@@ -306,7 +301,7 @@ def sequences(
         found = calls[key] = _sequences_call(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
             left, right, chunk, softcap, keys_per_split, words)
-    call, q_place, k_place, v_place, o_place, given, workspace_size, units, out_shape, out_dtype = found
+    call, q_place, k_place, v_place, o_place, given, workspace_size, counters_size, is_shared, out_shape, out_dtype = found
     # What is like q costs half as much to make.
     out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(q)
     q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
@@ -345,9 +340,9 @@ def sequences(
         call.stream = stream
         if workspace_size > 0:
             if is_recorded or (_cuda_is_capturing() if _cuda_device() == ordinal else is_captured(ordinal)):
-                memory = _recorded_workspace(call, workspace_size, q.device, stream, units)
+                memory = _recorded_workspace(call, workspace_size, q.device, stream, counters_size)
             else:
-                memory = _workspace(workspace_size, q.device, stream, units <= _SHARED_UNITS)
+                memory = _workspace(workspace_size, q.device, stream, is_shared)
                 call.counters = None
             call.workspace, call.workspace_size = memory.data_ptr(), memory.numel()
     status = c.library.fa_sequences_prepare(call) if _preparing and _prepares() else c.library.fa_sequences(call)
@@ -360,7 +355,7 @@ def _sequences_call(
     q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal, left,
     right, chunk, softcap, keys_per_split, words
 ):
-    """The struct of a shape and its tensors, which lists it has, its workspace and units (which count arrivals), and its output."""
+    """The struct of a shape and its tensors, which lists it has, its workspace and counters, and its output."""
     lists = dict(zip(_LISTS, lists))
     packed_queries, packed_keys = lists["query_starts"] is not None, lists["key_starts"] is not None
     paged, packed_new = lists["page_table"] is not None, lists["new_key_starts"] is not None
@@ -439,9 +434,9 @@ def _sequences_call(
     for name, value in (*lists.items(), *zip(_SCALES, scales)):
         if value is not None:
             setattr(call, name, value.data_ptr())
-    size = ctypes.c_size_t()
+    size, counters_size, is_shared = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_int32()
     c.check(c.library.fa_sequences_workspace(call, size), words.phrases)
-    units = batch * heads * (longest_query * (h // max(heads, 1)) // 16 + 1)
+    c.check(c.library.fa_sequences_counters(call, counters_size, is_shared), words.phrases)
     given = [
         (name, index, torch.float32 if name in _SCALES else torch.int32)
         for index, name in enumerate((*_LISTS, *_SCALES))
@@ -449,4 +444,4 @@ def _sequences_call(
     ]
     # Views of the struct's parts are made once: making one takes as long as an assignment.
     out_shape = None if dv == d and out_dtype == q.dtype and q.is_contiguous() else (*q.shape[:-1], dv)
-    return call, call.q, call.k, call.v, call.o, given, size.value, units, out_shape, out_dtype
+    return call, call.q, call.k, call.v, call.o, given, size.value, counters_size.value, is_shared.value == 1, out_shape, out_dtype
