@@ -49,12 +49,11 @@ package struct CacheScenario: Sendable {
   private func queryRange(_ b: Int) -> Range<Int> {
     entries.queries(of: b, problem)
   }
-  private func newCount(_ b: Int) -> Int { newStarts.map { $0[b + 1] - $0[b] } ?? problem.newKeys?.count ?? 0 }
-  private func rowsBefore(_ b: Int) -> Int { entries.lengths?[b] ?? entries.keyStarts![b + 1] - entries.keyStarts![b] }
+  private func newCount(_ b: Int) -> Int { entries.newKeys(of: b, problem, starts: newStarts).count }
   /// The rows of a sequence's cache that hold keys after the call.
   private func rows(_ b: Int) -> Range<Int> {
-    let end = rowsBefore(b) + newCount(b)
-    return min(entries.leftPadding?[b] ?? 0, end)..<end
+    let end = entries.rows(of: b) + newCount(b)
+    return min(entries.firstRow(of: b), end)..<end
   }
   /// Where a row of a sequence's cache lies.
   private func place(ofRow row: Int, _ b: Int) -> (batch: Int, token: Int) {
@@ -113,7 +112,7 @@ package struct CacheScenario: Sendable {
   private func turned(_ row: (Int) -> Float, count: Int, _ number: Int, _ b: Int, isKey: Bool) -> [Double] {
     let plain = (0..<count).map { Double(row($0)) }
     guard let rotary else { return plain }
-    let base = positions?[b] ?? rowsBefore(b)
+    let base = positions?[b] ?? entries.rows(of: b)
     let advances = isKey || problem.mask.isLimited
     let position = advances ? base + number : base
     let half = rotary.dimension / 2
@@ -131,7 +130,7 @@ package struct CacheScenario: Sendable {
   /// A row of the cache as it is after the call, before scales.
   private func cached(isKey: Bool, _ b: Int, _ h: Int, row: Int) -> [Float] {
     let count = isKey ? problem.dimension : problem.valueDimension
-    let before = rowsBefore(b)
+    let before = entries.rows(of: b)
     let type = problem.cacheType
     if row < before { return (0..<count).map { type.rounded(element(isKey ? .key : .value, b, h, row, $0)) } }
     let new = { problem.scalarType.rounded(element(isKey ? .newKey : .newValue, b, h, row - before, $0)) }
@@ -146,7 +145,7 @@ package struct CacheScenario: Sendable {
     var owners: [Int: (sequence: Int, row: Int)] = [:]
     for b in 0..<problem.batch {
       let rows = rows(b)
-      for row in rows where isAfter || row < rowsBefore(b) {
+      for row in rows where isAfter || row < entries.rows(of: b) {
         let place = place(ofRow: row, b)
         owners[place.batch * shape.length + place.token] = (b, row)
       }

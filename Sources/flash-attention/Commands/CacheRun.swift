@@ -91,7 +91,7 @@ struct CacheRun {
   ) throws -> Comparison {
     var (reference, plain, other) = ([Double](), [Double](), [Double]())
     for b in 0..<problem.batch {
-      let first = entries.leftPadding?[b] ?? 0
+      let first = entries.firstRow(of: b)
       let one = try problem.sequence(length: max(0, entries.lengths![b] - first))
       func cached(_ tensor: Tensor, _ shape: TensorShape, _ scales: [Float]?) throws -> Tensor {
         try Tensor(shape: shape, scalarType: tensor.scalarType == .e4m3 ? .f32 : tensor.scalarType) { _, h, n, d in

@@ -195,18 +195,18 @@ def _starts(name, value, like):
 
 
 def _kvcache(
-    q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
+    q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
     new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
     softcap, scale, wants_lse, words=KVCACHE,
 ):
     if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines):
         return kvcache_op(
-            q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts,
+            q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
             new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
             softcap, scale)
     # By place: names cost a call that takes microseconds a tenth more.
     return sequences(
-        q, k_cache, v_cache, lengths, batch_index, left_padding, page_table, query_starts, None, longest_query, None, None,
+        q, k_cache, v_cache, lengths, batch_index, leftpad, page_table, query_starts, None, longest_query, None, None,
         k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines, interleaved,
         positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, 0, wants_lse, False, words)
 
