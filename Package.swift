@@ -68,7 +68,7 @@ let package = Package(
         "Attention", "AttentionKernels", "AttentionVerification", "FlashAttention", "GPURuntime", "PTX", "PTXEmulator",
       ]),
     tests("PTXTests", of: ["AttentionKernels", "AttentionVerification", "ExampleKernels", "PTX"]),
-    tests("PTXEmulatorTests", of: ["ExampleKernels", "PTX", "PTXEmulator"]),
+    tests("PTXEmulatorTests", of: ["AttentionVerification", "ExampleKernels", "PTX", "PTXEmulator"]),
     tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "AttentionVerification", "CPUAttention", "CPUMicrokernels"]),

@@ -78,6 +78,12 @@ package struct DriverFunctions: Sendable {
   package var getKernel: @Sendable (Out<Handle?>, Handle?, UnsafePointer<CChar>) -> Status = { _, _, _ in 999 }
   package var getKernelAttribute: @Sendable (Out<Int32>, Int32, Handle?, Int32) -> Status = { _, _, _, _ in 999 }
   package var setKernelAttribute: @Sendable (Int32, Int32, Handle?, Int32) -> Status = { _, _, _, _ in 999 }
+  package typealias EncodeTensorMap =
+    @Sendable (
+      UnsafeMutableRawPointer, Int32, UInt32, UnsafeMutableRawPointer?, UnsafePointer<UInt64>, UnsafePointer<UInt64>,
+      UnsafePointer<UInt32>, UnsafePointer<UInt32>, Int32, Int32, Int32, Int32
+    ) -> Status
+  package var encodeTensorMap: EncodeTensorMap = { _, _, _, _, _, _, _, _, _, _, _, _ in 999 }
   package typealias Launch =
     @Sendable (
       UnsafeRawPointer, Handle?, UnsafePointer<UnsafeMutableRawPointer?>?, UnsafePointer<UnsafeMutableRawPointer?>?
@@ -188,6 +194,12 @@ extension DriverFunctions {
       "cuKernelGetAttribute", (@convention(c) @Sendable (Out<Int32>, Int32, Handle?, Int32) -> Status).self)
     f.setKernelAttribute = try find(
       "cuKernelSetAttribute", (@convention(c) @Sendable (Int32, Int32, Handle?, Int32) -> Status).self)
+    typealias EncodeC =
+      @convention(c) @Sendable (
+        UnsafeMutableRawPointer, Int32, UInt32, UnsafeMutableRawPointer?, UnsafePointer<UInt64>, UnsafePointer<UInt64>,
+        UnsafePointer<UInt32>, UnsafePointer<UInt32>, Int32, Int32, Int32, Int32
+      ) -> Status
+    f.encodeTensorMap = try find("cuTensorMapEncodeTiled", EncodeC.self)
     typealias LaunchC =
       @convention(c) @Sendable (
         UnsafeRawPointer, Handle?, UnsafePointer<UnsafeMutableRawPointer?>?, UnsafePointer<UnsafeMutableRawPointer?>?

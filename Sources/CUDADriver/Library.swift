@@ -1,6 +1,6 @@
 /// A kernel that the driver has compiled from PTX. It belongs to no context, and is unloaded when it goes.
 package struct Library: ~Copyable, Sendable {
-  private let functions: DriverFunctions
+  let functions: DriverFunctions
   private let library: UncheckedHandle
   private let kernel: UncheckedHandle
   /// The entry point.

@@ -13,20 +13,28 @@ extension GPU {
     try input.withUnsafeBufferPointer { (words) throws(AttentionError) in
       try source.copy(from: UnsafeRawBufferPointer(words))
     }
-    try reporting { () throws(CUDAError) in
-      let library = try compile(kernel)
-      try context.use { () throws(CUDAError) in
-        try library.launch(
-          LaunchShape(blocks: 1, threads: kernel.threadsPerBlock),
-          arguments: [.pointer(source.address), .pointer(result.address)], in: stream.handle)
-        try stream.synchronize()
-      }
-    }
+    try run(kernel, [.pointer(source.address), .pointer(result.address)], blocks: 1)
     var output = [UInt32](repeating: 0, count: outputCount)
     try output.withUnsafeMutableBufferPointer { (words) throws(AttentionError) in
       try result.copy(to: UnsafeMutableRawBufferPointer(words))
     }
     return output
+  }
+
+  /// Compiles any kernel, runs it, and waits for it.
+  package func run(
+    _ kernel: Kernel, _ arguments: [Kernel.Argument], blocks: Int, sharedByteCount: Int = 0
+  ) throws(AttentionError) {
+    try reporting { () throws(CUDAError) in
+      let library = try compile(kernel)
+      try library.allow(dynamicSharedByteCount: sharedByteCount, on: device)
+      try context.use { () throws(CUDAError) in
+        try library.launch(
+          LaunchShape(blocks: blocks, threads: kernel.threadsPerBlock, sharedByteCount: sharedByteCount),
+          arguments: arguments, in: stream.handle)
+        try stream.synchronize()
+      }
+    }
   }
 }
 

@@ -8,8 +8,11 @@ extension Kernel {
   public func text(target: Target? = nil, locations: Bool = false) throws(KernelError) -> String {
     let requirement = self.requirement
     let target = target ?? requirement.target
-    if target < requirement.target {
-      let culprit = statements.first { $0.instruction.requirement.target > target }!
+    if !target.has(requirement.target) {
+      guard let culprit = statements.first(where: { !target.has($0.instruction.requirement.target) }) else {
+        throw KernelError(
+          "A cluster needs \(requirement.target); \(target) was asked for.", at: SourceLocation(file: name, line: 0))
+      }
       let names = TextNames(registers: textNames)
       throw KernelError(
         "`\(culprit.instruction.text(names))` needs \(culprit.instruction.requirement.target); \(target) was asked for.",
@@ -27,10 +30,15 @@ extension Kernel {
     writer.line(".visible .entry \(name)(")
     for (index, parameter) in parameters.enumerated() {
       let comma = index + 1 < parameters.count ? "," : ""
-      writer.line("  .param \(parameter.kind.suffix) \(Self.parameterName(index))\(comma)  // \(parameter.name)")
+      let place = Self.parameterName(index)
+      let declaration =
+        parameter.role == .tensorMap
+        ? ".align 64 .b8 \(place)[\(TensorMap.byteCount)]" : "\(parameter.kind.suffix) \(place)"
+      writer.line("  .param \(declaration)\(comma)  // \(parameter.name)")
     }
     writer.line(")")
     writer.line(".maxntid \(threadsPerBlock), 1, 1")
+    if let clusterSize { writer.line(".reqnctapercluster \(clusterSize), 1, 1") }
     if let blocks = blocksPerMultiprocessor { writer.line(".minnctapersm \(blocks)") }
     writer.line("{")
     for (index, buffer) in sharedBuffers.enumerated() {

@@ -6,8 +6,19 @@ public struct Kernel: Sendable {
     public let name: String
     /// u32, s32, u64 or f32.
     public let kind: RegisterKind
+    /// What it is for.
+    public let role: Role
     /// Whether it is the address of global memory.
-    public let isPointer: Bool
+    public var isPointer: Bool { role == .address }
+
+    /// What a parameter is for.
+    public enum Role: Hashable, Sendable {
+      case number
+      /// The address of global memory.
+      case address
+      /// 128 bytes that describe a tensor to the copy engine.
+      case tensorMap
+    }
   }
 
   /// What the host passes for a parameter.
@@ -18,6 +29,8 @@ public struct Kernel: Sendable {
     case f32(Float)
     /// An address in global memory.
     case pointer(UInt64)
+    /// What the copy engine must know of a tensor.
+    case tensorMap(TensorMap)
   }
 
   /// A register and its name in the text.
@@ -80,6 +93,8 @@ public struct Kernel: Sendable {
   public let threadsPerBlock: Int
   /// Blocks that should fit a multiprocessor at once; nil leaves it to ptxas.
   public let blocksPerMultiprocessor: Int?
+  /// Blocks of a cluster, which run at the same time and share barriers and copies; nil without clusters.
+  public let clusterSize: Int?
   /// What it does.
   public let body: [Node]
 
@@ -103,6 +118,8 @@ public struct Kernel: Sendable {
 
   /// The lowest language version and GPU that the instructions need.
   public var requirement: Requirement {
-    statements.reduce(.ampere) { $0.and($1.instruction.requirement) }
+    statements.reduce(
+      clusterSize == nil ? .ampere : Requirement(version: PTXVersion(7, 8), target: .sm90)
+    ) { $0.and($1.instruction.requirement) }
   }
 }

@@ -56,6 +56,8 @@ public enum SpecialRegister: String, Hashable, Sendable, CaseIterable {
   case threadsX = "%ntid.x", threadsY = "%ntid.y", threadsZ = "%ntid.z"
   case blocksX = "%nctaid.x", blocksY = "%nctaid.y", blocksZ = "%nctaid.z"
   case lane = "%laneid"
+  /// The block's number in its cluster (sm_90).
+  case clusterRank = "%cluster_ctarank"
 }
 
 /// Where the Swift call stands that made an instruction.

@@ -38,6 +38,15 @@ public struct Target: Hashable, Sendable, Comparable, CustomStringConvertible {
     a.number != b.number ? a.number < b.number : !a.isSpecific && b.isSpecific
   }
 
+  /// Whether PTX that needs another target may be written for this one: a specific one by itself alone, the others by
+  /// all that are not older.
+  public func has(_ other: Target) -> Bool { other.isSpecific ? self == other : self >= other }
+
+  /// Whether PTX for this target runs on a GPU of a compute capability (major * 10 + minor).
+  public func runs(onCapability capability: Int) -> Bool {
+    isSpecific ? capability == number : capability >= number
+  }
+
   /// The first PTX version that knows this target. Source: PTX ISA, section 11.1.2, table of targets.
   public var version: PTXVersion {
     switch number {
@@ -98,8 +107,15 @@ extension Instruction {
       Requirement(version: PTXVersion(7, 8), target: .sm90)
     case .arithmetic(.unary(.exp2, .bf16x2, _, _)):
       Requirement(version: PTXVersion(7, 8), target: .sm90)
-    case .synchronization(.launchDependents), .synchronization(.waitForPrerequisites):
+    case .synchronization(.launchDependents), .synchronization(.waitForPrerequisites), .matrix(.store),
+      .arithmetic(.readSpecial(.clusterRank, _)):
       Requirement(version: PTXVersion(7, 8), target: .sm90)
+    case .transactionBarrier, .bulkCopy, .synchronization(.proxyFence), .warp(.elect),
+      .synchronization(.barrierInitializationFence), .synchronization(.clusterArrive), .synchronization(.clusterWait):
+      Requirement(version: PTXVersion(8, 0), target: .sm90)
+    case .warpgroup, .control(.setRegisterCount):
+      Requirement(version: PTXVersion(8, 0), target: .sm90a)
+    case .memory(.tensorMapAddress): Requirement(version: PTXVersion(7, 7), target: .sm80)
     case .conversion(.packE4M3), .conversion(.f16x2FromE4M3x2):
       // 7.8 has them for sm_90; sm_89 came with 8.1.
       Requirement(version: PTXVersion(8, 1), target: .sm89)

@@ -19,6 +19,13 @@ public struct Counters: Hashable, Sendable {
   public var instructions = 0
   /// `mma` of a whole warp.
   public var matrixInstructions = 0
+  /// Products of `wgmma`, counted for each warp.
+  public var warpgroupProducts = 0
+  /// Bytes of shared memory that they read: B once for four warps, and A, where it is there.
+  public var warpgroupOperandBytes = 0
+  /// Bytes that the copy engine moved into shared memory, and out of it.
+  public var bulkBytesLoaded = 0
+  public var bulkBytesStored = 0
   /// 2^x of one lane each.
   public var exponentials = 0
   /// Barriers that warps waited at.

@@ -30,8 +30,18 @@ public struct Launch: Sendable {
 public enum Schedule: Hashable, Sendable {
   /// Warp after warp, each until it must wait.
   case roundRobin
-  /// Any warp that can run, for a random number of instructions; the same seed gives the same order.
+  /// Any warp that can run, for a random number of instructions, and copies at any time; the same seed gives the same
+  /// order.
   case random(seed: UInt64)
+  /// As `roundRobin`; copies to shared memory are there as soon as they are issued.
+  case copiesAtOnce
+  /// Copies are as late as may be: one lands only when every warp waits.
+  case copiesLate
+  /// The same, and the first warp that can run does, as far as it can: those in front are as far ahead as the barriers
+  /// let them be, the producer if it is one of them.
+  case firstAhead
+  /// The same with the last warp.
+  case lastAhead
 }
 
 /// Runs PTX kernels on the CPU and finds what the hardware hides.
@@ -73,6 +83,17 @@ final class Machine {
   var counters = Counters()
   /// The operation at work, for messages.
   var current = 0
+  /// Copies to shared memory that have not landed yet, in the order of their issue.
+  var bulkLoads: [BulkLoad] = []
+  /// Whether they land when they are issued, and whether waits are sometimes over before their time.
+  var landsAtOnce = false
+  var saysNoBeforeItsTime: Bool {
+    guard isRandom else { return false }
+    noes &+= 1
+    return noes % 3 != 0
+  }
+  private var isRandom = false
+  private var noes = 0
   /// Steps of all warps, those without a running lane included.
   private var steps = 0
 
@@ -96,13 +117,20 @@ final class Machine {
         switch argument {
         case .u32: parameter.kind == .u32
         case .s32: parameter.kind == .s32
-        case .u64: parameter.kind == .u64 && !parameter.isPointer
+        case .u64: parameter.kind == .u64 && parameter.role == .number
         case .f32: parameter.kind == .f32
         case .pointer: parameter.isPointer
+        case .tensorMap: parameter.role == .tensorMap
         }
       guard fits else { throw fail("argument '\(parameter.name)' is \(argument), which the kernel does not expect") }
     }
+    for case .tensorMap(let map) in launch.arguments {
+      if let obstacle = map.obstacle { throw fail(obstacle) }
+    }
     let (x, y, z) = launch.blocks
+    if let size = program.kernel.clusterSize, x % size != 0 {
+      throw fail("a grid of \(x) blocks along x cannot be divided into clusters of \(size)")
+    }
     guard x >= 1, y >= 1, z >= 1, y <= 65535, z <= 65535 else {
       throw fail("a grid of \(x) x \(y) x \(z) blocks is impossible; y and z have 1 to 65535, x at least 1")
     }
@@ -119,34 +147,54 @@ final class Machine {
 
   func runGrid(_ schedule: Schedule, residentBlocks: Int, stepLimit: Int) throws(Hazard) {
     let count = launch.blocks.x * launch.blocks.y * launch.blocks.z
+    // The blocks of a cluster run together.
+    let clusterSize = program.kernel.clusterSize ?? 1
     var waiting = 0
     var resident: [Block] = []
-    var random: UInt64? = nil
-    if case .random(let seed) = schedule { random = seed &* 0x9e37_79b9_7f4a_7c15 | 1 }
+    var random: UInt64 = 0
+    if case .random(let seed) = schedule {
+      random = seed &* 0x9e37_79b9_7f4a_7c15 | 1
+      isRandom = true
+    }
+    landsAtOnce = schedule == .copiesAtOnce
     func draw(_ limit: Int) -> Int {
-      random! ^= random! << 13
-      random! ^= random! >> 7
-      random! ^= random! << 17
-      return Int(random! >> 33) % limit
+      random ^= random << 13
+      random ^= random >> 7
+      random ^= random << 17
+      return Int(random >> 33) % limit
     }
     while true {
-      while resident.count < residentBlocks && waiting < count {
-        resident.append(Block(index: waiting, launch: launch, program: program))
-        waiting += 1
+      while resident.count < max(residentBlocks, clusterSize) && waiting < count {
+        let cluster = Cluster(size: clusterSize)
+        for _ in 0..<clusterSize {
+          resident.append(Block(index: waiting, launch: launch, program: program, cluster: cluster))
+          waiting += 1
+        }
       }
       if resident.isEmpty { return }
       let ready = resident.flatMap { block in block.warps.filter { $0.state == .ready }.map { (block, $0) } }
-      guard !ready.isEmpty else { throw deadlock(resident) }
-      if random == nil {
+      if ready.isEmpty {
+        // Nobody can go on before another copy is there.
+        guard !bulkLoads.isEmpty else { throw deadlock(resident) }
+        try land(isRandom ? draw(bulkLoads.count) : 0)
+        continue
+      }
+      switch schedule {
+      case .roundRobin, .copiesAtOnce:
+        try landAll()
         for (block, warp) in ready { try run(warp, of: block, atMost: 100_000) }
-      } else {
+      case .random:
+        if !bulkLoads.isEmpty && draw(2) == 0 { try land(draw(bulkLoads.count)) }
         let (block, warp) = ready[draw(ready.count)]
         try run(warp, of: block, atMost: 1 + draw(60))
+      case .copiesLate:
+        for (block, warp) in ready { try run(warp, of: block, atMost: 100_000) }
+      case .firstAhead: try run(ready.first!.1, of: ready.first!.0, atMost: 100_000)
+      case .lastAhead: try run(ready.last!.1, of: ready.last!.0, atMost: 100_000)
       }
-      resident.removeAll { block in
-        if block.isDone { counters.splitWords += block.shadow.splitCount }
-        return block.isDone
-      }
+      for block in resident where block.isDone && !block.isFinished { try finish(block) }
+      // A block's shared memory may be another's to write, as long as the cluster runs.
+      resident.removeAll { block in block.cluster.blocks.allSatisfy { $0.value.isDone } }
       if steps > stepLimit {
         throw hazard(
           .deadlock, "the kernel did not end within \(stepLimit) steps", resident.first?.warps.first,
@@ -155,19 +203,48 @@ final class Machine {
     }
   }
 
-  private func deadlock(_ blocks: [Block]) -> Hazard {
-    let stuck = blocks.flatMap { block in
-      block.warps.compactMap { warp -> (Block, Warp, Int)? in
-        if case .waiting(let barrier) = warp.state { (block, warp, barrier) } else { nil }
-      }
+  private func finish(_ block: Block) throws(Hazard) {
+    block.isFinished = true
+    counters.splitWords += block.shadow.splitCount
+    try finishProducts(block)
+    if let load = bulkLoads.first(where: { load in load.blocks.contains { $0 === block } }) {
+      current = Int(load.operation)
+      throw hazard(
+        .unfinishedCopy, "the block ends while a copy to its shared memory is under way", load.warp, block,
+        lane: Int(load.lane))
     }
-    let (block, warp, barrier) = stuck[0]
-    current = warp.next - 1
-    let state = block.barriers[barrier]
-    return hazard(
-      .deadlock,
-      "nobody can go on: barrier \(barrier) has \(state.arrived) of \(state.needed) threads, and "
-        + "\(stuck.count) warps wait", warp, block)
+    for barrier in block.transactionBarriers.values where barrier.missingBytes != 0 {
+      throw hazard(
+        .transactionBarrier,
+        "the block ends while the transaction barrier at shared address \(barrier.address) misses \(barrier.missingBytes) "
+          + "bytes", block.warps[0], block)
+    }
+  }
+
+  private func deadlock(_ blocks: [Block]) -> Hazard {
+    let stuck = blocks.flatMap { block in block.warps.filter { $0.state != .done }.map { (block, $0) } }
+    let (block, warp) = stuck[0]
+    let what: String
+    switch warp.state {
+    case .waiting(let barrier):
+      current = warp.next - 1
+      let state = block.barriers[barrier]
+      what = "barrier \(barrier) has \(state.arrived) of \(state.needed) threads"
+    case .waitingForPhase(let address):
+      current = warp.next
+      let barrier = block.transactionBarriers[address]!
+      what =
+        "the transaction barrier at shared address \(address) misses \(barrier.missingArrivals) of \(barrier.arrivals) "
+        + "arrivals and \(barrier.missingBytes) bytes in its phase \(barrier.phase)"
+    case .waitingForRegisters:
+      current = warp.next
+      what = "\(block.freeRegisters) registers have been given back, which are less than are asked for"
+    case .waitingForCluster:
+      current = warp.next
+      what = "\(block.cluster.arrived) warps are at the barrier of the cluster"
+    case .ready, .done: what = "nobody waits"
+    }
+    return hazard(.deadlock, "nobody can go on: \(what), and \(stuck.count) warps wait", warp, block)
   }
 
   // MARK: - A warp
@@ -192,6 +269,7 @@ final class Machine {
         }
         if mask == 0 { continue }
         counters.instructions += 1
+        if !program.touchedRegisters.isEmpty { try checkRegisters(instruction, warp, block) }
         try execute(instruction, warp, block, mask)
         if warp.exited == .max { try finish(warp, block) }
       case .branch(let condition, let otherwise):
@@ -225,6 +303,11 @@ final class Machine {
       throw hazard(
         .unfinishedCopy, "\(warp.copies.count) copies were never waited for", warp, block, lane: Int(copy.lane))
     }
+    if let product = warp.asynchronous?.products.first {
+      current = Int(product.operation)
+      throw hazard(.unfinishedCopy, "the warp ends with products that nobody has waited for", warp, block)
+    }
+    try finishStores(warp, block)
     if launch.isDependent && !warp.hasPrerequisites {
       throw hazard(
         .race,
@@ -243,6 +326,11 @@ final class Machine {
     case .matrix(let instruction): try execute(instruction, warp, block, mask)
     case .warp(let instruction): try execute(instruction, warp, block, mask)
     case .synchronization(let instruction): try execute(instruction, warp, block, mask)
+    case .bulkCopy(let instruction): try execute(instruction, warp, block, mask)
+    case .transactionBarrier(let instruction): try execute(instruction, warp, block, mask)
+    case .warpgroup(let instruction): try execute(instruction, warp, block, mask)
+    case .control(.setRegisterCount(let isIncrease, let count)):
+      try setRegisterCount(isIncrease, Int(count), warp, block, mask)
     case .control(.exit):
       warp.exited |= mask
       warp.mask &= ~mask
@@ -266,15 +354,24 @@ final class Machine {
     _ conflict: Conflict, _ what: String, _ warp: Warp, _ block: Block, lane: Int
   ) -> Hazard {
     var message = what
-    if conflict.kind == .race || conflict.kind == .copyUnderWay {
-      let who = "block \(conflict.other.block), warp \(conflict.other.warp)"
-      let lane = ", lane \(conflict.other.lane)"
+    if [.race, .copyUnderWay, .missingFence].contains(conflict.kind) {
+      let (number, warps) = (Int(conflict.other.warp), program.warpCount)
+      let who: String
+      if number < warps {
+        who = "block \(conflict.other.block), warp \(number), lane \(conflict.other.lane)"
+      } else if number < 2 * warps {
+        // The first stands for any that has not ended.
+        who = "the asynchronous proxy" + (conflict.other.clock == .max ? "" : " for warp \(number - warps)")
+      } else {
+        who = "a copy for transaction barrier \(number - 2 * warps)"
+      }
       let place =
         conflict.otherOperation >= 0 ? program.locations[Int(conflict.otherOperation)].map { " at \($0)" } ?? "" : ""
       let verb =
         conflict.kind == .copyUnderWay ? "is being copied to" : conflict.otherIsWrite ? "was written" : "was read"
-      message += " \(verb) by \(who)\(lane)\(place)"
+      message += " \(verb) by \(who)\(place)"
       if conflict.kind == .race { message += ", and nothing orders the two" }
+      if conflict.kind == .missingFence { message += ", who did not fence it for the asynchronous proxy" }
     }
     return hazard(conflict.kind, message, warp, block, lane: lane)
   }
@@ -285,6 +382,7 @@ final class Machine {
       throw hazard(
         .divergence, "only \(mask.nonzeroBitCount) of 32 lanes run it", warp, block, lane: (~mask).trailingZeroBitCount)
     }
+    warp.converge(of: program.warpCount)
   }
 
   func observer(_ warp: Warp, _ block: Block, _ lane: Int, isStrong: Bool = false) -> Observer {

@@ -16,6 +16,10 @@ public struct Hazard: Error, Hashable, Sendable {
     case barrier = "barrier used with different counts"
     case unfinishedCopy = "kernel ended with asynchronous copies under way"
     case undefined = "use that PTX leaves undefined"
+    case registersUnderWay = "access to registers that wgmma is working on"
+    case missingFence = "access without the fence that PTX asks for"
+    case transactionBarrier = "misuse of a transaction barrier"
+    case registerCount = "register counts that do not add up"
     case trap = "trap"
     case launch = "launch does not fit the kernel"
   }

@@ -27,6 +27,18 @@ public struct Program: Sendable {
   let staticSharedByteCount: Int
 
   var registerCount: Int { kernel.registers.count + constants.count }
+  /// Whether there are accesses that ordinary instructions do not make: by the copy engine, and by `wgmma`.
+  let usesAsynchronousProxy: Bool
+  /// The kernel's registers that each operation reads or writes; empty where nobody asks.
+  let touchedRegisters: [[Int32]]
+
+  /// Warps of a block.
+  var warpCount: Int { kernel.threadsPerBlock / 32 }
+  /// Whom a warp knows of: the warps of its block; besides, where there is an asynchronous proxy, each warp as the one
+  /// that started asynchronous reads, and each transaction barrier as the one that copies write for.
+  var viewCount: Int { usesAsynchronousProxy ? 2 * warpCount + Self.barrierLimit : warpCount }
+  /// Transaction barriers of a block.
+  static let barrierLimit = 96
 
   /// - Parameter change: for mutation tests, another instruction in place of the statement of this number in
   ///   `kernel.statements`, or nothing in its place.
@@ -37,6 +49,22 @@ public struct Program: Sendable {
     operations = flattener.operations
     locations = flattener.locations
     constants = flattener.constants
+    usesAsynchronousProxy = operations.contains { operation in
+      guard case .run(let instruction, _) = operation else { return false }
+      return switch instruction {
+      case .bulkCopy, .transactionBarrier, .warpgroup, .synchronization(.clusterArrive): true
+      default: false
+      }
+    }
+    let hasProducts = operations.contains { if case .run(.warpgroup, _) = $0 { true } else { false } }
+    let count = kernel.registers.count
+    touchedRegisters =
+      hasProducts
+      ? operations.map { operation in
+        guard case .run(let instruction, _) = operation else { return [] }
+        let (read, written) = instruction.registers
+        return (read + written).map(\.index).filter { Int($0) < count }
+      } : []
 
     var offset = 0
     sharedOffsets = kernel.sharedBuffers.map { buffer in

@@ -5,6 +5,10 @@ final class Warp {
   enum State: Equatable {
     case ready
     case waiting(barrier: Int)
+    /// For a phase of the transaction barrier at an address.
+    case waitingForPhase(Int)
+    /// For registers that others give back, and for the other blocks of the cluster.
+    case waitingForRegisters, waitingForCluster
     case done
   }
 
@@ -41,7 +45,7 @@ final class Warp {
   var syncedClock: UInt32 = 0
   /// For each warp of the block, the clock up to which barriers have ordered it before this one.
   let view: UnsafeMutablePointer<UInt32>
-  private let warpCount: Int
+  private let viewCount: Int
   /// What all lanes know by fences and atomics.
   var knowledge = Knowledge()
   /// What single lanes know more; all learn it at the next synchronization of the warp.
@@ -60,12 +64,16 @@ final class Warp {
   /// Groups that each lane has committed.
   var groups = [Int32](repeating: 0, count: 32)
 
-  init(index: Int, warpCount: Int, program: Program) {
+  /// What it does in the asynchronous proxy; nil where the kernel has none.
+  let asynchronous: AsynchronousState?
+
+  init(index: Int, program: Program) {
     self.index = index
-    self.warpCount = warpCount
+    viewCount = program.viewCount
     registers = Registers(program)
-    view = .allocate(capacity: warpCount)
-    view.initialize(repeating: 0, count: warpCount)
+    asynchronous = program.usesAsynchronousProxy ? AsynchronousState(program) : nil
+    view = .allocate(capacity: viewCount)
+    view.initialize(repeating: 0, count: viewCount)
   }
 
   deinit { view.deallocate() }
@@ -90,7 +98,7 @@ final class Warp {
   func publishable(_ lane: Int, block: Int) -> Knowledge {
     var result = knowledge
     if let own = laneKnowledge[lane] { result.learn(own) }
-    for warp in 0..<warpCount {
+    for warp in 0..<viewCount {
       let clock = warp == index ? syncedClock : view[warp]
       if clock > 0 { result.learn(block: Int32(block), warp: UInt8(warp), clock: clock) }
     }

@@ -56,6 +56,9 @@ struct AssemblerTests {
   @Test func everyInstructionIsAccepted() throws {
     for kernel in [
       try InstructionCatalogue.ampere(), try InstructionCatalogue.ada(), try InstructionCatalogue.hopper(),
+      try InstructionCatalogue.copies(), try InstructionCatalogue.warpgroups(.bf16, .f32),
+      try InstructionCatalogue.warpgroups(.f16, .f32), try InstructionCatalogue.warpgroups(.f16, .f16),
+      try InstructionCatalogue.warpgroups(.e4m3, .f32), try InstructionCatalogue.warpgroups(.e4m3, .f16),
     ] {
       let target = kernel.requirement.target
       let report = try assemble(kernel.text(), for: target)
@@ -65,7 +68,10 @@ struct AssemblerTests {
 
   /// What the table says is needed is needed: one GPU older, and ptxas refuses.
   @Test func theRequirementsAreNotTooStrict() throws {
-    for (kernel, older) in [(try InstructionCatalogue.ada(), "sm_86"), (try InstructionCatalogue.hopper(), "sm_89")] {
+    for (kernel, older) in [
+      (try InstructionCatalogue.ada(), "sm_86"), (try InstructionCatalogue.hopper(), "sm_89"),
+      (try InstructionCatalogue.copies(), "sm_89"), (try InstructionCatalogue.warpgroups(.bf16, .f32), "sm_90"),
+    ] {
       let text = try kernel.text().replacing(".target \(kernel.requirement.target)", with: ".target \(older)")
       #expect(try !assemble(text, for: Target(older)!).isAccepted)
     }

@@ -11,7 +11,7 @@ enum InstructionCatalogue {
       let shared = k.shared("buffer", byteCount: 4096, alignment: 128)
       let more = k.dynamicShared()
 
-      var words = SpecialRegister.allCases.map { k.special($0) }
+      var words = SpecialRegister.allCases.filter { $0 != .clusterRank }.map { k.special($0) }
       words += [u + u, u - 3, u * u, u / 7, u % u, u & 255, u | u, u ^ 1, u << 3, u >> 3]
       words += [k.minimum(u, u), k.maximum(u, u), k.permute(u, u, selector: 0x5410), k.logic3(u, u, u, table: 0xe8)]
       words += [k.select(u .< u, 1, 2, U32.self), k.narrow(d), k.multiplyAdd(u, u, u)]
@@ -115,6 +115,132 @@ enum InstructionCatalogue {
       k.waitForPrerequisites()
       k.store(k.exp2(pair * pair + pair - pair), global: k.pointer("place"))
       k.launchDependents()
+      k.store(k.special(.clusterRank), global: k.pointer("rank"))
+      let shared = k.shared("buffer", byteCount: 1024)
+      let word = k.parameter("word", U32.self)
+      for count in [1, 2, 4] {
+        k.storeMatrix((0..<count).map { _ in word }, shared: shared, offset: 256, isTransposed: count == 2)
+      }
+    }
+  }
+
+  /// What came with PTX 8.0 for sm_90: transaction barriers, the copy engine, clusters.
+  static func copies() throws(KernelError) -> Kernel {
+    try Kernel.build("copies", threadsPerBlock: 128, clusterSize: 2) { k in
+      let maps = (1...5).map { k.tensorMap("map\($0)") }
+      let place = k.pointer("place")
+      let shared = k.dynamicShared(alignment: 1024)
+      let barrier = k.shared("barriers", byteCount: 64, alignment: 8)
+      let zero = k.constant(0, S32.self)
+      let (mask, size) = (k.halves(k.constant(3, U32.self)).low, k.parameter("size", U32.self))
+      k.if(k.elect()) {
+        k.initialize(transactionBarrier: barrier, arrivals: 1)
+        k.initialize(transactionBarrier: barrier, offset: 8, arrivals: 128)
+        k.barrierInitializationFence()
+      }
+      k.clusterBarrier()
+      let (first, last) = (k.policy(.evictFirst), k.policy(.evictLast))
+      let full = BarrierRing(k, stages: 4, at: barrier, as: .consumer)
+      k.if(k.special(.threadX) .== 0) {
+        for (index, map) in maps.enumerated() {
+          let coordinates = [Register<S32>](repeating: zero, count: index + 1)
+          k.prefetch(map)
+          k.copy(map, coordinates, to: shared, barrier: barrier)
+          k.copy(map, coordinates, to: shared, barrier: barrier, multicast: mask, policy: first)
+          k.copy(map, coordinates, to: shared, barrier: barrier, policy: last)
+          k.copy(from: shared, to: map, coordinates)
+          k.copy(from: shared, to: map, coordinates, policy: last)
+          k.add(from: shared, to: map, coordinates)
+        }
+        k.copy(byteCount: size, from: place, to: shared, barrier: barrier)
+        k.copy(byteCount: size, from: place, to: shared, barrier: barrier, multicast: mask)
+        k.copy(byteCount: size, from: shared, to: place)
+        k.add(byteCount: size, from: shared, to: place)
+        k.commitBulkCopies()
+        k.waitForBulkCopies(pending: 1, untilRead: true)
+        k.waitForBulkCopies()
+        k.expect(transactionBarrier: barrier, byteCount: 64)
+        full.arrive(expecting: 4096)
+      }
+      full.wait()
+      full.advance()
+      full.arrive()
+      k.arriveAfterCopies(transactionBarrier: barrier, offset: 8)
+      k.proxyFence()
+      k.store(size, shared: shared, isVolatile: true)
+    }
+  }
+
+  /// What sm_90a alone has: products of four warps, of all sizes and types, and roles.
+  static func warpgroups(
+    _ inputs: WarpgroupMatrix.Inputs, _ accumulator: Matrix.Accumulator
+  ) throws(KernelError) -> Kernel {
+    try Kernel.build("warpgroups_\(inputs)_\(accumulator)", threadsPerBlock: 256) { k in
+      let place = k.pointer("place")
+      let shared = k.dynamicShared(alignment: 1024)
+      let size = inputs.byteCount
+      func operand(
+        _ rows: Int, _ swizzle: TensorMap.Swizzle = .bytes128, isTransposed: Bool = false
+      ) -> MatrixDescriptor {
+        k.descriptor(
+          isTransposed
+            ? MatrixTile(rows: 64, columns: rows, elementByteCount: size, swizzle: swizzle)
+            : MatrixTile(rows: rows, columns: 128, elementByteCount: size, swizzle: swizzle), at: shared,
+          isTransposed: isTransposed)
+      }
+      func products(
+        _ start: (MatrixDescriptor?, [Register<U32>], MatrixDescriptor, Int, KernelBuilder.ProductSum) -> Void
+      ) {
+        let word = k.special(.threadX)
+        let registers = (0..<4).map { k.variable(word + $0) }
+        let isFirst = word .== 300
+        k.warpgroupFence()
+        for columns in stride(from: 8, through: 256, by: 8) {
+          start(operand(64), [], operand(columns), columns, .never)
+          k.commitProducts()
+          k.waitForProducts()
+        }
+        start(nil, registers, operand(64), 64, .always)
+        start(operand(64), [], operand(64).step(1), 64, .when(isFirst))
+        if size == 2 {
+          for (a, b) in [(true, false), (false, true), (true, true)] {
+            start(operand(64, .bytes64, isTransposed: a), [], operand(64, .bytes32, isTransposed: b), 64, .always)
+          }
+          start(nil, registers, operand(64, isTransposed: true), 64, .always)
+        }
+        k.commitProducts()
+        k.waitForProducts(pending: 1)
+        k.waitForProducts()
+      }
+      func body() {
+        if accumulator == .f32 {
+          let sums = k.accumulators(128)
+          products { a, registers, b, columns, sum in
+            let d = Array(sums[..<(columns / 2)])
+            if let a {
+              k.startProduct(inputs, a: a, b: b, into: d, sum: sum)
+            } else {
+              k.startProduct(inputs, a: registers, b: b, into: d, sum: sum)
+            }
+          }
+          for (i, sum) in sums.enumerated() { k.store(sum, global: place, offset: i * 4) }
+        } else {
+          let sums = (0..<64).map { _ in k.constant(bits: 0, F16x2.self) }
+          products { a, registers, b, columns, sum in
+            let d = Array(sums[..<(columns / 4)])
+            if let a {
+              k.startProduct(inputs, a: a, b: b, into: d, sum: sum)
+            } else {
+              k.startProduct(inputs, a: registers, b: b, into: d, sum: sum)
+            }
+          }
+          for (i, sum) in sums.enumerated() { k.store(sum, global: place, offset: i * 4) }
+        }
+      }
+      k.roles([
+        WarpRole("producer", registers: 24) { group in k.store(group, global: place) },
+        WarpRole("consumer", registers: 240) { _ in body() },
+      ])
     }
   }
 }

@@ -109,19 +109,23 @@ extension KernelBuilder {
   }
 
   /// Stores one value to shared memory.
+  ///
+  /// - Parameter isVolatile: whether the assembler neither moves nor removes it, nor computes the value behind it.
   public func store<T: RegisterType>(
-    _ value: Register<T>, shared address: Register<U32>, offset: Int = 0, file: String = #fileID, line: Int = #line
+    _ value: Register<T>, shared address: Register<U32>, offset: Int = 0, isVolatile: Bool = false,
+    file: String = #fileID, line: Int = #line
   ) {
-    store([value], shared: address, offset: offset, file: file, line: line)
+    store([value], shared: address, offset: offset, isVolatile: isVolatile, file: file, line: line)
   }
 
   /// Stores 1, 2 or 4 neighbouring values to shared memory.
   public func store<T: RegisterType>(
-    _ values: [Register<T>], shared address: Register<U32>, offset: Int = 0, file: String = #fileID, line: Int = #line
+    _ values: [Register<T>], shared address: Register<U32>, offset: Int = 0, isVolatile: Bool = false,
+    file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
     check(address)
-    store(values, .shared, .weak, address.id, offset)
+    store(values, .shared, isVolatile ? .volatile : .weak, address.id, offset)
   }
 
   private func store<T: RegisterType>(

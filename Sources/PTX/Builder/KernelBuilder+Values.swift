@@ -8,7 +8,7 @@ extension KernelBuilder {
     if ![.u32, .s32, .u64, .f32].contains(T.kind) {
       fail("A parameter cannot be \(T.kind); use U32, S32, U64 or F32.")
     }
-    let index = addParameter(name, T.kind, isPointer: false)
+    let index = addParameter(name, T.kind, .number)
     let result = make(T.self)
     emit(.memory(.loadParameter(index, d: result.id)))
     return result.named(name)
@@ -17,7 +17,7 @@ extension KernelBuilder {
   /// The address of global memory that the host passes.
   public func pointer(_ name: String, file: String = #fileID, line: Int = #line) -> Register<U64> {
     at(file, line)
-    let index = addParameter(name, .u64, isPointer: true)
+    let index = addParameter(name, .u64, .address)
     let generic = make(U64.self)
     emit(.memory(.loadParameter(index, d: generic.id)))
     let result = make(U64.self)

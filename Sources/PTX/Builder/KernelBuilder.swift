@@ -102,9 +102,9 @@ public final class KernelBuilder {
     return result
   }
 
-  func addParameter(_ name: String, _ kind: RegisterKind, isPointer: Bool) -> Int32 {
+  func addParameter(_ name: String, _ kind: RegisterKind, _ role: Kernel.Parameter.Role) -> Int32 {
     if parameters.contains(where: { $0.name == name }) { fail("There are two parameters '\(name)'.") }
-    parameters.append(Kernel.Parameter(name: name, kind: kind, isPointer: isPointer))
+    parameters.append(Kernel.Parameter(name: name, kind: kind, role: role))
     return Int32(parameters.count - 1)
   }
 
@@ -227,10 +227,11 @@ extension Kernel {
   ///   - name: the entry point; letters, digits and underscores.
   ///   - threadsPerBlock: threads of a block, a multiple of 32 up to 1024.
   ///   - blocksPerMultiprocessor: blocks that should fit a multiprocessor at once; nil leaves it to ptxas.
+  ///   - clusterSize: blocks of a cluster along x, 1 to 8 (16 where the launch allows it); nil without clusters.
   /// - Throws: `KernelError`, the first mistake of the body, with its line.
   public static func build(
-    _ name: String, threadsPerBlock: Int, blocksPerMultiprocessor: Int? = nil, file: String = #fileID,
-    line: Int = #line, _ body: (KernelBuilder) -> Void
+    _ name: String, threadsPerBlock: Int, blocksPerMultiprocessor: Int? = nil, clusterSize: Int? = nil,
+    file: String = #fileID, line: Int = #line, _ body: (KernelBuilder) -> Void
   ) throws(KernelError) -> Kernel {
     let builder = KernelBuilder(threadsPerBlock: threadsPerBlock)
     builder.at(file, line)
@@ -242,11 +243,14 @@ extension Kernel {
     {
       builder.fail("'\(name)' is no name for a kernel; use letters, digits and underscores, a letter first.")
     }
+    if let clusterSize, !(1...16).contains(clusterSize) {
+      builder.fail("A cluster of \(clusterSize) blocks is impossible; it has 1 to 16.")
+    }
     body(builder)
     if let failure = builder.failure { throw failure }
     return Kernel(
       name: name, parameters: builder.parameters, registers: builder.registers, sharedBuffers: builder.sharedBuffers,
       dynamicSharedAlignment: builder.dynamicSharedAlignment, threadsPerBlock: threadsPerBlock,
-      blocksPerMultiprocessor: blocksPerMultiprocessor, body: builder.body)
+      blocksPerMultiprocessor: blocksPerMultiprocessor, clusterSize: clusterSize, body: builder.body)
   }
 }

@@ -8,7 +8,10 @@ public enum Instruction: Hashable, Sendable {
   case memory(Memory)
   case atomic(AtomicOperation)
   case asynchronousCopy(AsynchronousCopy)
+  case bulkCopy(BulkCopy)
+  case transactionBarrier(TransactionBarrier)
   case matrix(Matrix)
+  case warpgroup(WarpgroupMatrix)
   case warp(WarpExchange)
   case synchronization(Synchronization)
   case control(Control)
@@ -60,7 +63,10 @@ extension Instruction {
     case .memory(let instruction): instruction.text(name)
     case .atomic(let instruction): instruction.text(name)
     case .asynchronousCopy(let instruction): instruction.text(name)
+    case .bulkCopy(let instruction): instruction.text(name)
+    case .transactionBarrier(let instruction): instruction.text(name)
     case .matrix(let instruction): instruction.text(name)
+    case .warpgroup(let instruction): instruction.text(name)
     case .warp(let instruction): instruction.text(name)
     case .synchronization(let instruction): instruction.text(name)
     case .control(let instruction): instruction.text(name)
@@ -73,6 +79,9 @@ extension Instruction {
     case .synchronization(.launchDependents): false
     case .synchronization: true
     case .asynchronousCopy(.waitGroup), .asynchronousCopy(.commit): true
+    case .bulkCopy(.commit), .bulkCopy(.waitGroup): true
+    case .transactionBarrier(.arrive): true
+    case .warpgroup(.fence), .warpgroup(.commit), .warpgroup(.wait): true
     default: false
     }
   }
@@ -81,6 +90,11 @@ extension Instruction {
   public var weakened: [Instruction] {
     switch self {
     case .atomic(let operation): operation.weakened.map { .atomic($0) }
+    case .transactionBarrier(.tryWait(let d, _, _, _)):
+      // A wait that is over at once.
+      [.arithmetic(.compare(.eq, .u32, d: d, a: .immediate(0), b: .immediate(0)))]
+    case .transactionBarrier(.arriveExpecting(let address, let offset, _)):
+      [.transactionBarrier(.arrive(address: address, offset: offset))]
     case .memory(.load(let space, .acquire, let hint, let width, let d, let address, let offset)):
       [.memory(.load(space, .relaxed, hint, width, d: d, address: address, offset: offset))]
     case .memory(.store(let space, .release, let width, let values, let address, let offset)):
@@ -102,11 +116,13 @@ extension Instruction {
         .copy(
           byteCount: count, destination: d, destinationOffset: dOffset, source: s, sourceOffset: sOffset,
           sourceBytes: change(bytes)))
+    case .bulkCopy(let instruction): .bulkCopy(instruction.mapOperands(change))
+    case .transactionBarrier(let instruction): .transactionBarrier(instruction.mapOperands(change))
     case .warp(.shuffle(let mode, let d, let a, let lane, let width)):
       .warp(.shuffle(mode, d: d, a: a, lane: change(lane), width: width))
     case .synchronization(.barrier(let id, let threads)): .synchronization(.barrier(id: change(id), threads: threads))
     case .synchronization(.arrive(let id, let threads)): .synchronization(.arrive(id: change(id), threads: threads))
-    case .memory, .asynchronousCopy, .matrix, .warp, .synchronization, .control: self
+    case .memory, .asynchronousCopy, .matrix, .warpgroup, .warp, .synchronization, .control: self
     }
   }
 

@@ -9,6 +9,8 @@
 public enum Matrix: Hashable, Sendable {
   /// Reads `d.count` (1, 2, 4) 8 x 8 matrices of 16-bit elements; lane 8i + r gives the address of row r of matrix i.
   case load(isTransposed: Bool, d: RegisterGroup, address: RegisterID, offset: Int32)
+  /// Writes as many matrices; lane 8i + r gives the address of row r of matrix i (section 9.7.14.5.17, stmatrix).
+  case store(isTransposed: Bool, values: RegisterGroup, address: RegisterID, offset: Int32)
   /// `d = a b + c` of one 16 x 8 tile, k 16.
   case multiplyAdd(Inputs, Accumulator, d: RegisterGroup, a: RegisterGroup, b: RegisterGroup, c: RegisterGroup)
 
@@ -28,6 +30,10 @@ public enum Matrix: Hashable, Sendable {
       let registers = d.count == 1 ? "{\(name(d))}" : name(d)
       return
         "ldmatrix.sync.aligned.m8n8.x\(d.count)\(isTransposed ? ".trans" : "").shared.b16 \(registers), \(name.place(address, offset))"
+    case .store(let isTransposed, let values, let address, let offset):
+      let registers = values.count == 1 ? "{\(name(values))}" : name(values)
+      return
+        "stmatrix.sync.aligned.m8n8.x\(values.count)\(isTransposed ? ".trans" : "").shared.b16 \(name.place(address, offset)), \(registers)"
     case .multiplyAdd(let inputs, let accumulator, let d, let a, let b, let c):
       let (i, o) = (inputs.rawValue, accumulator.rawValue)
       return "mma.sync.aligned.m16n8k16.row.col.\(o).\(i).\(i).\(o) \(name(d)), \(name(a)), \(name(b)), \(name(c))"

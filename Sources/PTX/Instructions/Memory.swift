@@ -6,6 +6,8 @@ public enum Memory: Hashable, Sendable {
   case loadParameter(Int32, d: RegisterID)
   /// The address of a shared buffer, by its place in the kernel's list; -1 is the dynamic one.
   case sharedAddress(Int32, d: RegisterID)
+  /// The address of a tensor map among the parameters, by its place in the list.
+  case tensorMapAddress(Int32, d: RegisterID)
 
   /// Which memory.
   public enum Space: String, Hashable, Sendable, CaseIterable {
@@ -22,6 +24,8 @@ public enum Memory: Hashable, Sendable {
     case acquire
     /// A store: publishes what came before.
     case release
+    /// Nothing; but the assembler neither moves nor removes it, nor what its value needs.
+    case volatile
   }
 
   /// What the caches should do.
@@ -53,7 +57,13 @@ public enum Memory: Hashable, Sendable {
 
   func text(_ name: TextNames) -> String {
     func vector(_ group: RegisterGroup) -> String { group.count == 1 ? "" : ".v\(group.count)" }
-    func order(_ ordering: Ordering) -> String { ordering == .weak ? "" : ".\(ordering.rawValue).gpu" }
+    func order(_ ordering: Ordering) -> String {
+      switch ordering {
+      case .weak: ""
+      case .volatile: ".volatile"
+      case .relaxed, .acquire, .release: ".\(ordering.rawValue).gpu"
+      }
+    }
     switch self {
     case .load(let space, let ordering, let hint, let width, let d, let address, let offset):
       return "ld\(order(ordering)).\(space.rawValue)\(hint.rawValue)\(vector(d))\(width.suffix) \(name(d)), "
@@ -65,6 +75,9 @@ public enum Memory: Hashable, Sendable {
       return "ld.param\(d.kind.suffix) \(name(d)), [\(Kernel.parameterName(Int(index)))]"
     case .sharedAddress(let index, let d):
       return "mov.u32 \(name(d)), \(Kernel.sharedName(Int(index)))"
+    case .tensorMapAddress(let index, let d):
+      // A mov of the name assembles too, and is no address.
+      return "cvta.param.u64 \(name(d)), \(Kernel.parameterName(Int(index)))"
     }
   }
 }

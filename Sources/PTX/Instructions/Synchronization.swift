@@ -6,6 +6,15 @@ public enum Synchronization: Hashable, Sendable {
   case arrive(id: Operand, threads: UInt16)
   /// Waits for the lanes of the warp and orders their memory accesses.
   case warpBarrier
+  /// Orders this thread's accesses by ordinary instructions before with those after of the asynchronous proxy, that is
+  /// of the copy engine and `wgmma`, and the other way round (section 9.7.13.4, fence.proxy.async).
+  case proxyFence
+  /// Lets the cluster, and the copy engine, see transaction barriers that this thread made.
+  case barrierInitializationFence
+  /// Counts this thread at the barrier of its cluster (section 9.7.13.3, barrier.cluster).
+  case clusterArrive
+  /// Waits for all threads of the cluster.
+  case clusterWait
   /// Orders this thread's accesses before and after, for the threads of a scope.
   case fence(Scope)
   /// The launch behind this one may begin (section 9.7.13.13, griddepcontrol).
@@ -25,6 +34,10 @@ public enum Synchronization: Hashable, Sendable {
     case .arrive(let id, let threads): "bar.arrive \(name(id, .u32)), \(threads)"
     case .warpBarrier: "bar.warp.sync 0xffffffff"
     case .fence(let scope): "fence.acq_rel.\(scope.rawValue)"
+    case .proxyFence: "fence.proxy.async"
+    case .barrierInitializationFence: "fence.mbarrier_init.release.cluster"
+    case .clusterArrive: "barrier.cluster.arrive.release.aligned"
+    case .clusterWait: "barrier.cluster.wait.acquire.aligned"
     case .launchDependents: "griddepcontrol.launch_dependents"
     case .waitForPrerequisites: "griddepcontrol.wait"
     }

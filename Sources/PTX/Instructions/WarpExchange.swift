@@ -6,6 +6,8 @@ public enum WarpExchange: Hashable, Sendable {
   case vote(VoteMode, d: RegisterID, p: RegisterID)
   /// One bit a lane.
   case ballot(d: RegisterID, p: RegisterID)
+  /// True in one lane, whichever the hardware picks (section 9.7.13.15, elect).
+  case elect(d: RegisterID)
 
   /// How the other lane is found.
   public enum ShuffleMode: String, Hashable, Sendable, CaseIterable {
@@ -32,6 +34,8 @@ public enum WarpExchange: Hashable, Sendable {
       return "vote.sync.\(mode.rawValue).pred \(name(d)), \(name(p)), \(Self.members)"
     case .ballot(let d, let p):
       return "vote.sync.ballot.b32 \(name(d)), \(name(p)), \(Self.members)"
+    case .elect(let d):
+      return "elect.sync _|\(name(d)), \(Self.members)"
     }
   }
 }

@@ -87,6 +87,7 @@ extension Machine {
     case .blocksY: UInt32(launch.blocks.y)
     case .blocksZ: UInt32(launch.blocks.z)
     case .lane: UInt32(lane)
+    case .clusterRank: UInt32(block.index % (program.kernel.clusterSize ?? 1))
     }
   }
 

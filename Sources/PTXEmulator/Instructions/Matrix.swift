@@ -6,6 +6,8 @@ extension Machine {
     switch instruction {
     case .load(let isTransposed, let d, let address, let offset):
       try loadMatrix(isTransposed, d, address, offset, warp, block)
+    case .store(let isTransposed, let values, let address, let offset):
+      try storeMatrix(isTransposed, values, address, offset, warp, block)
     case .multiplyAdd(let inputs, let accumulator, let d, let a, let b, let c):
       counters.matrixInstructions += 1
       multiplyAdd(inputs, accumulator, d, a, b, c, warp.registers)
@@ -35,6 +37,34 @@ extension Machine {
           words[lane] = UInt32(high) << 16 | UInt32(low)
         } else {
           words[lane] = block.shared.load(fromByteOffset: rows[g] + 4 * t, as: UInt32.self)
+        }
+      }
+    }
+  }
+
+  private func storeMatrix(
+    _ isTransposed: Bool, _ values: RegisterGroup, _ address: RegisterID, _ offset: Int32, _ warp: Warp, _ block: Block
+  ) throws(Hazard) {
+    let addresses = warp.registers.words(address)
+    for matrix in 0..<values.count {
+      var rows: [Int] = []
+      for row in 0..<8 {
+        let lane = matrix * 8 + row
+        let place = Int(addresses[lane]) + Int(offset)
+        // The bytes come from four lanes; which of them stores the row is not told apart.
+        try checkShared(.write, place, 16, 16, warp, block, lane)
+        rows.append(place)
+      }
+      countSharedPasses(8, byteCount: 16) { rows[$0] }
+      let words = warp.registers.words(values[matrix])
+      for lane in 0..<32 {
+        let (g, t) = (lane / 4, lane % 4)
+        if isTransposed {
+          block.shared.storeBytes(
+            of: UInt16(truncatingIfNeeded: words[lane]), toByteOffset: rows[2 * t] + 2 * g, as: UInt16.self)
+          block.shared.storeBytes(of: UInt16(words[lane] >> 16), toByteOffset: rows[2 * t + 1] + 2 * g, as: UInt16.self)
+        } else {
+          block.shared.storeBytes(of: words[lane], toByteOffset: rows[g] + 4 * t, as: UInt32.self)
         }
       }
     }

@@ -5,7 +5,7 @@ extension Machine {
     switch instruction {
     case .load(let space, let ordering, let hint, let width, let d, let address, let offset):
       let length = width.rawValue * d.count
-      let isStrong = ordering != .weak
+      let isStrong = ordering.isStrong
       if space == .shared {
         let addresses = warp.registers.words(address)
         try eachLane(mask) { (lane) throws(Hazard) in
@@ -33,7 +33,7 @@ extension Machine {
       }
     case .store(let space, let ordering, let width, let values, let address, let offset):
       let length = width.rawValue * values.count
-      let isStrong = ordering != .weak
+      let isStrong = ordering.isStrong
       if space == .shared {
         let addresses = warp.registers.words(address)
         try eachLane(mask) { (lane) throws(Hazard) in
@@ -64,10 +64,15 @@ extension Machine {
       case .u32(let value): fill(warp.registers.words(d), value, mask)
       case .s32(let value): fill(warp.registers.words(d), UInt32(bitPattern: value), mask)
       case .f32(let value): fill(warp.registers.words(d), value.bitPattern, mask)
+      case .tensorMap: preconditionFailure("A tensor map is not loaded; its address is taken.")
       case .u64(let value), .pointer(let value):
         let d = warp.registers.longs(d)
         forEachLane(mask) { d[$0] = value }
       }
+    case .tensorMapAddress(let index, let d):
+      // Parameters have addresses that no memory has.
+      let d = warp.registers.longs(d)
+      forEachLane(mask) { d[$0] = Self.parameterBase + UInt64(index) * UInt64(TensorMap.byteCount) }
     case .sharedAddress(let index, let d):
       let offset = index < 0 ? program.staticSharedByteCount : program.sharedOffsets[Int(index)]
       fill(warp.registers.words(d), UInt32(offset), mask)
@@ -128,6 +133,9 @@ extension Machine {
       throw hazard(
         .outOfBounds, "bytes \(place) to \(place + length) of shared memory, which has \(block.sharedByteCount)", warp,
         block, lane: lane)
+    }
+    if block.transactionBarrierBounds.overlaps(place..<place + length) {
+      try checkForBarriers(place..<place + length, warp, block, lane)
     }
     if place & (alignment - 1) != 0 {
       throw hazard(
@@ -279,4 +287,9 @@ struct SectorCount {
       allocation.traffic.sectorsWritten += count
     }
   }
+}
+
+extension Memory.Ordering {
+  /// Whether accesses do not race with their like; a volatile one may.
+  var isStrong: Bool { self != .weak && self != .volatile }
 }

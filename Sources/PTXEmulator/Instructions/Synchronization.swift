@@ -13,6 +13,10 @@ extension Machine {
       try requireWholeWarp(mask, warp, block)
       try arrive(try barrierNumber(id, warp, block), Int(threads), waits: false, warp, block)
     case .launchDependents: break
+    case .proxyFence: proxyFence(warp, block, mask)
+    case .barrierInitializationFence: barrierInitializationFence(warp, block, mask)
+    case .clusterArrive: try clusterArrive(warp, block, mask)
+    case .clusterWait: try clusterWait(warp, block, mask)
     case .waitForPrerequisites: warp.hasPrerequisites = true
     case .warpBarrier:
       try requireWholeWarp(mask, warp, block)
@@ -49,7 +53,7 @@ extension Machine {
     var barrier = block.barriers[id]
     if barrier.needed == 0 {
       barrier.needed = threads
-      barrier.views = .init(repeating: 0, count: block.warps.count)
+      barrier.views = .init(repeating: 0, count: program.viewCount)
     } else if barrier.needed != threads {
       throw hazard(
         .barrier, "barrier \(id) is used for \(threads) threads, but for \(barrier.needed) by those who wait there",
@@ -64,7 +68,7 @@ extension Machine {
       // Who only arrives waits for nobody, not even for the other lanes.
       warp.clock += 1
     }
-    for other in block.warps.indices { barrier.views[other].raise(to: warp.view[other]) }
+    for other in 0..<program.viewCount { barrier.views[other].raise(to: warp.view[other]) }
     barrier.knowledge.learn(warp.knowledge)
     if waits {
       warp.state = .waiting(barrier: id)
@@ -74,7 +78,7 @@ extension Machine {
       for (other, clock) in barrier.clocks { barrier.views[other].raise(to: clock) }
       for index in barrier.waiting {
         let waiter = block.warps[index]
-        for other in block.warps.indices { waiter.view[other].raise(to: barrier.views[other]) }
+        for other in 0..<program.viewCount { waiter.view[other].raise(to: barrier.views[other]) }
         waiter.knowledge.learn(barrier.knowledge)
         waiter.state = .ready
       }

@@ -120,12 +120,107 @@ final class ShadowMemory {
     return split
   }
 
+  /// What the asynchronous proxy reads of shared memory; nil before it does.
+  private var units: AsynchronousReads?
+
+  // MARK: - The asynchronous proxy
+
+  /// Checks that an asynchronous read may begin, and keeps the bytes from being written until it ends.
+  ///
+  /// - Parameter fence: when the lane of an ordinary access next fenced it for the asynchronous proxy.
+  func beginRead(
+    _ range: Range<Int>, _ observer: Observer, fence: (Epoch) -> Epoch?
+  ) throws(Conflict) {
+    var seen = Epoch.beforeLaunch
+    for granule in range.lowerBound / 4..<(range.upperBound + 3) / 4 {
+      if hasSplits, let split = splits[granule] {
+        for byte in split.writes { try checkAsynchronous(byte, observer, &seen, isRead: true, fence) }
+      } else {
+        try checkAsynchronous(writes[granule], observer, &seen, isRead: true, fence)
+      }
+    }
+    let units = self.units ?? AsynchronousReads(byteCount: count * 4, warps: warps, block: block)
+    self.units = units
+    units.begin(range)
+  }
+
+  /// The read has ended, at a clock of its warp.
+  func endRead(_ range: Range<Int>, warp: Int, clock: UInt32, operation: Int32) {
+    units?.end(range, warp: warp, clock: clock, operation: operation)
+  }
+
+  /// Checks that an asynchronous write may begin; until it lands, the bytes are nobody's.
+  func beginWrite(
+    _ range: Range<Int>, _ observer: Observer, fence: (Epoch) -> Epoch?
+  ) throws(Conflict) {
+    try units?.checkReaders(range, observer)
+    var seen = Epoch.beforeLaunch
+    var seenReads = [ReadShadow](repeating: ReadShadow(), count: warps)
+    for granule in range.lowerBound / 4..<(range.upperBound + 3) / 4 {
+      if hasSplits, let split = splits.removeValue(forKey: granule) {
+        // A whole granule is written, so that its parts need not be told apart any more.
+        for byte in split.writes { try checkAsynchronous(byte, observer, &seen, isRead: false, fence) }
+        for reader in split.reads.joined() { try checkReader(reader, -1, observer, fence) }
+        hasSplits = !splits.isEmpty
+      } else {
+        try checkAsynchronous(writes[granule], observer, &seen, isRead: false, fence)
+      }
+      for warp in 0..<warps {
+        let read = reads[granule * warps + warp]
+        if read.clock == seenReads[warp].clock && read.lanes == seenReads[warp].lanes { continue }
+        seenReads[warp] = read
+        for lane in 0..<32 where read.lanes >> UInt32(lane) & 1 == 1 {
+          let epoch = Epoch(block: block, warp: UInt8(warp), lane: UInt8(lane), clock: read.clock)
+          try checkReader(epoch, read.operation, observer, fence)
+        }
+      }
+      writes[granule] = WriteShadow(epoch: observer.epoch, operation: observer.operation, state: .copyUnderWay)
+    }
+  }
+
+  private func checkReader(
+    _ reader: Epoch, _ operation: Int32, _ observer: Observer, _ fence: (Epoch) -> Epoch?
+  ) throws(Conflict) {
+    if !observer.isAfter(reader) { throw Conflict(kind: .race, other: reader, otherOperation: operation) }
+    guard let fenced = fence(reader), observer.isAfter(fenced) else {
+      throw Conflict(kind: .missingFence, other: reader, otherOperation: operation)
+    }
+  }
+
+  /// The write before an asynchronous access must have happened before it, and if an ordinary instruction made it, a
+  /// fence of the writer's too.
+  @inline(__always)
+  private func checkAsynchronous(
+    _ write: WriteShadow, _ observer: Observer, _ seen: inout Epoch, isRead: Bool, _ fence: (Epoch) -> Epoch?
+  ) throws(Conflict) {
+    switch write.state {
+    case .unwritten:
+      if isRead { throw Conflict(kind: .uninitialized) }
+    case .copyUnderWay:
+      throw Conflict(
+        kind: .copyUnderWay, other: write.epoch, otherOperation: write.operation, otherIsWrite: true)
+    case .written, .writtenStrongly:
+      if write.epoch == seen { return }
+      if !observer.isAfter(write.epoch) {
+        throw Conflict(kind: .race, other: write.epoch, otherOperation: write.operation, otherIsWrite: true)
+      }
+      if write.epoch.block >= 0 && Int(write.epoch.warp) < warps {
+        guard let fenced = fence(write.epoch), observer.isAfter(fenced) else {
+          throw Conflict(
+            kind: .missingFence, other: write.epoch, otherOperation: write.operation, otherIsWrite: true)
+        }
+      }
+      seen = write.epoch
+    }
+  }
+
   /// The block that accesses shared memory.
   var block: Int32 = 0
 
   /// Checks an access of `length` bytes from `offset` on, and records it.
   @inline(__always)
   func access(_ kind: Kind, _ offset: Int, _ length: Int, by observer: Observer) throws(Conflict) {
+    if kind != .read, let units { try units.checkReaders(offset..<offset + length, observer) }
     if offset & 3 == 0 && length & 3 == 0 && !hasSplits {
       for granule in offset >> 2..<(offset + length) >> 2 { try step(kind, granule, observer) }
     } else {

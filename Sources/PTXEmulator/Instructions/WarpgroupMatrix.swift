@@ -1,0 +1,360 @@
+internal import PTX
+
+extension Machine {
+  func execute(_ instruction: WarpgroupMatrix, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {
+    try requireWholeWarp(mask, warp, block)
+    let state = warp.asynchronous!
+    switch instruction {
+    case .fence: state.fence = state.time
+    case .commit: state.productGroups += 1
+    case .wait(let pending):
+      let awaited = state.products.prefix { $0.group < state.productGroups - Int32(pending) }.count
+      for product in state.products.prefix(awaited) { finish(product, warp, block) }
+      state.products.removeFirst(awaited)
+      markBusy(state)
+      // All lanes know that these products have ended.
+      warp.view[program.warpCount + warp.index].raise(to: warp.clock)
+      warp.clock += 1
+    case .multiplyAdd(let product): try issue(product, warp, block)
+    }
+  }
+
+  /// Ordinary instructions must leave registers alone that products under way use; when they last did not is kept, because
+  /// products need a fence behind it.
+  func checkRegisters(_ instruction: Instruction, _ warp: Warp, _ block: Block) throws(Hazard) {
+    let state = warp.asynchronous!
+    state.time += 1
+    if case .warpgroup = instruction { return }
+    for register in program.touchedRegisters[current] {
+      if state.busy[Int(register)] != 0 {
+        let isSum = state.busy[Int(register)] & 1 != 0
+        throw hazard(
+          .registersUnderWay,
+          "register %\(program.kernel.registers[Int(register)].name) is \(isSum ? "a sum" : "an operand") of a wgmma that "
+            + "nobody has waited for", warp, block)
+      }
+      state.accesses[Int(register)] = state.time
+    }
+  }
+
+  private func markBusy(_ state: AsynchronousState) {
+    for index in state.busy.indices { state.busy[index] = 0 }
+    for other in state.products {
+      for register in other.product.d { state.busy[Int(register.index)] |= 1 }
+      if case .registers(let group) = other.product.a {
+        for register in group.all { state.busy[Int(register.index)] |= 2 }
+      }
+    }
+  }
+
+  private func issue(_ product: WarpgroupMatrix.Product, _ warp: Warp, _ block: Block) throws(Hazard) {
+    let (state, r) = (warp.asynchronous!, warp.registers)
+    guard program.warpCount % 4 == 0 else {
+      throw hazard(
+        .divergence, "a block of \(program.warpCount) warps has a group of four that is not whole", warp, block)
+    }
+    // Descriptors and the predicate are the same in all lanes.
+    func same(_ register: RegisterID) throws(Hazard) -> UInt64 {
+      let lanes = r.longs(register)
+      for lane in 1..<32 where lanes[lane] != lanes[0] {
+        throw hazard(.undefined, "a descriptor differs between lanes", warp, block, lane: lane)
+      }
+      return lanes[0]
+    }
+    let b = try same(product.b)
+    var a: UInt64 = 0
+    var used = product.d
+    switch product.a {
+    case .shared(let descriptor, _): a = try same(descriptor)
+    case .registers(let group): used += group.all
+    }
+    var adds = true
+    switch product.sum {
+    case .always: break
+    case .never: adds = false
+    case .when(let predicate):
+      let lanes = r.predicate(predicate)
+      if lanes != 0 && lanes != .max {
+        throw hazard(
+          .undefined, "the predicate of a wgmma's sum differs between lanes", warp, block,
+          lane: lanes.trailingZeroBitCount)
+      }
+      adds = lanes != 0
+    }
+    try checkFence(product, used, warp, block)
+    try log(ProductLog.Entry(operation: Int32(current), a: a, b: b, adds: adds), warp, block)
+
+    var reads = try operandRanges(b, product.columns, product.isTransposedB, product.inputs, warp, block)
+    if warp.index % 4 == 0 { counters.warpgroupOperandBytes += product.columns * 32 }
+    if case .shared(_, let isTransposed) = product.a {
+      let rows = warp.index % 4 * 16..<warp.index % 4 * 16 + 16
+      reads += try operandRanges(a, 64, isTransposed, product.inputs, warp, block, rows: rows)
+      counters.warpgroupOperandBytes += 16 * 32
+    }
+    let own = observer(warp, block, 0)
+    for range in reads {
+      do throws(Conflict) {
+        try block.shadow.beginRead(range, own) { block.proxyFence(after: $0) }
+      } catch {
+        throw hazard(error, "shared address \(range.lowerBound)", warp, block, lane: 0)
+      }
+    }
+    counters.warpgroupProducts += 1
+    state.products.append(
+      AsynchronousState.Product(
+        product: product, operation: Int32(current), a: a, b: b, adds: adds, group: state.productGroups, reads: reads))
+    for register in product.d { state.busy[Int(register.index)] |= 1 }
+    if case .registers(let group) = product.a {
+      for register in group.all { state.busy[Int(register.index)] |= 2 }
+    }
+  }
+
+  /// A fence lies between the last ordinary access of a product's registers and the product, and before the first.
+  private func checkFence(
+    _ product: WarpgroupMatrix.Product, _ used: [RegisterID], _ warp: Warp, _ block: Block
+  ) throws(Hazard) {
+    let state = warp.asynchronous!
+    let names = program.kernel.registers
+    for register in used where state.accesses[Int(register.index)] >= max(state.fence, 1) {
+      throw hazard(
+        .missingFence, "register %\(names[Int(register.index)].name) was accessed, and no wgmma.fence lies between",
+        warp,
+        block)
+    }
+    if state.fence == 0 { throw hazard(.missingFence, "no wgmma.fence lies before the first wgmma", warp, block) }
+    // Products under way may share accumulators only with those of the same shape, one behind the other.
+    for other in state.products {
+      let isChain =
+        other.product.d == product.d && other.product.inputs.depth == product.inputs.depth
+        && other.product.accumulator == product.accumulator
+      if isChain { continue }
+      let registers = Set(other.product.d)
+      if let register = used.first(where: registers.contains) {
+        throw hazard(
+          .registersUnderWay,
+          "register %\(names[Int(register.index)].name) is a sum of another wgmma that nobody has waited for",
+          warp, block)
+      }
+      if case .registers(let group) = other.product.a, let register = product.d.first(where: group.all.contains) {
+        throw hazard(
+          .registersUnderWay,
+          "register %\(names[Int(register.index)].name) is an operand of a wgmma that nobody has waited for",
+          warp, block)
+      }
+    }
+  }
+
+  /// All four warps of a group issue the same products.
+  private func log(_ entry: ProductLog.Entry, _ warp: Warp, _ block: Block) throws(Hazard) {
+    let state = warp.asynchronous!
+    let group = warp.index / 4
+    let number = state.productCount
+    state.productCount += 1
+    if number == block.productLogs[group].entries.count {
+      block.productLogs[group].entries.append(entry)
+    } else if block.productLogs[group].entries[number] != entry {
+      throw hazard(
+        .divergence, "the four warps of a group issue different products, or with other descriptors", warp, block)
+    }
+  }
+
+  /// When a block ends: warps of a group have issued as many products.
+  func finishProducts(_ block: Block) throws(Hazard) {
+    for warp in block.warps where program.warpCount % 4 == 0 {
+      guard let state = warp.asynchronous else { return }
+      let log = block.productLogs[warp.index / 4].entries
+      if state.productCount == log.count { continue }
+      current = Int(log[state.productCount].operation)
+      throw hazard(
+        .divergence, "only some of the four warps of a group issue the product", warp, block)
+    }
+  }
+
+  // MARK: - Operands
+
+  /// Addresses of the 16-byte pieces of an operand: of each row of M or N two, or, transposed, of each row of k one for
+  /// every eight of M or N.
+  private func pieces(_ descriptor: UInt64, _ rows: Int, _ isTransposed: Bool, depth: Int) -> [Int] {
+    let start = Int(descriptor & 0x3fff) << 4
+    let (leading, stride) = (Int(descriptor >> 16 & 0x3fff) << 4, Int(descriptor >> 32 & 0x3fff) << 4)
+    let swizzle: TensorMap.Swizzle = [.none, .bytes128, .bytes64, .bytes32][Int(descriptor >> 62)]
+    let width = max(swizzle.rawValue, 16)
+    var result: [Int] = []
+    result.reserveCapacity(isTransposed ? depth * rows / 8 : rows * 2)
+    if isTransposed {
+      for k in 0..<depth {
+        for piece in 0..<rows / 8 {
+          let within = piece * 16
+          result.append(swizzle(start + within / width * leading + k / 8 * stride + k % 8 * width + within % width))
+        }
+      }
+    } else {
+      for row in 0..<rows {
+        let line = start + row / 8 * stride + row % 8 * width
+        result.append(swizzle(line))
+        result.append(swizzle(line + 16))
+      }
+    }
+    return result
+  }
+
+  /// What an operand takes of shared memory; checked to be there.
+  ///
+  /// - Parameter part: rows of M or N that this warp reads.
+  private func operandRanges(
+    _ descriptor: UInt64, _ rows: Int, _ isTransposed: Bool, _ inputs: WarpgroupMatrix.Inputs, _ warp: Warp,
+    _ block: Block, rows part: Range<Int>? = nil
+  ) throws(Hazard) -> [Range<Int>] {
+    let width = [0, 128, 64, 32][Int(descriptor >> 62)]
+    if width == 0 {
+      throw hazard(.undefined, "a descriptor without a swizzle, which the emulator does not know", warp, block)
+    }
+    if descriptor >> 49 & 7 != 0 {
+      throw hazard(.undefined, "a descriptor with a base offset, which the emulator does not know", warp, block)
+    }
+    let start = Int(descriptor & 0x3fff) << 4
+    if start % (8 * width) >= width {
+      throw hazard(
+        .misaligned,
+        "an operand at shared address \(start), which is not in the first row of a pattern of \(8 * width) bytes", warp,
+        block)
+    }
+    let part = part ?? 0..<rows
+    let all = pieces(descriptor, rows, isTransposed, depth: inputs.depth)
+    var own: [Int] = []
+    if isTransposed {
+      let (first, end) = (part.lowerBound / 8, part.upperBound / 8)
+      for k in 0..<inputs.depth {
+        let line = k * (rows / 8)
+        own += all[line + first..<line + end]
+      }
+    } else {
+      own = Array(all[part.lowerBound * 2..<part.upperBound * 2])
+    }
+    own.sort()
+    var ranges: [Range<Int>] = []
+    for piece in own {
+      if let last = ranges.last, last.upperBound == piece {
+        ranges[ranges.count - 1] = last.lowerBound..<piece + 16
+      } else {
+        ranges.append(piece..<piece + 16)
+      }
+    }
+    for range in ranges {
+      if range.upperBound > block.sharedByteCount {
+        throw hazard(
+          .outOfBounds,
+          "bytes \(range.lowerBound) to \(range.upperBound) of shared memory, which has \(block.sharedByteCount)", warp,
+          block)
+      }
+      if block.transactionBarrierBounds.overlaps(range) { try checkForBarriers(range, warp, block, 0) }
+    }
+    return ranges
+  }
+
+  // MARK: - Sums
+
+  private static let e4m3Values: [Float] = (0..<256).map { Half.e4m3($0) }
+
+  /// Makes a product, as late as it may be: reads the operands, and gives them back.
+  private func finish(_ issued: AsynchronousState.Product, _ warp: Warp, _ block: Block) {
+    let product = issued.product
+    let (n, depth) = (product.columns, product.inputs.depth)
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: depth * n + 16 * depth + 16 * n) { buffer in
+      // B by k of N, A by rows of k, D by rows of N.
+      let b = buffer.baseAddress!
+      let (a, d) = (b + depth * n, b + depth * n + 16 * depth)
+      let kind: RegisterKind = product.inputs == .f16 ? .f16x2 : .bf16x2
+      @inline(__always) func value(_ place: UnsafeRawPointer) -> Float {
+        switch product.inputs {
+        case .bf16: Float(bitPattern: UInt32(place.load(as: UInt16.self)) << 16)
+        case .f16: Half.float(kind, UInt32(place.load(as: UInt16.self)))
+        case .e4m3: Self.e4m3Values[Int(place.load(as: UInt8.self))]
+        }
+      }
+      let size = product.inputs.byteCount
+      let shared = UnsafeRawPointer(block.shared)
+      let ofB = pieces(issued.b, n, product.isTransposedB, depth: depth)
+      if product.isTransposedB {
+        for k in 0..<depth {
+          for column in 0..<n { b[k * n + column] = value(shared + ofB[k * (n / 8) + column / 8] + column % 8 * 2) }
+        }
+      } else {
+        for column in 0..<n {
+          for k in 0..<depth { b[k * n + column] = value(shared + ofB[column * 2 + k * size / 16] + k * size % 16) }
+        }
+      }
+      let r = warp.registers
+      switch product.a {
+      case .shared(_, let isTransposed):
+        let ofA = pieces(issued.a, 64, isTransposed, depth: depth)
+        for row in 0..<16 {
+          let own = warp.index % 4 * 16 + row
+          for k in 0..<depth {
+            a[row * depth + k] =
+              isTransposed
+              ? value(shared + ofA[k * 8 + own / 8] + own % 8 * 2)
+              : value(shared + ofA[own * 2 + k * size / 16] + k * size % 16)
+          }
+        }
+      case .registers(let group):
+        for i in 0..<4 {
+          let words = r.words(group[i])
+          for lane in 0..<32 {
+            let (row, first) = (lane / 4 + i % 2 * 8, (lane % 4 * 4 + i / 2 * 16) / size)
+            withUnsafeBytes(of: words[lane]) { bytes in
+              for element in 0..<4 / size {
+                a[row * depth + first + element] = value(bytes.baseAddress! + element * size)
+              }
+            }
+          }
+        }
+      }
+      func place(_ i: Int, _ lane: Int) -> Int {
+        product.accumulator == .f32
+          ? (lane / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2
+          : (lane / 4 + i % 2 * 8) * n + i / 2 * 8 + lane % 4 * 2
+      }
+      if !issued.adds { (0..<16 * n).forEach { d[$0] = 0 } }
+      if issued.adds {
+        for (i, register) in product.d.enumerated() {
+          if product.accumulator == .f32 {
+            let floats = r.floats(register)
+            for lane in 0..<32 { d[place(i, lane)] = floats[lane] }
+          } else {
+            let words = r.words(register)
+            for lane in 0..<32 {
+              d[place(i, lane)] = Half.float(.f16x2, words[lane] & 0xffff)
+              d[place(i, lane) + 1] = Half.float(.f16x2, words[lane] >> 16)
+            }
+          }
+        }
+      }
+      for row in 0..<16 {
+        for column in stride(from: 0, to: n, by: 8) {
+          var sum = UnsafeRawPointer(d + row * n + column).loadUnaligned(as: SIMD8<Float>.self)
+          for k in 0..<depth {
+            let line = UnsafeRawPointer(b + k * n + column).loadUnaligned(as: SIMD8<Float>.self)
+            sum += line * a[row * depth + k]
+          }
+          UnsafeMutableRawPointer(d + row * n + column).storeBytes(of: sum, as: SIMD8<Float>.self)
+        }
+      }
+      for (i, register) in product.d.enumerated() {
+        if product.accumulator == .f32 {
+          let floats = r.floats(register)
+          for lane in 0..<32 { floats[lane] = d[place(i, lane)] }
+        } else {
+          let words = r.words(register)
+          for lane in 0..<32 {
+            let (low, high) = (d[place(i, lane)], d[place(i, lane) + 1])
+            words[lane] = Half.bits(.f16x2, high) << 16 | Half.bits(.f16x2, low)
+          }
+        }
+      }
+    }
+    for range in issued.reads {
+      block.shadow.endRead(range, warp: warp.index, clock: warp.clock, operation: issued.operation)
+    }
+  }
+}
