@@ -1,6 +1,6 @@
 internal import Attention
-package import GPURuntime
 internal import CUDADriver
+package import GPURuntime
 package import PTX
 package import PTXEmulator
 

@@ -48,6 +48,9 @@ public final class GPU: Sendable {
   /// As NVIDIA names it.
   public var name: String { device.name }
 
+  /// Compute capability, major * 10 + minor.
+  public var capability: Int { device.capability }
+
   /// Its number, as the driver counts.
   public var ordinal: Int { device.ordinal }
 

@@ -43,3 +43,26 @@ import Testing
     #expect(Mutation.all(of: kernel).count >= 6)
   }
 }
+
+@Suite struct BulkCopyTests {
+  /// Every word in shared memory, and every element of the tensors, for all boxes in all orders.
+  @Test(arguments: BulkCopyCheck.all)
+  func boxesArriveAndLeave(check: BulkCopyCheck) throws {
+    let expected = check.expected()
+    for schedule in WarpgroupTests.schedules {
+      let own = try check.emulate(schedule: schedule)
+      #expect(
+        own.words == expected.words && own.copy == expected.copy && own.sum == expected.sum, "\(check), \(schedule)")
+    }
+  }
+
+  @Test func everyOrderingIsNeeded() throws {
+    let check = BulkCopyCheck.all[2]
+    let expected = check.expected()
+    let survivors = Mutation.survivors(of: try check.kernel(), schedules: WarpgroupTests.schedules) {
+      (program, schedule) throws(Hazard) in
+      do { return try check.emulate(schedule: schedule, program: program) == expected } catch { throw error as! Hazard }
+    }
+    #expect(survivors.isEmpty, "\(survivors)")
+  }
+}

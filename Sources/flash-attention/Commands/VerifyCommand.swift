@@ -261,7 +261,39 @@ struct VerifyCommand: ParsableCommand {
       "\(check.names.count) instructions on \(InstructionCheck.threads) lanes, emulator and \(gpu.name): "
         + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
     for difference in differences { print("        \(difference)") }
-    if !differences.isEmpty { throw ExitCode.comparisonFailed }
+    var failures = differences.count
+    if gpu.capability == 90 { failures += try compareHopper(with: gpu) }
+    if failures > 0 { throw ExitCode.comparisonFailed }
+  }
+
+  /// Copies and products of Hopper's own instructions: layouts by whole numbers, and how far sums of others differ.
+  private func compareHopper(with gpu: GPU) throws -> Int {
+    var failures = 0
+    for check in BulkCopyCheck.all {
+      let (own, actual) = (try check.emulate(), try check.run(on: gpu))
+      if own != actual {
+        failures += 1
+        print("        \(check): the emulator and the GPU differ")
+      }
+    }
+    print(
+      "\(BulkCopyCheck.all.count) boxes by the copy engine: " + (failures == 0 ? "all agree" : "\(failures) differ"))
+    var (wrong, sums, equal, worst) = (0, 0, 0, Float(0))
+    for check in WarpgroupCheck.all {
+      if try check.run(.whole, on: gpu) != check.expected(.whole) {
+        wrong += 1
+        print("        \(check): the GPU's product of whole numbers is another")
+      }
+      let (own, actual) = (try check.emulate(.any(seed: 3)).d, try check.run(.any(seed: 3), on: gpu))
+      for (a, b) in zip(own, actual) {
+        sums += 1
+        if a == b { equal += 1 } else { worst = max(worst, (a - b).magnitude) }
+      }
+    }
+    print(
+      "\(WarpgroupCheck.all.count) products by wgmma: \(wrong == 0 ? "all layouts agree" : "\(wrong) layouts differ"); of "
+        + "\(sums) sums of any numbers \(equal) are equal, the others differ by up to \(worst)")
+    return failures + wrong
   }
 
   /// The command that runs a case alone.
