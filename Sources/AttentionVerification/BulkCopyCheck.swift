@@ -20,14 +20,14 @@ package struct BulkCopyCheck: Hashable, Sendable, CustomStringConvertible {
     let width = swizzle == .none ? 24 : swizzle.rawValue / 2
     return [
       BulkCopyCheck(swizzle: swizzle, extents: [200], box: [width], from: [8], to: [0]),
-      BulkCopyCheck(swizzle: swizzle, extents: [200], box: [width], from: [-5], to: [190]),
+      BulkCopyCheck(swizzle: swizzle, extents: [200], box: [width], from: [-8], to: [184]),
       BulkCopyCheck(swizzle: swizzle, extents: [72, 40], box: [width, 24], from: [8, 3], to: [0, 1]),
-      BulkCopyCheck(swizzle: swizzle, extents: [72, 40], box: [width, 24], from: [-7, 30], to: [66, -9]),
-      BulkCopyCheck(swizzle: swizzle, extents: [72, 5, 9], box: [width, 2, 8], from: [64, 4, -2], to: [1, -1, 3]),
+      BulkCopyCheck(swizzle: swizzle, extents: [72, 40], box: [width, 24], from: [-8, 30], to: [64, 29]),
+      BulkCopyCheck(swizzle: swizzle, extents: [72, 5, 9], box: [width, 2, 8], from: [64, 4, -2], to: [8, 4, 3]),
       BulkCopyCheck(
-        swizzle: swizzle, extents: [72, 3, 4, 3], box: [width, 1, 4, 2], from: [8, 2, 1, 1], to: [-3, 1, 0, 2]),
+        swizzle: swizzle, extents: [72, 3, 4, 3], box: [width, 1, 4, 2], from: [8, 2, 1, 1], to: [64, 1, 2, 2]),
       BulkCopyCheck(
-        swizzle: swizzle, extents: [72, 2, 3, 2, 3], box: [width, 2, 1, 2, 2], from: [3, 0, 2, 1, 1],
+        swizzle: swizzle, extents: [72, 2, 3, 2, 3], box: [width, 2, 1, 2, 2], from: [8, 0, 2, 1, 1],
         to: [0, 1, 1, 0, 2]),
     ]
   }

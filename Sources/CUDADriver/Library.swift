@@ -100,6 +100,15 @@ package struct Library: ~Copyable, Sendable {
     }
     try functions.checkLaunch(status, kernel: name)
   }
+
+  /// The same with a pointer to each parameter, for kernels with tensor maps: ptxas aligns these by where parameters lie
+  /// in the constant bank, 0x210 on sm_90, so that the first is not at the beginning, and only the driver knows.
+  package func launch(
+    _ shape: LaunchShape, pointers: UnsafeMutablePointer<UnsafeMutableRawPointer?>, in stream: StreamHandle
+  ) throws(CUDAError) {
+    let status = shape.withConfiguration(stream) { functions.launch($0, kernel.pointer, pointers, nil) }
+    try functions.checkLaunch(status, kernel: name)
+  }
 }
 
 /// The grid of a launch, and what is special about it.

@@ -6,31 +6,30 @@ extension Library {
   package func launch(
     _ shape: LaunchShape, arguments: [Kernel.Argument], in stream: StreamHandle
   ) throws(CUDAError) {
-    let capacity = arguments.reduce(0) { sum, argument in
-      if case .tensorMap = argument { sum + 192 } else { sum + 8 }
-    }
-    try withUnsafeTemporaryAllocation(byteCount: max(capacity, 8), alignment: 64) { (buffer) throws(CUDAError) in
-      var offset = 0
-      func align(to size: Int) { offset = (offset + size - 1) & ~(size - 1) }
-      func put<T: BitwiseCopyable>(_ value: T) {
-        align(to: MemoryLayout<T>.size)
-        buffer.storeBytes(of: value, toByteOffset: offset, as: T.self)
-        offset += MemoryLayout<T>.size
-      }
-      for argument in arguments {
+    // Each argument has 128 bytes of its own, of which most use few.
+    let size = EncodedTensorMap.byteCount
+    try withUnsafeTemporaryAllocation(byteCount: max(arguments.count, 1) * size, alignment: 64) {
+      (buffer) throws(CUDAError) in
+      var pointers: [UnsafeMutableRawPointer?] = []
+      for (index, argument) in arguments.enumerated() {
+        let place = UnsafeMutableRawBufferPointer(rebasing: buffer[index * size..<(index + 1) * size])
         switch argument {
-        case .u32(let value): put(value)
-        case .s32(let value): put(value)
-        case .u64(let value), .pointer(let value): put(value)
-        case .f32(let value): put(value)
-        case .tensorMap(let map):
-          align(to: 64)
-          let place = UnsafeMutableRawBufferPointer(rebasing: buffer[offset..<offset + EncodedTensorMap.byteCount])
-          try encode(EncodedTensorMap.Description(map), to: place)
-          offset += EncodedTensorMap.byteCount
+        case .u32(let value): place.storeBytes(of: value, as: UInt32.self)
+        case .s32(let value): place.storeBytes(of: value, as: Int32.self)
+        case .u64(let value), .pointer(let value): place.storeBytes(of: value, as: UInt64.self)
+        case .f32(let value): place.storeBytes(of: value, as: Float.self)
+        case .tensorMap(let map): try encode(EncodedTensorMap.Description(map), to: place)
+        }
+        pointers.append(place.baseAddress)
+      }
+      pointers.append(nil)
+      var failure: CUDAError?
+      pointers.withUnsafeMutableBufferPointer { pointers in
+        do throws(CUDAError) { try launch(shape, pointers: pointers.baseAddress!, in: stream) } catch {
+          failure = error
         }
       }
-      try launch(shape, arguments: UnsafeMutableRawBufferPointer(rebasing: buffer[..<offset]), in: stream)
+      if let failure { throw failure }
     }
   }
 }

@@ -52,7 +52,9 @@ public struct Program: Sendable {
     usesAsynchronousProxy = operations.contains { operation in
       guard case .run(let instruction, _) = operation else { return false }
       return switch instruction {
-      case .bulkCopy, .transactionBarrier, .warpgroup, .synchronization(.clusterArrive): true
+      case .bulkCopy, .transactionBarrier, .warpgroup, .synchronization(.clusterArrive),
+        .synchronization(.clusterWait), .control(.setRegisterCount):
+        true
       default: false
       }
     }

@@ -35,7 +35,8 @@ extension KernelBuilder {
   /// barrier; elements outside the tensor become zero.
   ///
   /// - Parameters:
-  ///   - coordinates: of the box's first element, innermost first; they may lie outside.
+  ///   - coordinates: of the box's first element, innermost first; they may lie outside. The innermost is a multiple of
+  ///     16 bytes.
   ///   - destination: a multiple of 128, with a swizzle of its period.
   ///   - multicast: the blocks of the cluster, one bit each, that get the box at this address, and its bytes at their
   ///     barriers at that address; nil for this block.
@@ -57,7 +58,8 @@ extension KernelBuilder {
           multicast: multicast?.id, policy: policy?.id)))
   }
 
-  /// Starts a copy of a box from shared memory to a tensor, by one thread; what lies outside is dropped.
+  /// Starts a copy of a box from shared memory to a tensor, by one thread; what lies beyond its end is dropped.
+  /// Coordinates are 0 or more, the innermost a multiple of 16 bytes.
   public func copy(
     from source: Register<U32>, to map: TensorMapParameter, _ coordinates: [Register<S32>],
     policy: Register<U64>? = nil, file: String = #fileID, line: Int = #line

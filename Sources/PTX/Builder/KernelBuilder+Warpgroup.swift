@@ -201,8 +201,7 @@ extension KernelBuilder {
       guard let role = rest.first else { return }
       func own() {
         comment("role: \(role.name)")
-        at(file, line)
-        self.emit(.control(.setRegisterCount(isIncrease: role.registers > atFirst, UInt16(clamping: role.registers))))
+        setRegisterCount(role.registers, isIncrease: role.registers > atFirst, file: file, line: line)
         role.body(first == 0 ? group : group - first)
       }
       if rest.count == 1 { return own() }
@@ -211,6 +210,16 @@ extension KernelBuilder {
       }
     }
     emit(roles[...], from: 0)
+  }
+
+  /// The four warps of a group have so many registers a thread from now on: they give back the others, or wait until
+  /// others have given back enough. `roles` does it with the sums checked.
+  public func setRegisterCount(_ count: Int, isIncrease: Bool, file: String = #fileID, line: Int = #line) {
+    at(file, line)
+    if count % 8 != 0 || !(24...256).contains(count) {
+      fail("A thread has a multiple of 8 registers from 24 to 256; \(count) is none.")
+    }
+    emit(.control(.setRegisterCount(isIncrease: isIncrease, UInt16(clamping: count))))
   }
 
   /// True in one lane of the warp, whichever the hardware picks.

@@ -30,12 +30,12 @@ extension Machine {
     case .storeTensor(let map, let coordinates, let source, _):
       let lane = try oneLane(mask, warp, block)
       let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
-      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), warp, block, lane)
+      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), isStore: true, warp, block, lane)
       try store(pieces, addsIn: nil, warp, block, lane)
     case .addTensor(let map, let coordinates, let source):
       let lane = try oneLane(mask, warp, block)
       let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
-      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), warp, block, lane)
+      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), isStore: true, warp, block, lane)
       try store(pieces, addsIn: map.element, warp, block, lane)
     case .store(let byteCount, let source, let destination), .add(let byteCount, let source, let destination):
       let lane = try oneLane(mask, warp, block)
@@ -86,7 +86,8 @@ extension Machine {
 
   /// The pieces of a box: 16 bytes each where they change places, or whole rows.
   private func box(
-    _ map: TensorMap, _ coordinates: [RegisterID], _ place: Int, _ warp: Warp, _ block: Block, _ lane: Int
+    _ map: TensorMap, _ coordinates: [RegisterID], _ place: Int, isStore: Bool = false, _ warp: Warp, _ block: Block,
+    _ lane: Int
   ) throws(Hazard) -> [Piece] {
     if coordinates.count != map.extents.count {
       throw hazard(
@@ -107,6 +108,18 @@ extension Machine {
         warp, block, lane: lane)
     }
     let first = coordinates.map { Int(Int32(bitPattern: warp.registers.words($0)[lane])) }
+    // As the hardware has it (H100 and H200, 2026-11-28): any other is an illegal instruction there.
+    if first[0] * elementBytes % 16 != 0 {
+      throw hazard(
+        .misaligned,
+        "a box begins at element \(first[0]) of the innermost dimension, whose distance of \(first[0] * elementBytes) bytes is "
+          + "no multiple of 16", warp, block, lane: lane)
+    }
+    if isStore, let negative = first.first(where: { $0 < 0 }) {
+      throw hazard(
+        .undefined, "a box is stored at the coordinate \(negative); those of stores are 0 or more", warp, block,
+        lane: lane)
+    }
     var pieces: [Piece] = []
     let rows = map.box.dropFirst().reduce(1, *)
     pieces.reserveCapacity(rows * (map.swizzle == .none ? 1 : rowBytes / 16))

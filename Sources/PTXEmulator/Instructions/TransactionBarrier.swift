@@ -183,8 +183,13 @@ extension Machine {
     // Who has seen the phase before this one end must have left the wait: from now on its parity says that it runs.
     let warps = program.warpCount
     for wait in barrier.waits where wait.phase < barrier.phase {
-      let isTogether = barrier.views[warps + wait.warp] > wait.clock || barrier.views[wait.warp] >= wait.clock
-      if isTogether { continue }
+      let together = Epoch(
+        block: Int32(block.index), warp: AsynchronousReads.reader(wait.warp, of: warps), lane: 0, clock: wait.clock + 1)
+      if barrier.views[warps + wait.warp] > wait.clock || barrier.views[wait.warp] >= wait.clock
+        || barrier.knowledge.covers(together)
+      {
+        continue
+      }
       for lane in 0..<32 where wait.lanes >> UInt32(lane) & 1 == 1 {
         let epoch = Epoch(block: Int32(block.index), warp: UInt8(wait.warp), lane: UInt8(lane), clock: wait.clock)
         if barrier.knowledge.covers(epoch) { continue }
