@@ -29,6 +29,22 @@ import Testing
     }
   }
 
+  /// Sums of any numbers have the bits that a GPU gives them (an H100, 2026-11-28; `verify --emulate` compares all).
+  @Test(
+    arguments: [
+      (WarpgroupCheck(.bf16, .f32, columns: 64, left: .shared), 1_082_791_181_625_817_070),
+      (WarpgroupCheck(.f16, .f32, columns: 64, left: .registers), 6_469_652_294_377_743_727),
+      (WarpgroupCheck(.f16, .f16, columns: 64, left: .shared), 15_700_878_523_805_934_373),
+      (WarpgroupCheck(.e4m3, .f32, columns: 64, left: .shared), 10_184_606_373_737_447_205),
+      (WarpgroupCheck(.e4m3, .f16, columns: 64, left: .registers), 17_196_822_774_072_435_493),
+    ] as [(WarpgroupCheck, UInt64)])
+  func sumsAreThoseOfTheHardware(check: WarpgroupCheck, digest: UInt64) throws {
+    let d = try check.emulate(.any(seed: 3)).d
+    // FNV-1a, word by word.
+    #expect(
+      d.reduce(14_695_981_039_346_656_037) { ($0 ^ UInt64($1.bitPattern)) &* 1_099_511_628_211 } == digest, "\(check)")
+  }
+
   /// Every barrier, wait and fence of a kernel is needed: without it, or with less ordering, somebody objects.
   @Test func everyOrderingIsNeeded() throws {
     let check = WarpgroupCheck(.bf16, .f32, columns: 64, left: .shared)

@@ -254,102 +254,82 @@ extension Machine {
 
   // MARK: - Sums
 
-  private static let e4m3Values: [Float] = (0..<256).map { Half.e4m3($0) }
-
   /// Makes a product, as late as it may be: reads the operands, and gives them back.
   private func finish(_ issued: AsynchronousState.Product, _ warp: Warp, _ block: Block) {
     let product = issued.product
     let (n, depth) = (product.columns, product.inputs.depth)
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: depth * n + 16 * depth + 16 * n) { buffer in
-      // B by k of N, A by rows of k, D by rows of N.
-      let b = buffer.baseAddress!
-      let (a, d) = (b + depth * n, b + depth * n + 16 * depth)
-      let kind: RegisterKind = product.inputs == .f16 ? .f16x2 : .bf16x2
-      @inline(__always) func value(_ place: UnsafeRawPointer) -> Float {
-        switch product.inputs {
-        case .bf16: Float(bitPattern: UInt32(place.load(as: UInt16.self)) << 16)
-        case .f16: Half.float(kind, UInt32(place.load(as: UInt16.self)))
-        case .e4m3: Self.e4m3Values[Int(place.load(as: UInt8.self))]
-        }
-      }
-      let size = product.inputs.byteCount
-      let shared = UnsafeRawPointer(block.shared)
-      let ofB = pieces(issued.b, n, product.isTransposedB, depth: depth)
-      if product.isTransposedB {
-        for k in 0..<depth {
-          for column in 0..<n { b[k * n + column] = value(shared + ofB[k * (n / 8) + column / 8] + column % 8 * 2) }
-        }
-      } else {
+    let sums = WarpgroupSums(product.inputs, product.accumulator, columns: n)
+    let size = product.inputs.byteCount
+    let shared = UnsafeRawPointer(block.shared)
+    @inline(__always) func word(_ place: UnsafeRawPointer) -> UInt32 {
+      size == 2 ? UInt32(place.load(as: UInt16.self)) : UInt32(place.load(as: UInt8.self))
+    }
+    let ofB = pieces(issued.b, n, product.isTransposedB, depth: depth)
+    if product.isTransposedB {
+      for k in 0..<depth {
         for column in 0..<n {
-          for k in 0..<depth { b[k * n + column] = value(shared + ofB[column * 2 + k * size / 16] + k * size % 16) }
+          sums.setB(k, column, word(shared + ofB[k * (n / 8) + column / 8] + column % 8 * 2))
         }
       }
-      let r = warp.registers
-      switch product.a {
-      case .shared(_, let isTransposed):
-        let ofA = pieces(issued.a, 64, isTransposed, depth: depth)
-        for row in 0..<16 {
-          let own = warp.index % 4 * 16 + row
-          for k in 0..<depth {
-            a[row * depth + k] =
-              isTransposed
-              ? value(shared + ofA[k * 8 + own / 8] + own % 8 * 2)
-              : value(shared + ofA[own * 2 + k * size / 16] + k * size % 16)
-          }
-        }
-      case .registers(let group):
-        for i in 0..<4 {
-          let words = r.words(group[i])
-          for lane in 0..<32 {
-            let (row, first) = (lane / 4 + i % 2 * 8, (lane % 4 * 4 + i / 2 * 16) / size)
-            withUnsafeBytes(of: words[lane]) { bytes in
-              for element in 0..<4 / size {
-                a[row * depth + first + element] = value(bytes.baseAddress! + element * size)
-              }
-            }
-          }
-        }
+    } else {
+      for column in 0..<n {
+        for k in 0..<depth { sums.setB(k, column, word(shared + ofB[column * 2 + k * size / 16] + k * size % 16)) }
       }
-      func place(_ i: Int, _ lane: Int) -> Int {
-        product.accumulator == .f32
-          ? (lane / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2
-          : (lane / 4 + i % 2 * 8) * n + i / 2 * 8 + lane % 4 * 2
-      }
-      if !issued.adds { (0..<16 * n).forEach { d[$0] = 0 } }
-      if issued.adds {
-        for (i, register) in product.d.enumerated() {
-          if product.accumulator == .f32 {
-            let floats = r.floats(register)
-            for lane in 0..<32 { d[place(i, lane)] = floats[lane] }
-          } else {
-            let words = r.words(register)
-            for lane in 0..<32 {
-              d[place(i, lane)] = Half.float(.f16x2, words[lane] & 0xffff)
-              d[place(i, lane) + 1] = Half.float(.f16x2, words[lane] >> 16)
-            }
-          }
-        }
-      }
+    }
+    let r = warp.registers
+    switch product.a {
+    case .shared(_, let isTransposed):
+      let ofA = pieces(issued.a, 64, isTransposed, depth: depth)
       for row in 0..<16 {
-        for column in stride(from: 0, to: n, by: 8) {
-          var sum = UnsafeRawPointer(d + row * n + column).loadUnaligned(as: SIMD8<Float>.self)
-          for k in 0..<depth {
-            let line = UnsafeRawPointer(b + k * n + column).loadUnaligned(as: SIMD8<Float>.self)
-            sum += line * a[row * depth + k]
-          }
-          UnsafeMutableRawPointer(d + row * n + column).storeBytes(of: sum, as: SIMD8<Float>.self)
+        let own = warp.index % 4 * 16 + row
+        for k in 0..<depth {
+          sums.setA(
+            row, k,
+            isTransposed
+              ? word(shared + ofA[k * 8 + own / 8] + own % 8 * 2)
+              : word(shared + ofA[own * 2 + k * size / 16] + k * size % 16))
         }
       }
-      for (i, register) in product.d.enumerated() {
-        if product.accumulator == .f32 {
-          let floats = r.floats(register)
-          for lane in 0..<32 { floats[lane] = d[place(i, lane)] }
-        } else {
-          let words = r.words(register)
-          for lane in 0..<32 {
-            let (low, high) = (d[place(i, lane)], d[place(i, lane) + 1])
-            words[lane] = Half.bits(.f16x2, high) << 16 | Half.bits(.f16x2, low)
+    case .registers(let group):
+      for i in 0..<4 {
+        let words = r.words(group[i])
+        for lane in 0..<32 {
+          let (row, first) = (lane / 4 + i % 2 * 8, (lane % 4 * 4 + i / 2 * 16) / size)
+          for element in 0..<4 / size {
+            let bits = words[lane] >> UInt32(element * size * 8)
+            sums.setA(row, first + element, size == 2 ? bits & 0xffff : bits & 0xff)
           }
+        }
+      }
+    }
+    func place(_ i: Int, _ lane: Int) -> Int {
+      product.accumulator == .f32
+        ? (lane / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2
+        : (lane / 4 + i % 2 * 8) * n + i / 2 * 8 + lane % 4 * 2
+    }
+    let d = sums.d
+    for (i, register) in product.d.enumerated() where issued.adds {
+      if product.accumulator == .f32 {
+        let floats = r.floats(register)
+        for lane in 0..<32 { d[place(i, lane)] = floats[lane] }
+      } else {
+        let words = r.words(register)
+        for lane in 0..<32 {
+          d[place(i, lane)] = Half.float(.f16x2, words[lane] & 0xffff)
+          d[place(i, lane) + 1] = Half.float(.f16x2, words[lane] >> 16)
+        }
+      }
+    }
+    sums.compute()
+    for (i, register) in product.d.enumerated() {
+      if product.accumulator == .f32 {
+        let floats = r.floats(register)
+        for lane in 0..<32 { floats[lane] = d[place(i, lane)] }
+      } else {
+        let words = r.words(register)
+        for lane in 0..<32 {
+          let (low, high) = (d[place(i, lane)], d[place(i, lane) + 1])
+          words[lane] = Half.bits(.f16x2, high) << 16 | Half.bits(.f16x2, low)
         }
       }
     }
