@@ -17,10 +17,13 @@ public struct MatrixTile: Hashable, Sendable {
     (self.rows, self.columns, self.elementByteCount, self.swizzle) = (rows, columns, elementByteCount, swizzle)
   }
 
-  /// Elements of a slab's row, slabs, bytes of a slab, and of all.
+  /// Elements of a slab's row.
   public var slabColumns: Int { swizzle.rawValue / elementByteCount }
+  /// How many slabs there are.
   public var slabs: Int { (columns + slabColumns - 1) / slabColumns }
+  /// Bytes of a slab.
   public var slabByteCount: Int { rows * swizzle.rawValue }
+  /// Bytes of the tile.
   public var byteCount: Int { slabs * slabByteCount }
 
   /// Where an element lies in the tile.

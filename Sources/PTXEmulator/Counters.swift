@@ -23,8 +23,9 @@ public struct Counters: Hashable, Sendable {
   public var warpgroupProducts = 0
   /// Bytes of shared memory that they read: B once for four warps, and A, where it is there.
   public var warpgroupOperandBytes = 0
-  /// Bytes that the copy engine moved into shared memory, and out of it.
+  /// Bytes that the copy engine moved into shared memory.
   public var bulkBytesLoaded = 0
+  /// Bytes that it moved out of shared memory.
   public var bulkBytesStored = 0
   /// 2^x of one lane each.
   public var exponentials = 0

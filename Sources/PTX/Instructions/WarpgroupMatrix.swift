@@ -46,8 +46,9 @@ public enum WarpgroupMatrix: Hashable, Sendable {
 
   /// A product's shape and operands.
   public struct Product: Hashable, Sendable {
-    /// The type of A and B, and of D.
+    /// The type of A and B.
     public let inputs: Inputs
+    /// The type of D.
     public let accumulator: Matrix.Accumulator
     /// The sums.
     public let d: [RegisterID]
