@@ -164,7 +164,9 @@ package struct BulkCopyCheck: Hashable, Sendable, CustomStringConvertible {
         defer { rest /= side }
         return rest % side
       }
-      let byte = swizzle(element * 2)
+      // The 16-byte piece of its row changes places with that whose number differs by the row's, counted in 128 bytes.
+      let (piece, line) = (element * 2 / 16, element * 2 / 128)
+      let byte = (piece ^ line % 8 % max(swizzle.rawValue / 16, 1)) * 16 + element * 2 % 16
       let value = index(zip(from, inBox).map { $0 + $1 }).map { source[$0] } ?? 0
       shared[byte / 2] = value
       guard let target = index(zip(to, inBox).map { $0 + $1 }) else { continue }

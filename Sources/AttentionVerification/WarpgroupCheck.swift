@@ -127,9 +127,16 @@ package struct WarpgroupCheck: Hashable, Sendable, CustomStringConvertible {
       full.wait()
       let b = k.descriptor(tileB, at: shared + offsetB, isTransposed: isTransposedB)
       let ofA = k.descriptor(tileA, at: shared, isTransposed: left == .transposed)
-      func products(_ start: (_ step: Int, _ sum: KernelBuilder.ProductSum) -> Void) {
+      func multiply<T: FloatType>(into sums: [Register<T>]) {
         k.warpgroupFence()
-        for step in 0..<steps { start(step, step == 0 ? .never : .always) }
+        for step in 0..<steps {
+          let sum: KernelBuilder.ProductSum = step == 0 ? .never : .always
+          if left == .registers {
+            k.startProduct(inputs, a: registers[step], b: b.step(step), into: sums, sum: sum)
+          } else {
+            k.startProduct(inputs, a: ofA.step(step), b: b.step(step), into: sums, sum: sum)
+          }
+        }
         k.commitProducts()
         k.waitForProducts()
       }
@@ -139,23 +146,11 @@ package struct WarpgroupCheck: Hashable, Sendable, CustomStringConvertible {
       }
       if accumulator == .f32 {
         let sums = k.accumulators(columns / 2)
-        products { step, sum in
-          if left == .registers {
-            k.startProduct(inputs, a: registers[step], b: b.step(step), into: sums, sum: sum)
-          } else {
-            k.startProduct(inputs, a: ofA.step(step), b: b.step(step), into: sums, sum: sum)
-          }
-        }
+        multiply(into: sums)
         for (i, value) in sums.enumerated() { store(value, row: i / 2 % 2 * 8, column: i / 4 * 8 + i % 2) }
       } else {
         let sums = (0..<columns / 4).map { _ in k.variable(k.constant(bits: 0x7e00, F16x2.self)) }
-        products { step, sum in
-          if left == .registers {
-            k.startProduct(inputs, a: registers[step], b: b.step(step), into: sums, sum: sum)
-          } else {
-            k.startProduct(inputs, a: ofA.step(step), b: b.step(step), into: sums, sum: sum)
-          }
-        }
+        multiply(into: sums)
         for (i, pair) in sums.enumerated() {
           let (low, high) = k.unpack(pair)
           store(low, row: i % 2 * 8, column: i / 2 * 8)

@@ -13,12 +13,12 @@ extension Kernel {
         throw KernelError(
           "A cluster needs \(requirement.target); \(target) was asked for.", at: SourceLocation(file: name, line: 0))
       }
-      let names = TextNames(registers: textNames)
+      let names = self.names()
       throw KernelError(
         "`\(culprit.instruction.text(names))` needs \(culprit.instruction.requirement.target); \(target) was asked for.",
         at: culprit.location)
     }
-    var writer = TextWriter(names: TextNames(registers: textNames), locations: locations)
+    var writer = TextWriter(names: names(), locations: locations)
     writer.line(".version \(max(requirement.version, target.version))")
     writer.line(".target \(target)")
     writer.line(".address_size 64")
@@ -53,7 +53,10 @@ extension Kernel {
     return writer.text
   }
 
-  private var textNames: [String] { registers.map { "%\($0.name)" } }
+  /// - Parameter constants: of registers behind the kernel's own.
+  func names(constants: [UInt64] = []) -> TextNames {
+    TextNames(registers: registers.map { "%\($0.name)" } + constants.map { "\($0)" }, lists: registerLists)
+  }
 }
 
 private struct TextWriter {

@@ -85,6 +85,8 @@ public struct Kernel: Sendable {
   public let parameters: [Parameter]
   /// By number.
   public let registers: [Register]
+  /// The lists that instructions name, each different.
+  public let registerLists: [[RegisterID]]
   /// Static shared memory.
   public let sharedBuffers: [SharedBuffer]
   /// The alignment of dynamic shared memory; nil where there is none.
@@ -100,6 +102,19 @@ public struct Kernel: Sendable {
 
   static func parameterName(_ index: Int) -> String { "parameter_\(index)" }
   static func sharedName(_ index: Int) -> String { index < 0 ? "shared_dynamic" : "shared_\(index)" }
+
+  /// The registers of a list.
+  public subscript(list: RegisterList) -> [RegisterID] { registerLists[Int(list.index)] }
+
+  /// Registers that a thread has when the kernel begins, as `setmaxnreg` counts them: those of a multiprocessor, divided
+  /// by the threads that it should hold.
+  public var registersAtFirst: Int {
+    Self.registersAtFirst(threadsPerBlock: threadsPerBlock, blocksPerMultiprocessor: blocksPerMultiprocessor)
+  }
+
+  static func registersAtFirst(threadsPerBlock: Int, blocksPerMultiprocessor: Int?) -> Int {
+    min(65536 / max(threadsPerBlock * (blocksPerMultiprocessor ?? 1), 1) / 8 * 8, 256)
+  }
 
   /// All statements, in the order of the text.
   public var statements: [Statement] {

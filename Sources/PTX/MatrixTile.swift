@@ -13,7 +13,9 @@ public struct MatrixTile: Hashable, Sendable {
 
   /// A tile; its rows are a multiple of 8.
   public init(rows: Int, columns: Int, elementByteCount: Int = 2, swizzle: TensorMap.Swizzle = .bytes128) {
-    precondition(swizzle != .none && rows % 8 == 0, "A tile for wgmma has a swizzle, and a multiple of 8 rows.")
+    precondition(
+      swizzle != .none && rows % 8 == 0 && [1, 2].contains(elementByteCount),
+      "A tile for wgmma has a swizzle, a multiple of 8 rows, and elements of 1 or 2 bytes.")
     (self.rows, self.columns, self.elementByteCount, self.swizzle) = (rows, columns, elementByteCount, swizzle)
   }
 

@@ -49,6 +49,15 @@ public struct RegisterGroup: Hashable, Sendable {
   public var all: [RegisterID] { (0..<count).map { self[$0] } }
 }
 
+/// More registers than a group has, kept by the kernel: an instruction names the list, so that it stays a plain value,
+/// which costs nothing to copy.
+public struct RegisterList: Hashable, Sendable {
+  /// Place in `Kernel.registerLists`.
+  public let index: Int32
+  /// How many registers it has.
+  public let count: Int32
+}
+
 /// Where a value is read that the hardware provides.
 public enum SpecialRegister: String, Hashable, Sendable, CaseIterable {
   case threadX = "%tid.x", threadY = "%tid.y", threadZ = "%tid.z"

@@ -22,11 +22,11 @@ final class Block {
   /// By address.
   var transactionBarriers: [Int: TransactionBarrierState] = [:]
   /// Where the first and the last of them lie, so that most accesses need not ask.
-  var transactionBarrierBounds = Int.max..<Int.max
+  @exclusivity(unchecked) var transactionBarrierBounds = Int.max..<Int.max
   /// Registers that warps have given back, and nobody took yet: of a thread, counted for each warp.
   var freeRegisters = 0
-  /// What each group of four warps has issued, by number, so that all four issue the same.
-  var productLogs: [ProductLog] = []
+  /// What each group of four warps has done.
+  var groupLogs: [GroupLog] = []
   let program: Program
   let cluster: Cluster
   var barriers = [Barrier](repeating: Barrier(), count: 16)
@@ -41,7 +41,7 @@ final class Block {
     coordinates = (UInt32(index % x), UInt32(index / x % y), UInt32(index / x / y))
     let count = program.kernel.threadsPerBlock / 32
     warps = (0..<count).map { Warp(index: $0, program: program) }
-    productLogs = .init(repeating: ProductLog(), count: count / 4)
+    groupLogs = .init(repeating: GroupLog(), count: count / 4)
     sharedByteCount = program.staticSharedByteCount + launch.dynamicSharedByteCount
     shared = .allocate(byteCount: max(sharedByteCount, 1), alignment: 1024)
     shared.initializeMemory(as: UInt8.self, repeating: 0xdb, count: max(sharedByteCount, 1))

@@ -75,6 +75,25 @@ public enum Emulator {
   }
 }
 
+/// Numbers that decide an order; the same seed gives the same.
+private struct RandomOrder {
+  private var state: UInt64
+  let isRandom: Bool
+
+  /// - Parameter seed: nil where nothing is drawn.
+  init(seed: UInt64?) {
+    isRandom = seed != nil
+    state = (seed ?? 0) &* 0x9e37_79b9_7f4a_7c15 | 1
+  }
+
+  mutating func draw(_ limit: Int) -> Int {
+    state ^= state << 13
+    state ^= state >> 7
+    state ^= state << 17
+    return Int(state >> 33) % limit
+  }
+}
+
 /// One run of a grid.
 final class Machine {
   let program: Program
@@ -83,17 +102,16 @@ final class Machine {
   var counters = Counters()
   /// The operation at work, for messages.
   var current = 0
-  /// Copies to shared memory that have not landed yet, in the order of their issue.
-  var bulkLoads: [BulkLoad] = []
-  /// Whether they land when they are issued, and whether waits are sometimes over before their time.
+  /// What has not landed yet in shared memory, in the order of its issue.
+  var landings: [Landing] = []
+  /// Whether it lands when it is issued.
   var landsAtOnce = false
-  var saysNoBeforeItsTime: Bool {
-    guard isRandom else { return false }
-    noes &+= 1
-    return noes % 3 != 0
-  }
-  private var isRandom = false
-  private var noes = 0
+  /// The lane that `elect.sync` picks in this run.
+  var electedLane = 0
+  private var random = RandomOrder(seed: nil)
+  /// Whether a wait is over before its time, as PTX allows: mostly, where the order is random.
+  func drawsNo() -> Bool { random.isRandom && random.draw(3) != 0 }
+
   /// Steps of all warps, those without a running lane included.
   private var steps = 0
 
@@ -151,18 +169,10 @@ final class Machine {
     let clusterSize = program.kernel.clusterSize ?? 1
     var waiting = 0
     var resident: [Block] = []
-    var random: UInt64 = 0
-    if case .random(let seed) = schedule {
-      random = seed &* 0x9e37_79b9_7f4a_7c15 | 1
-      isRandom = true
-    }
+    if case .random(let seed) = schedule { random = RandomOrder(seed: seed) }
     landsAtOnce = schedule == .copiesAtOnce
-    func draw(_ limit: Int) -> Int {
-      random ^= random << 13
-      random ^= random >> 7
-      random ^= random << 17
-      return Int(random >> 33) % limit
-    }
+    // Any lane may be the one.
+    electedLane = random.isRandom ? random.draw(32) : schedule == .lastAhead ? 31 : 0
     while true {
       while resident.count < max(residentBlocks, clusterSize) && waiting < count {
         let cluster = Cluster(size: clusterSize)
@@ -175,8 +185,8 @@ final class Machine {
       let ready = resident.flatMap { block in block.warps.filter { $0.state == .ready }.map { (block, $0) } }
       if ready.isEmpty {
         // Nobody can go on before another copy is there.
-        guard !bulkLoads.isEmpty else { throw deadlock(resident) }
-        try land(isRandom ? draw(bulkLoads.count) : 0)
+        guard !landings.isEmpty else { throw deadlock(resident) }
+        try land(random.isRandom ? random.draw(landings.count) : 0)
         continue
       }
       switch schedule {
@@ -184,13 +194,17 @@ final class Machine {
         try landAll()
         for (block, warp) in ready { try run(warp, of: block, atMost: 100_000) }
       case .random:
-        if !bulkLoads.isEmpty && draw(2) == 0 { try land(draw(bulkLoads.count)) }
-        let (block, warp) = ready[draw(ready.count)]
-        try run(warp, of: block, atMost: 1 + draw(60))
+        if !landings.isEmpty && random.draw(2) == 0 { try land(random.draw(landings.count)) }
+        let (block, warp) = ready[random.draw(ready.count)]
+        try run(warp, of: block, atMost: 1 + random.draw(60))
       case .copiesLate:
         for (block, warp) in ready { try run(warp, of: block, atMost: 100_000) }
-      case .firstAhead: try run(ready.first!.1, of: ready.first!.0, atMost: 100_000)
-      case .lastAhead: try run(ready.last!.1, of: ready.last!.0, atMost: 100_000)
+      case .firstAhead, .lastAhead:
+        for (block, warp) in schedule == .firstAhead ? ready : ready.reversed() {
+          try run(warp, of: block, atMost: 100_000)
+          // One that still runs may wait for what another does.
+          if warp.state != .ready { break }
+        }
       }
       for block in resident where block.isDone && !block.isFinished { try finish(block) }
       // A block's shared memory may be another's to write, as long as the cluster runs.
@@ -206,12 +220,12 @@ final class Machine {
   private func finish(_ block: Block) throws(Hazard) {
     block.isFinished = true
     counters.splitWords += block.shadow.splitCount
-    try finishProducts(block)
-    if let load = bulkLoads.first(where: { load in load.blocks.contains { $0 === block } }) {
+    try finishGroups(block)
+    if let load = landings.first(where: { load in load.blocks.contains { $0 === block } }) {
       current = Int(load.operation)
       throw hazard(
         .unfinishedCopy, "the block ends while a copy to its shared memory is under way", load.warp, block,
-        lane: Int(load.lane))
+        lane: load.lane)
     }
     for barrier in block.transactionBarriers.values where barrier.missingBytes != 0 {
       throw hazard(
@@ -359,11 +373,11 @@ final class Machine {
       let who: String
       if number < warps {
         who = "block \(conflict.other.block), warp \(number), lane \(conflict.other.lane)"
-      } else if number < 2 * warps {
+      } else if number < 3 * warps {
         // The first stands for any that has not ended.
-        who = "the asynchronous proxy" + (conflict.other.clock == .max ? "" : " for warp \(number - warps)")
+        who = "the asynchronous proxy" + (conflict.other.clock == .max ? "" : " for warp \(number % warps)")
       } else {
-        who = "a copy for transaction barrier \(number - 2 * warps)"
+        who = "a copy for transaction barrier \(number - 3 * warps)"
       }
       let place =
         conflict.otherOperation >= 0 ? program.locations[Int(conflict.otherOperation)].map { " at \($0)" } ?? "" : ""
@@ -382,7 +396,7 @@ final class Machine {
       throw hazard(
         .divergence, "only \(mask.nonzeroBitCount) of 32 lanes run it", warp, block, lane: (~mask).trailingZeroBitCount)
     }
-    warp.converge(of: program.warpCount)
+    warp.converge(program)
   }
 
   func observer(_ warp: Warp, _ block: Block, _ lane: Int, isStrong: Bool = false) -> Observer {

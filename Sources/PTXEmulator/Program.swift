@@ -35,8 +35,15 @@ public struct Program: Sendable {
   /// Warps of a block.
   var warpCount: Int { kernel.threadsPerBlock / 32 }
   /// Whom a warp knows of: the warps of its block; besides, where there is an asynchronous proxy, each warp as the one
-  /// that started asynchronous reads, and each transaction barrier as the one that copies write for.
-  var viewCount: Int { usesAsynchronousProxy ? 2 * warpCount + Self.barrierLimit : warpCount }
+  /// whose products read, each as the one whose copies to global memory read, and each transaction barrier as the one
+  /// that copies write for.
+  var viewCount: Int { usesAsynchronousProxy ? 3 * warpCount + Self.barrierLimit : warpCount }
+  /// As whom a warp's products read.
+  func products(of warp: Int) -> Int { warpCount + warp }
+  /// As whom its copies to global memory read.
+  func stores(of warp: Int) -> Int { 2 * warpCount + warp }
+  /// As whom copies write that a transaction barrier counts.
+  func copies(for barrier: Int) -> Int { 3 * warpCount + barrier }
   /// Transaction barriers of a block.
   static let barrierLimit = 96
 
@@ -64,7 +71,7 @@ public struct Program: Sendable {
       hasProducts
       ? operations.map { operation in
         guard case .run(let instruction, _) = operation else { return [] }
-        let (read, written) = instruction.registers
+        let (read, written) = instruction.registers(in: kernel)
         return (read + written).map(\.index).filter { Int($0) < count }
       } : []
 

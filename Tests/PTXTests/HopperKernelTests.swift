@@ -29,6 +29,12 @@ import Testing
       }
     }
     #expect(throws: KernelError.self) { try three.get() }
+    // Two such blocks on a multiprocessor have half as many each.
+    #expect(throws: KernelError.self) {
+      try Kernel.build("two", threadsPerBlock: 256, blocksPerMultiprocessor: 2) { k in
+        k.roles([WarpRole("producer", registers: 24) { _ in }, WarpRole("consumer", registers: 240) { _ in }])
+      }
+    }
     if case .failure(let error) = three {
       #expect(
         error.message
@@ -38,8 +44,11 @@ import Testing
 
   @Test func productsThatCannotBe() {
     let tile = MatrixTile(rows: 64, columns: 64)
-    func product(_ inputs: WarpgroupMatrix.Inputs, _ count: Int, isTransposed: Bool = false) -> String {
+    func product(
+      _ inputs: WarpgroupMatrix.Inputs, _ count: Int, isTransposed: Bool = false, elementByteCount: Int = 2
+    ) -> String {
       message { k in
+        let tile = MatrixTile(rows: 64, columns: 64, elementByteCount: elementByteCount)
         let operand = k.descriptor(tile, at: k.dynamicShared(alignment: 1024), isTransposed: isTransposed)
         k.startProduct(inputs, a: operand, b: operand, into: k.accumulators(count))
       }
@@ -48,8 +57,10 @@ import Testing
     #expect(
       product(.bf16, 33)
         == "A product has a multiple of 8 columns from 8 to 256; 33 accumulators are 66 columns.")
+    #expect(product(.e4m3, 32) == "A is a tile of 2-byte elements; e4m3 has 1.")
+    #expect(product(.bf16, 40) == "B is read for 80 of N; its tile has 64.")
     #expect(
-      product(.e4m3, 32, isTransposed: true)
+      product(.e4m3, 32, isTransposed: true, elementByteCount: 1)
         == "Bytes cannot be transposed; k runs along the rows of both operands in memory.")
     #expect(
       message { k in

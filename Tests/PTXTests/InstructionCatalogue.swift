@@ -182,64 +182,46 @@ enum InstructionCatalogue {
       func operand(
         _ rows: Int, _ swizzle: TensorMap.Swizzle = .bytes128, isTransposed: Bool = false
       ) -> MatrixDescriptor {
-        k.descriptor(
+        let tile =
           isTransposed
-            ? MatrixTile(rows: 64, columns: rows, elementByteCount: size, swizzle: swizzle)
-            : MatrixTile(rows: rows, columns: 128, elementByteCount: size, swizzle: swizzle), at: shared,
-          isTransposed: isTransposed)
+          ? MatrixTile(rows: 64, columns: rows, elementByteCount: size, swizzle: swizzle)
+          : MatrixTile(rows: rows, columns: 128, elementByteCount: size, swizzle: swizzle)
+        return k.descriptor(tile, at: shared, isTransposed: isTransposed)
       }
-      func products(
-        _ start: (MatrixDescriptor?, [Register<U32>], MatrixDescriptor, Int, KernelBuilder.ProductSum) -> Void
-      ) {
+      func products<T: FloatType>(into sums: [Register<T>], columnsEach: Int) {
         let word = k.special(.threadX)
         let registers = (0..<4).map { k.variable(word + $0) }
-        let isFirst = word .== 300
+        func part(_ columns: Int) -> [Register<T>] { Array(sums[..<(columns / columnsEach)]) }
+        let few = part(64)
         k.warpgroupFence()
         for columns in stride(from: 8, through: 256, by: 8) {
-          start(operand(64), [], operand(columns), columns, .never)
+          k.startProduct(inputs, a: operand(64), b: operand(columns), into: part(columns), sum: .never)
           k.commitProducts()
           k.waitForProducts()
         }
-        start(nil, registers, operand(64), 64, .always)
-        start(operand(64), [], operand(64).step(1), 64, .when(isFirst))
+        k.startProduct(inputs, a: registers, b: operand(64), into: few)
+        k.startProduct(inputs, a: operand(64), b: operand(64).step(1), into: few, sum: .when(word .== 300))
         if size == 2 {
           for (a, b) in [(true, false), (false, true), (true, true)] {
-            start(operand(64, .bytes64, isTransposed: a), [], operand(64, .bytes32, isTransposed: b), 64, .always)
+            k.startProduct(
+              inputs, a: operand(64, .bytes64, isTransposed: a), b: operand(64, .bytes32, isTransposed: b), into: few)
           }
-          start(nil, registers, operand(64, isTransposed: true), 64, .always)
+          k.startProduct(inputs, a: registers, b: operand(64, isTransposed: true), into: few)
         }
         k.commitProducts()
         k.waitForProducts(pending: 1)
         k.waitForProducts()
-      }
-      func body() {
-        if accumulator == .f32 {
-          let sums = k.accumulators(128)
-          products { a, registers, b, columns, sum in
-            let d = Array(sums[..<(columns / 2)])
-            if let a {
-              k.startProduct(inputs, a: a, b: b, into: d, sum: sum)
-            } else {
-              k.startProduct(inputs, a: registers, b: b, into: d, sum: sum)
-            }
-          }
-          for (i, sum) in sums.enumerated() { k.store(sum, global: place, offset: i * 4) }
-        } else {
-          let sums = (0..<64).map { _ in k.constant(bits: 0, F16x2.self) }
-          products { a, registers, b, columns, sum in
-            let d = Array(sums[..<(columns / 4)])
-            if let a {
-              k.startProduct(inputs, a: a, b: b, into: d, sum: sum)
-            } else {
-              k.startProduct(inputs, a: registers, b: b, into: d, sum: sum)
-            }
-          }
-          for (i, sum) in sums.enumerated() { k.store(sum, global: place, offset: i * 4) }
-        }
+        for (i, sum) in sums.enumerated() { k.store(sum, global: place, offset: i * 4) }
       }
       k.roles([
         WarpRole("producer", registers: 24) { group in k.store(group, global: place) },
-        WarpRole("consumer", registers: 240) { _ in body() },
+        WarpRole("consumer", registers: 240) { _ in
+          if accumulator == .f32 {
+            products(into: k.accumulators(128), columnsEach: 2)
+          } else {
+            products(into: (0..<64).map { _ in k.constant(bits: 0, F16x2.self) }, columnsEach: 4)
+          }
+        },
       ])
     }
   }

@@ -84,10 +84,10 @@ extension KernelBuilder {
     emit(.bulkCopy(.addTensor(map: map.address.id, coordinates: coordinates, source: source.id)))
   }
 
-  private func checked(_ map: TensorMapParameter, _ coordinates: [Register<S32>]) -> [RegisterID]? {
+  private func checked(_ map: TensorMapParameter, _ coordinates: [Register<S32>]) -> RegisterList? {
     check(map.address)
     coordinates.forEach { check($0) }
-    if (1...5).contains(coordinates.count) { return coordinates.map(\.id) }
+    if (1...5).contains(coordinates.count) { return list(coordinates.map(\.id)) }
     fail("A tensor has 1 to 5 dimensions; \(coordinates.count) coordinates were given.")
     return nil
   }
@@ -116,10 +116,8 @@ extension KernelBuilder {
     line: Int = #line
   ) {
     at(file, line)
-    check(byteCount)
-    check(source)
-    check(destination)
-    emit(.bulkCopy(.store(byteCount: byteCount.operand, source: source.id, destination: destination.id)))
+    let (byteCount, source, destination) = checked(byteCount, source, destination)
+    emit(.bulkCopy(.store(byteCount: byteCount, source: source, destination: destination)))
   }
 
   /// Starts to add so many neighbouring bytes of f32 in shared memory to global memory.
@@ -128,10 +126,17 @@ extension KernelBuilder {
     line: Int = #line
   ) {
     at(file, line)
+    let (byteCount, source, destination) = checked(byteCount, source, destination)
+    emit(.bulkCopy(.add(byteCount: byteCount, source: source, destination: destination)))
+  }
+
+  private func checked(
+    _ byteCount: Register<U32>, _ source: Register<U32>, _ destination: Register<U64>
+  ) -> (Operand, RegisterID, RegisterID) {
     check(byteCount)
     check(source)
     check(destination)
-    emit(.bulkCopy(.add(byteCount: byteCount.operand, source: source.id, destination: destination.id)))
+    return (byteCount.operand, source.id, destination.id)
   }
 
   /// Makes a group of the copies from shared memory that this thread has started since the last.

@@ -51,7 +51,6 @@ extension KernelBuilder {
   ) -> MatrixDescriptor {
     at(file, line)
     check(address)
-    if isTransposed && tile.elementByteCount != 2 { fail("Only matrices of 16 bits can be transposed.") }
     let low = ((address & 0x3ffff) >> 4)
     let bits = make(U64.self)
     emit(.arithmetic(.move(.u64, d: bits.id, a: .immediate(tile.descriptorBits(isTransposed: isTransposed)))))
@@ -82,44 +81,28 @@ extension KernelBuilder {
 
   /// Starts `d = a b`, or `d += a b`, of 64 rows by four warps: both operands from shared memory.
   ///
-  /// - Parameter sum: whether D is added to; `.never` needs nothing in it.
-  public func startProduct(
-    _ inputs: WarpgroupMatrix.Inputs, a: MatrixDescriptor, b: MatrixDescriptor, into d: [Register<F32>],
+  /// - Parameters:
+  ///   - d: f32, or for f16 and e4m3 also f16x2.
+  ///   - sum: whether D is added to; `.never` needs nothing in it.
+  public func startProduct<T: FloatType>(
+    _ inputs: WarpgroupMatrix.Inputs, a: MatrixDescriptor, b: MatrixDescriptor, into d: [Register<T>],
     sum: ProductSum = .always, file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
     check(a.register)
-    startProduct(inputs, .f32, .shared(a.register.id, isTransposed: a.isTransposed), b, d, sum)
+    checkOperand(a, rows: 64, "A", inputs)
+    startProduct(inputs, .shared(a.register.id, isTransposed: a.isTransposed), b, d, sum)
   }
 
   /// The same with A from registers, four for a step along k.
-  public func startProduct(
-    _ inputs: WarpgroupMatrix.Inputs, a: [Register<U32>], b: MatrixDescriptor, into d: [Register<F32>],
+  public func startProduct<T: FloatType>(
+    _ inputs: WarpgroupMatrix.Inputs, a: [Register<U32>], b: MatrixDescriptor, into d: [Register<T>],
     sum: ProductSum = .always, file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
-    guard let group = left(a) else { return }
-    startProduct(inputs, .f32, .registers(group), b, d, sum)
-  }
-
-  /// Sums in f16, of f16 or e4m3: both operands from shared memory.
-  public func startProduct(
-    _ inputs: WarpgroupMatrix.Inputs, a: MatrixDescriptor, b: MatrixDescriptor, into d: [Register<F16x2>],
-    sum: ProductSum = .always, file: String = #fileID, line: Int = #line
-  ) {
-    at(file, line)
-    check(a.register)
-    startProduct(inputs, .f16, .shared(a.register.id, isTransposed: a.isTransposed), b, d, sum)
-  }
-
-  /// Sums in f16 with A from registers.
-  public func startProduct(
-    _ inputs: WarpgroupMatrix.Inputs, a: [Register<U32>], b: MatrixDescriptor, into d: [Register<F16x2>],
-    sum: ProductSum = .always, file: String = #fileID, line: Int = #line
-  ) {
-    at(file, line)
-    guard let group = left(a) else { return }
-    startProduct(inputs, .f16, .registers(group), b, d, sum)
+    a.forEach { check($0) }
+    guard a.count == 4 else { return fail("A product takes 4 registers of A; \(a.count) were given.") }
+    startProduct(inputs, .registers(RegisterGroup(a.map(\.id))), b, d, sum)
   }
 
   /// Whether the accumulators of a product are added to.
@@ -129,30 +112,20 @@ extension KernelBuilder {
     case when(Predicate)
   }
 
-  private func left(_ a: [Register<U32>]) -> RegisterGroup? {
-    a.forEach { check($0) }
-    if a.count == 4 { return RegisterGroup(a.map(\.id)) }
-    fail("A product takes 4 registers of A; \(a.count) were given.")
-    return nil
-  }
-
-  private func startProduct<T: RegisterType>(
-    _ inputs: WarpgroupMatrix.Inputs, _ accumulator: Matrix.Accumulator, _ a: WarpgroupMatrix.Left,
-    _ b: MatrixDescriptor, _ d: [Register<T>], _ sum: ProductSum
+  private func startProduct<T: FloatType>(
+    _ inputs: WarpgroupMatrix.Inputs, _ a: WarpgroupMatrix.Left, _ b: MatrixDescriptor, _ d: [Register<T>],
+    _ sum: ProductSum
   ) {
     check(b.register)
     d.forEach { check($0) }
+    if T.kind == .bf16x2 { fail("There are no bf16 accumulators; use f32.") }
+    let accumulator: Matrix.Accumulator = T.kind == .f32 ? .f32 : .f16
     let columns = d.count * (accumulator == .f32 ? 2 : 4)
     if columns % 8 != 0 || !(8...256).contains(columns) {
       fail("A product has a multiple of 8 columns from 8 to 256; \(d.count) accumulators are \(columns) columns.")
     }
     if accumulator == .f16 && inputs == .bf16 { fail("There are no f16 accumulators for bf16 inputs; use f32.") }
-    if inputs.byteCount == 1 {
-      if b.isTransposed { fail("Bytes cannot be transposed; k runs along the rows of both operands in memory.") }
-      if case .shared(_, isTransposed: true) = a {
-        fail("Bytes cannot be transposed; k runs along the rows of both operands in memory.")
-      }
-    }
+    checkOperand(b, rows: columns, "B", inputs)
     let own: WarpgroupMatrix.Sum
     switch sum {
     case .always: own = .always
@@ -165,7 +138,22 @@ extension KernelBuilder {
       .warpgroup(
         .multiplyAdd(
           WarpgroupMatrix.Product(
-            inputs, accumulator, d: d.map(\.id), a: a, b: b.register.id, isTransposedB: b.isTransposed, sum: own))))
+            inputs, accumulator, d: list(d.map(\.id)), a: a, b: b.register.id, isTransposedB: b.isTransposed, sum: own)
+        )))
+  }
+
+  /// An operand's tile has elements of the product's size, and as many rows of M or N as are read.
+  private func checkOperand(
+    _ operand: MatrixDescriptor, rows: Int, _ name: String, _ inputs: WarpgroupMatrix.Inputs
+  ) {
+    let tile = operand.tile
+    if tile.elementByteCount != inputs.byteCount {
+      fail("\(name) is a tile of \(tile.elementByteCount)-byte elements; \(inputs) has \(inputs.byteCount).")
+    } else if inputs.byteCount == 1 && operand.isTransposed {
+      fail("Bytes cannot be transposed; k runs along the rows of both operands in memory.")
+    }
+    let own = operand.isTransposed ? tile.columns : tile.rows
+    if own < rows { fail("\(name) is read for \(rows) of \(name == "A" ? "M" : "N"); its tile has \(own).") }
   }
 
   /// Accumulators for `startProduct`, which nobody need clear: their first product has the sum `.never`.
@@ -184,8 +172,7 @@ extension KernelBuilder {
     if groups * 128 != threadsPerBlock {
       fail("The roles have \(groups * 128) threads together, the block \(threadsPerBlock); they must be the same.")
     }
-    // What each thread has when the kernel begins.
-    let atFirst = min(65536 / threadsPerBlock / 8 * 8, 256)
+    let atFirst = registersAtFirst
     for role in roles where role.registers % 8 != 0 || !(24...256).contains(role.registers) {
       fail("The role '\(role.name)' asks for \(role.registers) registers; a thread has a multiple of 8 from 24 to 256.")
     }

@@ -5,17 +5,25 @@
 public final class KernelBuilder {
   private(set) var parameters: [Kernel.Parameter] = []
   private(set) var registers: [Kernel.Register] = []
+  private(set) var registerLists: [[RegisterID]] = []
+  private var listNumbers: [[RegisterID]: Int32] = [:]
   private(set) var sharedBuffers: [Kernel.SharedBuffer] = []
   private(set) var dynamicSharedAlignment: Int?
   private(set) var failure: KernelError?
   let threadsPerBlock: Int
+  /// Registers of a thread when the kernel begins.
+  let registersAtFirst: Int
   /// Bodies under construction, the innermost last.
   private var bodies: [[Kernel.Node]] = [[]]
   private var location = SourceLocation(file: "", line: 0)
   private var condition: Kernel.Guard?
   private var usedNames: [String: Int] = [:]
 
-  init(threadsPerBlock: Int) { self.threadsPerBlock = threadsPerBlock }
+  init(threadsPerBlock: Int, blocksPerMultiprocessor: Int?) {
+    self.threadsPerBlock = threadsPerBlock
+    registersAtFirst = Kernel.registersAtFirst(
+      threadsPerBlock: threadsPerBlock, blocksPerMultiprocessor: blocksPerMultiprocessor)
+  }
 
   var body: [Kernel.Node] { bodies[0] }
 
@@ -100,6 +108,17 @@ public final class KernelBuilder {
     let result = make(Bool1.self)
     emit(.arithmetic(.compare(comparison, T.kind, d: result.id, a: a.operand, b: b)))
     return result
+  }
+
+  /// The kernel's list of some registers; equal ones are one.
+  func list(_ registers: [RegisterID]) -> RegisterList {
+    let known = listNumbers[registers]
+    let number = known ?? Int32(registerLists.count)
+    if known == nil {
+      registerLists.append(registers)
+      listNumbers[registers] = number
+    }
+    return RegisterList(index: number, count: Int32(registers.count))
   }
 
   func addParameter(_ name: String, _ kind: RegisterKind, _ role: Kernel.Parameter.Role) -> Int32 {
@@ -233,7 +252,7 @@ extension Kernel {
     _ name: String, threadsPerBlock: Int, blocksPerMultiprocessor: Int? = nil, clusterSize: Int? = nil,
     file: String = #fileID, line: Int = #line, _ body: (KernelBuilder) -> Void
   ) throws(KernelError) -> Kernel {
-    let builder = KernelBuilder(threadsPerBlock: threadsPerBlock)
+    let builder = KernelBuilder(threadsPerBlock: threadsPerBlock, blocksPerMultiprocessor: blocksPerMultiprocessor)
     builder.at(file, line)
     if threadsPerBlock % 32 != 0 || !(32...1024).contains(threadsPerBlock) {
       builder.fail("A block of \(threadsPerBlock) threads is impossible; it has a multiple of 32, from 32 to 1024.")
@@ -249,7 +268,8 @@ extension Kernel {
     body(builder)
     if let failure = builder.failure { throw failure }
     return Kernel(
-      name: name, parameters: builder.parameters, registers: builder.registers, sharedBuffers: builder.sharedBuffers,
+      name: name, parameters: builder.parameters, registers: builder.registers, registerLists: builder.registerLists,
+      sharedBuffers: builder.sharedBuffers,
       dynamicSharedAlignment: builder.dynamicSharedAlignment, threadsPerBlock: threadsPerBlock,
       blocksPerMultiprocessor: blocksPerMultiprocessor, clusterSize: clusterSize, body: builder.body)
   }

@@ -6,12 +6,12 @@
 public enum BulkCopy: Hashable, Sendable {
   /// A box of a tensor, the coordinates of its first element innermost first, to shared memory.
   case loadTensor(
-    map: RegisterID, coordinates: [RegisterID], destination: RegisterID, barrier: RegisterID, multicast: RegisterID?,
+    map: RegisterID, coordinates: RegisterList, destination: RegisterID, barrier: RegisterID, multicast: RegisterID?,
     policy: RegisterID?)
   /// A box from shared memory to a tensor; what lies outside is dropped.
-  case storeTensor(map: RegisterID, coordinates: [RegisterID], source: RegisterID, policy: RegisterID?)
+  case storeTensor(map: RegisterID, coordinates: RegisterList, source: RegisterID, policy: RegisterID?)
   /// The same, added to what is there, in the map's type.
-  case addTensor(map: RegisterID, coordinates: [RegisterID], source: RegisterID)
+  case addTensor(map: RegisterID, coordinates: RegisterList, source: RegisterID)
   /// So many bytes, a multiple of 16, from global to shared memory.
   case load(
     byteCount: Operand, source: RegisterID, destination: RegisterID, barrier: RegisterID, multicast: RegisterID?)
@@ -38,9 +38,7 @@ public enum BulkCopy: Hashable, Sendable {
   }
 
   func text(_ name: TextNames) -> String {
-    func box(_ map: RegisterID, _ coordinates: [RegisterID]) -> String {
-      "[\(name(map)), {\(coordinates.map { name($0) }.joined(separator: ", "))}]"
-    }
+    func box(_ map: RegisterID, _ coordinates: RegisterList) -> String { "[\(name(map)), \(name(coordinates))]" }
     func list(_ parts: [String?]) -> String { parts.compactMap { $0 }.joined(separator: ", ") }
     func place(_ address: RegisterID) -> String { "[\(name(address))]" }
     switch self {

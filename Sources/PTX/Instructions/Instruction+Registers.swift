@@ -1,6 +1,6 @@
 extension Instruction {
-  /// The registers that the instruction reads, and those that it writes. Constants are none.
-  public var registers: (read: [RegisterID], written: [RegisterID]) {
+  /// The registers of a kernel that the instruction reads, and those that it writes. Constants are none.
+  public func registers(in kernel: Kernel) -> (read: [RegisterID], written: [RegisterID]) {
     func read(_ operands: Operand?...) -> [RegisterID] {
       operands.compactMap { if case .register(let register) = $0 { register } else { nil } }
     }
@@ -43,10 +43,10 @@ extension Instruction {
     case .bulkCopy(let instruction):
       switch instruction {
       case .loadTensor(let map, let coordinates, let destination, let barrier, let multicast, let policy):
-        return ([map, destination, barrier] + coordinates + [multicast, policy].compactMap { $0 }, [])
+        return ([map, destination, barrier] + kernel[coordinates] + [multicast, policy].compactMap { $0 }, [])
       case .storeTensor(let map, let coordinates, let source, let policy):
-        return ([map, source] + coordinates + [policy].compactMap { $0 }, [])
-      case .addTensor(let map, let coordinates, let source): return ([map, source] + coordinates, [])
+        return ([map, source] + kernel[coordinates] + [policy].compactMap { $0 }, [])
+      case .addTensor(let map, let coordinates, let source): return ([map, source] + kernel[coordinates], [])
       case .load(let byteCount, let source, let destination, let barrier, let multicast):
         return ([source, destination, barrier] + read(byteCount) + [multicast].compactMap { $0 }, [])
       case .store(let byteCount, let source, let destination), .add(let byteCount, let source, let destination):
@@ -77,7 +77,7 @@ extension Instruction {
       case .registers(let group): all += group.all
       }
       if case .when(let predicate) = product.sum { all.append(predicate) }
-      return (all, product.d)
+      return (all, kernel[product.d])
     case .warp(let instruction):
       switch instruction {
       case .shuffle(_, let d, let a, let lane, _): return ([a] + read(lane), [d])

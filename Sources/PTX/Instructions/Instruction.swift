@@ -20,11 +20,16 @@ public enum Instruction: Hashable, Sendable {
 /// How registers and constants are written.
 struct TextNames {
   let registers: [String]
+  let lists: [[RegisterID]]
 
   func callAsFunction(_ register: RegisterID) -> String { registers[Int(register.index)] }
 
   func callAsFunction(_ group: RegisterGroup) -> String {
     group.count == 1 ? self(group[0]) : "{\(group.all.map { self($0) }.joined(separator: ", "))}"
+  }
+
+  func callAsFunction(_ list: RegisterList) -> String {
+    "{\(lists[Int(list.index)].map { self($0) }.joined(separator: ", "))}"
   }
 
   /// A place in memory.
@@ -129,6 +134,6 @@ extension Instruction {
   /// The instruction's text with the names of a kernel; constants that were moved to registers behind the kernel's own
   /// are written by their bits.
   public func description(in kernel: Kernel, constants: [UInt64] = []) -> String {
-    text(TextNames(registers: kernel.registers.map { "%\($0.name)" } + constants.map { "\($0)" }))
+    text(kernel.names(constants: constants))
   }
 }

@@ -51,7 +51,7 @@ public enum WarpgroupMatrix: Hashable, Sendable {
     /// The type of D.
     public let accumulator: Matrix.Accumulator
     /// The sums.
-    public let d: [RegisterID]
+    public let d: RegisterList
     /// 64 rows.
     public let a: Left
     /// N columns, by a descriptor.
@@ -62,10 +62,10 @@ public enum WarpgroupMatrix: Hashable, Sendable {
     public let sum: Sum
 
     /// N: a multiple of 8, from 8 to 256.
-    public var columns: Int { d.count * (accumulator == .f32 ? 2 : 4) }
+    public var columns: Int { Int(d.count) * (accumulator == .f32 ? 2 : 4) }
     /// All of it.
     public init(
-      _ inputs: Inputs, _ accumulator: Matrix.Accumulator, d: [RegisterID], a: Left, b: RegisterID,
+      _ inputs: Inputs, _ accumulator: Matrix.Accumulator, d: RegisterList, a: Left, b: RegisterID,
       isTransposedB: Bool, sum: Sum
     ) {
       (self.inputs, self.accumulator, self.d, self.a, self.b) = (inputs, accumulator, d, a, b)
@@ -80,7 +80,6 @@ public enum WarpgroupMatrix: Hashable, Sendable {
     case .wait(let pending): return "wgmma.wait_group.sync.aligned \(pending)"
     case .multiplyAdd(let p):
       let (o, i) = (p.accumulator.rawValue, p.inputs.rawValue)
-      let d = p.d.map { name($0) }.joined(separator: ", ")
       let a: String
       // Bytes have no transposition, and registers none of A.
       var transposed = p.inputs.byteCount == 1 ? "" : ", \(p.isTransposedB ? 1 : 0)"
@@ -99,7 +98,7 @@ public enum WarpgroupMatrix: Hashable, Sendable {
       let shape = "m64n\(p.columns)k\(p.inputs.depth)"
       // Neither factor is negated.
       return
-        "wgmma.mma_async.sync.aligned.\(shape).\(o).\(i).\(i) {\(d)}, \(a), \(name(p.b)), \(sum), 1, 1\(transposed)"
+        "wgmma.mma_async.sync.aligned.\(shape).\(o).\(i).\(i) \(name(p.d)), \(a), \(name(p.b)), \(sum), 1, 1\(transposed)"
     }
   }
 }

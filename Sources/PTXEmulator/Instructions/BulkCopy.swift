@@ -12,66 +12,60 @@ extension Machine {
       let d = r.longs(d)
       forEachLane(mask) { d[$0] = 0 }
     case .prefetchMap(let map):
-      let lane = try oneLane(mask, warp, block)
-      _ = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
+      try eachLane(mask) { (lane) throws(Hazard) in _ = try tensorMap(at: r.longs(map)[lane], warp, block, lane) }
     case .loadTensor(let map, let coordinates, let destination, let barrier, let multicast, _):
-      let lane = try oneLane(mask, warp, block)
-      let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
-      let pieces = try box(map, coordinates, Int(r.words(destination)[lane]), warp, block, lane)
-      try load(pieces, barrier: Int(r.words(barrier)[lane]), multicast.map { r.words($0)[lane] }, warp, block, lane)
+      try eachLane(mask) { (lane) throws(Hazard) in
+        let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
+        let pieces = try box(map, coordinates, Int(r.words(destination)[lane]), warp, block, lane)
+        try load(pieces, barrier: Int(r.words(barrier)[lane]), multicast.map { r.words($0)[lane] }, warp, block, lane)
+      }
     case .load(let byteCount, let source, let destination, let barrier, let multicast):
-      let lane = try oneLane(mask, warp, block)
-      let (count, place) = (Int(r.words(byteCount)[lane]), Int(r.words(destination)[lane]))
-      let address = r.longs(source)[lane]
-      try checkAlignment(count, place, address, warp, block, lane)
-      try load(
-        [(destination: place, source: address, byteCount: count)], barrier: Int(r.words(barrier)[lane]),
-        multicast.map { r.words($0)[lane] }, warp, block, lane)
-    case .storeTensor(let map, let coordinates, let source, _):
-      let lane = try oneLane(mask, warp, block)
-      let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
-      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), isStore: true, warp, block, lane)
-      try store(pieces, addsIn: nil, warp, block, lane)
-    case .addTensor(let map, let coordinates, let source):
-      let lane = try oneLane(mask, warp, block)
-      let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
-      let pieces = try box(map, coordinates, Int(r.words(source)[lane]), isStore: true, warp, block, lane)
-      try store(pieces, addsIn: map.element, warp, block, lane)
+      try eachLane(mask) { (lane) throws(Hazard) in
+        let piece = try bytes(r.words(byteCount), r.longs(source), r.words(destination), warp, block, lane)
+        try load([piece], barrier: Int(r.words(barrier)[lane]), multicast.map { r.words($0)[lane] }, warp, block, lane)
+      }
+    case .storeTensor(let map, let coordinates, let source, _), .addTensor(let map, let coordinates, let source):
+      let isAdded = if case .addTensor = instruction { true } else { false }
+      try eachLane(mask) { (lane) throws(Hazard) in
+        let map = try tensorMap(at: r.longs(map)[lane], warp, block, lane)
+        let pieces = try box(map, coordinates, Int(r.words(source)[lane]), isStore: true, warp, block, lane)
+        try store(pieces, addsIn: isAdded ? map.element : nil, warp, block, lane)
+      }
     case .store(let byteCount, let source, let destination), .add(let byteCount, let source, let destination):
-      let lane = try oneLane(mask, warp, block)
-      let (count, place) = (Int(r.words(byteCount)[lane]), Int(r.words(source)[lane]))
-      let address = r.longs(destination)[lane]
-      try checkAlignment(count, place, address, warp, block, lane)
       let isAdded = if case .add = instruction { true } else { false }
-      try store(
-        [(destination: place, source: address, byteCount: count)], addsIn: isAdded ? .f32 : nil, warp, block, lane)
+      try eachLane(mask) { (lane) throws(Hazard) in
+        let piece = try bytes(r.words(byteCount), r.longs(destination), r.words(source), warp, block, lane)
+        try store([piece], addsIn: isAdded ? .f32 : nil, warp, block, lane)
+      }
     }
   }
 
-  /// A piece of a copy: where it is in shared memory, and in global memory, nil where that has no such elements.
-  typealias Piece = (destination: Int, source: UInt64?, byteCount: Int)
-
-  /// Copies are started by one lane; if more start them, each starts its own, which is hardly meant.
-  private func oneLane(_ mask: UInt32, _ warp: Warp, _ block: Block) throws(Hazard) -> Int {
-    if mask.nonzeroBitCount != 1 {
-      throw hazard(
-        .undefined, "\(mask.nonzeroBitCount) lanes start a copy that one lane starts", warp, block,
-        lane: mask.trailingZeroBitCount)
-    }
-    return mask.trailingZeroBitCount
+  /// A piece of a copy between the memories, either way.
+  struct Piece {
+    /// Where it is in shared memory, and in global memory: nil where that has no such elements.
+    let shared: Int
+    let global: UInt64?
+    let byteCount: Int
   }
 
-  private func checkAlignment(
-    _ byteCount: Int, _ place: Int, _ address: UInt64, _ warp: Warp, _ block: Block, _ lane: Int
-  ) throws(Hazard) {
+  /// A copy of neighbouring bytes, in one piece.
+  private func bytes(
+    _ byteCounts: UnsafeMutablePointer<UInt32>, _ addresses: UnsafeMutablePointer<UInt64>,
+    _ places: UnsafeMutablePointer<UInt32>, _ warp: Warp, _ block: Block, _ lane: Int
+  ) throws(Hazard) -> Piece {
+    let (byteCount, place, address) = (Int(byteCounts[lane]), Int(places[lane]), addresses[lane])
+    if byteCount == 0 { throw hazard(.undefined, "a copy of no bytes", warp, block, lane: lane) }
     if byteCount % 16 != 0 || place % 16 != 0 || address % 16 != 0 {
       throw hazard(
         .misaligned,
         "\(byteCount) bytes between address \(address) and shared address \(place); all are multiples of 16", warp,
-        block,
-        lane: lane)
+        block, lane: lane)
     }
+    return Piece(shared: place, global: address, byteCount: byteCount)
   }
+
+  /// Where tensor maps lie, as far as their addresses tell.
+  static var parameterBase: UInt64 { 0x3f00_0000_0000 }
 
   private func tensorMap(
     at address: UInt64, _ warp: Warp, _ block: Block, _ lane: Int
@@ -86,7 +80,7 @@ extension Machine {
 
   /// The pieces of a box: 16 bytes each where they change places, or whole rows.
   private func box(
-    _ map: TensorMap, _ coordinates: [RegisterID], _ place: Int, isStore: Bool = false, _ warp: Warp, _ block: Block,
+    _ map: TensorMap, _ coordinates: RegisterList, _ place: Int, isStore: Bool = false, _ warp: Warp, _ block: Block,
     _ lane: Int
   ) throws(Hazard) -> [Piece] {
     if coordinates.count != map.extents.count {
@@ -107,7 +101,7 @@ extension Machine {
         "rows of \(rowBytes) bytes under a swizzle of \(map.swizzle.rawValue), which the emulator does not know",
         warp, block, lane: lane)
     }
-    let first = coordinates.map { Int(Int32(bitPattern: warp.registers.words($0)[lane])) }
+    let first = program.kernel[coordinates].map { Int(Int32(bitPattern: warp.registers.words($0)[lane])) }
     // As the hardware has it (H100 and H200, 2026-11-28): any other is an illegal instruction there.
     if first[0] * elementBytes % 16 != 0 {
       throw hazard(
@@ -141,10 +135,9 @@ extension Machine {
         while start < end {
           let stop = map.swizzle == .none ? end : min(end, (start / 16 + 1) * 16)
           pieces.append(
-            (
-              destination: map.swizzle(place + row * rowBytes + start),
-              source: exists ? firstByte &+ UInt64(start) : nil, byteCount: stop - start
-            ))
+            Piece(
+              shared: map.swizzle(place + row * rowBytes + start), global: exists ? firstByte &+ UInt64(start) : nil,
+              byteCount: stop - start))
           start = stop
         }
       }
@@ -175,11 +168,11 @@ extension Machine {
   /// What pieces take of shared memory, as few ranges as may be.
   private func ranges(_ pieces: [Piece]) -> [Range<Int>] {
     var result: [Range<Int>] = []
-    for piece in pieces.sorted(by: { $0.destination < $1.destination }) {
-      if let last = result.last, last.upperBound == piece.destination {
-        result[result.count - 1] = last.lowerBound..<piece.destination + piece.byteCount
+    for piece in pieces.sorted(by: { $0.shared < $1.shared }) {
+      if let last = result.last, last.upperBound == piece.shared {
+        result[result.count - 1] = last.lowerBound..<piece.shared + piece.byteCount
       } else {
-        result.append(piece.destination..<piece.destination + piece.byteCount)
+        result.append(piece.shared..<piece.shared + piece.byteCount)
       }
     }
     return result
@@ -229,7 +222,7 @@ extension Machine {
     var sectors = SectorCount()
     for piece in pieces {
       defer { done += piece.byteCount }
-      guard let source = piece.source else { continue }
+      guard let source = piece.global else { continue }
       try checkGlobalParts(.read, source, piece.byteCount, warp, block, lane)
       eachGlobalPart(source, piece.byteCount) { place, offset, length in
         bytes.withUnsafeMutableBytes {
@@ -239,10 +232,10 @@ extension Machine {
       sectors.add(source, piece.byteCount, memory.allocation(near: source)!)
     }
     sectors.finish(isRead: true)
-    bulkLoads.append(
-      BulkLoad(
-        blocks: targets, pieces: pieces, bytes: bytes, barrier: place, operation: Int32(current), warp: warp,
-        lane: UInt8(lane)))
+    landings.append(
+      Landing(
+        what: .copy(to: targets, pieces, bytes), barrier: place, operation: Int32(current), block: block, warp: warp,
+        lane: lane))
     try issued()
   }
 
@@ -267,6 +260,8 @@ extension Machine {
   private func store(
     _ pieces: [Piece], addsIn element: TensorMap.Element?, _ warp: Warp, _ block: Block, _ lane: Int
   ) throws(Hazard) {
+    // What lies outside the tensor is not looked at.
+    let pieces = pieces.filter { $0.global != nil }
     let ranges = ranges(pieces)
     let own = observer(warp, block, lane)
     for range in ranges {
@@ -277,10 +272,13 @@ extension Machine {
         throw hazard(error, "shared address \(range.lowerBound)", warp, block, lane: lane)
       }
     }
+    // What is replaced is nobody's until the copy is waited for; what is added to may be by others, too.
+    if element == nil {
+      for piece in pieces { try checkGlobalParts(.copyIssue, piece.global!, piece.byteCount, warp, block, lane) }
+    }
     warp.asynchronous!.stores.append(
       AsynchronousState.Store(
-        lane: UInt8(lane), operation: Int32(current), group: warp.asynchronous!.storeGroups[lane],
-        pieces: pieces.compactMap { piece in piece.source.map { (piece.destination, $0, piece.byteCount) } },
+        lane: UInt8(lane), operation: Int32(current), group: warp.asynchronous!.storeGroups[lane], pieces: pieces,
         addsIn: element, reads: ranges))
   }
 
@@ -305,17 +303,16 @@ extension Machine {
   private func readSource(_ store: inout AsynchronousState.Store, _ warp: Warp, _ block: Block) {
     var bytes: [UInt8] = []
     for piece in store.pieces {
-      bytes += UnsafeRawBufferPointer(start: block.shared + piece.source, count: piece.byteCount)
+      bytes += UnsafeRawBufferPointer(start: block.shared + piece.shared, count: piece.byteCount)
     }
     store.bytes = bytes
+    let reader = program.stores(of: warp.index)
     for range in store.reads {
-      block.shadow.endRead(range, warp: warp.index, clock: warp.clock, operation: store.operation)
+      block.shadow.endRead(range, reader: reader, clock: warp.clock, operation: store.operation)
     }
-    // As the one that reads for the lane that waited, who alone knows of it.
-    let reader = AsynchronousReads.reader(warp.index, of: program.warpCount)
-    let epoch = Epoch(block: Int32(block.index), warp: reader, lane: 0, clock: warp.clock)
+    // The lane that waited alone knows of it.
     warp.laneKnowledge[Int(store.lane), default: Knowledge()].learn(
-      block: epoch.block, warp: epoch.warp, clock: epoch.clock)
+      block: Int32(block.index), warp: UInt8(reader), clock: warp.clock)
   }
 
   private func write(_ store: AsynchronousState.Store, _ warp: Warp, _ block: Block) throws(Hazard) {
@@ -326,13 +323,15 @@ extension Machine {
     var sectors = SectorCount()
     let lane = Int(store.lane)
     for piece in store.pieces {
-      let isStrong = store.addsIn != nil
-      if isStrong {
-        try checkGlobalParts(.read, piece.destination, piece.byteCount, warp, block, lane, isStrong: true)
+      let address = piece.global!
+      if store.addsIn != nil {
+        try checkGlobalParts(.read, address, piece.byteCount, warp, block, lane, isStrong: true)
+        try checkGlobalParts(.write, address, piece.byteCount, warp, block, lane, isStrong: true)
+      } else {
+        landGlobal(address, piece.byteCount, warp.epoch(lane, block: block.index))
       }
-      try checkGlobalParts(.write, piece.destination, piece.byteCount, warp, block, lane, isStrong: isStrong)
-      sectors.add(piece.destination, piece.byteCount, memory.allocation(near: piece.destination)!)
-      eachGlobalPart(piece.destination, piece.byteCount) { place, offset, length in
+      sectors.add(address, piece.byteCount, memory.allocation(near: address)!)
+      eachGlobalPart(address, piece.byteCount) { place, offset, length in
         store.bytes!.withUnsafeBytes { bytes in
           let source = bytes.baseAddress! + done + offset
           guard let element = store.addsIn else { return place.copyMemory(from: source, byteCount: length) }
@@ -343,6 +342,16 @@ extension Machine {
     }
     counters.bulkBytesStored += done
     sectors.finish(isRead: false)
+  }
+
+  /// The copy to these bytes has landed, for the lane that waited.
+  private func landGlobal(_ address: UInt64, _ byteCount: Int, _ epoch: Epoch) {
+    guard let allocation = memory.allocation(near: address), allocation.access == .readWrite else { return }
+    for offset in stride(from: 0, to: byteCount, by: 16) {
+      // In 16 bytes, which pages are divided into.
+      let place = Int(address - allocation.base) + offset
+      allocation.page(place).shadow.land(place & (Allocation.pageSize - 1), min(16, byteCount - offset), epoch)
+    }
   }
 
   /// Adds element by element, each sum rounded once.

@@ -39,6 +39,21 @@ extension Machine {
     }
   }
 
+  private func proxyFence(_ warp: Warp, _ block: Block, _ mask: UInt32) {
+    warp.asynchronous?.proxyFences.append((warp.clock, mask))
+    barrierInitializationFence(warp, block, mask)
+  }
+
+  /// From now on the copy engine may use barriers that these lanes made, for those who know of it.
+  private func barrierInitializationFence(_ warp: Warp, _ block: Block, _ mask: UInt32) {
+    for barrier in block.transactionBarriers.values
+    where barrier.fenced == nil && Int(barrier.maker.warp) == warp.index && mask >> UInt32(barrier.maker.lane) & 1 == 1
+    {
+      barrier.fenced = warp.epoch(Int(barrier.maker.lane), block: block.index)
+    }
+    warp.clock += 1
+  }
+
   /// Its number, which must be the same in all lanes and exist.
   private func barrierNumber(_ id: Operand, _ warp: Warp, _ block: Block) throws(Hazard) -> Int {
     let lanes = warp.registers.words(id)

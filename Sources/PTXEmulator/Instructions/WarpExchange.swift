@@ -26,7 +26,7 @@ extension Machine {
       let p = r.predicate(p)
       let holds = mode == .all ? p == .max : p != 0
       r.setPredicate(d, holds ? .max : 0, mask: mask)
-    case .elect(let d): r.setPredicate(d, 1, mask: mask)
+    case .elect(let d): r.setPredicate(d, 1 << UInt32(electedLane), mask: mask)
     case .ballot(let d, let p):
       let p = r.predicate(p)
       let d = r.words(d)

@@ -6,17 +6,27 @@ extension Machine {
     let state = warp.asynchronous!
     switch instruction {
     case .fence: state.fence = state.time
-    case .commit: state.productGroups += 1
+    case .commit:
+      try checkGroup(warp, block)
+      try log(GroupLog.Step(operation: Int32(current)), warp, block)
+      state.productGroups += 1
     case .wait(let pending):
       let awaited = state.products.prefix { $0.group < state.productGroups - Int32(pending) }.count
       for product in state.products.prefix(awaited) { finish(product, warp, block) }
       state.products.removeFirst(awaited)
       markBusy(state)
       // All lanes know that these products have ended.
-      warp.view[program.warpCount + warp.index].raise(to: warp.clock)
+      warp.view[program.products(of: warp.index)].raise(to: warp.clock)
       warp.clock += 1
     case .multiplyAdd(let product): try issue(product, warp, block)
     }
+  }
+
+  /// A group of four warps is whole.
+  func checkGroup(_ warp: Warp, _ block: Block) throws(Hazard) {
+    if warp.index / 4 < block.groupLogs.count { return }
+    throw hazard(
+      .divergence, "a block of \(program.warpCount) warps has a group of four that is not whole", warp, block)
   }
 
   /// Ordinary instructions must leave registers alone that products under way use; when they last did not is kept, because
@@ -40,7 +50,7 @@ extension Machine {
   private func markBusy(_ state: AsynchronousState) {
     for index in state.busy.indices { state.busy[index] = 0 }
     for other in state.products {
-      for register in other.product.d { state.busy[Int(register.index)] |= 1 }
+      for register in program.kernel[other.product.d] { state.busy[Int(register.index)] |= 1 }
       if case .registers(let group) = other.product.a {
         for register in group.all { state.busy[Int(register.index)] |= 2 }
       }
@@ -49,10 +59,7 @@ extension Machine {
 
   private func issue(_ product: WarpgroupMatrix.Product, _ warp: Warp, _ block: Block) throws(Hazard) {
     let (state, r) = (warp.asynchronous!, warp.registers)
-    guard program.warpCount % 4 == 0 else {
-      throw hazard(
-        .divergence, "a block of \(program.warpCount) warps has a group of four that is not whole", warp, block)
-    }
+    try checkGroup(warp, block)
     // Descriptors and the predicate are the same in all lanes.
     func same(_ register: RegisterID) throws(Hazard) -> UInt64 {
       let lanes = r.longs(register)
@@ -63,7 +70,8 @@ extension Machine {
     }
     let b = try same(product.b)
     var a: UInt64 = 0
-    var used = product.d
+    let sums = program.kernel[product.d]
+    var used = sums
     switch product.a {
     case .shared(let descriptor, _): a = try same(descriptor)
     case .registers(let group): used += group.all
@@ -82,7 +90,7 @@ extension Machine {
       adds = lanes != 0
     }
     try checkFence(product, used, warp, block)
-    try log(ProductLog.Entry(operation: Int32(current), a: a, b: b, adds: adds), warp, block)
+    try log(GroupLog.Step(operation: Int32(current), a: a, b: b, adds: adds), warp, block)
 
     var reads = try operandRanges(b, product.columns, product.isTransposedB, product.inputs, warp, block)
     if warp.index % 4 == 0 { counters.warpgroupOperandBytes += product.columns * 32 }
@@ -91,7 +99,8 @@ extension Machine {
       reads += try operandRanges(a, 64, isTransposed, product.inputs, warp, block, rows: rows)
       counters.warpgroupOperandBytes += 16 * 32
     }
-    let own = observer(warp, block, 0)
+    // The warp reads as one: what only some of its lanes know does not count.
+    let own = observer(warp, block, 32)
     for range in reads {
       do throws(Conflict) {
         try block.shadow.beginRead(range, own) { block.proxyFence(after: $0) }
@@ -103,7 +112,11 @@ extension Machine {
     state.products.append(
       AsynchronousState.Product(
         product: product, operation: Int32(current), a: a, b: b, adds: adds, group: state.productGroups, reads: reads))
-    for register in product.d { state.busy[Int(register.index)] |= 1 }
+    for register in sums {
+      let index = Int(register.index)
+      state.busy[index] |= 1
+      (state.sumTimes[index], state.sumLists[index]) = (state.time, AsynchronousState.SumList(product))
+    }
     if case .registers(let group) = product.a {
       for register in group.all { state.busy[Int(register.index)] |= 2 }
     }
@@ -122,51 +135,53 @@ extension Machine {
         block)
     }
     if state.fence == 0 { throw hazard(.missingFence, "no wgmma.fence lies before the first wgmma", warp, block) }
-    // Products under way may share accumulators only with those of the same shape, one behind the other.
-    for other in state.products {
-      let isChain =
-        other.product.d == product.d && other.product.inputs.depth == product.inputs.depth
-        && other.product.accumulator == product.accumulator
-      if isChain { continue }
-      let registers = Set(other.product.d)
-      if let register = used.first(where: registers.contains) {
+    // Products add to one another's sums without a fence only where these are the same.
+    let own = AsynchronousState.SumList(product)
+    let sums = program.kernel[product.d]
+    for (place, register) in used.enumerated() {
+      let index = Int(register.index)
+      let isSum = state.busy[index] & 1 != 0
+      if isSum && (state.sumLists[index] != own || place >= sums.count) {
         throw hazard(
-          .registersUnderWay,
-          "register %\(names[Int(register.index)].name) is a sum of another wgmma that nobody has waited for",
-          warp, block)
+          .registersUnderWay, "register %\(names[index].name) is a sum of another wgmma that nobody has waited for",
+          warp,
+          block)
       }
-      if case .registers(let group) = other.product.a, let register = product.d.first(where: group.all.contains) {
+      if state.sumTimes[index] >= state.fence, let list = state.sumLists[index], list != own {
         throw hazard(
-          .registersUnderWay,
-          "register %\(names[Int(register.index)].name) is an operand of a wgmma that nobody has waited for",
-          warp, block)
+          .missingFence, "register %\(names[index].name) was a sum of another wgmma, and no wgmma.fence lies between",
+          warp,
+          block)
       }
+    }
+    for register in sums where state.busy[Int(register.index)] & 2 != 0 {
+      throw hazard(
+        .registersUnderWay,
+        "register %\(names[Int(register.index)].name) is an operand of a wgmma that nobody has waited for", warp, block)
     }
   }
 
-  /// All four warps of a group issue the same products.
-  private func log(_ entry: ProductLog.Entry, _ warp: Warp, _ block: Block) throws(Hazard) {
+  /// All four warps of a group do the same.
+  func log(_ step: GroupLog.Step, _ warp: Warp, _ block: Block) throws(Hazard) {
     let state = warp.asynchronous!
-    let group = warp.index / 4
-    let number = state.productCount
-    state.productCount += 1
-    if number == block.productLogs[group].entries.count {
-      block.productLogs[group].entries.append(entry)
-    } else if block.productLogs[group].entries[number] != entry {
+    let (group, number) = (warp.index / 4, state.groupSteps)
+    state.groupSteps += 1
+    if number == block.groupLogs[group].steps.count {
+      block.groupLogs[group].steps.append(step)
+    } else if block.groupLogs[group].steps[number] != step {
       throw hazard(
-        .divergence, "the four warps of a group issue different products, or with other descriptors", warp, block)
+        .divergence, "the four warps of a group do not do the same here, or with other descriptors", warp, block)
     }
   }
 
-  /// When a block ends: warps of a group have issued as many products.
-  func finishProducts(_ block: Block) throws(Hazard) {
-    for warp in block.warps where program.warpCount % 4 == 0 {
+  /// When a block ends: warps of a group have done as much.
+  func finishGroups(_ block: Block) throws(Hazard) {
+    for warp in block.warps where warp.index / 4 < block.groupLogs.count {
       guard let state = warp.asynchronous else { return }
-      let log = block.productLogs[warp.index / 4].entries
-      if state.productCount == log.count { continue }
-      current = Int(log[state.productCount].operation)
-      throw hazard(
-        .divergence, "only some of the four warps of a group issue the product", warp, block)
+      let steps = block.groupLogs[warp.index / 4].steps
+      if state.groupSteps == steps.count { continue }
+      current = Int(steps[state.groupSteps].operation)
+      throw hazard(.divergence, "only some of the four warps of a group do this", warp, block)
     }
   }
 
@@ -308,7 +323,8 @@ extension Machine {
         : (lane / 4 + i % 2 * 8) * n + i / 2 * 8 + lane % 4 * 2
     }
     let d = sums.d
-    for (i, register) in product.d.enumerated() where issued.adds {
+    let registers = program.kernel[product.d]
+    for (i, register) in registers.enumerated() where issued.adds {
       if product.accumulator == .f32 {
         let floats = r.floats(register)
         for lane in 0..<32 { d[place(i, lane)] = floats[lane] }
@@ -321,7 +337,7 @@ extension Machine {
       }
     }
     sums.compute()
-    for (i, register) in product.d.enumerated() {
+    for (i, register) in registers.enumerated() {
       if product.accumulator == .f32 {
         let floats = r.floats(register)
         for lane in 0..<32 { floats[lane] = d[place(i, lane)] }
@@ -334,7 +350,8 @@ extension Machine {
       }
     }
     for range in issued.reads {
-      block.shadow.endRead(range, warp: warp.index, clock: warp.clock, operation: issued.operation)
+      block.shadow.endRead(
+        range, reader: program.products(of: warp.index), clock: warp.clock, operation: issued.operation)
     }
   }
 }

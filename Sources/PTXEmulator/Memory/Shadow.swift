@@ -138,6 +138,7 @@ final class ShadowMemory {
       } else {
         try checkAsynchronous(writes[granule], observer, &seen, isRead: true, fence)
       }
+      if hasStrong { try checkStrongOnes(granule, observer, isRead: true) }
     }
     let units = self.units ?? AsynchronousReads(byteCount: count * 4, warps: warps, block: block)
     self.units = units
@@ -145,8 +146,8 @@ final class ShadowMemory {
   }
 
   /// The read has ended, at a clock of its warp.
-  func endRead(_ range: Range<Int>, warp: Int, clock: UInt32, operation: Int32) {
-    units?.end(range, warp: warp, clock: clock, operation: operation)
+  func endRead(_ range: Range<Int>, reader: Int, clock: UInt32, operation: Int32) {
+    units?.end(range, reader: reader, clock: clock, operation: operation)
   }
 
   /// Checks that an asynchronous write may begin; until it lands, the bytes are nobody's.
@@ -165,6 +166,7 @@ final class ShadowMemory {
       } else {
         try checkAsynchronous(writes[granule], observer, &seen, isRead: false, fence)
       }
+      if hasStrong { try checkStrongOnes(granule, observer, isRead: false) }
       for warp in 0..<warps {
         let read = reads[granule * warps + warp]
         if read.clock == seenReads[warp].clock && read.lanes == seenReads[warp].lanes { continue }
@@ -175,6 +177,17 @@ final class ShadowMemory {
         }
       }
       writes[granule] = WriteShadow(epoch: observer.epoch, operation: observer.operation, state: .copyUnderWay)
+    }
+  }
+
+  /// An asynchronous access must come after all strong ones that it conflicts with, too.
+  private func checkStrongOnes(_ granule: Int, _ observer: Observer, isRead: Bool) throws(Conflict) {
+    // The granule's place, and those of its bytes.
+    for place in granule * 8...granule * 8 + 4 {
+      for access in strong[place] ?? [] where (access.isWrite || !isRead) && !observer.isAfter(access.epoch) {
+        throw Conflict(
+          kind: .race, other: access.epoch, otherOperation: access.operation, otherIsWrite: access.isWrite)
+      }
     }
   }
 

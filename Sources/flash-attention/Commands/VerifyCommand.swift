@@ -262,7 +262,7 @@ struct VerifyCommand: ParsableCommand {
         + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
     for difference in differences { print("        \(difference)") }
     var failures = differences.count
-    if gpu.capability == 90 { failures += try compareHopper(with: gpu) }
+    if Target.sm90a.runs(onCapability: gpu.capability) { failures += try compareHopper(with: gpu) }
     if failures > 0 { throw ExitCode.comparisonFailed }
   }
 

@@ -3,7 +3,7 @@ import PTX
 import PTXEmulator
 import Testing
 
-@Suite struct PlantedHopperFaultTests {
+@Suite struct HopperFaultTests {
   private func found(_ fault: HopperFault, _ schedule: Schedule) throws -> Hazard? {
     do {
       try fault.run(try fault.kernel(isFaulty: true), schedule)
