@@ -106,6 +106,8 @@ final class Machine {
   var landings: [Landing] = []
   /// Whether it lands when it is issued.
   var landsAtOnce = false
+  /// What tensor cores add.
+  let sums = TensorCoreSums()
   /// The lane that `elect.sync` picks in this run.
   var electedLane = 0
   private var random = RandomOrder(seed: nil)

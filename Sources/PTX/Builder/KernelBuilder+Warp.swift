@@ -22,39 +22,26 @@ extension KernelBuilder {
     return results
   }
 
-  /// `accumulators += a b` of one 16 x 8 tile with k 16, in place: A has 4 registers, B has 2, f32 accumulators 4.
-  public func multiplyAdd(
-    _ inputs: Matrix.Inputs, a: [Register<U32>], b: [Register<U32>], into accumulators: [Register<F32>],
+  /// `accumulators += a b` of one 16 x 8 tile with k 16, in place: A has 4 registers, B has 2; 4 f32 accumulators, or, of
+  /// f16 inputs, 2 of f16x2.
+  public func multiplyAdd<T: FloatType>(
+    _ inputs: Matrix.Inputs, a: [Register<U32>], b: [Register<U32>], into accumulators: [Register<T>],
     file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
-    accumulators.forEach { check($0) }
-    multiplyAdd(inputs, .f32, a, b, accumulators.map(\.id), needed: 4)
-  }
-
-  /// As above, with f16 accumulators: 2 registers. bf16 inputs have none.
-  public func multiplyAdd(
-    _ inputs: Matrix.Inputs, a: [Register<U32>], b: [Register<U32>], into accumulators: [Register<F16x2>],
-    file: String = #fileID, line: Int = #line
-  ) {
-    at(file, line)
-    accumulators.forEach { check($0) }
-    if inputs == .bf16 { fail("There are no f16 accumulators for bf16 inputs; use f32.") }
-    multiplyAdd(inputs, .f16, a, b, accumulators.map(\.id), needed: 2)
-  }
-
-  private func multiplyAdd(
-    _ inputs: Matrix.Inputs, _ accumulator: Matrix.Accumulator, _ a: [Register<U32>], _ b: [Register<U32>],
-    _ c: [RegisterID], needed: Int
-  ) {
     (a + b).forEach { check($0) }
-    guard a.count == 4, b.count == 2, c.count == needed else {
+    accumulators.forEach { check($0) }
+    if T.kind == .bf16x2 { fail("There are no bf16 accumulators; use f32.") }
+    let accumulator: Matrix.Accumulator = T.kind == .f32 ? .f32 : .f16
+    if accumulator == .f16 && inputs == .bf16 { fail("There are no f16 accumulators for bf16 inputs; use f32.") }
+    let needed = accumulator == .f32 ? 4 : 2
+    guard a.count == 4, b.count == 2, accumulators.count == needed else {
       fail(
-        "mma.m16n8k16 takes 4 registers of A, 2 of B and \(needed) accumulators; \(a.count), \(b.count) and \(c.count) "
-          + "were given.")
+        "mma.m16n8k16 takes 4 registers of A, 2 of B and \(needed) accumulators; \(a.count), \(b.count) and "
+          + "\(accumulators.count) were given.")
       return
     }
-    let group = RegisterGroup(c)
+    let group = RegisterGroup(accumulators.map(\.id))
     emit(
       .matrix(
         .multiplyAdd(

@@ -70,73 +70,61 @@ extension Machine {
     }
   }
 
-  /// One 16 x 8 tile. The products are exact in f32; the sums are rounded in another order than the hardware's, which
-  /// is not specified.
+  /// One 16 x 8 tile.
   private func multiplyAdd(
     _ inputs: Matrix.Inputs, _ accumulator: Matrix.Accumulator, _ d: RegisterGroup, _ a: RegisterGroup,
     _ b: RegisterGroup, _ c: RegisterGroup, _ r: Registers
   ) {
-    let kind: RegisterKind = inputs == .bf16 ? .bf16x2 : .f16x2
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: 16 * 16 + 16 * 8 + 16 * 8) { buffer in
-      // A by rows of 16, B by k of 8, C by rows of 8.
-      let (rowsOfA, rowsOfB, sums) = (
-        buffer.baseAddress!, buffer.baseAddress! + 256, buffer.baseAddress! + 384
-      )
-      Half.withF16Values { values in
-        @inline(__always) func spread(_ word: UInt32, _ place: UnsafeMutablePointer<Float>, _ stride: Int) {
-          if kind == .bf16x2 {
-            place[0] = Float(bitPattern: word << 16)
-            place[stride] = Float(bitPattern: word & 0xffff_0000)
-          } else {
-            place[0] = values[Int(word & 0xffff)]
-            place[stride] = values[Int(word >> 16)]
-          }
+    let (sums, isBF16) = (sums, inputs == .bf16)
+    sums.begin(isBF16 ? .bf16 : .f16, accumulator, columns: 8)
+    let place = sums.d
+    Half.withF16Values { values in
+      @inline(__always) func value(_ bits: UInt32) -> Float {
+        isBF16 ? Float(bitPattern: bits << 16) : values[Int(bits)]
+      }
+      for i in 0..<4 {
+        let words = r.words(a[i])
+        for lane in 0..<32 {
+          let (row, k) = (lane / 4 + i % 2 * 8, lane % 4 * 2 + i / 2 * 8)
+          sums.a[row * 16 + k] = value(words[lane] & 0xffff)
+          sums.a[row * 16 + k + 1] = value(words[lane] >> 16)
         }
-        for i in 0..<4 {
-          let words = r.words(a[i])
-          for lane in 0..<32 {
-            spread(words[lane], rowsOfA + (lane / 4 + i % 2 * 8) * 16 + lane % 4 * 2 + i / 2 * 8, 1)
-          }
+      }
+      for i in 0..<2 {
+        let words = r.words(b[i])
+        for lane in 0..<32 {
+          let k = lane % 4 * 2 + i * 8
+          sums.b[k * 8 + lane / 4] = value(words[lane] & 0xffff)
+          sums.b[k * 8 + 8 + lane / 4] = value(words[lane] >> 16)
         }
+      }
+      if accumulator == .f16 {
         for i in 0..<2 {
-          let words = r.words(b[i])
-          for lane in 0..<32 { spread(words[lane], rowsOfB + (lane % 4 * 2 + i * 8) * 8 + lane / 4, 8) }
-        }
-        if accumulator == .f16 {
-          for i in 0..<2 {
-            let words = r.words(c[i])
-            for lane in 0..<32 {
-              let place = sums + (lane / 4 + i * 8) * 8 + lane % 4 * 2
-              place[0] = values[Int(words[lane] & 0xffff)]
-              place[1] = values[Int(words[lane] >> 16)]
-            }
-          }
-        }
-      }
-      if accumulator == .f32 {
-        for i in 0..<4 {
-          let floats = r.floats(c[i])
-          for lane in 0..<32 { sums[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = floats[lane] }
-        }
-      }
-      for row in 0..<16 {
-        var sum = UnsafeRawPointer(sums + row * 8).loadUnaligned(as: SIMD8<Float>.self)
-        for k in 0..<16 {
-          let line = UnsafeRawPointer(rowsOfB + k * 8).loadUnaligned(as: SIMD8<Float>.self)
-          sum += line * rowsOfA[row * 16 + k]
-        }
-        UnsafeMutableRawPointer(sums + row * 8).storeBytes(of: sum, as: SIMD8<Float>.self)
-      }
-      for i in 0..<d.count {
-        if accumulator == .f32 {
-          let floats = r.floats(d[i])
-          for lane in 0..<32 { floats[lane] = sums[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] }
-        } else {
-          let words = r.words(d[i])
+          let words = r.words(c[i])
           for lane in 0..<32 {
-            let place = sums + (lane / 4 + i * 8) * 8 + lane % 4 * 2
-            words[lane] = Half.bits(.f16x2, place[1]) << 16 | Half.bits(.f16x2, place[0])
+            let pair = place + (lane / 4 + i * 8) * 8 + lane % 4 * 2
+            pair[0] = values[Int(words[lane] & 0xffff)]
+            pair[1] = values[Int(words[lane] >> 16)]
           }
+        }
+      }
+    }
+    if accumulator == .f32 {
+      for i in 0..<4 {
+        let floats = r.floats(c[i])
+        for lane in 0..<32 { place[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = floats[lane] }
+      }
+    }
+    sums.compute()
+    for i in 0..<d.count {
+      if accumulator == .f32 {
+        let floats = r.floats(d[i])
+        for lane in 0..<32 { floats[lane] = place[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] }
+      } else {
+        let words = r.words(d[i])
+        for lane in 0..<32 {
+          let pair = place + (lane / 4 + i * 8) * 8 + lane % 4 * 2
+          words[lane] = Half.bits(.f16x2, pair[1]) << 16 | Half.bits(.f16x2, pair[0])
         }
       }
     }

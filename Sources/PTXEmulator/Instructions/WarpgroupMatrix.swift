@@ -273,22 +273,29 @@ extension Machine {
   private func finish(_ issued: AsynchronousState.Product, _ warp: Warp, _ block: Block) {
     let product = issued.product
     let (n, depth) = (product.columns, product.inputs.depth)
-    let sums = WarpgroupSums(product.inputs, product.accumulator, columns: n)
-    let size = product.inputs.byteCount
+    sums.begin(product.inputs, product.accumulator, columns: n)
+    let (size, inputs, a, b, d) = (product.inputs.byteCount, product.inputs, sums.a, sums.b, sums.d)
     let shared = UnsafeRawPointer(block.shared)
-    @inline(__always) func word(_ place: UnsafeRawPointer) -> UInt32 {
-      size == 2 ? UInt32(place.load(as: UInt16.self)) : UInt32(place.load(as: UInt8.self))
+    @inline(__always) func value(_ bits: UInt32) -> Float {
+      switch inputs {
+      case .bf16: Float(bitPattern: bits << 16)
+      case .f16: Half.float(.f16x2, bits)
+      case .e4m3: Half.e4m3(bits)
+      }
+    }
+    @inline(__always) func element(_ place: UnsafeRawPointer) -> Float {
+      value(size == 2 ? UInt32(place.load(as: UInt16.self)) : UInt32(place.load(as: UInt8.self)))
     }
     let ofB = pieces(issued.b, n, product.isTransposedB, depth: depth)
     if product.isTransposedB {
       for k in 0..<depth {
         for column in 0..<n {
-          sums.setB(k, column, word(shared + ofB[k * (n / 8) + column / 8] + column % 8 * 2))
+          b[k * n + column] = element(shared + ofB[k * (n / 8) + column / 8] + column % 8 * 2)
         }
       }
     } else {
       for column in 0..<n {
-        for k in 0..<depth { sums.setB(k, column, word(shared + ofB[column * 2 + k * size / 16] + k * size % 16)) }
+        for k in 0..<depth { b[k * n + column] = element(shared + ofB[column * 2 + k * size / 16] + k * size % 16) }
       }
     }
     let r = warp.registers
@@ -298,11 +305,10 @@ extension Machine {
       for row in 0..<16 {
         let own = warp.index % 4 * 16 + row
         for k in 0..<depth {
-          sums.setA(
-            row, k,
+          a[row * depth + k] =
             isTransposed
-              ? word(shared + ofA[k * 8 + own / 8] + own % 8 * 2)
-              : word(shared + ofA[own * 2 + k * size / 16] + k * size % 16))
+            ? element(shared + ofA[k * 8 + own / 8] + own % 8 * 2)
+            : element(shared + ofA[own * 2 + k * size / 16] + k * size % 16)
         }
       }
     case .registers(let group):
@@ -310,9 +316,9 @@ extension Machine {
         let words = r.words(group[i])
         for lane in 0..<32 {
           let (row, first) = (lane / 4 + i % 2 * 8, (lane % 4 * 4 + i / 2 * 16) / size)
-          for element in 0..<4 / size {
-            let bits = words[lane] >> UInt32(element * size * 8)
-            sums.setA(row, first + element, size == 2 ? bits & 0xffff : bits & 0xff)
+          for part in 0..<4 / size {
+            let bits = words[lane] >> UInt32(part * size * 8)
+            a[row * depth + first + part] = value(size == 2 ? bits & 0xffff : bits & 0xff)
           }
         }
       }
@@ -322,8 +328,8 @@ extension Machine {
         ? (lane / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2
         : (lane / 4 + i % 2 * 8) * n + i / 2 * 8 + lane % 4 * 2
     }
-    let d = sums.d
     let registers = program.kernel[product.d]
+    if !issued.adds { d.update(repeating: 0, count: 16 * n) }
     for (i, register) in registers.enumerated() where issued.adds {
       if product.accumulator == .f32 {
         let floats = r.floats(register)
