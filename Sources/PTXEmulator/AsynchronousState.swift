@@ -46,14 +46,14 @@ final class AsynchronousState {
   /// The place in the group's log.
   var groupSteps = 0
   /// Registers that products under way use: 1 accumulators, 2 operands.
-  var busy: [UInt8]
+  @exclusivity(unchecked) var busy: [UInt8]
   /// When each register was accessed last by an ordinary instruction, and when the last `wgmma.fence` was.
-  var accesses: [UInt32]
+  @exclusivity(unchecked) var accesses: [UInt32]
   /// When a product last had it among its sums, and which sums those were: products of other sums need a fence behind.
-  var sumTimes: [UInt32]
-  var sumLists: [SumList?]
-  var fence: UInt32 = 0
-  var time: UInt32 = 1
+  @exclusivity(unchecked) var sumTimes: [UInt32]
+  @exclusivity(unchecked) var sumLists: [SumList?]
+  @exclusivity(unchecked) var fence: UInt32 = 0
+  @exclusivity(unchecked) var time: UInt32 = 1
 
   /// When lanes fenced their accesses for the asynchronous proxy, by the warp's clock, ascending.
   var proxyFences: [(clock: UInt32, lanes: UInt32)] = []

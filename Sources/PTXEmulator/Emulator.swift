@@ -108,6 +108,8 @@ final class Machine {
   var landsAtOnce = false
   /// What tensor cores add.
   let sums = TensorCoreSums()
+  /// Where operands of products lie, of all descriptors so far.
+  var operandPieces: [OperandPlace: [Int]] = [:]
   /// The lane that `elect.sync` picks in this run.
   var electedLane = 0
   private var random = RandomOrder(seed: nil)

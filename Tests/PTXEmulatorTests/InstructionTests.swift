@@ -140,6 +140,70 @@ import Testing
     }
   }
 
+  /// Of a warp one lane is elected, the same in every launch of an order, and not always the first.
+  @Test func oneLaneIsElected() throws {
+    let kernel = try Kernel.build("elect", threadsPerBlock: 64) { k in
+      let z = k.pointer("z")
+      k.store(
+        k.select(k.elect(), 1, 0, U32.self), global: z + k.multiplyWide(k.special(.threadX), 4))
+    }
+    var elected: Set<Int> = []
+    for seed in 1...20 {
+      let memory = GlobalMemory()
+      let z = memory.allocate("z", byteCount: 256, access: .readWrite)
+      _ = try Emulator.run(
+        Program(kernel), Launch(blocks: (1, 1, 1), arguments: [.pointer(z)]), memory: memory,
+        schedule: .random(seed: UInt64(seed)))
+      let flags = try #require(memory.read(UInt32.self, count: 64, from: z))
+      #expect(flags[..<32].reduce(0, +) == 1 && flags[32...].reduce(0, +) == 1)
+      elected.insert(try #require(flags.firstIndex(of: 1)))
+    }
+    #expect(elected.count > 3)
+  }
+
+  /// stmatrix by the definition of its fragments: lane 4 g + t holds of each matrix row g, columns 2 t and 2 t + 1, or,
+  /// transposed, column g and these rows; and ldmatrix brings back what was there.
+  @Test(arguments: [1, 2, 4], [false, true])
+  func storedMatrices(count: Int, isTransposed: Bool) throws {
+    let values: [UInt32] = (0..<32 * count).map { UInt32($0) * 0x2_0002 + 0x1_0000 }
+    let kernel = try Kernel.build("stmatrix", threadsPerBlock: 32) { k in
+      let (x, z) = (k.pointer("x"), k.pointer("z"))
+      let shared = k.shared("matrices", byteCount: 128 * count)
+      let lane = k.special(.lane)
+      let place = k.multiplyWide(lane, 4)
+      let words = (0..<count).map { k.load(U32.self, global: x + place, offset: 128 * $0) }
+      // Rows 16 bytes apart in reverse, so that each has the address of its own lane.
+      let row = shared + ((lane ^ 31) & (8 * count - 1)) * 16
+      k.storeMatrix(words, shared: row, isTransposed: isTransposed)
+      k.warpBarrier()
+      for i in 0..<count {
+        k.store(k.load(U32.self, shared: shared + lane * 4, offset: 128 * i), global: z + place, offset: 128 * i)
+      }
+      for (i, word) in k.loadMatrix(count: count, shared: row, isTransposed: isTransposed).enumerated() {
+        k.store(word, global: z + place, offset: 128 * (count + i))
+      }
+    }
+    let memory = GlobalMemory()
+    let x = memory.allocate("x", values, access: .readOnly)
+    let z = memory.allocate("z", byteCount: 256 * count, access: .readWrite)
+    _ = try Emulator.run(
+      Program(kernel),
+      Launch(blocks: (1, 1, 1), arguments: [.pointer(x), .pointer(z)]), memory: memory)
+    let stored = try #require(memory.read(UInt16.self, count: 64 * count, from: z))
+    for matrix in 0..<count {
+      for row in 0..<8 {
+        for column in 0..<8 {
+          let (g, c) = isTransposed ? (column, row) : (row, column)
+          let word: UInt32 = values[matrix * 32 + g * 4 + c / 2]
+          let expected = UInt16(truncatingIfNeeded: c % 2 == 0 ? word : word >> 16)
+          let place = 8 * count - 1 - (matrix * 8 + row)
+          #expect(stored[place * 8 + column] == expected)
+        }
+      }
+    }
+    #expect(memory.read(UInt32.self, count: 32 * count, from: z + UInt64(128 * count)) == values)
+  }
+
   /// All 65536 f16, and floats around every tie, through the conversions.
   @Test func sixteenBitFloats() throws {
     for start in stride(from: 0, to: 65536, by: 64 * 37) {

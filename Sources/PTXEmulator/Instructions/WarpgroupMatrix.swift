@@ -1,6 +1,14 @@
 internal import PTX
 
 extension Machine {
+  /// What a descriptor is read as.
+  struct OperandPlace: Hashable {
+    let descriptor: UInt64
+    let rows: Int
+    let isTransposed: Bool
+    let depth: Int
+  }
+
   func execute(_ instruction: WarpgroupMatrix, _ warp: Warp, _ block: Block, _ mask: UInt32) throws(Hazard) {
     try requireWholeWarp(mask, warp, block)
     let state = warp.asynchronous!
@@ -190,6 +198,14 @@ extension Machine {
   /// Addresses of the 16-byte pieces of an operand: of each row of M or N two, or, transposed, of each row of k one for
   /// every eight of M or N.
   private func pieces(_ descriptor: UInt64, _ rows: Int, _ isTransposed: Bool, depth: Int) -> [Int] {
+    let operand = OperandPlace(descriptor: descriptor, rows: rows, isTransposed: isTransposed, depth: depth)
+    if let known = operandPieces[operand] { return known }
+    let found = makePieces(descriptor, rows, isTransposed, depth: depth)
+    operandPieces[operand] = found
+    return found
+  }
+
+  private func makePieces(_ descriptor: UInt64, _ rows: Int, _ isTransposed: Bool, depth: Int) -> [Int] {
     let start = Int(descriptor & 0x3fff) << 4
     let (leading, stride) = (Int(descriptor >> 16 & 0x3fff) << 4, Int(descriptor >> 32 & 0x3fff) << 4)
     let swizzle: TensorMap.Swizzle = [.none, .bytes128, .bytes64, .bytes32][Int(descriptor >> 62)]

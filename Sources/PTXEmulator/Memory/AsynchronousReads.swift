@@ -7,17 +7,26 @@ final class AsynchronousReads {
   private let readers: Int
   private let block: Int32
   /// Reads under way.
-  private var open: [UInt16]
+  private let open: UnsafeMutablePointer<UInt16>
   /// When each reader's last read ended, by its warp's clock, and the operation.
-  private var ends: [UInt32]
-  private var operations: [Int32]
+  private let ends: UnsafeMutablePointer<UInt32>
+  private let operations: UnsafeMutablePointer<Int32>
 
   init(byteCount: Int, warps: Int, block: Int32) {
     (readers, self.block) = (2 * warps, block)
     let count = (byteCount + Self.unit - 1) / Self.unit
-    open = .init(repeating: 0, count: count)
-    ends = .init(repeating: 0, count: count * readers)
-    operations = .init(repeating: -1, count: count * readers)
+    open = .allocate(capacity: count)
+    ends = .allocate(capacity: count * readers)
+    operations = .allocate(capacity: count * readers)
+    open.initialize(repeating: 0, count: count)
+    ends.initialize(repeating: 0, count: count * readers)
+    operations.initialize(repeating: -1, count: count * readers)
+  }
+
+  deinit {
+    open.deallocate()
+    ends.deallocate()
+    operations.deallocate()
   }
 
   private static func units(_ range: Range<Int>) -> Range<Int> {

@@ -48,14 +48,14 @@ final class ShadowMemory {
   private let reads: UnsafeMutablePointer<ReadShadow>
   private let count: Int
   private let warps: Int
-  private var splits: [Int: SplitGranule] = [:]
+  @exclusivity(unchecked) private var splits: [Int: SplitGranule] = [:]
   /// Readers that are not ordered among each other, by granule: global memory, which any warp of the grid may read.
   private var foreignReads: [Int: [Epoch]] = [:]
   private let isGlobal: Bool
   /// Atomics and ordered accesses that are not ordered among each other, by place: granule * 8, or that + 1 + byte.
-  private var strong: [Int: [StrongAccess]] = [:]
-  private var hasStrong = false
-  private var hasSplits = false
+  @exclusivity(unchecked) private var strong: [Int: [StrongAccess]] = [:]
+  @exclusivity(unchecked) private var hasStrong = false
+  @exclusivity(unchecked) private var hasSplits = false
   /// Granules that have shadows for each byte.
   var splitCount: Int { splits.count }
 
@@ -121,7 +121,7 @@ final class ShadowMemory {
   }
 
   /// What the asynchronous proxy reads of shared memory; nil before it does.
-  private var units: AsynchronousReads?
+  @exclusivity(unchecked) private var units: AsynchronousReads?
 
   // MARK: - The asynchronous proxy
 
@@ -259,7 +259,7 @@ final class ShadowMemory {
   /// Whether somebody wrote all of these bytes.
   func isWritten(_ range: Range<Int>) -> Bool {
     for granule in range.lowerBound / 4..<(range.upperBound + 3) / 4 {
-      guard let split = splits[granule] else {
+      guard hasSplits, let split = splits[granule] else {
         if writes[granule].state == .unwritten { return false }
         continue
       }
@@ -287,7 +287,7 @@ final class ShadowMemory {
   /// Whether the running kernel wrote one of these bytes.
   func isWrittenByKernel(_ range: Range<Int>) -> Bool {
     (range.lowerBound / 4..<(range.upperBound + 3) / 4).contains { granule in
-      if let split = splits[granule] { return split.writes.contains { $0.epoch.block >= 0 } }
+      if hasSplits, let split = splits[granule] { return split.writes.contains { $0.epoch.block >= 0 } }
       return writes[granule].epoch.block >= 0
     }
   }
@@ -297,7 +297,7 @@ final class ShadowMemory {
     for granule in offset / 4..<(offset + length + 3) / 4 {
       writes[granule].state = .written
       writes[granule].epoch = epoch
-      if let split = splits[granule] {
+      if hasSplits, let split = splits[granule] {
         for byte in 0..<4 {
           split.writes[byte].state = .written
           split.writes[byte].epoch = epoch
