@@ -43,12 +43,15 @@ let package = Package(
     room("FlashAttention", uses: ["Attention", "AttentionKernels", "CPUAttention", "CUDADriver", "GPURuntime", "PTX"]),
     room(
       "AttentionVerification",
-      uses: ["Attention", "AttentionKernels", "CPUAttention", "FlashAttention", "PTX", "PTXEmulator"]),
+      uses: [
+        "Attention", "AttentionKernels", "CPUAttention", "CUDADriver", "ExampleKernels", "FlashAttention", "GPURuntime",
+        "PTX", "PTXEmulator",
+      ]),
     room(
       "AttentionBenchmarks",
       uses: [
-        "Attention", "AttentionVerification", "CPUAttention", "CUDADriver", "FlashAttention", "GPURuntime", "PTX",
-        "TensorFiles",
+        "Attention", "AttentionVerification", "CPUAttention", "CUDADriver", "ExampleKernels", "FlashAttention",
+        "GPURuntime", "PTX", "TensorFiles",
       ]),
     .target(name: "FlashAttentionHeader", cSettings: [.treatAllWarnings(as: .error)]),
     room("CFlashAttention", uses: ["FlashAttention", "FlashAttentionHeader"]),
