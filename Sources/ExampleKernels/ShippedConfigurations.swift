@@ -28,6 +28,9 @@ public enum ShippedConfigurations {
       let kernel = try SoftmaxKernel(threads: threads).kernel()
       list.append(ShippedConfiguration(name: kernel.name, registerBudget: 40, kernel: kernel))
     }
+    for kernel in HopperGEMMKernel.shipped {
+      list.append(ShippedConfiguration(name: "\(kernel)", registerBudget: 168, kernel: try kernel.kernel()))
+    }
     return list
   }
 }

@@ -16,6 +16,7 @@ struct EmitCommand: ParsableCommand {
 
   enum Example: String, CaseIterable, ExpressibleByArgument {
     case gemm, softmax
+    case hopperGEMM = "hopper-gemm"
   }
 
   @OptionGroup(title: "Shape") var shape: ShapeOptions
@@ -33,7 +34,7 @@ struct EmitCommand: ParsableCommand {
       "The kernel that decodes, for packed queries over a cache of so many keys, on an sm_90 where no --arch is given.")
   var cache = false
 
-  @Option(help: "An example instead of attention: gemm or softmax.")
+  @Option(help: "An example instead of attention: gemm, softmax or hopper-gemm.")
   var example: Example?
 
   @Option(help: "The GPU to write for, such as sm_80 or sm_90a. (default: the oldest that has all instructions)")
@@ -71,6 +72,7 @@ struct EmitCommand: ParsableCommand {
       switch example {
       case .gemm: print(try GEMMKernel().kernel().text(target: target, locations: lines), terminator: "")
       case .softmax: print(try SoftmaxKernel().kernel().text(target: target, locations: lines), terminator: "")
+      case .hopperGEMM: print(try HopperGEMMKernel().kernel().text(target: target, locations: lines), terminator: "")
       case nil: break
       }
     } catch {

@@ -293,7 +293,21 @@ struct VerifyCommand: ParsableCommand {
     print(
       "\(WarpgroupCheck.all.count) products by wgmma: \(wrong == 0 ? "all layouts agree" : "\(wrong) layouts differ"); of "
         + "\(sums) sums of any numbers \(equal) have the same bits")
-    return failures + wrong + (sums - equal)
+    return failures + wrong + (sums - equal) + (try compareProducts(with: gpu))
+  }
+
+  /// Products of whole matrices, of 30 random sizes: the same bits as the emulator's, 20 times.
+  private func compareProducts(with gpu: GPU) throws -> Int {
+    let (count, times) = (30, 20)
+    let wrong = try GEMMCheck.random(count, seed: 1).filter { check in
+      let own = try check.emulate(.any(seed: 5)).c
+      return try check.run(.any(seed: 5), times: times, on: gpu).contains { $0 != own }
+    }
+    for check in wrong { print("        \(check): the emulator and the GPU differ") }
+    print(
+      "\(count) products of matrices, \(times) times each: "
+        + (wrong.isEmpty ? "the emulator's bits" : "\(wrong.count) differ"))
+    return wrong.count
   }
 
   /// The command that runs a case alone.
