@@ -5,6 +5,10 @@ package struct Library: ~Copyable, Sendable {
   private let kernel: UncheckedHandle
   /// The entry point.
   package let name: String
+  /// What the driver's compiler found worth a warning: products that it had to wait for one by one, say (C7510 to C7520), or
+  /// register counts that it left out (C7508). Empty also where the kernel came from the driver's cache on disk, which keeps
+  /// no messages.
+  package let remarks: [String]
 
   /// Compiles PTX, or takes what the driver's own cache keeps from an earlier process.
   ///
@@ -13,34 +17,49 @@ package struct Library: ~Copyable, Sendable {
     let handles = try Self.load(driver, ptx: ptx, version: version, kernel: name)
     functions = driver.functions
     self.name = name
+    remarks = Self.remarks(in: handles.log)
     (library, kernel) = (UncheckedHandle(handles.library), UncheckedHandle(handles.kernel))
   }
 
   private static func load(
     _ driver: CUDADriver, ptx: String, version: String, kernel name: String
-  ) throws(CUDAError) -> (library: Handle?, kernel: Handle?) {
+  ) throws(CUDAError) -> (library: Handle?, kernel: Handle?, log: String) {
     let f = driver.functions
     var library: Handle?
-    var log = [UInt8](repeating: 0, count: 8192)
-    let status = log.withUnsafeMutableBytes { buffer in
-      // CU_JIT_ERROR_LOG_BUFFER and its size, which is passed as a pointer's bits.
-      let options: [Int32] = [5, 6]
-      let values = [buffer.baseAddress, UnsafeMutableRawPointer(bitPattern: buffer.count)]
-      return ptx.withCString { f.loadLibrary(&library, $0, options, values, 2, nil, nil, 0) }
+    let size = 8192
+    var logs = [UInt8](repeating: 0, count: 2 * size)
+    let status = logs.withUnsafeMutableBytes { buffer in
+      // CU_JIT_ERROR_LOG_BUFFER, CU_JIT_INFO_LOG_BUFFER, each with its size, which is passed as a pointer's bits, and
+      // CU_JIT_LOG_VERBOSE.
+      let options: [Int32] = [5, 6, 3, 4, 12]
+      let values = [
+        buffer.baseAddress, UnsafeMutableRawPointer(bitPattern: size), buffer.baseAddress! + size,
+        UnsafeMutableRawPointer(bitPattern: size), UnsafeMutableRawPointer(bitPattern: 1),
+      ]
+      return ptx.withCString { f.loadLibrary(&library, $0, options, values, UInt32(options.count), nil, nil, 0) }
     }
+    func log(_ part: ArraySlice<UInt8>) -> String { String(decoding: part.prefix { $0 != 0 }, as: UTF8.self) }
     switch status {
     case 0: break
     case 222: throw .ptxTooNew(needed: version, driverVersion: driver.version)
     // Invalid image, no binary for this GPU, invalid PTX, and what the compiler itself could not do.
     case 200, 209, 218, 221, 223, 300, 301:
-      throw .rejectedPTX(kernel: name, log: String(decoding: log.prefix { $0 != 0 }, as: UTF8.self))
+      throw .rejectedPTX(kernel: name, log: log(logs[..<size]))
     default: try f.check(status, "cuLibraryLoadData")
     }
     var kernel: Handle?
     let found = f.getKernel(&kernel, library, name)
     if found != 0 { _ = f.unloadLibrary(library) }
     try f.check(found, "cuLibraryGetKernel")
-    return (library, kernel)
+    return (library, kernel, log(logs[size...]))
+  }
+
+  /// The lines of the compiler's log that have a number, as its warnings have.
+  private static func remarks(in log: String) -> [String] {
+    log.split(separator: "\n").compactMap { line in
+      guard let start = line.firstRange(of: "(C7") else { return nil }
+      return String(line[start.lowerBound...])
+    }
   }
 
   deinit { if !Fork.hasHappened { _ = functions.unloadLibrary(library.pointer) } }

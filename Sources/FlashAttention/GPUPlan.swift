@@ -116,10 +116,12 @@ final class GPUPlan: Sendable {
   }
 
   /// What the driver made of the kernel that computes the attention, where it is loaded.
-  var resources: Library.Resources? {
+  var resources: Library.Resources? { kernel?.resources(on: gpu) }
+
+  private var kernel: LoadedKernel? {
     // Those without blocks are never loaded.
     guard let ready = ready.withLock({ $0 }), ready.count > plan.launches.main else { return nil }
-    return ready[plan.launches.main].kernel.resources(on: gpu)
+    return ready[plan.launches.main].kernel
   }
 }
 
@@ -131,7 +133,7 @@ extension GPUPlan: CustomStringConvertible {
       ? "nothing spilled" : "\(resources.localBytes) bytes spilled, which the plan did not expect"
     return
       "\(plan)\ncompiled to \(resources.registers) of \(plan.launches.attention.registerBudget) registers a thread, "
-      + spilled
+      + spilled + (kernel?.library.remarks ?? []).map { "\nthe driver's compiler warns: \($0)" }.joined()
   }
 }
 

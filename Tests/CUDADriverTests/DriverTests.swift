@@ -193,7 +193,7 @@ import Testing
 
     let refusing = try driver {
       $0.loadLibrary = { _, _, options, values, count, _, _, _ in
-        guard count == 2, options![0] == 5, options![1] == 6, Int(bitPattern: values![1]) >= 1024 else { return 1 }
+        guard count == 5, options![0] == 5, options![1] == 6, Int(bitPattern: values![1]) >= 1024 else { return 1 }
         for (i, byte) in "line 3: unknown instruction".utf8.enumerated() {
           values![0]!.storeBytes(of: byte, toByteOffset: i, as: UInt8.self)
         }
@@ -203,6 +203,20 @@ import Testing
     #expect(
       sentence { _ = try Library(refusing, ptx: "x", version: "7.0", kernel: "f") }
         == "the driver refused the kernel f. Its log: line 3: unknown instruction")
+
+    // Warnings are kept, and nothing else of the compiler's log.
+    let remarking = try driver {
+      $0.loadLibrary = { library, _, options, values, count, _, _, _ in
+        library.pointee = OpaquePointer(bitPattern: 0x10)
+        guard count == 5, options![2] == 3, options![3] == 4, options![4] == 12 else { return 1 }
+        let log = "ptxas info    : (C7510) Potential Performance Loss: serialized\nptxas info    : Used 168 registers\n"
+        for (i, byte) in log.utf8.enumerated() { values![2]!.storeBytes(of: byte, toByteOffset: i, as: UInt8.self) }
+        return 0
+      }
+    }
+    #expect(
+      try Library(remarking, ptx: "x", version: "8.0", kernel: "f").remarks
+        == ["(C7510) Potential Performance Loss: serialized"])
 
     let old = try driver { $0.loadLibrary = { _, _, _, _, _, _, _, _ in 222 } }
     #expect(

@@ -21,13 +21,12 @@ struct AssemblerTests {
     #expect(Set(Self.attention.map(\.description)).count == Self.attention.count)
   }
 
-  /// All for sm_80 and sm_90a, every fifth also for the others; Hopper's own for that alone.
+  /// All for sm_80 and sm_90a; every fifth also for the others.
   @Test(arguments: examples.indices)
   func isAcceptedWithinItsBudget(index: Int) throws {
     let configuration = Self.examples[index]
     let others = ["sm_86", "sm_89", "sm_100", "sm_120"].compactMap { Target($0) }
-    let isHoppers = configuration.kernel.requirement.target == .sm90a
-    for target in isHoppers ? [.sm90a] : [.sm80, .sm90a] + (index % 5 == 0 ? others : []) {
+    for target in [.sm80, .sm90a] + (index % 5 == 0 ? others : []) {
       let report = try assemble(configuration.kernel.text(target: target), for: target)
       #expect(report.isAccepted, "\(configuration) for \(target): \(report.text)")
       #expect(report.registers <= configuration.registerBudget, "\(configuration) for \(target)")

@@ -1,0 +1,79 @@
+import AttentionVerification
+import ExampleKernels
+import PTX
+import Testing
+
+/// What ptxas made of Hopper's kernels. Skipped, by name, without `ptxas` and `nvdisasm`; CI has both and insists.
+@Suite(
+  .enabled(
+    if: PTXAssembler.find() != nil && PTXAssembler.canDisassemble,
+    "ptxas or nvdisasm is neither on the PATH nor in .venv (pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm)"))
+struct MachineCodeTests {
+  private func disassemble(_ text: String) throws -> (report: PTXAssembler.Report, code: MachineCode) {
+    try #require(PTXAssembler.find()?.disassemble(text, for: .sm90a))
+  }
+
+  /// Of every shipped kernel: products where they are meant, one wait a slice, nothing spilled, nothing warned of.
+  @Test(arguments: HopperGEMMKernel.shipped)
+  func productsFly(kernel: HopperGEMMKernel) throws {
+    let (report, code) = try disassemble(try kernel.kernel().text())
+    #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(report.text)")
+    // What a thread of 384 or of 512 begins with.
+    #expect(report.registers == (kernel.groups == 2 ? 168 : 128))
+    #expect(code.products == 4 && !code.isSerialized)
+    #expect(code.count("USETMAXREG") == 2 && code.count("WARPGROUP.DEPBAR") == 2)
+    #expect(code.count("UTMALDG") == (kernel.right == .transposed ? 2 : 1 + kernel.columns / 64))
+    #expect(code.writesOfOperandsUnderWay.isEmpty)
+  }
+
+  /// Each of the checks fails where it should, and nowhere else.
+  @Test(arguments: SlowProducts.allCases)
+  func whatIsWrongIsSeen(kernel: SlowProducts) throws {
+    let (report, code) = try disassemble(try kernel.text())
+    #expect(report.isAccepted, "\(report.text)")
+    let numbers = Set(report.remarks.compactMap { $0.firstMatch(of: /C7[0-9]+/).map { String($0.0) } })
+    switch kernel {
+    case .none:
+      #expect(numbers.isEmpty && !code.isSerialized && report.spilledBytes == 0)
+    case .writesTooEarly: #expect(numbers == ["C7513"] && code.isSerialized, "\(report.text)")
+    case .readsTooEarly: #expect(numbers == ["C7517"], "\(report.text)")
+    case .spills: #expect(!numbers.isEmpty && report.spilledBytes > 0)
+    case .registersLeftOut: #expect(numbers == ["C7508"] && code.count("USETMAXREG") == 0)
+    }
+  }
+
+  /// A listing with the fault of ptxas before 13.3: of two groups under way, A of the first is written before its wait.
+  @Test func aRewrittenOperandIsSeen() {
+    func listing(_ between: String, wait: String) -> MachineCode {
+      MachineCode(
+        """
+        .L_x_1:
+                /*0000*/                   WARPGROUP.ARRIVE ;
+                /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR8].tnspB, R24, gsb0 ;
+                /*0020*/                   HGMMA.64x64x16.F32.BF16 R56, R8, gdesc[UR8].tnspB, R56, gsb0 ;
+                /*0030*/                   WARPGROUP.DEPBAR.LE gsb0, \(wait) ;
+                /*0040*/                   \(between) ;
+                /*0050*/                   MUFU.EX2 R20, R21 ;
+                /*0060*/              @P0 BRA `(.L_x_1) ;
+                /*0070*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        """)
+    }
+    #expect(listing("MOV R9, R12", wait: "0x1").writesOfOperandsUnderWay == ["MOV R9, R12"])
+    #expect(listing("LDS.128 R8, [R12]", wait: "0x1").writesOfOperandsUnderWay == ["LDS.128 R8, [R12]"])
+    #expect(listing("MOV R5, R12", wait: "0x1").writesOfOperandsUnderWay.isEmpty)
+    #expect(listing("MOV R9, R12", wait: "0x0").writesOfOperandsUnderWay.isEmpty)
+    #expect(listing("STS.128 [R12], R8", wait: "0x1").writesOfOperandsUnderWay.isEmpty)
+    #expect(listing("ISETP.NE.AND P1, PT, R9, RZ, PT", wait: "0x1").writesOfOperandsUnderWay.isEmpty)
+    #expect(listing("MOV R5, R12", wait: "0x1").counts(of: "MUFU.EX2") == [0, 1, 0])
+    // Around the loop: the second group of the turn before is still under way.
+    let around = MachineCode(
+      """
+      .L_x_1:
+              /*0000*/                   F2FP.BF16.F32.PACK_AB R8, R13, R12 ;
+              /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, R8, gdesc[UR8].tnspB, R24, gsb0 ;
+              /*0020*/              @P0 BRA `(.L_x_1) ;
+              /*0030*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+      """)
+    #expect(around.writesOfOperandsUnderWay == ["F2FP.BF16.F32.PACK_AB R8, R13, R12"])
+  }
+}
