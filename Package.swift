@@ -70,8 +70,10 @@ let package = Package(
       of: [
         "Attention", "AttentionKernels", "AttentionVerification", "FlashAttention", "GPURuntime", "PTX", "PTXEmulator",
       ]),
-    tests("PTXTests", of: ["AttentionKernels", "AttentionVerification", "ExampleKernels", "PTX"]),
-    tests("PTXEmulatorTests", of: ["AttentionVerification", "ExampleKernels", "PTX", "PTXEmulator"]),
+    tests(
+      "PTXTests", of: ["AttentionBenchmarks", "AttentionKernels", "AttentionVerification", "ExampleKernels", "PTX"]),
+    tests(
+      "PTXEmulatorTests", of: ["AttentionBenchmarks", "AttentionVerification", "ExampleKernels", "PTX", "PTXEmulator"]),
     tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
     tests("CPUAttentionTests", of: ["Attention", "AttentionVerification", "CPUAttention", "CPUMicrokernels"]),

@@ -34,8 +34,10 @@ package struct GEMMBench {
     c = try GPUBuffer(byteCount: rows * columns * 2, on: gpu)
   }
 
-  /// TFLOPS of each run, each after the cache was evicted.
-  package func teraflops(_ kernel: HopperGEMMKernel, iterations: Int) throws(AttentionError) -> [Double] {
+  /// TFLOPS of each run, each after the cache was evicted, and what the driver made of the kernel.
+  package func teraflops(
+    _ kernel: HopperGEMMKernel, iterations: Int
+  ) throws(AttentionError) -> (each: [Double], compiled: String) {
     let library = try gpu.reporting { () throws(CUDAError) in
       let built: Kernel
       do throws(KernelError) { built = try kernel.kernel() } catch {
@@ -51,12 +53,16 @@ package struct GEMMBench {
     let shape = LaunchShape(
       blocks: launch.blocks, threads: kernel.threads, sharedByteCount: kernel.sharedByteCount)
     let flops = 2 * Double(rows) * Double(columns) * Double(depth)
-    return try probe.seconds(iterations: iterations) { () throws(AttentionError) in
+    let compiled = try gpu.reporting { () throws(CUDAError) in
+      library.summary(try library.resources(on: gpu.device))
+    }
+    let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in
       try gpu.reporting { () throws(CUDAError) in
         try gpu.context.use { () throws(CUDAError) in
           try library.launch(shape, arguments: launch.arguments, in: gpu.stream.handle)
         }
       }
-    }.map { flops / $0 / 1e12 }
+    }
+    return (seconds.map { flops / $0 / 1e12 }, compiled)
   }
 }

@@ -1,3 +1,6 @@
+internal import Attention
+internal import CUDADriver
+package import GPURuntime
 package import PTX
 
 /// Kernels with products by `wgmma` that ptxas finds something wrong with, though all are right: what checks of logs and of
@@ -13,6 +16,38 @@ package enum SlowProducts: String, CaseIterable, Sendable {
   case spills
   /// A register count that ptxas leaves out, because the block's threads are not known.
   case registersLeftOut
+
+  /// The number that ptxas and the driver give to the warning; nil where there is none, or more than one kind.
+  package var number: String? {
+    switch self {
+    case .none, .spills: nil
+    case .writesTooEarly: "C7513"
+    case .readsTooEarly: "C7517"
+    case .registersLeftOut: "C7508"
+    }
+  }
+
+  /// Whether these are the warnings that belong to it.
+  package func isHeard(in warnings: [String]) -> Bool {
+    switch self {
+    case .none: warnings.isEmpty
+    case .spills: warnings.contains { $0.contains("spilled") }
+    case .writesTooEarly, .readsTooEarly, .registersLeftOut:
+      warnings.count == 1 && warnings[0].contains(number!)
+    }
+  }
+
+  /// What a GPU's driver says of it, compiled anew.
+  package func warnings(from gpu: GPU) throws -> [String] {
+    // The driver's cache keeps kernels by their text, and no warnings.
+    var random = SystemRandomNumberGenerator()
+    let text = try text() + "// \(random.next())\n"
+    return try gpu.reporting { () throws(CUDAError) in
+      let library = try gpu.compile(text, PTXVersion(8, 0), entry: "slow_products")
+      let spilled = try library.resources(on: gpu.device).localBytes
+      return library.remarks + (spilled > 0 ? ["\(spilled) bytes spilled"] : [])
+    }
+  }
 
   /// 128 threads; the parameter is an address for the sums.
   package func text() throws(KernelError) -> String {

@@ -16,6 +16,8 @@ package enum CUDAError: Error, Hashable, Sendable {
   case ptxTooNew(needed: String, driverVersion: Int)
   /// The driver's assembler refused the PTX; `log` is what it said.
   case rejectedPTX(kernel: String, log: String)
+  /// The copy engine takes no such tensor.
+  case impossibleTensorMap(kernel: String, reason: String)
   /// There is not enough memory; `free` is what there was.
   case outOfMemory(asked: Int, free: Int)
   /// The process was forked from one that used the driver.
@@ -39,7 +41,7 @@ extension CUDAError {
     case .faulted, .forked: .lost
     case .noDriver, .noDevice, .noSuchDevice, .driverTooOld, .missingFunction, .gpuTooOld, .ptxTooNew, .rejectedPTX:
       .unsupported
-    case .failed: .other
+    case .impossibleTensorMap, .failed: .other
     }
   }
 }
@@ -64,11 +66,14 @@ extension CUDAError: CustomStringConvertible {
         "\(name) has compute capability \(Self.capability(capability)); the kernels need \(Self.capability(needed)) "
         + "(Ampere) or newer. Use the CPU."
     case .ptxTooNew(let needed, let driverVersion):
+      let first = Self.firstCUDA(withPTX: needed).map { " to one for CUDA \($0) or newer" } ?? ""
       return
         "the kernel is PTX \(needed), which this driver (for CUDA \(Self.text(driverVersion))) does not know. Update "
-        + "the driver."
+        + "the driver\(first)."
     case .rejectedPTX(let kernel, let log):
       return "the driver refused the kernel \(kernel). Its log: \(log.isEmpty ? "(empty)" : log)"
+    case .impossibleTensorMap(let kernel, let reason):
+      return "the kernel \(kernel) cannot be given this tensor. \(reason)"
     case .outOfMemory(let asked, let free):
       return "\(Self.megabytes(asked)) of GPU memory were asked for, and \(Self.megabytes(free)) were free. Choose a "
         + "smaller batch, or free memory."
@@ -87,6 +92,19 @@ extension CUDAError: CustomStringConvertible {
         + "the kernel."
     case .failed(let call, let name, let meaning):
       return "the NVIDIA driver failed in \(call) (\(name): \(meaning))."
+    }
+  }
+
+  /// The first CUDA that knows a PTX version. Source: PTX ISA, release notes.
+  private static func firstCUDA(withPTX version: String) -> String? {
+    let parts = version.split(separator: ".").compactMap { Int($0) }
+    guard parts.count == 2 else { return nil }
+    switch (parts[0], parts[1]) {
+    case (7, let minor): return "11.\(minor)"
+    // There is no PTX of CUDA 12.6.
+    case (8, let minor): return "12.\(minor + (minor > 5 ? 1 : 0))"
+    case (9, let minor): return "13.\(minor)"
+    default: return nil
     }
   }
 

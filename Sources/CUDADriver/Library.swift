@@ -74,6 +74,18 @@ package struct Library: ~Copyable, Sendable {
     package let sharedBytes: Int
   }
 
+  /// What a reader of a plan should know of what the driver made of the kernel: registers, whether some did not fit, and
+  /// what the compiler warned of.
+  ///
+  /// - Parameter budget: registers that were planned for.
+  package func summary(_ resources: Resources, of budget: Int? = nil) -> String {
+    let spilled =
+      resources.localBytes == 0
+      ? "nothing spilled" : "\(resources.localBytes) bytes spilled, which the plan did not expect"
+    return "compiled to \(resources.registers)\(budget.map { " of \($0)" } ?? "") registers a thread, \(spilled)"
+      + remarks.map { "\nthe driver's compiler warns: \($0)" }.joined()
+  }
+
   /// What the kernel takes on a GPU.
   package func resources(on device: CUDADevice) throws(CUDAError) -> Resources {
     func attribute(_ number: Int32) throws(CUDAError) -> Int {

@@ -127,13 +127,8 @@ final class GPUPlan: Sendable {
 
 extension GPUPlan: CustomStringConvertible {
   var description: String {
-    guard let resources else { return "\(plan)" }
-    let spilled =
-      resources.localBytes == 0
-      ? "nothing spilled" : "\(resources.localBytes) bytes spilled, which the plan did not expect"
-    return
-      "\(plan)\ncompiled to \(resources.registers) of \(plan.launches.attention.registerBudget) registers a thread, "
-      + spilled + (kernel?.library.remarks ?? []).map { "\nthe driver's compiler warns: \($0)" }.joined()
+    guard let kernel, let resources else { return "\(plan)" }
+    return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget)
   }
 }
 

@@ -102,7 +102,7 @@ extension GPU {
   public var compiledKernelCount: Int { KernelCache.shared.compiledCount }
 
   /// Hands PTX to the driver's compiler.
-  func compile(_ text: String, _ version: PTXVersion, entry: String) throws(CUDAError) -> Library {
+  package func compile(_ text: String, _ version: PTXVersion, entry: String) throws(CUDAError) -> Library {
     // A call that is being captured may be the first of its kind.
     try device.driver.duringCaptures { () throws(CUDAError) in
       try context.use { () throws(CUDAError) in

@@ -18,7 +18,8 @@ extension Library {
         case .s32(let value): place.storeBytes(of: value, as: Int32.self)
         case .u64(let value), .pointer(let value): place.storeBytes(of: value, as: UInt64.self)
         case .f32(let value): place.storeBytes(of: value, as: Float.self)
-        case .tensorMap(let map): try encode(EncodedTensorMap.Description(map), to: place)
+        case .tensorMap(let map):
+          try encode(map, to: place)
         }
         pointers.append(place.baseAddress)
       }
@@ -31,6 +32,14 @@ extension Library {
       }
       if let failure { throw failure }
     }
+  }
+}
+
+extension Library {
+  /// Writes a tensor map to 128 bytes among a launch's arguments.
+  package func encode(_ map: TensorMap, to place: UnsafeMutableRawBufferPointer) throws(CUDAError) {
+    if let obstacle = map.obstacle { throw .impossibleTensorMap(kernel: name, reason: obstacle) }
+    try encode(EncodedTensorMap.Description(map), to: place)
   }
 }
 

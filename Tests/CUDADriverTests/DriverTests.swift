@@ -221,7 +221,8 @@ import Testing
     let old = try driver { $0.loadLibrary = { _, _, _, _, _, _, _, _ in 222 } }
     #expect(
       sentence { _ = try Library(old, ptx: "x", version: "8.7", kernel: "f") }
-        == "the kernel is PTX 8.7, which this driver (for CUDA 13.0) does not know. Update the driver.")
+        == "the kernel is PTX 8.7, which this driver (for CUDA 13.0) does not know. Update the driver to one for "
+        + "CUDA 12.8 or newer.")
     #expect(
       "\(CUDAError.gpuTooOld(name: "Tesla V100", capability: 70, needed: 80))"
         == "Tesla V100 has compute capability 7.0; the kernels need 8.0 (Ampere) or newer. Use the CPU.")

@@ -1,3 +1,4 @@
+import AttentionBenchmarks
 import AttentionVerification
 import ExampleKernels
 import PTX
@@ -26,6 +27,27 @@ struct MachineCodeTests {
     #expect(code.writesOfOperandsUnderWay.isEmpty)
   }
 
+  /// The probes measure what they are there for.
+  @Test func probesAreWhatTheyMeasure() throws {
+    for columns in [64, 80, 96, 128, 192, 256] {
+      for isFromRegisters in [false, true] {
+        let kernel = HopperProbeKernel.products(columns: columns, isFromRegisters: isFromRegisters)
+        let (report, code) = try disassemble(try kernel.kernel().text())
+        #expect(report.remarks.isEmpty && report.spilledBytes == 0, "\(report.text)")
+        #expect(code.products == 8 && !code.isSerialized)
+      }
+    }
+    for (kernel, opcode, count) in [
+      (HopperProbeKernel.exponentials(isPolynomial: false), "MUFU.EX2", 8),
+      (.exponentials(isPolynomial: true), "MUFU", 0),
+      (.chain, "FFMA", HopperProbeKernel.chainLength), (.copies(isMulticast: true), "UTMALDG", 12),
+    ] as [(HopperProbeKernel, String, Int)] {
+      let (report, code) = try disassemble(try kernel.kernel().text())
+      #expect(
+        report.remarks.isEmpty && code.count(opcode) >= count && (count > 0 || code.count(opcode) == 0), "\(kernel)")
+    }
+  }
+
   /// Each of the checks fails where it should, and nowhere else.
   @Test(arguments: SlowProducts.allCases)
   func whatIsWrongIsSeen(kernel: SlowProducts) throws {
@@ -35,10 +57,10 @@ struct MachineCodeTests {
     switch kernel {
     case .none:
       #expect(numbers.isEmpty && !code.isSerialized && report.spilledBytes == 0)
-    case .writesTooEarly: #expect(numbers == ["C7513"] && code.isSerialized, "\(report.text)")
-    case .readsTooEarly: #expect(numbers == ["C7517"], "\(report.text)")
+    case .writesTooEarly: #expect(numbers == [kernel.number] && code.isSerialized, "\(report.text)")
+    case .readsTooEarly: #expect(numbers == [kernel.number] && !code.isSerialized, "\(report.text)")
     case .spills: #expect(!numbers.isEmpty && report.spilledBytes > 0)
-    case .registersLeftOut: #expect(numbers == ["C7508"] && code.count("USETMAXREG") == 0)
+    case .registersLeftOut: #expect(numbers == [kernel.number] && code.count("USETMAXREG") == 0)
     }
   }
 

@@ -10,7 +10,7 @@ struct BenchCommand: ParsableCommand {
     commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
     subcommands: [
       BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self, BenchEmulatorCommand.self,
-      BenchGEMMCommand.self,
+      BenchGEMMCommand.self, BenchProbesCommand.self,
     ],
     defaultSubcommand: BenchAttentionCommand.self)
 }

@@ -4,7 +4,6 @@ internal import AttentionBenchmarks
 internal import ExampleKernels
 internal import FlashAttention
 internal import GPURuntime
-internal import PTX
 
 struct BenchGEMMCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -37,16 +36,12 @@ struct BenchGEMMCommand: ParsableCommand {
   func run() throws {
     try reportingFileErrors {
       let gpu = try GPU.device(device.ordinal ?? 0)
-      guard Target.sm90a.runs(onCapability: gpu.capability) else {
-        throw AttentionError.deviceUnavailable(
-          device: "gpu:\(gpu.ordinal)",
-          reason: "\(gpu.name) has compute capability \(gpu.capability / 10).\(gpu.capability % 10), and this product "
-            + "needs 9.0")
-      }
+      try gpu.requireHopper("these products")
       let bench = try GEMMBench(rows: rows, columns: columns, depth: depth, type: dtype, on: gpu)
-      var lines = [["kernel", "TFLOPS"]]
+      var lines = [["kernel", "TFLOPS", "by the driver"]]
       for kernel in HopperGEMMKernel.shipped where "\(kernel.inputs)" == "\(dtype)" {
-        lines.append(["\(kernel)", fixed(median(try bench.teraflops(kernel, iterations: iterations)), 0)])
+        let measured = try bench.teraflops(kernel, iterations: iterations)
+        lines.append(["\(kernel)", fixed(median(measured.each), 0), measured.compiled])
       }
       print("\(gpu.name), M \(rows), N \(columns), K \(depth)")
       print(table(lines))

@@ -36,13 +36,16 @@ struct InfoCommand: ParsableCommand {
 
   private func describeGPU(_ ordinal: Int) throws {
     try reportingFileErrors {
-      let probe = try GPUProbe(try GPU.device(ordinal))
+      let gpu = try GPU.device(ordinal)
+      let probe = try GPUProbe(gpu)
       let (read, products) = (try probe.readGigabytesPerSecond(), try probe.matrixTeraflops(.bf16))
+      let hopper = try HopperProbe.summary(on: gpu)
       print(
-        fields([
-          ("GPU", GPUSupport.summary), ("arithmetic", "\(fixed(products, 0)) TFLOPS of mma.sync on bf16, measured"),
-          ("memory", "\(fixed(read, 0)) GB/s reading 2 GB, measured"),
-        ]))
+        fields(
+          [
+            ("GPU", GPUSupport.summary), ("arithmetic", "\(fixed(products, 0)) TFLOPS of mma.sync on bf16, measured"),
+            ("memory", "\(fixed(read, 0)) GB/s reading 2 GB, measured"),
+          ] + (hopper.map { [("wgmma", $0)] } ?? [])))
     }
   }
 }

@@ -293,7 +293,20 @@ struct VerifyCommand: ParsableCommand {
     print(
       "\(WarpgroupCheck.all.count) products by wgmma: \(wrong == 0 ? "all layouts agree" : "\(wrong) layouts differ"); of "
         + "\(sums) sums of any numbers \(equal) have the same bits")
-    return failures + wrong + (sums - equal) + (try compareProducts(with: gpu))
+    return failures + wrong + (sums - equal) + (try compareProducts(with: gpu)) + (try hearWarnings(of: gpu))
+  }
+
+  /// Whether the driver's compiler says what is wrong with kernels that are slow by design, and finds nothing in others.
+  private func hearWarnings(of gpu: GPU) throws -> Int {
+    let unheard = try SlowProducts.allCases.compactMap { kernel in
+      let warnings = try reportingFileErrors { try kernel.warnings(from: gpu) }
+      return kernel.isHeard(in: warnings) ? nil : "\(kernel): \(warnings.isEmpty ? ["nothing"] : warnings)"
+    }
+    for line in unheard { print("        \(line)") }
+    print(
+      "\(SlowProducts.allCases.count) kernels with and without slow products: "
+        + (unheard.isEmpty ? "the driver's compiler warns of each that is" : "\(unheard.count) unheard"))
+    return unheard.count
   }
 
   /// Products of whole matrices, of 30 random sizes: the same bits as the emulator's, 20 times.
