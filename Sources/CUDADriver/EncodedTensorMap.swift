@@ -46,7 +46,7 @@ package enum EncodedTensorMap {
 }
 
 extension Library {
-  /// Writes a tensor map to 128 bytes among a launch's arguments.
+  /// Writes a tensor map to 128 bytes among a launch's arguments. A context must be current.
   package func encode(
     _ map: EncodedTensorMap.Description, to place: UnsafeMutableRawBufferPointer
   ) throws(CUDAError) { try EncodedTensorMap.encode(map, to: place, functions) }

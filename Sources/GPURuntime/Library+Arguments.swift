@@ -36,7 +36,7 @@ extension Library {
 }
 
 extension Library {
-  /// Writes a tensor map to 128 bytes among a launch's arguments.
+  /// Writes a tensor map to 128 bytes among a launch's arguments. A context must be current.
   package func encode(_ map: TensorMap, to place: UnsafeMutableRawBufferPointer) throws(CUDAError) {
     if let obstacle = map.obstacle { throw .impossibleTensorMap(kernel: name, reason: obstacle) }
     try encode(EncodedTensorMap.Description(map), to: place)
