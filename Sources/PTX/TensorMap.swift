@@ -48,7 +48,7 @@ public struct TensorMap: Hashable, Sendable {
   public var address: UInt64
   /// Elements along each dimension, innermost first.
   public let extents: [Int]
-  /// Bytes from one element to the next along each dimension but the innermost.
+  /// Bytes from one element to the next along each dimension but the innermost; with 0, all are the same.
   public let strides: [Int]
   /// Elements of the box along each dimension.
   public let box: [Int]
@@ -81,8 +81,8 @@ public struct TensorMap: Hashable, Sendable {
     if let extent = extents.first(where: { !(1...1 << 32).contains($0) }) {
       return "A dimension of a tensor map has 1 to 2^32 elements; \(extent) were given."
     }
-    if let stride = strides.first(where: { $0 % 16 != 0 || !(16..<1 << 40).contains($0) }) {
-      return "A stride of a tensor map is a multiple of 16 bytes from 16 up to 2^40; \(stride) is none."
+    if let stride = strides.first(where: { $0 % 16 != 0 || !(0..<1 << 40).contains($0) }) {
+      return "A stride of a tensor map is a multiple of 16 bytes from 0 up to 2^40; \(stride) is none."
     }
     if let side = box.first(where: { !(1...256).contains($0) }) {
       return "A box of a tensor map has 1 to 256 elements along a dimension; \(side) were given."

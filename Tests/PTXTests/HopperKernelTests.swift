@@ -116,7 +116,7 @@ import Testing
     #expect(obstacle(address: 8) == "The address of a tensor map is a multiple of 16 bytes; 8 is none.")
     #expect(obstacle([64, 0]) == "A dimension of a tensor map has 1 to 2^32 elements; 0 were given.")
     #expect(
-      obstacle([64, 64], [130]) == "A stride of a tensor map is a multiple of 16 bytes from 16 up to 2^40; 130 is none."
+      obstacle([64, 64], [130]) == "A stride of a tensor map is a multiple of 16 bytes from 0 up to 2^40; 130 is none."
     )
     #expect(
       obstacle([64, 999], [128], [64, 257])
