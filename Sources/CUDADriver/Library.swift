@@ -132,6 +132,19 @@ package struct Library: ~Copyable, Sendable {
     try functions.checkLaunch(status, kernel: name)
   }
 
+  /// The same with the beginnings of all parameters where there are tensor maps among them; without where there are none.
+  package func launch(
+    _ shape: LaunchShape, arguments: UnsafeMutableRawBufferPointer, offsets: [Int], in stream: StreamHandle
+  ) throws(CUDAError) {
+    if offsets.isEmpty { return try launch(shape, arguments: arguments, in: stream) }
+    try withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: offsets.count + 1) {
+      (pointers) throws(CUDAError) in
+      for (number, offset) in offsets.enumerated() { pointers[number] = arguments.baseAddress! + offset }
+      pointers[offsets.count] = nil
+      try launch(shape, pointers: pointers.baseAddress!, in: stream)
+    }
+  }
+
   /// The same with a pointer to each parameter, for kernels with tensor maps: ptxas aligns these by where parameters lie
   /// in the constant bank, 0x210 on sm_90, so that the first is not at the beginning, and only the driver knows.
   package func launch(

@@ -10,6 +10,7 @@ final class GPUPlan: Sendable {
   let plan: KernelPlan
   let gpu: GPU
   private let ready = Mutex<[ReadyLaunch]?>(nil)
+  private let other = Mutex<GPUPlan?>(nil)
 
   /// A launch, but for what only a call knows.
   struct ReadyLaunch: Sendable {
@@ -42,6 +43,18 @@ final class GPUPlan: Sendable {
     return all
   }
 
+  /// The kernels that take a call whose strides the copy engine does not, below zero or beyond 2^40 bytes: those without
+  /// tensor maps. Made when there is such a call.
+  private func withoutMaps() throws(AttentionError) -> GPUPlan {
+    if let made = other.withLock({ $0 }) { return made }
+    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: ForwardFamily.name))
+    return other.withLock { other in
+      let first = other ?? made
+      other = first
+      return first
+    }
+  }
+
   /// Puts a call into a stream; nothing is waited for.
   func launch(
     _ tensors: AttentionTensors<GPUMemory>, workspace: UInt64?, counters: UInt64?, stream: StreamHandle
@@ -57,15 +70,23 @@ final class GPUPlan: Sendable {
       throw .alignment(tensor: "the counters", what: "address", bytes: Int(truncatingIfNeeded: counters), multiple: 4)
     }
     let call = KernelCall(tensors, workspace: workspace ?? 0, counters: counters)
+    if plan.launches.attention.arguments.tensorMaps(call).contains(where: { $0.map.obstacle != nil }) {
+      return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
+    }
     try gpu.reporting { () throws(CUDAError) in
       let launches = try prepare()
       try gpu.context.use { () throws(CUDAError) in
         for launch in launches {
           try withUnsafeTemporaryAllocation(
-            byteCount: launch.arguments.byteCount, alignment: 8
+            byteCount: launch.arguments.byteCount, alignment: 64
           ) { (buffer) throws(CUDAError) in
             launch.arguments.write(call, to: buffer)
-            try launch.kernel.library.launch(launch.shape, arguments: buffer, in: stream)
+            for (offset, map) in launch.arguments.tensorMaps(call) {
+              try launch.kernel.library.encode(
+                map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[offset..<offset + TensorMap.byteCount]))
+            }
+            try launch.kernel.library.launch(
+              launch.shape, arguments: buffer, offsets: launch.arguments.offsets, in: stream)
           }
         }
       }

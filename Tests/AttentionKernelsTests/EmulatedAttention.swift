@@ -25,7 +25,8 @@ struct EmulatedAttention {
   ) throws {
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
     plan = try KernelPlan(
-      problem, on: .typical(of: target), options: KernelOptions(tiling: tiling.isEmpty ? nil : TilingChanges(tiling)))
+      problem, on: .typical(of: target),
+      options: KernelOptions(family: ForwardFamily.name, tiling: tiling.isEmpty ? nil : TilingChanges(tiling)))
   }
 
   /// The same computed with another tiling, and in another type.

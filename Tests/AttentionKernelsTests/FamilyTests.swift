@@ -98,7 +98,8 @@ import Testing
       (cached, "decode"),
     ] {
       let plan = try KernelPlan(problem, on: gpu)
-      #expect(plan.family == family && plan.cost.seconds > 1e-6 && plan.cost.seconds < 0.1)
+      let expected = family == "forward" && gpu.capability == 90 ? "hopper" : family
+      #expect(plan.family == expected && plan.cost.seconds > 1e-6 && plan.cost.seconds < 0.1)
       #expect("\(plan)".hasSuffix("its constants were not fitted on such a GPU.") == (gpu.capability != 90))
     }
     // Bytes over bandwidth: no plan promises more.

@@ -15,12 +15,11 @@ import Testing
     } catch { return "\(error)" }
   }
 
-  /// No length, stride or pointer reaches the text of a kernel: decoding from 1 to 4096 keys takes one, and so do
-  /// prompts of all lengths but the shortest.
+  /// No length, stride or pointer reaches the text of a kernel: decoding from 1 to 4096 keys takes one, prompts of all
+  /// lengths a few of both families.
   @Test func fewKernelsServeAllLengths() throws {
     func kernels(_ lengths: StrideThrough<Int>, _ make: (Int) throws -> AttentionProblem) throws -> Int {
-      try Set(lengths.map { try #require(KernelPlan(make($0), on: h200).launches.attention.kernel as? ForwardKernel) })
-        .count
+      try Set(lengths.map { try KernelPlan(make($0), on: h200).launches.attention.kernel.name }).count
     }
     #expect(
       try kernels(stride(from: 1, through: 4096, by: 1)) {
@@ -29,7 +28,7 @@ import Testing
     #expect(
       try kernels(stride(from: 1, through: 4096, by: 37)) {
         try problem(.bf16, heads: 8, queries: $0, keys: $0, dimension: 128, mask: .causal)
-      } <= 3)
+      } <= 7)
     let (short, long) = (try problem(batch: 2, keys: 100, scale: 0.3), try problem(batch: 7, keys: 10000, scale: 0.4))
     let texts = try [short, long].map { try KernelPlan($0, on: h200).kernel().text() }
     #expect(texts[0] == texts[1])
@@ -46,9 +45,10 @@ import Testing
                 problem(queries: queries, keys: 4096, dimension: dimension, valueDimension: valueDimension), on: gpu),
               "\(target) \(dimension) \(valueDimension) \(queries)")
             #expect(plan.launches.attention.sharedByteCount <= gpu.sharedBytesPerBlock)
-            let tiling = try #require(plan.tiling as? ForwardTiling)
+            // Hopper's own take a multiprocessor each.
+            let blocks = (plan.tiling as? ForwardTiling)?.blocksPerMultiprocessor ?? 1
             #expect(
-              tiling.blocksPerMultiprocessor * (plan.launches.attention.sharedByteCount + 1024)
+              blocks * (plan.launches.attention.sharedByteCount + 1024)
                 <= gpu.sharedBytesPerMultiprocessor)
           }
         }
@@ -57,9 +57,17 @@ import Testing
   }
 
   @Test func saysWhatItChose() throws {
-    let plan = try KernelPlan(problem(.bf16, heads: 8, queries: 8192, keys: 8192, mask: .causal), on: h200)
+    let problem = try problem(.bf16, heads: 8, queries: 8192, keys: 8192, mask: .causal)
     #expect(
-      "\(plan)" == """
+      "\(try KernelPlan(problem, on: h200))" == """
+        GPU, H200 or the like: attention_hopper_bf16_d64_right_192x128_stages2
+        192 query rows and 128 keys a tile, 3 groups of four warps that multiply and one that copies, 2 stages of K and of V; \
+        344 blocks, 88 KB of shared memory each
+        The hopper kernels, at 182.6 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=2,\
+        queries=registers,blocks=2), 1.3 times as long.
+        """)
+    #expect(
+      "\(try KernelPlan(problem, on: h200, options: KernelOptions(family: "forward")))" == """
         GPU, H200 or the like: attention_bf16_d64_right_128x96_warps4_stages2_q
         split-q, 2 stages: tiles of 128 rows x 96 keys, 4 warps, Q in registers; 512 blocks, 64 KB of shared memory each
         The forward kernels, at 238.5 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=3,\

@@ -166,7 +166,7 @@ import Testing
         == "The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages.")
     #expect(
       sentence { _ = try family(paged, "fast") }
-        == "There are no fast kernels; there are forward and decode ones.")
+        == "There are no fast kernels; there are forward, decode and hopper ones.")
     #expect(
       sentence { _ = try AttentionPlan(few, device: .cpu, kernels: KernelOptions(family: "decode")) }
         == "The decode kernels are for GPUs; leave the choice to the plan on the CPU.")

@@ -1,4 +1,6 @@
+import Attention
 import AttentionBenchmarks
+import AttentionKernels
 import AttentionVerification
 import ExampleKernels
 import PTX
@@ -25,6 +27,40 @@ struct MachineCodeTests {
     #expect(code.count("USETMAXREG") == 2 && code.count("WARPGROUP.DEPBAR") == 2)
     #expect(code.count("UTMALDG") == (kernel.right == .transposed ? 2 : 1 + kernel.columns / 64))
     #expect(code.writesOfOperandsUnderWay.isEmpty)
+  }
+
+  /// Of attention, by the tilings that plans choose and those beside them: nothing warned of, nothing spilled, two groups of
+  /// products a turn of the loop, all exponentials behind a wait, and no operand of a product under way rewritten.
+  @Test(arguments: [
+    (64, 64, "groups=3,keys=128"), (64, 64, "groups=2,keys=176"), (96, 96, "groups=3,keys=96"),
+    (128, 128, "groups=3,keys=80"), (128, 128, "groups=2,keys=176"), (192, 128, "groups=2,keys=112"),
+    (256, 256, "groups=2,keys=64"), (256, 256, "groups=2,keys=80"),
+  ])
+  func attentionFlies(dimension: Int, valueDimension: Int, tiling: String) throws {
+    for (mask, softcap, type) in [
+      (AttentionMask.none, nil, .f16), (.causal, nil, .bf16), (.window(left: 500, right: 20), nil, .bf16),
+      (.causal, 30, .f16),
+    ] as [(AttentionMask, Double?, ScalarType)] {
+      func shape(_ dimension: Int) -> TensorShape {
+        TensorShape(batch: 1, heads: 8, length: 4096, dimension: dimension)
+      }
+      let problem = try AttentionProblem(
+        queries: shape(dimension), keys: shape(dimension), values: shape(valueDimension), scalarType: type, mask: mask,
+        softcap: softcap)
+      guard let own = HopperForwardTiling().changed(by: try TilingChanges(tiling)),
+        HopperForwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil
+      else { continue }
+      let plan = try KernelPlan(problem, on: .typical(of: .sm90), own, of: HopperForwardFamily.self)
+      let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+      #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
+      #expect(report.registers == (own.groups == 2 ? 168 : 128) && code.count("USETMAXREG") == 2)
+      let (scores, output) = ((dimension + 15) / 16, own.tileKeys / 16)
+      #expect(code.products == 2 * (scores + output) && !code.isSerialized && code.count("WARPGROUP.DEPBAR") == 3)
+      // Of each score one, with a softcap two, and two where rows are rescaled.
+      let exponentials = own.tileKeys / 2 * (softcap == nil ? 1 : 2) + 2
+      #expect(code.counts(of: "MUFU.EX2") == [0, exponentials, exponentials, 0])
+      #expect(code.writesOfOperandsUnderWay.isEmpty)
+    }
   }
 
   /// The probes measure what they are there for.

@@ -43,7 +43,8 @@ package struct Choice: Sendable {
     let asked = families.filter { options.family == nil || $0.name == options.family }
     if asked.isEmpty {
       throw .unsupported(
-        "There are no \(options.family ?? "") kernels; there are \(families.map { $0.name }.joined(separator: " and ")) ones."
+        "There are no \(options.family ?? "") kernels; there are "
+          + "\(families.dropLast().map { $0.name }.joined(separator: ", ")) and \(families.last?.name ?? "") ones."
       )
     }
     for family in asked { consider(family, problem, gpu) }

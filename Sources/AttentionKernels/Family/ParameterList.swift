@@ -10,6 +10,32 @@ package enum ParameterSource: Hashable, Sendable {
   case address(CallValue, plus: Int = 0)
   /// A stride of the call, times the bytes of an element.
   case stride(CallValue, times: Int)
+  /// The copy engine's map of a tensor of the call.
+  case tensorMap(CallValue, TensorBox)
+}
+
+/// What a plan knows of the copy engine's map of a tensor, `[B, N, H, D]` in whatever order of strides: all but its address
+/// and strides. A box is some rows of one head, by as many columns as the swizzle of 128 bytes has.
+package struct TensorBox: Hashable, Sendable {
+  let element: TensorMap.Element
+  let shape: TensorShape
+  let rows: Int
+
+  init(_ type: ScalarType, _ shape: TensorShape, rows: Int) {
+    (element, self.shape, self.rows) = (type == .f16 ? .f16 : .bf16, shape, rows)
+  }
+
+  /// The map of a tensor at an address, with strides in elements.
+  func map(address: UInt64, batch: Int, head: Int, row: Int) -> TensorMap {
+    let bytes = element.byteCount
+    // A tensor without elements has none to be brought; along an axis of one entry any stride is as good as another.
+    func step(_ stride: Int, _ extent: Int) -> Int { extent > 1 ? stride &* bytes : 0 }
+    return TensorMap(
+      element, address: address,
+      extents: [shape.dimension, shape.heads, shape.length, shape.batch].map { max($0, 1) },
+      strides: [step(head, shape.heads), step(row, shape.length), step(batch, shape.batch)],
+      box: [128 / bytes, 1, rows, 1], swizzle: .bytes128)
+  }
 }
 
 /// The parameters of a kernel in their order, each said once: its name, its type, and where its value comes from. A
@@ -24,6 +50,7 @@ package final class ParameterList<Launch> {
     let kind: RegisterKind
     let isPointer: Bool
     let source: @Sendable (Launch) -> ParameterSource
+    var isMap = false
   }
 
   private let k: KernelBuilder
@@ -50,6 +77,15 @@ package final class ParameterList<Launch> {
   package func pointer(_ name: String, _ source: @escaping @Sendable (Launch) -> ParameterSource) -> Register<U64> {
     entries.append(Entry(name: name, kind: .u64, isPointer: true, source: source))
     return k.pointer(name)
+  }
+
+  /// The copy engine's map of a tensor of the call.
+  package func tensorMap(
+    _ name: String, _ tensor: CallValue, _ box: @escaping @Sendable (Launch) -> TensorBox
+  ) -> TensorMapParameter {
+    entries.append(
+      Entry(name: name, kind: .u64, isPointer: false, source: { .tensorMap(tensor, box($0)) }, isMap: true))
+    return k.tensorMap(name)
   }
 
   /// A whole number that the plan knows.
@@ -109,17 +145,20 @@ package struct ArgumentTemplate: Sendable {
     let isPointer: Bool
     /// nil where the bytes have it.
     let source: (value: Int, times: Int, plus: Int)?
+    /// Where it is a map: of which tensor, and how.
+    let map: (value: Int, box: TensorBox)?
   }
 
   private let bytes: [UInt8]
-  private let places, filled: [Place]
+  private let places, filled, maps: [Place]
 
   package init<Launch>(_ entries: [ParameterList<Launch>.Entry], for launch: Launch) {
     var (bytes, places) = ([UInt8](), [Place]())
     for entry in entries {
-      let size = entry.kind.byteCount
-      while bytes.count % size != 0 { bytes.append(0) }
+      let size = entry.isMap ? TensorMap.byteCount : entry.kind.byteCount
+      while bytes.count % min(size, 64) != 0 { bytes.append(0) }
       var source: (value: Int, times: Int, plus: Int)?
+      var map: (value: Int, box: TensorBox)?
       var word: UInt64 = 0
       switch entry.source(launch) {
       // Traps where a number has no room: plans have counted before.
@@ -133,11 +172,29 @@ package struct ArgumentTemplate: Sendable {
       case .float(let value): word = UInt64(value.bitPattern)
       case .address(let value, let plus): source = (value.rawValue, 1, plus)
       case .stride(let value, let times): source = (value.rawValue, times, 0)
+      case .tensorMap(let value, let box): map = (value.rawValue, box)
       }
-      places.append(Place(offset: bytes.count, kind: entry.kind, isPointer: entry.isPointer, source: source))
+      places.append(
+        Place(offset: bytes.count, kind: entry.kind, isPointer: entry.isPointer, source: source, map: map))
       withUnsafeBytes(of: word) { bytes += $0.prefix(size) }
+      if map != nil { bytes += [UInt8](repeating: 0, count: size - 8) }
     }
-    (self.bytes, self.places, filled) = (bytes, places, places.filter { $0.source != nil })
+    (self.bytes, self.places) = (bytes, places)
+    (filled, maps) = (places.filter { $0.source != nil }, places.filter { $0.map != nil })
+  }
+
+  /// Where each parameter begins: launches with maps hand the driver a pointer to each. Empty where there are none.
+  package var offsets: [Int] { maps.isEmpty ? [] : places.map(\.offset) }
+
+  /// The maps of a call, and where they belong; they begin at multiples of 64 bytes.
+  package func tensorMaps(_ call: borrowing KernelCall) -> [(offset: Int, map: TensorMap)] {
+    if maps.isEmpty { return [] }
+    return call.withTable { table in maps.map { ($0.offset, Self.map($0.map!, table)) } }
+  }
+
+  private static func map(_ map: (value: Int, box: TensorBox), _ table: UnsafePointer<UInt64>) -> TensorMap {
+    func stride(_ axis: Int) -> Int { Int(Int64(bitPattern: table[map.value + axis])) }
+    return map.box.map(address: table[map.value], batch: stride(1), head: stride(2), row: stride(3))
   }
 
   /// Bytes of all parameters.
@@ -165,14 +222,17 @@ package struct ArgumentTemplate: Sendable {
   package func arguments(_ call: KernelCall? = nil) -> [Kernel.Argument] {
     var bytes = bytes
     if let call { bytes.withUnsafeMutableBytes { write(call, to: $0) } }
+    let maps = Dictionary(
+      uniqueKeysWithValues: (call.map { tensorMaps($0) } ?? []).map { ($0.offset, $0.map) })
     return bytes.withUnsafeBytes { bytes in
       places.map { place in
+        if let map = maps[place.offset] { return .tensorMap(map) }
         switch place.kind {
-        case .u32: .u32(bytes.load(fromByteOffset: place.offset, as: UInt32.self))
-        case .s32: .s32(bytes.load(fromByteOffset: place.offset, as: Int32.self))
-        case .f32: .f32(bytes.load(fromByteOffset: place.offset, as: Float.self))
+        case .u32: return .u32(bytes.load(fromByteOffset: place.offset, as: UInt32.self))
+        case .s32: return .s32(bytes.load(fromByteOffset: place.offset, as: Int32.self))
+        case .f32: return .f32(bytes.load(fromByteOffset: place.offset, as: Float.self))
         default:
-          place.isPointer
+          return place.isPointer
             ? .pointer(bytes.load(fromByteOffset: place.offset, as: UInt64.self))
             : .u64(bytes.load(fromByteOffset: place.offset, as: UInt64.self))
         }

@@ -19,6 +19,9 @@ struct Accumulators {
   /// Tiles of 8 columns.
   var columnTiles: Int { tiles[0].count }
 
+  /// All, as `wgmma` takes those of the 16 rows of a warp.
+  var registers: [Register<F32>] { tiles.joined().flatMap { $0 } }
+
   subscript(rowTile: Int, columnTile: Int) -> [Register<F32>] { tiles[rowTile][columnTile] }
 
   /// The lane's elements of its row i: row `i % 2 * 8 + g` of 16-row tile `i / 2`.

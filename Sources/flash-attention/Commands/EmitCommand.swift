@@ -25,7 +25,8 @@ struct EmitCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; with --cache any of "
+      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
+        + "kernels any of \(HopperForwardTiling.changeSyntax); with --cache any of "
         + "\(DecodeTiling.changeSyntax).", valueName: "CHANGES"))
   var tiling: String?
 
@@ -58,7 +59,7 @@ struct EmitCommand: ParsableCommand {
       if cache {
         try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
       } else {
-        try TilingOptions.check(tiling, ForwardTiling())
+        try TilingOptions.check(tiling)
       }
     }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
@@ -134,12 +135,25 @@ struct EmitCommand: ParsableCommand {
 struct TilingOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas.",
+      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
+        + "kernels any of \(HopperForwardTiling.changeSyntax).",
       valueName: "CHANGES"))
   var tiling: String?
 
   func validate() throws {
-    if let tiling { try Self.check(tiling, ForwardTiling()) }
+    if let tiling { try Self.check(tiling) }
+  }
+
+  /// Of the kernels of prefill, whichever these are.
+  static func check(_ tiling: String) throws {
+    if let changes = try? TilingChanges(tiling),
+      ForwardTiling().changed(by: changes) != nil || HopperForwardTiling().changed(by: changes) != nil
+    {
+      return
+    }
+    throw ValidationError(
+      "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas, or for Hopper's own "
+        + "kernels any of \(HopperForwardTiling.changeSyntax).")
   }
 
   static func check<Tiling: KernelTiling>(_ tiling: String, _ any: Tiling, _ when: String = "") throws {

@@ -37,10 +37,16 @@ struct TuneAttentionCommand: ParsableCommand {
   @Option(help: "Runs of each tiling; the median counts.")
   var iterations = 7
 
+  @Option(help: "Only tilings of this family of kernels: forward, decode or hopper. (default: that of the plan)")
+  var family: String?
+
   @Option(help: "Also write all samples and the model's terms to this file, as JSON.")
   var json: String?
 
   func validate() throws {
+    if rung != nil && family != nil && family != ForwardFamily.name {
+      throw ValidationError("--rung belongs to the forward kernels; leave out --family \(family!).")
+    }
     if candidates < 1 { throw ValidationError("--candidates is \(candidates); it must be at least 1.") }
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
   }
@@ -53,18 +59,19 @@ struct TuneAttentionCommand: ParsableCommand {
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let gpu = try reportingFileErrors { try GPU.device() }
     let chosen = try reportingOptionErrors { try AttentionPlan(problem, device: .gpu) }
-    let choice =
-      rung.map {
+    let choice = try reportingOptionErrors {
+      try rung.map {
         Choice(problem, on: gpu.limits, among: ForwardFamily.tilings(of: $0), of: ForwardFamily.self)
       }
-      ?? Choice(
-        problem, on: gpu.limits, among: ForwardFamily.tilings(for: problem, on: gpu.limits), of: ForwardFamily.self)
+        ?? Choice(
+          problem, on: gpu.limits, options: KernelOptions(family: family ?? chosen.kernelPlan?.family, tiling: nil))
+    }
     let ranked = choice.ranked.prefix(candidates)
     let plans = try reportingOptionErrors {
       try ranked.map {
         try AttentionPlan(
           problem, device: .gpu,
-          kernels: KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges($0.tiling.changes)))
+          kernels: KernelOptions(family: $0.family, tiling: try TilingChanges($0.tiling.changes)))
       }
     }
     try reportingFileErrors {
@@ -97,7 +104,7 @@ struct TuneAttentionCommand: ParsableCommand {
       let ratio = median(own.seconds) / median(fastest[0].seconds)
       print("The plan chooses \(own.tiling): \(fixed(ratio, 3)) times the time of the fastest.")
     } else {
-      print("The plan chooses another rung.")
+      print("The plan chooses another rung or family.")
     }
     if let json {
       let encoder = JSONEncoder()

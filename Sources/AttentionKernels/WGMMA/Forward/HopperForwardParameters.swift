@@ -1,0 +1,59 @@
+internal import Attention
+internal import PTX
+
+/// The parameters of Hopper's forward kernel.
+struct HopperForwardParameters {
+  let queryMap, keyMap, valueMap: TensorMapParameter
+  let outputBase: Register<U64>
+  let outputStrides: StrideParameters
+  /// 0 where nobody wants it.
+  let logSumExpBase: Register<U64>
+  /// Bytes from a batch, and from a head, to the next.
+  let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
+  /// N_q, H_q, query heads of a key/value head, heads of all batches, blocks of one head.
+  let queries, queryHeads, groupSize, allHeads, blocksPerHead: Register<U32>
+  let keys: Register<S32>
+  /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`, stands on key `i + diagonal`; keys of a chunk.
+  let leftOffset, rightOffset, diagonal, chunk: Register<S32>
+  let softmax: SoftmaxParameters
+
+  static let all = ParameterList<HopperForwardLaunch>.declared { _ = HopperForwardParameters($0) }
+
+  init(_ list: ParameterList<HopperForwardLaunch>) {
+    queryMap = list.tensorMap("queries", .queries) {
+      TensorBox($0.problem.queryType, $0.problem.queryShape, rows: $0.tiling.rows)
+    }
+    keyMap = list.tensorMap("keys", .keys) {
+      TensorBox($0.problem.cacheType, $0.problem.keyShape, rows: $0.tiling.tileKeys)
+    }
+    valueMap = list.tensorMap("values", .values) {
+      TensorBox($0.problem.cacheType, $0.problem.valueShape, rows: $0.tiling.tileKeys)
+    }
+    outputBase = list.pointer("output", .output)
+    outputStrides = list.strides("output") { TensorSteps(.output, $0.problem.outputType) }
+    logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
+    logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.problem.logSumExpStrides.batch }
+    logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.problem.logSumExpStrides.head }
+    queries = list.number("query_count", U32.self) { $0.problem.queries }
+    queryHeads = list.number("query_heads", U32.self) { $0.problem.queryHeads }
+    groupSize = list.number("group_size", U32.self) { $0.problem.groupSize }
+    allHeads = list.number("all_heads", U32.self) { $0.problem.queryHeads * $0.problem.batch }
+    blocksPerHead = list.number("blocks_per_head", U32.self) { $0.blocksPerHead }
+    keys = list.number("key_count", S32.self) { $0.problem.keys }
+    leftOffset = list.number("left_offset", S32.self) { $0.maskOffsets.left }
+    rightOffset = list.number("right_offset", S32.self) { $0.maskOffsets.right }
+    diagonal = list.number("diagonal", S32.self) { $0.problem.keys - $0.problem.queries }
+    chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
+    softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
+  }
+}
+
+/// What a plan knows of a launch of Hopper's forward kernel.
+struct HopperForwardLaunch: Sendable {
+  let problem: AttentionProblem
+  let tiling: HopperForwardTiling
+
+  var blocksPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
+  var blocks: Int { blocksPerHead * problem.queryHeads * problem.batch }
+  var maskOffsets: (left: Int, right: Int) { problem.mask.offsets(queries: problem.queries, keys: problem.keys) }
+}

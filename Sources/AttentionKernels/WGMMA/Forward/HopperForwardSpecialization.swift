@@ -1,0 +1,65 @@
+internal import Attention
+package import PTX
+
+/// What the text of Hopper's forward kernel is made from, and the key that it is cached by.
+package struct HopperForwardSpecialization: Hashable, Sendable {
+  /// The type of Q, K, V and O.
+  package let inputs: Matrix.Inputs
+  /// D and D_v, multiples of 8.
+  package let dimension, valueDimension: Int
+  /// Which edges of the mask there are.
+  package let mask: MaskEdges
+  /// Whether scores pass through `cap * tanh(score / cap)`.
+  package let hasSoftcap: Bool
+  /// Whether more than one query head reads a key/value head.
+  package let isGrouped: Bool
+  /// How the work is cut.
+  package let tiling: HopperForwardTiling
+
+  init(_ problem: AttentionProblem, _ tiling: HopperForwardTiling) {
+    inputs = problem.scalarType == .f16 ? .f16 : .bf16
+    (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
+    mask = MaskEdges(problem.mask)
+    hasSoftcap = problem.softcap != nil
+    isGrouped = problem.groupSize > 1
+    self.tiling = tiling
+  }
+
+  /// The entry point's name.
+  var name: String {
+    "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
+      + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "") + "_" + tiling.name
+  }
+
+  // MARK: - Shared memory
+
+  /// Q, rows of all groups; tiles of K and V, whose rows are keys. Columns beyond D are zeros.
+  var queryTile: MatrixTile { MatrixTile(rows: tiling.rows, columns: dimension) }
+  var keyTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: dimension) }
+  var valueTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: valueDimension) }
+
+  var keysOffset: Int { queryTile.byteCount }
+  var valuesOffset: Int { keysOffset + tiling.stages * keyTile.byteCount }
+  var barriersOffset: Int { valuesOffset + tiling.stages * valueTile.byteCount }
+  /// Of Q, of K and V full and empty.
+  var sharedByteCount: Int { barriersOffset + (1 + 4 * tiling.stages) * BarrierRing.byteCount }
+
+  /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
+  func obstacle(on gpu: GPULimits) -> String? {
+    if sharedByteCount > gpu.sharedBytesPerBlock {
+      return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
+    }
+    let registers = registerEstimate
+    if registers > tiling.registers.consumer {
+      return "needs about \(registers) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
+        + "(\(tiling.tileKeys / 4)) and the rest; there are \(tiling.registers.consumer)"
+    }
+    return nil
+  }
+
+  /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.
+  private var registerEstimate: Int {
+    valueDimension / 2 + tiling.tileKeys / 2 + tiling.tileKeys / 4 + 32 + (mask.limitsFirst ? 8 : 0)
+      + (hasSoftcap ? 16 : 0)
+  }
+}

@@ -1,0 +1,114 @@
+import Attention
+import AttentionKernels
+import AttentionVerification
+import PTX
+import PTXEmulator
+import Testing
+
+/// Hopper's forward kernels on the emulator, beside the 64-bit reference.
+@Suite struct HopperForwardTests {
+  struct Clause: Sendable, CustomTestStringConvertible {
+    let testDescription: String
+    let make: @Sendable () throws -> EmulatedAttention
+    init(_ name: String, _ make: @escaping @Sendable () throws -> EmulatedAttention) {
+      (testDescription, self.make) = (name, make)
+    }
+  }
+
+  private static func attention(
+    batch: Int = 1, heads: Int = 1, group: Int = 1, queries: Int, keys: Int, dimension: Int = 64, value: Int? = nil,
+    type: ScalarType = .bf16, mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil,
+    layout: TensorLayout = .bhnd, tail: Int = 0, rowGap: Int = 0, batchStride: Int? = nil,
+    _ tiling: HopperForwardTiling = HopperForwardTiling(groups: 2, tileKeys: 64)
+  ) throws -> EmulatedAttention {
+    func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
+      TensorShape(batch: batch, heads: heads, length: length, dimension: dimension)
+    }
+    let problem = try AttentionProblem(
+      queries: shape(heads * group, queries, dimension), keys: shape(heads, keys, dimension),
+      values: shape(heads, keys, value ?? dimension), scalarType: type, mask: mask, scale: scale, softcap: softcap)
+    var attention = try EmulatedAttention(
+      problem, layout: layout, tail: tail, rowGap: rowGap, batchStride: batchStride)
+    attention.plan = try KernelPlan(problem, on: .typical(of: .sm90), tiling, of: HopperForwardFamily.self)
+    return attention
+  }
+
+  static let clauses: [Clause] = [
+    Clause("a tile") { try attention(queries: 128, keys: 64) },
+    Clause("odd lengths") { try attention(batch: 2, heads: 3, queries: 77, keys: 201) },
+    Clause("one query, one key") { try attention(batch: 2, heads: 8, queries: 1, keys: 1) },
+    Clause("no keys") { try attention(queries: 5, keys: 0) },
+    Clause("many blocks") { try attention(heads: 2, queries: 300, keys: 130, type: .f16) },
+    Clause("causal") { try attention(batch: 2, heads: 5, queries: 200, keys: 200, mask: .causal) },
+    Clause("causal, more keys") { try attention(queries: 130, keys: 300, mask: .causal) },
+    Clause("causal, rows without keys") { try attention(queries: 300, keys: 130, mask: .causal) },
+    Clause("window") { try attention(queries: 260, keys: 260, mask: .window(left: 50, right: 0)) },
+    Clause("two-sided window") {
+      try attention(queries: 200, keys: 230, type: .f16, mask: .window(left: 20, right: 70))
+    },
+    Clause("chunks") { try attention(queries: 200, keys: 200, mask: .chunks(of: 70)) },
+    Clause("softcap") { try attention(queries: 100, keys: 150, mask: .causal, scale: 2, softcap: 3) },
+    Clause("groups of heads") { try attention(batch: 2, heads: 2, group: 3, queries: 70, keys: 90, mask: .causal) },
+    Clause("huge scores") { try attention(queries: 70, keys: 200, scale: 1000) },
+    Clause("tiny scale") { try attention(queries: 70, keys: 200, scale: 1e-30) },
+    Clause("D 8") { try attention(queries: 40, keys: 70, dimension: 8) },
+    Clause("D 40, D_v 72") { try attention(queries: 140, keys: 150, dimension: 40, value: 72, mask: .causal) },
+    Clause("D 96") { try attention(queries: 140, keys: 150, dimension: 96, type: .f16) },
+    Clause("D 128") {
+      try attention(
+        queries: 140, keys: 300, dimension: 128, mask: .causal, HopperForwardTiling(groups: 2, tileKeys: 176))
+    },
+    Clause("D 192, D_v 128") { try attention(queries: 70, keys: 200, dimension: 192, value: 128) },
+    Clause("D 256") {
+      try attention(queries: 130, keys: 190, dimension: 256, mask: .causal, HopperForwardTiling(tileKeys: 80))
+    },
+    Clause("three groups") {
+      try attention(
+        queries: 250, keys: 333, mask: .causal, HopperForwardTiling(groups: 3, tileKeys: 112, stages: 3))
+    },
+    Clause("tokens before heads, NaN around") {
+      try attention(
+        batch: 2, heads: 3, queries: 100, keys: 100, mask: .causal, layout: .bnhd, tail: 3, rowGap: 8)
+    },
+    Clause("NaN behind the sequences") {
+      try attention(batch: 2, heads: 2, queries: 70, keys: 90, type: .f16, tail: 70, rowGap: 64)
+    },
+    Clause("batches far apart") {
+      try attention(batch: 2, queries: 20, keys: 20, batchStride: 1 << 33)
+    },
+  ]
+
+  @Test(arguments: clauses)
+  func fulfilsTheContract(clause: Clause) throws {
+    let attention = try clause.make()
+    let program = Program(try attention.plan.launches.attention.kernel.kernel())
+    for schedule in [Schedule.copiesLate, .random(seed: 4), .firstAhead, .lastAhead] {
+      let outcome = try attention.run(program, schedule)
+      #expect(outcome.passes, "\(clause.testDescription), \(schedule): \(outcome.output), \(outcome.logSumExp)")
+      #expect(outcome.counters.bankConflicts == 0)
+    }
+  }
+
+  /// Every barrier, wait and fence is needed, in some schedule.
+  @Test func everyOrderingIsNeeded() throws {
+    let attention = try Self.attention(
+      queries: 130, keys: 330, mask: .causal, HopperForwardTiling(groups: 2, tileKeys: 64))
+    let kernel = try attention.plan.launches.attention.kernel.kernel()
+    let schedules: [Schedule] = [
+      .roundRobin, .copiesAtOnce, .copiesLate, .firstAhead, .lastAhead, .random(seed: 1), .random(seed: 2),
+    ]
+    let survivors = Mutation.survivors(of: kernel, schedules: schedules) { (program, schedule) throws(Hazard) in
+      try attention.run(program, schedule).passes
+    }
+    #expect(survivors.isEmpty, "\(survivors)")
+  }
+
+  /// K and V come once for each block, and only the tiles that some row sees.
+  @Test func bringsWhatIsSeenOnce() throws {
+    let dense = try Self.attention(heads: 2, queries: 256, keys: 256).run()
+    // Q of 4 blocks, and for each 4 tiles of K and V.
+    #expect(dense.counters.bulkBytesLoaded == 4 * (128 + 2 * 256) * 128)
+    let causal = try Self.attention(heads: 2, queries: 256, keys: 256, mask: .causal).run()
+    #expect(causal.counters.bulkBytesLoaded == 2 * (2 * 128 + 2 * (128 + 256)) * 128)
+  }
+}
