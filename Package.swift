@@ -50,7 +50,8 @@ let package = Package(
     room(
       "AttentionBenchmarks",
       uses: [
-        "Attention", "AttentionVerification", "CPUAttention", "CUDADriver", "ExampleKernels", "FlashAttention",
+        "Attention", "AttentionKernels", "AttentionVerification", "CPUAttention", "CUDADriver", "ExampleKernels",
+        "FlashAttention",
         "GPURuntime", "PTX", "TensorFiles",
       ]),
     .target(name: "FlashAttentionHeader", cSettings: [.treatAllWarnings(as: .error)]),

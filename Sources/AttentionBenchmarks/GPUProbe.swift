@@ -84,6 +84,25 @@ package final class GPUProbe: Sendable {
     return MatrixProbeKernel.flops(blocks: blocks, steps: steps) / seconds.sorted()[iterations / 2] / 1e12
   }
 
+  /// The most that `wgmma` reaches with both operands in shared memory, on GPUs that have it.
+  package func warpgroupTeraflops(iterations: Int = 9) throws(AttentionError) -> Double {
+    let (kernel, blocks, turns) = (
+      HopperProbeKernel.products(columns: 128, isFromRegisters: false), gpu.device.multiprocessors, 8000
+    )
+    let seconds = try gpu.reporting { () throws(CUDAError) in
+      let library = try gpu.compile(Self.built { () throws(KernelError) in try kernel.kernel() })
+      try library.allow(dynamicSharedByteCount: kernel.sharedByteCount, on: gpu.device)
+      return try time(iterations: iterations) { () throws(CUDAError) in
+        try gpu.context.use { () throws(CUDAError) in
+          try library.launch(
+            LaunchShape(blocks: blocks, threads: kernel.threads, sharedByteCount: kernel.sharedByteCount),
+            arguments: [.pointer(word.address), .u32(UInt32(turns))], in: gpu.stream.handle)
+        }
+      }
+    }
+    return kernel.workATurn * Double(blocks * turns) / seconds.sorted()[iterations / 2] / 1e12
+  }
+
   /// Seconds of a kernel that does nothing, in a graph: what any call costs that is timed like this.
   package func emptyKernelSeconds(iterations: Int = 21) throws(AttentionError) -> Double {
     let graph = try GPUGraph(on: gpu) { (stream) throws(AttentionError) in

@@ -1,3 +1,4 @@
+internal import AttentionKernels
 package import AttentionVerification
 package import FlashAttention
 
@@ -82,7 +83,15 @@ package final class GPUBench {
   private let gpu: GPU
   private let probe: GPUProbe
   private let readGigabytesPerSecond: Double
-  private var peaks: [ScalarType: Double] = [:]
+  private var peaks: [Unit: Double] = [:]
+
+  /// What makes the products of a plan.
+  private struct Unit: Hashable, Comparable {
+    let instruction: String
+    let type: ScalarType
+    var name: String { "\(instruction) on \(type)" }
+    static func < (a: Unit, b: Unit) -> Bool { a.name < b.name }
+  }
 
   package init(_ gpu: GPU) throws {
     self.gpu = gpu
@@ -92,8 +101,7 @@ package final class GPUBench {
 
   /// What the probes measured.
   package var limits: String {
-    let products = peaks.sorted { $0.key.rawValue < $1.key.rawValue }
-      .map { "\(fixed($0.value / 1e3, 0)) TFLOPS of mma.sync on \($0.key)" }
+    let products = peaks.sorted { $0.key < $1.key }.map { "\(fixed($0.value / 1e3, 0)) TFLOPS of \($0.key.name)" }
     return (products + ["\(fixed(readGigabytesPerSecond, 0)) GB/s of reading"]).joined(separator: ", ")
   }
 
@@ -104,8 +112,11 @@ package final class GPUBench {
     _ plan: AttentionPlan, _ inputs: ProblemInputs, iterations: Int, hostCalls: Int = 0, repeats: Int = 0
   ) throws -> Measurement {
     let problem = plan.problem
-    let peak = try peaks[problem.scalarType] ?? 1e3 * probe.matrixTeraflops(problem.scalarType)
-    peaks[problem.scalarType] = peak
+    let isHoppers = plan.kernelPlan?.family == HopperForwardFamily.name
+    let unit = Unit(instruction: isHoppers ? "wgmma" : "mma.sync", type: problem.scalarType)
+    let peak =
+      try peaks[unit] ?? 1e3 * (isHoppers ? probe.warpgroupTeraflops() : probe.matrixTeraflops(problem.scalarType))
+    peaks[unit] = peak
     let prepareSeconds = try elapsedSeconds { try plan.prepare() }
     let tensors = try DeviceTensors(problem, inputs, on: gpu)
     let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try tensors.launch(plan) }

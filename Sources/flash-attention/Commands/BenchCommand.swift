@@ -23,7 +23,7 @@ struct BenchAttentionCommand: ParsableCommand {
       Without a shape, measures a grid of prefill and decode. GFLOPS count 2 (D + Dv) for each pair of a query and a \
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
       the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation; \
-      on a GPU, products on tensor cores (mma.sync), and reading 2 GB. There, each run is timed by events after the L2 \
+      on a GPU, products on tensor cores (mma.sync, or wgmma where the plan's kernels use it), and reading 2 GB. There, each run is timed by events after the L2 \
       cache was filled with something else; `host` is what putting a launch into a stream costs the processor. \
       \(DefaultType.ofBenchmarks)
       """)
