@@ -45,6 +45,12 @@ struct VerifyCommand: ParsableCommand {
   @Flag(help: "On a GPU, draw the tilings too: every rung of the ladder, every layout, store and accumulator.")
   var variants = false
 
+  @Option(
+    help:
+      "On a GPU, the kernels of this family for the problems that they take: forward, decode or hopper; for others the plan's."
+  )
+  var family: String?
+
   @Flag(
     help: "Draw problems over caches instead: lengths, pages, places and paddings; everything around the keys is NaN.")
   var cache = false
@@ -70,6 +76,15 @@ struct VerifyCommand: ParsableCommand {
     }
     if variants && tiling.tiling != nil {
       throw ValidationError("--variants draws tilings, and --tiling gives one; leave out one of them.")
+    }
+    if let family {
+      guard KernelFamilies.all.contains(where: { $0.name == family }) else {
+        throw ValidationError(
+          "--family is \(family); it must be one of \(KernelFamilies.all.map { $0.name }.joined(separator: ", ")).")
+      }
+      if cache || concurrent || variants || device == .cpu {
+        throw ValidationError("--family goes with --device gpu, and not with --cache, --concurrent or --variants.")
+      }
     }
     if emulate && device == .cpu { throw ValidationError("--emulate belongs to --device gpu; the CPU runs no PTX.") }
     if kernels < 1 { throw ValidationError("--kernels is \(kernels); it must be at least 1.") }
@@ -137,7 +152,11 @@ struct VerifyCommand: ParsableCommand {
         outcomes.withLock { $0[index] = outcome }
       }
       progress.withLock { $0.clear() }
-      print("\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling))")
+      let families = Dictionary(grouping: plans) { $0.kernelPlan?.family ?? "" }
+        .map { "\($0.value.count) problems by the \($0.key) kernels" }.sorted()
+      print(
+        "\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling)); "
+          + families.joined(separator: ", "))
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
     }
   }
@@ -247,6 +266,12 @@ struct VerifyCommand: ParsableCommand {
 
   /// The tiling of a case, where it is not the plan's own.
   private func options(for test: VerificationCase, on gpu: GPULimits) throws(AttentionError) -> KernelOptions {
+    if let family {
+      var own = try tiling.options
+      own.family = family
+      if (try? KernelPlan(test.problem, on: gpu, options: own)) != nil { return own }
+      return KernelOptions()
+    }
     guard variants else { return try tiling.options }
     let own = try test.drawTiling(on: gpu).changes
     return KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges(own))
@@ -327,7 +352,7 @@ struct VerifyCommand: ParsableCommand {
   private func command(for test: VerificationCase) -> String {
     test.command(device: .gpu(device.ordinal ?? 0)) + (emulate ? " --emulate" : "")
       + (tiling.tiling.map { " --tiling \($0)" } ?? "")
-      + (variants ? " --variants" : "")
+      + (variants ? " --variants" : "") + (family.map { " --family \($0)" } ?? "")
   }
 
   private func describe(_ test: VerificationCase) {
