@@ -30,7 +30,7 @@ public struct TilingChanges: Hashable, Sendable, CustomStringConvertible {
 
 /// What an experiment asks of a plan's kernels; the plan is free in what is nil.
 public struct KernelOptions: Hashable, Sendable {
-  /// Only the kernels of this family: `forward` or `decode`.
+  /// Only the kernels of this family: `forward`, `decode` or `hopper`.
   public var family: String?
   /// Changes of the tiling that suits.
   public var tiling: TilingChanges?

@@ -149,7 +149,7 @@ package struct HopperProbe {
     let map = TensorMap(
       .bf16, address: boxes.address, extents: [128, 16, 8192, 4], strides: [256, 4096, 1 << 25], box: [64, 1, 128, 1],
       swizzle: .bytes128)
-    let library = KeptLibrary(try gpu.reporting { () throws(CUDAError) in try gpu.compile(try Self.emptyKernel()) })
+    let library = KeptLibrary(try gpu.reporting { () throws(CUDAError) in try gpu.compile(try Self.anyKernel()) })
     let encoding = try gpu.reporting { () throws(CUDAError) in
       try gpu.context.use { () throws(CUDAError) in
         var failure: CUDAError?
@@ -171,7 +171,8 @@ package struct HopperProbe {
     return lines
   }
 
-  private static func emptyKernel() throws(CUDAError) -> Kernel {
+  /// One by whose library maps are encoded, whichever it is.
+  private static func anyKernel() throws(CUDAError) -> Kernel {
     do throws(KernelError) { return try HopperProbeKernel.chain.kernel() } catch {
       throw .rejectedPTX(kernel: "a probe", log: "\(error)")
     }

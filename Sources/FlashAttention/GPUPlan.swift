@@ -149,7 +149,10 @@ final class GPUPlan: Sendable {
 extension GPUPlan: CustomStringConvertible {
   var description: String {
     guard let kernel, let resources else { return "\(plan)" }
-    return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget)
+    let strides =
+      plan.launches.attention.arguments.offsets.isEmpty
+      ? "" : "\ncalls with strides below zero or beyond 2^40 bytes run by the \(ForwardFamily.name) kernels instead"
+    return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget) + strides
   }
 }
 

@@ -4,6 +4,7 @@ internal import AttentionBenchmarks
 internal import ExampleKernels
 internal import FlashAttention
 internal import GPURuntime
+internal import PTX
 
 struct BenchGEMMCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -39,7 +40,7 @@ struct BenchGEMMCommand: ParsableCommand {
       try gpu.requireHopper("these products")
       let bench = try GEMMBench(rows: rows, columns: columns, depth: depth, type: dtype, on: gpu)
       var lines = [["kernel", "TFLOPS", "by the driver"]]
-      for kernel in HopperGEMMKernel.shipped where "\(kernel.inputs)" == "\(dtype)" {
+      for kernel in HopperGEMMKernel.shipped where kernel.inputs == (dtype == .f16 ? .f16 : .bf16) {
         let measured = try bench.teraflops(kernel, iterations: iterations)
         lines.append(["\(kernel)", fixed(median(measured.each), 0), measured.compiled])
       }
