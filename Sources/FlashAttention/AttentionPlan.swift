@@ -117,7 +117,8 @@ public struct AttentionPlan: Sendable {
   ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; nil where
   ///     these are 0.
   ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then
-  ///     need not be zero (`GPU.counters`); nil where they are the workspace's first.
+  ///     need not be zero (`GPU.counters`); nil where they are the workspace's first, or, without a workspace, where the
+  ///     library shall take its own: those of the calling thread and the stream, or of the graph that is being captured.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU,
   ///   or the driver refuses the launch. Faults of kernels show when the stream is synchronized.

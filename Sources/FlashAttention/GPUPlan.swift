@@ -69,7 +69,10 @@ final class GPUPlan: Sendable {
     if let counters, counters % 4 != 0 {
       throw .alignment(tensor: "the counters", what: "address", bytes: Int(truncatingIfNeeded: counters), multiple: 4)
     }
-    let call = KernelCall(tensors, workspace: workspace ?? 0, counters: counters)
+    var call = KernelCall(tensors, workspace: workspace ?? 0, counters: counters)
+    if counters == nil && plan.launches.hasOwnCounters {
+      call.counters = try gpu.counters(byteCount: plan.launches.counterByteCount, stream: stream)
+    }
     if plan.launches.attention.arguments.tensorMaps(call).contains(where: { $0.map.obstacle != nil }) {
       return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
     }

@@ -1,5 +1,5 @@
 public import Attention
-internal import CUDADriver
+package import CUDADriver
 internal import Synchronization
 
 #if canImport(Glibc)
@@ -26,12 +26,12 @@ final class CallCounters: Sendable {
   private let memories = Mutex<[Owner: [GPUBuffer]]>([:])
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
-  func address(byteCount: Int, on gpu: GPU, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
+  func address(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
     let driver = gpu.device.driver
     let capture = try gpu.reporting { () throws(CUDAError) in
-      try gpu.context.use { () throws(CUDAError) in try driver.capture(in: StreamHandle(stream)) }
+      try gpu.context.use { () throws(CUDAError) in try driver.capture(in: stream) }
     }
-    let number = UInt(bitPattern: stream)
+    let number = UInt(bitPattern: stream.pointer)
     let owner = capture.map { Owner.capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
     if let known = memories.withLock({ $0[owner]?.last }), known.byteCount >= byteCount { return known.address }
     let memory = try gpu.zeroedBuffer(byteCount: max(byteCount, 1024))
@@ -50,6 +50,11 @@ extension GPU {
   /// - Parameter stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.
   public func counters(byteCount: Int, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
+    try counters(byteCount: byteCount, stream: StreamHandle(stream))
+  }
+
+  /// The same for any stream.
+  package func counters(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
     try callCounters.address(byteCount: byteCount, on: self, stream: stream)
   }
 

@@ -16,6 +16,8 @@ struct EmulatedAttention {
   var plan: KernelPlan
   /// Whether the kernel is given a place for the log-sum-exp.
   var wantsLogSumExp = true
+  /// Whether a kernel that hands out its work by a counter is given one.
+  var givesCounters = true
   /// One NaN in query 0 of every head.
   var hasNaNInFirstQuery = false
 
@@ -68,7 +70,7 @@ struct EmulatedAttention {
   struct Outcome {
     let counters: Counters
     let output, logSumExp: Comparison
-    /// Every element of the output was written, and nothing between them.
+    /// Every element of the output was written, and nothing between them; counters are zero again.
     let isConfined: Bool
     var passes: Bool { output.passes && logSumExp.passes && isConfined }
   }
@@ -109,7 +111,10 @@ struct EmulatedAttention {
     let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     let tensors = AttentionTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil)
-    let counters = try plan.launches.emulate(KernelCall(tensors), memory: memory, schedule: schedule) { _ in program }
+    let own = givesCounters && plan.launches.hasOwnCounters
+    let draws = own ? memory.allocate("counters", [UInt8](repeating: 0, count: 4), access: .readWrite) : nil
+    let counters = try plan.launches.emulate(
+      KernelCall(tensors, counters: draws), memory: memory, schedule: schedule) { _ in program }
 
     func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
       try! Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }
@@ -135,6 +140,7 @@ struct EmulatedAttention {
       }
     }
     var (values, isConfined) = ([Double](), true)
+    if let draws { isConfined = memory.read(UInt32.self, count: 1, from: draws) == [0] }
     for b in 0..<problem.batch {
       for h in 0..<problem.queryHeads {
         for n in 0..<problem.queries + tail {

@@ -28,13 +28,17 @@ package struct LaunchSequence: Sendable {
     }
   }
 
+  /// Whether there are counters but no workspace: a caller need not know of them.
+  package var hasOwnCounters: Bool { workspaceByteCount == 0 && counterByteCount > 0 }
+
   /// In their order.
   package let launches: [Launch]
   /// Which of them computes the attention.
   package let main: Int
   /// Bytes that a call works in; 0 where it needs none.
   package let workspaceByteCount: Int
-  /// Bytes of the counters at the workspace's start, which are zero between calls; 0 where there are none.
+  /// Bytes of the counters, which are zero between calls; 0 where there are none. They are at the workspace's start, or
+  /// apart from it.
   package let counterByteCount: Int
   /// Whether the counters are where those of other such calls are, so that one workspace serves all of them.
   package let sharesWorkspaces: Bool

@@ -8,60 +8,17 @@ struct HopperForwardBody {
   let tiling: HopperForwardTiling
   let parameters: HopperForwardParameters
   private let shared: Register<U32>
-  private let batch, head, keyValueHead, firstRow: Register<U32>
 
   init(_ k: KernelBuilder, _ s: HopperForwardSpecialization) {
     (self.k, self.s, tiling, parameters) = (k, s, s.tiling, HopperForwardParameters(ParameterList(k)))
     shared = k.dynamicShared(alignment: 1024)
-    let p = parameters
-    let block = k.special(.blockX)
-    let (place, row): (Register<U32>, Register<U32>)
-    if s.mask.limitsEnd {
-      k.comment("block: some heads together, whose keys L2 holds; of these the rows that see the most keys come first")
-      let section = p.blocksPerHead * Self.headsOfSection
-      let firstHead = (block / section) * Self.headsOfSection
-      let heads = k.minimum(p.allHeads - firstHead, k.constant(Self.headsOfSection, U32.self))
-      let own = block % section
-      (place, row) = (firstHead + own % heads, p.blocksPerHead - 1 - own / heads)
-    } else {
-      k.comment("block: all rows of a head, head by head")
-      (place, row) = (block / p.blocksPerHead, block % p.blocksPerHead)
-    }
-    batch = (place / p.queryHeads).named("batch")
-    head = (place - batch * p.queryHeads).named("head")
-    keyValueHead = s.isGrouped ? (head / p.groupSize).named("key_value_head") : head
-    firstRow = (row * tiling.rows).named("first_row")
   }
-
-  private static let headsOfSection = 8
-
-  /// The transaction barriers, as one side sees them: Q once, K and V in rings.
-  private struct Rings {
-    let queries, fullKeys, emptyKeys, fullValues, emptyValues: BarrierRing
-
-    init(_ k: KernelBuilder, stages: Int, at address: Register<U32>) {
-      func ring(_ number: Int, _ side: BarrierRing.Side) -> BarrierRing {
-        BarrierRing(k, stages: stages, at: address + (1 + number * stages) * BarrierRing.byteCount, as: side)
-      }
-      queries = BarrierRing(k, stages: 1, at: address, as: .consumer)
-      (fullKeys, emptyKeys) = (ring(0, .consumer), ring(1, .producer))
-      (fullValues, emptyValues) = (ring(2, .consumer), ring(3, .producer))
-    }
-  }
-
-  private var rings: Rings { Rings(k, stages: tiling.stages, at: shared + s.barriersOffset) }
 
   func emit() {
     k.if(k.special(.threadX) .== 0) {
       let barriers = shared + s.barriersOffset
-      // Of Q; of K full and empty, of V full and empty. A stage is given back by a lane of each warp.
-      let arrivals =
-        [1]
-        + [1, 4 * tiling.groups, 1, 4 * tiling.groups].flatMap {
-          [Int](repeating: $0, count: tiling.stages)
-        }
-      for (number, count) in arrivals.enumerated() {
-        k.initialize(transactionBarrier: barriers, offset: number * BarrierRing.byteCount, arrivals: count)
+      for (number, arrivals) in Rings.arrivals(tiling).enumerated() {
+        k.initialize(transactionBarrier: barriers, offset: number * BarrierRing.byteCount, arrivals: arrivals)
       }
       k.barrierInitializationFence()
     }
@@ -75,6 +32,63 @@ struct HopperForwardBody {
     ])
   }
 
+  // MARK: - What both roles know
+
+  /// The transaction barriers, as one side sees them: Q of one item, K and V in rings.
+  private struct Rings {
+    let fullQueries, emptyQueries, fullKeys, emptyKeys, fullValues, emptyValues: BarrierRing
+
+    init(_ k: KernelBuilder, stages: Int, at address: Register<U32>) {
+      func ring(_ number: Int, _ side: BarrierRing.Side, _ stages: Int) -> BarrierRing {
+        BarrierRing(k, stages: stages, at: address + number * BarrierRing.byteCount, as: side)
+      }
+      (fullQueries, emptyQueries) = (ring(0, .consumer, 1), ring(1, .producer, 1))
+      (fullKeys, emptyKeys) = (ring(2, .consumer, stages), ring(2 + stages, .producer, stages))
+      (fullValues, emptyValues) = (ring(2 + 2 * stages, .consumer, stages), ring(2 + 3 * stages, .producer, stages))
+    }
+
+    /// What each barrier counts in a phase, in the order of their addresses: the producer fills, a lane of each warp that
+    /// multiplies gives back.
+    static func arrivals(_ tiling: HopperForwardTiling) -> [Int] {
+      [1, tiling.stages, tiling.stages].flatMap {
+        [Int](repeating: 1, count: $0) + [Int](repeating: 4 * tiling.groups, count: $0)
+      }
+    }
+  }
+
+  private var rings: Rings { Rings(k, stages: tiling.stages, at: shared + s.barriersOffset) }
+
+  /// Where the producer says which item Q is of.
+  private var itemPlace: Register<U32> { shared + s.itemOffset }
+
+  /// Some query rows of a head.
+  private struct Item {
+    let batch, head, keyValueHead, firstRow: Register<U32>
+  }
+
+  private static let headsOfSection = 8
+
+  private func item(_ number: Register<U32>) -> Item {
+    let p = parameters
+    let (place, row): (Register<U32>, Register<U32>)
+    if s.mask.limitsEnd {
+      k.comment("item: some heads together, whose keys L2 holds; of these the rows that see the most keys come first")
+      let section = p.itemsPerHead * Self.headsOfSection
+      let firstHead = (number / section) * Self.headsOfSection
+      let heads = k.minimum(p.allHeads - firstHead, k.constant(Self.headsOfSection, U32.self))
+      let own = number % section
+      (place, row) = (firstHead + own % heads, p.itemsPerHead - 1 - own / heads)
+    } else {
+      k.comment("item: all rows of a head, head by head")
+      (place, row) = (number / p.itemsPerHead, number % p.itemsPerHead)
+    }
+    let batch = (place / p.queryHeads).named("batch")
+    let head = (place - batch * p.queryHeads).named("head")
+    return Item(
+      batch: batch, head: head, keyValueHead: s.isGrouped ? (head / p.groupSize).named("key_value_head") : head,
+      firstRow: (row * tiling.rows).named("first_row"))
+  }
+
   /// What rows from `first` on see.
   private func mask(first: Register<U32>, rows: Int, ownRows: [Register<U32>]) -> (ScoreMask, PackedQueries) {
     let p = parameters
@@ -86,15 +100,53 @@ struct HopperForwardBody {
     )
   }
 
-  /// The tiles of keys that some row of the block sees.
-  private var tiles: (first: Register<S32>, end: Register<S32>) {
-    mask(first: firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
+  /// The tiles of keys that some row of an item sees.
+  private func tiles(of item: Item) -> (first: Register<S32>, end: Register<S32>) {
+    mask(first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
   }
 
   // MARK: - The producer
 
   private func produce() {
-    let (tiles, rings, p) = (tiles, rings, parameters)
+    let (rings, p) = (rings, parameters)
+    for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) }
+    let number = k.variable(k.special(.blockX)).named("item")
+    k.loop {
+      let isThere = number .< p.items
+      rings.emptyQueries.wait()
+      k.store(number, shared: itemPlace)
+      k.if(isThere) {
+        let item = item(number)
+        bring(item, rings)
+        k.set(number, to: next(after: number))
+      } else: {
+        rings.fullQueries.arrive()
+      }
+      rings.fullQueries.advance()
+      rings.emptyQueries.advance()
+      return isThere
+    }
+  }
+
+  /// The item behind one: drawn by whoever comes first where the call has a counter, which its last draw leaves zero; every
+  /// so many as there are blocks where it has none.
+  private func next(after number: Register<U32>) -> Register<U32> {
+    let p = parameters
+    let next = k.variable(number + k.special(.blocksX)).named("next_item")
+    k.if(p.counter .!= 0) {
+      let draw = k.atomic(.add, global: p.counter, k.constant(1, U32.self))
+      k.set(next, to: draw + k.special(.blocksX))
+      // Each item is drawn but the first of each block, and by each block one that is none.
+      k.if(draw .== p.items - 1) {
+        k.store(k.constant(0, U32.self), global: p.counter, ordering: .relaxed)
+      }
+    }
+    return next
+  }
+
+  /// Asks for Q of an item, and for K and V of all its tiles.
+  private func bring(_ item: Item, _ rings: Rings) {
+    let p = parameters
     func copy(
       _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, head: Register<U32>, row: Register<S32>,
       _ barrier: Register<U32>
@@ -104,29 +156,28 @@ struct HopperForwardBody {
           map,
           [
             k.constant(slab * tile.slabColumns, S32.self), head.reinterpreted(as: S32.self), row,
-            batch.reinterpreted(as: S32.self),
+            item.batch.reinterpreted(as: S32.self),
           ], to: place + slab * tile.slabByteCount, barrier: barrier)
       }
     }
-    for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) }
-    k.if(tiles.first .< tiles.end) {
-      rings.queries.arrive(expecting: s.queryTile.byteCount)
-      copy(
-        p.queryMap, s.queryTile, to: shared, head: head, row: firstRow.reinterpreted(as: S32.self),
-        rings.queries.current)
-      k.loop(from: tiles.first, to: tiles.end) { tile in
-        let row = tile * tiling.tileKeys
-        for (map, tile, offset, full, empty) in [
-          (p.keyMap, s.keyTile, s.keysOffset, rings.fullKeys, rings.emptyKeys),
-          (p.valueMap, s.valueTile, s.valuesOffset, rings.fullValues, rings.emptyValues),
-        ] {
-          empty.wait()
-          full.arrive(expecting: tile.byteCount)
-          copy(
-            map, tile, to: shared + (full.stage * tile.byteCount + offset), head: keyValueHead, row: row, full.current)
-          full.advance()
-          empty.advance()
-        }
+    rings.fullQueries.arrive(expecting: s.queryTile.byteCount)
+    copy(
+      p.queryMap, s.queryTile, to: shared, head: item.head, row: item.firstRow.reinterpreted(as: S32.self),
+      rings.fullQueries.current)
+    let tiles = tiles(of: item)
+    k.loop(from: tiles.first, to: tiles.end) { tile in
+      let row = tile * tiling.tileKeys
+      for (map, tile, offset, full, empty) in [
+        (p.keyMap, s.keyTile, s.keysOffset, rings.fullKeys, rings.emptyKeys),
+        (p.valueMap, s.valueTile, s.valuesOffset, rings.fullValues, rings.emptyValues),
+      ] {
+        empty.wait()
+        full.arrive(expecting: tile.byteCount)
+        copy(
+          map, tile, to: shared + (full.stage * tile.byteCount + offset), head: item.keyValueHead, row: row,
+          full.current)
+        full.advance()
+        empty.advance()
       }
     }
   }
@@ -134,17 +185,33 @@ struct HopperForwardBody {
   // MARK: - The consumers
 
   private func consume(group: Register<U32>) {
+    let rings = rings
+    k.loop {
+      rings.fullQueries.wait()
+      // The same in all lanes, and known to be.
+      let number = k.shuffle(k.load(U32.self, shared: itemPlace), lane: k.constant(0, U32.self)).named("item")
+      // All have read it before a lane gives it back.
+      k.warpBarrier()
+      let isThere = number .< parameters.items
+      k.if(isThere) { consume(item(number), group, rings) }
+      return isThere
+    }
+  }
+
+  private func consume(_ item: Item, _ group: Register<U32>, _ rings: Rings) {
     let (thread, lane) = (k.special(.threadX), k.special(.lane))
-    let ownFirst = firstRow + group * 64
+    let ownFirst = item.firstRow + group * 64
     let warpRow = ((thread / 32) % 4) * 16
     let ownRows = [0, 8].map { ownFirst + warpRow + lane / 4 + $0 }
     let (mask, rows) = mask(first: ownFirst, rows: 64, ownRows: ownRows)
-    let tiles = tiles
+    let tiles = tiles(of: item)
     let softmax = OnlineSoftmax(
       k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
     k.if(tiles.first .< tiles.end) {
-      attend(group, tiles, mask, softmax, output)
+      attend(group, tiles, rings, mask, softmax, output)
+    } else: {
+      giveBack(rings.fullQueries, rings.emptyQueries)
     }
     let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
     let epilogue = Epilogue(
@@ -152,23 +219,28 @@ struct HopperForwardBody {
       lane: lane, rows: rows)
     epilogue.store(
       logSumExps: logSumExps, ownRows: ownRows,
-      to: parameters.logSumExpBase + k.wide(batch) * parameters.logSumExpBatchStride
-        + k.wide(head) * parameters.logSumExpHeadStride, headStride: parameters.logSumExpHeadStride,
+      to: parameters.logSumExpBase + k.wide(item.batch) * parameters.logSumExpBatchStride
+        + k.wide(item.head) * parameters.logSumExpHeadStride, headStride: parameters.logSumExpHeadStride,
       if: parameters.logSumExpBase .!= 0, groupSize: 1)
     epilogue.store(
       output,
-      to: parameters.outputBase + k.wide(batch) * parameters.outputStrides.batch
-        + k.wide(head) * parameters.outputStrides.head, parameters.outputStrides, .byShuffles)
+      to: parameters.outputBase + k.wide(item.batch) * parameters.outputStrides.batch
+        + k.wide(item.head) * parameters.outputStrides.head, parameters.outputStrides, .byShuffles)
+  }
+
+  /// Gives a stage back, by a lane of each warp.
+  private func giveBack(_ full: BarrierRing, _ empty: BarrierRing) {
+    k.if(k.special(.lane) .== 0) { empty.arrive() }
+    full.advance()
+    empty.advance()
   }
 
   private func attend(
-    _ group: Register<U32>, _ tiles: (first: Register<S32>, end: Register<S32>), _ mask: ScoreMask,
+    _ group: Register<U32>, _ tiles: (first: Register<S32>, end: Register<S32>), _ rings: Rings, _ mask: ScoreMask,
     _ softmax: OnlineSoftmax, _ output: Accumulators
   ) {
-    let rings = rings
     let scores = Accumulators(k, rowTiles: 1, columns: tiling.tileKeys, named: "s")
     let queries = k.descriptor(s.queryTile, at: shared + group * (64 * 128))
-    let isLeader = k.special(.lane) .== 0
     let inputs: WarpgroupMatrix.Inputs = s.inputs == .f16 ? .f16 : .bf16
 
     func startScores() {
@@ -184,11 +256,6 @@ struct HopperForwardBody {
       for (step, own) in weights.enumerated() {
         k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
       }
-    }
-    func giveBack(_ full: BarrierRing, _ empty: BarrierRing) {
-      k.if(isLeader) { empty.arrive() }
-      full.advance()
-      empty.advance()
     }
     func update(tile: Register<S32>) {
       if s.hasSoftcap {
@@ -209,7 +276,6 @@ struct HopperForwardBody {
     }
 
     k.comment("the first tile's scores")
-    rings.queries.wait()
     rings.fullKeys.wait()
     k.warpgroupFence()
     startScores()
@@ -231,12 +297,14 @@ struct HopperForwardBody {
       giveBack(rings.fullKeys, rings.emptyKeys)
       update(tile: tile)
     }
-    k.comment("the last tile's share of O")
+    k.comment("the last tile's share of O, while Q of the next item comes")
+    giveBack(rings.fullQueries, rings.emptyQueries)
     let last = weights()
     rings.fullValues.wait()
     k.warpgroupFence()
     startOutput(last)
     k.commitProducts()
     k.waitForProducts()
+    giveBack(rings.fullValues, rings.emptyValues)
   }
 }

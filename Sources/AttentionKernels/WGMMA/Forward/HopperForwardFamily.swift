@@ -40,16 +40,16 @@ package enum HopperForwardFamily: KernelFamily {
   ) throws(AttentionError) -> LaunchSequence {
     let specialization = HopperForwardSpecialization(problem, tiling)
     let launch = HopperForwardLaunch(problem: problem, tiling: tiling)
-    guard launch.blocks <= Int32.max else {
+    guard launch.items <= Int32.max else {
       throw .lengthOnDevice(
-        tensor: "batch x heads x query tiles", length: launch.blocks, device: "GPU", limit: Int(Int32.max))
+        tensor: "batch x heads x query tiles", length: launch.items, device: "GPU", limit: Int(Int32.max))
     }
     return LaunchSequence([
       LaunchSequence.Launch(
-        HopperForwardKernel(specialization), blocks: launch.blocks, threads: tiling.threads,
+        HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
         sharedByteCount: specialization.sharedByteCount,
         arguments: ArgumentTemplate(HopperForwardParameters.all, for: launch))
-    ])
+    ], counterByteCount: tiling.isPersistent && launch.items > launch.blocks(on: gpu) ? 4 : 0)
   }
 
   // MARK: - Cost
@@ -68,7 +68,7 @@ package enum HopperForwardFamily: KernelFamily {
   package static func cost(
     of tiling: HopperForwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
-    let blocks = Double(HopperForwardLaunch(problem: problem, tiling: tiling).blocks)
+    let blocks = Double(HopperForwardLaunch(problem: problem, tiling: tiling).items)
     // One block a multiprocessor: the last wave is as long as the others.
     let waves = (blocks / Double(max(gpu.multiprocessors, 1))).rounded(.up)
     let seen = ForwardFamily.seenKeys(problem, on: gpu)

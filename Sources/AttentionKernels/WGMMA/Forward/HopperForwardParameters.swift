@@ -10,8 +10,10 @@ struct HopperForwardParameters {
   let logSumExpBase: Register<U64>
   /// Bytes from a batch, and from a head, to the next.
   let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
-  /// N_q, H_q, query heads of a key/value head, heads of all batches, blocks of one head.
-  let queries, queryHeads, groupSize, allHeads, blocksPerHead: Register<U32>
+  /// Of the draws that items are handed out by, zero between calls; 0 where there is none.
+  let counter: Register<U64>
+  /// N_q, H_q, query heads of a key/value head, heads of all batches, items of one head and of all.
+  let queries, queryHeads, groupSize, allHeads, itemsPerHead, items: Register<U32>
   let keys: Register<S32>
   /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`, stands on key `i + diagonal`; keys of a chunk.
   let leftOffset, rightOffset, diagonal, chunk: Register<S32>
@@ -34,11 +36,13 @@ struct HopperForwardParameters {
     logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
     logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.problem.logSumExpStrides.batch }
     logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.problem.logSumExpStrides.head }
+    counter = list.pointer("counter", .counters)
     queries = list.number("query_count", U32.self) { $0.problem.queries }
     queryHeads = list.number("query_heads", U32.self) { $0.problem.queryHeads }
     groupSize = list.number("group_size", U32.self) { $0.problem.groupSize }
     allHeads = list.number("all_heads", U32.self) { $0.problem.queryHeads * $0.problem.batch }
-    blocksPerHead = list.number("blocks_per_head", U32.self) { $0.blocksPerHead }
+    itemsPerHead = list.number("items_per_head", U32.self) { $0.itemsPerHead }
+    items = list.number("item_count", U32.self) { $0.items }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
     leftOffset = list.number("left_offset", S32.self) { $0.maskOffsets.left }
     rightOffset = list.number("right_offset", S32.self) { $0.maskOffsets.right }
@@ -53,7 +57,9 @@ struct HopperForwardLaunch: Sendable {
   let problem: AttentionProblem
   let tiling: HopperForwardTiling
 
-  var blocksPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
-  var blocks: Int { blocksPerHead * problem.queryHeads * problem.batch }
+  /// An item is as many query rows of a head as a block has.
+  var itemsPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
+  var items: Int { itemsPerHead * problem.queryHeads * problem.batch }
+  func blocks(on gpu: GPULimits) -> Int { tiling.isPersistent ? min(items, max(gpu.multiprocessors, 1)) : items }
   var maskOffsets: (left: Int, right: Int) { problem.mask.offsets(queries: problem.queries, keys: problem.keys) }
 }

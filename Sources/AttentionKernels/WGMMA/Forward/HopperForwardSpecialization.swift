@@ -41,8 +41,9 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var keysOffset: Int { queryTile.byteCount }
   var valuesOffset: Int { keysOffset + tiling.stages * keyTile.byteCount }
   var barriersOffset: Int { valuesOffset + tiling.stages * valueTile.byteCount }
-  /// Of Q, of K and V full and empty.
-  var sharedByteCount: Int { barriersOffset + (1 + 4 * tiling.stages) * BarrierRing.byteCount }
+  /// Behind the barriers of Q, K and V, full and empty.
+  var itemOffset: Int { barriersOffset + (2 + 4 * tiling.stages) * BarrierRing.byteCount }
+  var sharedByteCount: Int { itemOffset + 8 }
 
   /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
   func obstacle(on gpu: GPULimits) -> String? {
