@@ -100,7 +100,7 @@ extension AttentionProblem {
 
   /// Pairs of a query and a key that it sees, of one head: but for chunks, without a loop over the queries, who may be
   /// many.
-  var visiblePairs: Double {
+  package var visiblePairs: Double {
     if mask.chunk != nil { return (0..<queries).reduce(0) { $0 + Double(visibleKeys(ofQuery: $1).count) } }
     let (left, right) = mask.offsets(queries: queries, keys: keys)
     let (starts, ends) = (sumOfClamped(from: Double(left)), sumOfClamped(from: Double(right) + 1))

@@ -11,6 +11,7 @@ final class GPUPlan: Sendable {
   let gpu: GPU
   private let ready = Mutex<[ReadyLaunch]?>(nil)
   private let other = Mutex<GPUPlan?>(nil)
+  private let maps = Mutex(EncodedMaps())
 
   /// A launch, but for what only a call knows.
   struct ReadyLaunch: Sendable {
@@ -73,7 +74,12 @@ final class GPUPlan: Sendable {
     if counters == nil && plan.launches.hasOwnCounters {
       call.counters = try gpu.counters(byteCount: plan.launches.counterByteCount, stream: stream)
     }
-    if plan.launches.attention.arguments.tensorMaps(call).contains(where: { $0.map.obstacle != nil }) {
+    // Of the launch that computes the attention: no other has maps.
+    let arguments = plan.launches.attention.arguments
+    let mapped = arguments.mappedTensors(call)
+    let known = mapped.isEmpty ? [] : maps.withLock { maps in mapped.map { maps[$0] } }
+    let new = zip(mapped, known).filter { $0.1 == nil }.map { ($0.0, arguments.map(of: $0.0)) }
+    if new.contains(where: { $0.1.obstacle != nil }) {
       return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
     }
     try gpu.reporting { () throws(CUDAError) in
@@ -84,9 +90,16 @@ final class GPUPlan: Sendable {
             byteCount: launch.arguments.byteCount, alignment: 64
           ) { (buffer) throws(CUDAError) in
             launch.arguments.write(call, to: buffer)
-            for (offset, map) in launch.arguments.tensorMaps(call) {
-              try launch.kernel.library.encode(
-                map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[offset..<offset + TensorMap.byteCount]))
+            if !launch.arguments.offsets.isEmpty {
+              for (tensor, bytes) in zip(mapped, known) {
+                if let bytes { buffer.storeBytes(of: bytes, toByteOffset: tensor.offset, as: EncodedMaps.Bytes.self) }
+              }
+              for (tensor, map) in new {
+                let place = tensor.offset..<tensor.offset + TensorMap.byteCount
+                try launch.kernel.library.encode(map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[place]))
+                let bytes = buffer.loadUnaligned(fromByteOffset: tensor.offset, as: EncodedMaps.Bytes.self)
+                maps.withLock { $0.remember(bytes, of: tensor) }
+              }
             }
             try launch.kernel.library.launch(
               launch.shape, arguments: buffer, offsets: launch.arguments.offsets, in: stream)
@@ -146,6 +159,23 @@ final class GPUPlan: Sendable {
     // Those without blocks are never loaded.
     guard let ready = ready.withLock({ $0 }), ready.count > plan.launches.main else { return nil }
     return ready[plan.launches.main].kernel
+  }
+}
+
+/// The maps of a plan's last calls, as the driver made them: callers give the same memory again and again, and each map costs
+/// the host a microsecond.
+private struct EncodedMaps {
+  typealias Bytes = SIMD16<UInt64>
+  private static let limit = 24
+  private var known: [(tensor: ArgumentTemplate.MappedTensor, bytes: Bytes)] = []
+  private var oldest = 0
+
+  subscript(tensor: ArgumentTemplate.MappedTensor) -> Bytes? { known.first { $0.tensor == tensor }?.bytes }
+
+  mutating func remember(_ bytes: Bytes, of tensor: ArgumentTemplate.MappedTensor) {
+    if known.count < Self.limit { return known.append((tensor, bytes)) }
+    known[oldest] = (tensor, bytes)
+    oldest = (oldest + 1) % Self.limit
   }
 }
 

@@ -46,9 +46,9 @@ import Testing
     Clause("one query, one key") { try attention(batch: 2, heads: 8, queries: 1, keys: 1) },
     Clause("no keys") { try attention(queries: 5, keys: 0) },
     Clause("many blocks") { try attention(heads: 2, queries: 300, keys: 130, type: .f16) },
-    Clause("a block for each item") {
+    Clause("two tiles of Q") {
       try attention(
-        heads: 2, queries: 300, keys: 130, HopperForwardTiling(groups: 2, tileKeys: 64, isPersistent: false))
+        heads: 3, queries: 300, keys: 130, mask: .causal, HopperForwardTiling(groups: 2, tileKeys: 64, queryStages: 2))
     },
     Clause("causal") { try attention(batch: 2, heads: 5, queries: 200, keys: 200, mask: .causal) },
     Clause("causal, more keys") { try attention(queries: 130, keys: 300, mask: .causal) },
@@ -77,6 +77,30 @@ import Testing
       try attention(
         queries: 250, keys: 333, mask: .causal, HopperForwardTiling(groups: 3, tileKeys: 112, stages: 3))
     },
+    Clause("softmax while P V runs") {
+      try attention(
+        heads: 2, queries: 150, keys: 333, type: .f16, mask: .causal, scale: 4,
+        HopperForwardTiling(groups: 2, tileKeys: 64, softmax: .maxima))
+    },
+    Clause("without maxima") {
+      try attention(
+        heads: 2, queries: 150, keys: 333, type: .f16, mask: .causal, scale: 4,
+        HopperForwardTiling(groups: 2, tileKeys: 64))
+    },
+    Clause("without maxima, a window") {
+      try attention(
+        queries: 333, keys: 350, mask: .window(left: 64, right: 70), scale: 3,
+        HopperForwardTiling(groups: 2, tileKeys: 64))
+    },
+    Clause("without maxima, softcap, rows without keys") {
+      try attention(
+        queries: 300, keys: 190, dimension: 72, mask: .causal, softcap: 30,
+        HopperForwardTiling(groups: 2, tileKeys: 48, stages: 3))
+    },
+    Clause("without maxima, three groups, D 128") {
+      try attention(
+        queries: 250, keys: 290, dimension: 128, scale: 2, HopperForwardTiling(groups: 3, tileKeys: 80))
+    },
     Clause("tokens before heads, NaN around") {
       try attention(
         batch: 2, heads: 3, queries: 100, keys: 100, mask: .causal, layout: .bnhd, tail: 3, rowGap: 8)
@@ -101,11 +125,50 @@ import Testing
     }
   }
 
+  /// Scores that leave behind what was their maximum: by so many powers of two from tile to tile, in all rows or in one,
+  /// from the second tile on or only in the last, falling and rising again; beyond what f16 and f32 hold.
+  @Test(arguments: [5, 20, 127, 200, 1000, -20, -200] as [Float], [ScalarType.f16, .bf16])
+  func scoresMayOutgrowTheirMaxima(growth: Float, type: ScalarType) throws {
+    let tile = 64
+    func key(_ n: Int) -> Float { Float(n / tile) * growth * 0.6875 }
+    for (name, query, key) in [
+      ("all rows", { _ in 1 }, key),
+      ("one row", { $0 == 77 ? 1 : 0 }, key),
+      ("the last tile", { _ in 1 }, { $0 >= 4 * tile ? key(4 * tile) : 0 }),
+      ("falling and rising", { _ in 1 }, { key([2, 1, 3, 0, 4][$0 / tile] * tile) }),
+      ("some up, some down", { $0 % 2 == 0 ? 1 : -1 }, key),
+      ("one key", { _ in 1 }, { $0 == 150 ? key(tile) : 0 }),
+    ] as [(String, (Int) -> Float, (Int) -> Float)] {
+      for (mask, softcap) in [(AttentionMask.none, nil), (.causal, nil), (.none, 256)] as [(AttentionMask, Double?)] {
+        var attention = try Self.attention(
+          queries: 100, keys: 5 * tile, type: type, mask: mask, scale: 1, softcap: softcap,
+          HopperForwardTiling(groups: 2, tileKeys: tile))
+        attention.firstColumns = (query, key)
+        let outcome = try attention.run()
+        #expect(outcome.passes, "\(name), \(mask), softcap \(softcap ?? 0): \(outcome.output), \(outcome.logSumExp)")
+      }
+    }
+  }
+
+  /// Infinite and NaN scores are as lost, and as confined to their rows, as with maxima.
+  @Test(arguments: [Float.infinity, -.infinity, .nan]) func lostRowsStayAlone(value: Float) throws {
+    for softmax in [HopperForwardTiling.Softmax.maxima, .lazy] {
+      var attention = try Self.attention(
+        queries: 100, keys: 320, mask: .none, HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax))
+      attention.firstColumns = ({ $0 == 70 ? value : 1 }, { $0 < 64 ? 0 : 0.5 })
+      let outcome = try attention.run()
+      #expect(outcome.passes, "\(softmax): \(outcome.output), \(outcome.logSumExp)")
+    }
+  }
+
   /// Every barrier, wait and fence is needed, in some schedule.
-  @Test func everyOrderingIsNeeded() throws {
+  @Test(arguments: HopperForwardTiling.Softmax.allCases) func everyOrderingIsNeeded(
+    softmax: HopperForwardTiling.Softmax
+  ) throws {
     let attention = try Self.attention(
       // The first rows see no key, the last six tiles.
-      queries: 460, keys: 330, mask: .causal, HopperForwardTiling(groups: 2, tileKeys: 64))
+      queries: 460, keys: 330, mask: .causal, scale: 4,
+      HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax, queryStages: 2))
     let kernel = try attention.plan.launches.attention.kernel.kernel()
     let schedules: [Schedule] = [
       .roundRobin, .copiesAtOnce, .copiesLate, .firstAhead, .lastAhead, .random(seed: 1), .random(seed: 2),

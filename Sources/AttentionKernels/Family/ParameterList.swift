@@ -186,15 +186,30 @@ package struct ArgumentTemplate: Sendable {
   /// Where each parameter begins: launches with maps hand the driver a pointer to each. Empty where there are none.
   package var offsets: [Int] { maps.isEmpty ? [] : places.map(\.offset) }
 
-  /// The maps of a call, and where they belong; they begin at multiples of 64 bytes.
-  package func tensorMaps(_ call: borrowing KernelCall) -> [(offset: Int, map: TensorMap)] {
-    if maps.isEmpty { return [] }
-    return call.withTable { table in maps.map { ($0.offset, Self.map($0.map!, table)) } }
+  /// A tensor of a call, with strides in elements, and where among the arguments its map belongs.
+  package struct MappedTensor: Hashable, Sendable {
+    package let offset: Int
+    fileprivate let address: UInt64
+    fileprivate let batch, head, row: Int
   }
 
-  private static func map(_ map: (value: Int, box: TensorBox), _ table: UnsafePointer<UInt64>) -> TensorMap {
-    func stride(_ axis: Int) -> Int { Int(Int64(bitPattern: table[map.value + axis])) }
-    return map.box.map(address: table[map.value], batch: stride(1), head: stride(2), row: stride(3))
+  /// The tensors of a call that have maps, which begin at multiples of 64 bytes.
+  package func mappedTensors(_ call: borrowing KernelCall) -> [MappedTensor] {
+    if maps.isEmpty { return [] }
+    return call.withTable { table in
+      maps.map { place in
+        let first = place.map!.value
+        func stride(_ axis: Int) -> Int { Int(Int64(bitPattern: table[first + axis])) }
+        return MappedTensor(
+          offset: place.offset, address: table[first], batch: stride(1), head: stride(2), row: stride(3))
+      }
+    }
+  }
+
+  /// The map of one of them.
+  package func map(of tensor: MappedTensor) -> TensorMap {
+    let box = maps.first { $0.offset == tensor.offset }!.map!.box
+    return box.map(address: tensor.address, batch: tensor.batch, head: tensor.head, row: tensor.row)
   }
 
   /// Bytes of all parameters.
@@ -223,7 +238,7 @@ package struct ArgumentTemplate: Sendable {
     var bytes = bytes
     if let call { bytes.withUnsafeMutableBytes { write(call, to: $0) } }
     let maps = Dictionary(
-      uniqueKeysWithValues: (call.map { tensorMaps($0) } ?? []).map { ($0.offset, $0.map) })
+      uniqueKeysWithValues: (call.map { mappedTensors($0) } ?? []).map { ($0.offset, map(of: $0)) })
     return bytes.withUnsafeBytes { bytes in
       places.map { place in
         if let map = maps[place.offset] { return .tensorMap(map) }

@@ -32,6 +32,11 @@ struct Accumulators {
     tiles[i / 2][columnTiles].flatMap { $0[i % 2 * 2..<i % 2 * 2 + 2] }
   }
 
+  /// The lane's four elements of 16 columns, of row `half * 8 + g` of a 16-row tile.
+  func ofHalf(_ rowTile: Int, _ chunk: Int, _ half: Int) -> [Register<F32>] {
+    tiles[rowTile][2 * chunk..<2 * chunk + 2].flatMap { $0[2 * half..<2 * half + 2] }
+  }
+
   /// Sets tiles of 8 columns to zero.
   func clear(columnTiles: Range<Int>) {
     for tile in tiles { for element in tile[columnTiles].joined() { k.set(element, to: k.constant(0)) } }

@@ -23,8 +23,14 @@ struct OnlineSoftmax {
   private static let huge: Float = 0x1p20
   /// `-maximum * scale`, 0 where there is no maximum yet.
   private let shifts: [Register<F32>]
+  /// What the output must still be multiplied by where it could not be at once, and whether it must; whether some row of
+  /// the warp has no maximum yet, or a huge one. Both the same in all lanes.
+  private let late: (factors: [Register<F32>], isDue: Register<U32>, isCareful: Register<U32>)?
 
-  init(_ k: KernelBuilder, rows: Int, scale: Register<F32>, sums: Matrix.Accumulator) {
+  /// - Parameter rescalesLate: whether the output is not at hand when maxima grow; `rescaleLate` then makes up for it.
+  init(
+    _ k: KernelBuilder, rows: Int, scale: Register<F32>, sums: Matrix.Accumulator, rescalesLate: Bool = false
+  ) {
     self.k = k
     self.scale = scale
     maxima = (0..<rows).map { k.variable(k.constant(-.infinity)).named("maximum\($0)") }
@@ -35,6 +41,12 @@ struct OnlineSoftmax {
       ? k.constant(0) : k.minimum(k.reciprocal(scale) * Self.growth, k.constant(.greatestFiniteMagnitude))
     growth = k.variable(limit).named("growth")
     shifts = (0..<rows).map { k.variable(k.constant(0)).named("shift\($0)") }
+    late =
+      rescalesLate
+      ? (
+        (0..<rows).map { k.variable(k.constant(1)).named("factor\($0)") },
+        k.variable(k.constant(0, U32.self)).named("is_due"), k.variable(k.constant(1, U32.self)).named("is_careful")
+      ) : nil
   }
 
   /// The largest of the lane's scores of each row, over tiles of 8 columns.
@@ -73,6 +85,49 @@ struct OnlineSoftmax {
     }
   }
 
+  // MARK: - Without maxima
+
+  /// A lane's weights of a tile amount to less: they then round to numbers of f16, and what comes before them counts for
+  /// something. More than weights of a row that has followed its maximum, up to 2^8 each, amount to.
+  private static let largestTileSum: Float = 65520
+
+  /// Scores become weights in their place by the maxima that there are, which nobody compares them with: that the weights
+  /// became too large is seen by their sum (section 7.2 of what is measured in Documentation/GPULog.md). The rows of the
+  /// warp then do it once more, from their scores, with their maxima: as do those that have none or a huge one, and those
+  /// that do not see all of the tile.
+  ///
+  /// - Parameters:
+  ///   - isMasked: whether something is hidden here; the same for all lanes.
+  ///   - hide: hides it.
+  ///   - again: makes the scores once more, as they came.
+  func exponentiateLazily(
+    _ scores: Accumulators, rescaling output: Accumulators, isMasked: Predicate, hide: () -> Void, again: () -> Void
+  ) {
+    func follow() {
+      let largest = largest(of: scores, columnTiles: 0..<scores.columnTiles)
+      self.follow(overLanes(largest), of: scores, rescaling: output)
+    }
+    k.if(isMasked | (late!.isCareful .!= 0)) {
+      k.comment("maxima of the rows, where there are none or the tile has keys that some row does not see")
+      k.if(isMasked, hide)
+      follow()
+    }
+    let ofTile = sums.indices.map { k.variable(k.constant(0)).named("tile_sum\($0)") }
+    exponentiate(scores, addingTo: ofTile)
+    // NaN is not.
+    let areSmall = ofTile.map { $0 .< Self.largestTileSum }
+    k.if(k.vote(.all, areSmall.dropFirst().reduce(areSmall[0]) { $0 & $1 })) {
+    } else: {
+      k.comment("some row has outgrown its maximum: once more, from the scores")
+      again()
+      k.if(isMasked, hide)
+      follow()
+      for sum in ofTile { k.set(sum, to: k.constant(0)) }
+      exponentiate(scores, addingTo: ofTile)
+    }
+    for (sum, own) in zip(sums, ofTile) { k.set(sum, to: sum + own) }
+  }
+
   /// The largest of a row's scores, from those of its four lanes.
   func overLanes(_ largest: [Register<F32>]) -> [Register<F32>] {
     largest.map { k.maximum($0, k.shuffle($0, xor: 1)) }.map { k.maximum($0, k.shuffle($0, xor: 2)) }
@@ -106,7 +161,28 @@ struct OnlineSoftmax {
       k.set(growth, to: k.select(isHuge, k.constant(-.infinity), growth))
       k.set(maxima[row], to: news[row])
       k.set(sums[row], to: sums[row] * factor)
-      for value in output.ofRow(row) { k.set(value, to: value * factor) }
+      if let late {
+        k.set(late.factors[row], to: late.factors[row] * factor)
+      } else {
+        for value in output.ofRow(row) { k.set(value, to: value * factor) }
+      }
+    }
+    if let late {
+      k.set(late.isDue, to: k.constant(1, U32.self))
+      let isRegular = maxima.reduce(growth .!= -.infinity) { $0 & ($1 .!= -.infinity) }
+      k.set(late.isCareful, to: k.select(k.vote(.all, isRegular), 0, 1, U32.self))
+    }
+  }
+
+  /// Multiplies the output by what it could not be multiplied by when a maximum grew.
+  func rescaleLate(_ output: Accumulators) {
+    guard let late else { return }
+    k.if(late.isDue .!= 0) {
+      for row in maxima.indices {
+        for value in output.ofRow(row) { k.set(value, to: value * late.factors[row]) }
+        k.set(late.factors[row], to: k.constant(1))
+      }
+      k.set(late.isDue, to: k.constant(0, U32.self))
     }
   }
 
@@ -118,15 +194,48 @@ struct OnlineSoftmax {
 
   /// The weights of 16 keys as the A operand of a product with V, for each 16-row tile, and their share of the sums.
   func weights(_ scores: Accumulators, chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
+    operands(chunk: chunk, as: inputs) { rowTile, half in
+      let weights = scores.ofHalf(rowTile, chunk, half).map { weight(of: $0, row: 2 * rowTile + half) }
+      add(weights, to: sums[2 * rowTile + half])
+      return weights
+    }
+  }
+
+  /// Scores become weights in their place, with their share of the sums.
+  func exponentiate(_ scores: Accumulators) { exponentiate(scores, addingTo: sums) }
+
+  private func exponentiate(_ scores: Accumulators, addingTo sums: [Register<F32>]) {
+    for chunk in 0..<scores.columnTiles / 2 {
+      for row in maxima.indices {
+        let own = scores.ofHalf(row / 2, chunk, row % 2)
+        for score in own { k.set(score, to: weight(of: score, row: row)) }
+        add(own, to: sums[row])
+      }
+    }
+  }
+
+  /// Weights that stand in their scores' place, as `weights` gives them.
+  func operands(_ weights: Accumulators, chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
+    operands(chunk: chunk, as: inputs) { weights.ofHalf($0, chunk, $1) }
+  }
+
+  private func weight(of score: Register<F32>, row: Int) -> Register<F32> {
+    k.exp2(k.multiplyAdd(score, scale, shifts[row]))
+  }
+
+  private func add(_ weights: [Register<F32>], to sum: Register<F32>) {
+    k.set(sum, to: sum + ((weights[0] + weights[1]) + (weights[2] + weights[3])))
+  }
+
+  private func operands(
+    chunk: Int, as inputs: Matrix.Inputs, _ weights: (_ rowTile: Int, _ half: Int) -> [Register<F32>]
+  ) -> [[Register<U32>]] {
     (0..<maxima.count / 2).map { rowTile in
       var fragments: [Int: Register<U32>] = [:]
       for half in 0..<2 {
-        let row = 2 * rowTile + half
-        let weights = (0..<2).flatMap { scores[rowTile, 2 * chunk + $0][2 * half..<2 * half + 2] }
-          .map { k.exp2(k.multiplyAdd($0, scale, shifts[row])) }
-        k.set(sums[row], to: sums[row] + ((weights[0] + weights[1]) + (weights[2] + weights[3])))
-        fragments[half] = inputs.pack(k, weights[0], weights[1])
-        fragments[half + 2] = inputs.pack(k, weights[2], weights[3])
+        let own = weights(rowTile, half)
+        fragments[half] = inputs.pack(k, own[0], own[1])
+        fragments[half + 2] = inputs.pack(k, own[2], own[3])
       }
       return (0..<4).map { fragments[$0]! }
     }

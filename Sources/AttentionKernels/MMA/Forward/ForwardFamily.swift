@@ -88,9 +88,14 @@ package enum ForwardFamily: KernelFamily {
     let perMultiprocessor = Double(blocks) / Double(max(gpu.multiprocessors, 1))
     let tile = ForwardCost(
       specialization, blocks: max(1, min(tiling.blocksPerMultiprocessor, Int(perMultiprocessor.rounded(.up)))))
-    // The tiles that the busiest multiprocessor works on, one after the other. Masks hide the same part from all
-    // candidates, and keys beyond the length cost as much as others.
-    let tiles = max(perMultiprocessor, 1) * seenKeys(problem, on: gpu) / Double(tiling.tileKeys)
+    // The tiles that the busiest multiprocessor works on, one after the other. Keys beyond the length cost as much as
+    // others, and so do those that only some rows of a block see, at each edge of the mask.
+    let edges = MaskEdges(problem.mask)
+    let parts = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
+    let keys = min(
+      seenKeys(problem, on: gpu) + parts * (64 / Double(problem.groupSize) + Double(tiling.tileKeys) / 2),
+      Double(max(problem.plannedKeys, 1)))
+    let tiles = max(perMultiprocessor, 1) * keys / Double(tiling.tileKeys)
     let rowBytes = (problem.dimension + problem.valueDimension) * problem.cacheType.byteCount
     let bytes = Double(problem.batch) * Double(problem.keyValueHeads) * seenKeys(problem, on: gpu) * Double(rowBytes)
     return tile.cost(tiles: tiles, bytes: bytes, on: gpu)

@@ -34,38 +34,86 @@ struct HopperForwardBody {
 
   // MARK: - What both roles know
 
-  /// The transaction barriers, as one side sees them: Q of one item, K and V in rings.
+  /// The transaction barriers, as one side sees them: of Q, of K and of V, full and empty.
   private struct Rings {
     let fullQueries, emptyQueries, fullKeys, emptyKeys, fullValues, emptyValues: BarrierRing
 
-    init(_ k: KernelBuilder, stages: Int, at address: Register<U32>) {
-      func ring(_ number: Int, _ side: BarrierRing.Side, _ stages: Int) -> BarrierRing {
-        BarrierRing(k, stages: stages, at: address + number * BarrierRing.byteCount, as: side)
+    init(_ k: KernelBuilder, _ tiling: HopperForwardTiling, at address: Register<U32>) {
+      var number = 0
+      func ring(_ stages: Int, _ side: BarrierRing.Side) -> BarrierRing {
+        defer { number += stages }
+        return BarrierRing(k, stages: stages, at: address + number * BarrierRing.byteCount, as: side)
       }
-      (fullQueries, emptyQueries) = (ring(0, .consumer, 1), ring(1, .producer, 1))
-      (fullKeys, emptyKeys) = (ring(2, .consumer, stages), ring(2 + stages, .producer, stages))
-      (fullValues, emptyValues) = (ring(2 + 2 * stages, .consumer, stages), ring(2 + 3 * stages, .producer, stages))
+      func pair(_ stages: Int) -> (full: BarrierRing, empty: BarrierRing) {
+        (ring(stages, .consumer), ring(stages, .producer))
+      }
+      (fullQueries, emptyQueries) = pair(tiling.queryStages)
+      (fullKeys, emptyKeys) = pair(tiling.stages)
+      (fullValues, emptyValues) = pair(tiling.stages)
     }
 
     /// What each barrier counts in a phase, in the order of their addresses: the producer fills, a lane of each warp that
     /// multiplies gives back.
     static func arrivals(_ tiling: HopperForwardTiling) -> [Int] {
-      [1, tiling.stages, tiling.stages].flatMap {
+      [tiling.queryStages, tiling.stages, tiling.stages].flatMap {
         [Int](repeating: 1, count: $0) + [Int](repeating: 4 * tiling.groups, count: $0)
       }
     }
   }
 
-  private var rings: Rings { Rings(k, stages: tiling.stages, at: shared + s.barriersOffset) }
+  private var rings: Rings { Rings(k, tiling, at: shared + s.barriersOffset) }
 
-  /// Where the producer says which item Q is of.
-  private var itemPlace: Register<U32> { shared + s.itemOffset }
-
-  /// Some query rows of a head.
+  /// Some query rows of a head: the work that a block takes at once.
   private struct Item {
-    let batch, head, keyValueHead, firstRow: Register<U32>
+    let batch, head, firstRow: Register<U32>
   }
 
+  /// Tiles of keys.
+  private typealias Tiles = (first: Register<S32>, end: Register<S32>)
+
+  /// What rows from `first` on see.
+  private func mask(first: Register<U32>, rows: Int, ownRows: [Register<U32>]) -> (ScoreMask, PackedQueries) {
+    let p = parameters
+    let queries = PackedQueries(k, groupSize: 1, firstRow: first, queries: p.queries)
+    let keys = VisibleKeys(
+      k, s.mask, keys: p.keys, left: p.leftOffset, right: p.rightOffset, diagonal: p.diagonal, chunk: p.chunk)
+    return (
+      ScoreMask(k, s.mask, keys, rows: queries, ownRows: ownRows, tileRows: rows, lane: k.special(.lane)), queries
+    )
+  }
+
+  /// The tiles of keys that some row of an item sees.
+  private func tiles(of item: Item) -> Tiles {
+    mask(first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
+  }
+
+  // MARK: - The producer
+
+  private func produce() {
+    let (rings, p) = (rings, parameters)
+    for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) }
+    let number = k.variable(k.special(.blockX)).named("item")
+    k.loop {
+      let isThere = number .< p.items
+      rings.emptyQueries.wait()
+      let place = shared + (rings.fullQueries.stage * Self.itemByteCount + s.itemsOffset)
+      k.if(isThere) {
+        let item = item(number)
+        k.store([k.constant(1, U32.self), item.batch, item.head, item.firstRow], shared: place)
+        bring(item, rings)
+        k.set(number, to: next(after: number))
+      } else: {
+        k.store(k.constant(0, U32.self), shared: place)
+        rings.fullQueries.arrive()
+      }
+      rings.fullQueries.advance()
+      rings.emptyQueries.advance()
+      return isThere
+    }
+  }
+
+  /// Bytes that an item is told in: whether there is one, and which.
+  static let itemByteCount = 16
   private static let headsOfSection = 8
 
   private func item(_ number: Register<U32>) -> Item {
@@ -83,49 +131,9 @@ struct HopperForwardBody {
       (place, row) = (number / p.itemsPerHead, number % p.itemsPerHead)
     }
     let batch = (place / p.queryHeads).named("batch")
-    let head = (place - batch * p.queryHeads).named("head")
     return Item(
-      batch: batch, head: head, keyValueHead: s.isGrouped ? (head / p.groupSize).named("key_value_head") : head,
-      firstRow: (row * tiling.rows).named("first_row"))
-  }
-
-  /// What rows from `first` on see.
-  private func mask(first: Register<U32>, rows: Int, ownRows: [Register<U32>]) -> (ScoreMask, PackedQueries) {
-    let p = parameters
-    let queries = PackedQueries(k, groupSize: 1, firstRow: first, queries: p.queries)
-    let keys = VisibleKeys(
-      k, s.mask, keys: p.keys, left: p.leftOffset, right: p.rightOffset, diagonal: p.diagonal, chunk: p.chunk)
-    return (
-      ScoreMask(k, s.mask, keys, rows: queries, ownRows: ownRows, tileRows: rows, lane: k.special(.lane)), queries
+      batch: batch, head: (place - batch * p.queryHeads).named("head"), firstRow: (row * tiling.rows).named("first_row")
     )
-  }
-
-  /// The tiles of keys that some row of an item sees.
-  private func tiles(of item: Item) -> (first: Register<S32>, end: Register<S32>) {
-    mask(first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
-  }
-
-  // MARK: - The producer
-
-  private func produce() {
-    let (rings, p) = (rings, parameters)
-    for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) }
-    let number = k.variable(k.special(.blockX)).named("item")
-    k.loop {
-      let isThere = number .< p.items
-      rings.emptyQueries.wait()
-      k.store(number, shared: itemPlace)
-      k.if(isThere) {
-        let item = item(number)
-        bring(item, rings)
-        k.set(number, to: next(after: number))
-      } else: {
-        rings.fullQueries.arrive()
-      }
-      rings.fullQueries.advance()
-      rings.emptyQueries.advance()
-      return isThere
-    }
   }
 
   /// The item behind one: drawn by whoever comes first where the call has a counter, which its last draw leaves zero; every
@@ -162,8 +170,9 @@ struct HopperForwardBody {
     }
     rings.fullQueries.arrive(expecting: s.queryTile.byteCount)
     copy(
-      p.queryMap, s.queryTile, to: shared, head: item.head, row: item.firstRow.reinterpreted(as: S32.self),
-      rings.fullQueries.current)
+      p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount, head: item.head,
+      row: item.firstRow.reinterpreted(as: S32.self), rings.fullQueries.current)
+    let keyValueHead = s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head
     let tiles = tiles(of: item)
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let row = tile * tiling.tileKeys
@@ -174,8 +183,7 @@ struct HopperForwardBody {
         empty.wait()
         full.arrive(expecting: tile.byteCount)
         copy(
-          map, tile, to: shared + (full.stage * tile.byteCount + offset), head: item.keyValueHead, row: row,
-          full.current)
+          map, tile, to: shared + (full.stage * tile.byteCount + offset), head: keyValueHead, row: row, full.current)
         full.advance()
         empty.advance()
       }
@@ -189,11 +197,13 @@ struct HopperForwardBody {
     k.loop {
       rings.fullQueries.wait()
       // The same in all lanes, and known to be.
-      let number = k.shuffle(k.load(U32.self, shared: itemPlace), lane: k.constant(0, U32.self)).named("item")
+      let words = k.load(
+        U32.self, count: 4, shared: shared + (rings.fullQueries.stage * Self.itemByteCount + s.itemsOffset)
+      ).map { k.shuffle($0, lane: k.constant(0, U32.self)) }
       // All have read it before a lane gives it back.
       k.warpBarrier()
-      let isThere = number .< parameters.items
-      k.if(isThere) { consume(item(number), group, rings) }
+      let isThere = words[0] .!= 0
+      k.if(isThere) { consume(Item(batch: words[1], head: words[2], firstRow: words[3]), group, rings) }
       return isThere
     }
   }
@@ -204,12 +214,13 @@ struct HopperForwardBody {
     let warpRow = ((thread / 32) % 4) * 16
     let ownRows = [0, 8].map { ownFirst + warpRow + lane / 4 + $0 }
     let (mask, rows) = mask(first: ownFirst, rows: 64, ownRows: ownRows)
-    let tiles = tiles(of: item)
     let softmax = OnlineSoftmax(
-      k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32)
+      k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
-    k.if(tiles.first .< tiles.end) {
-      attend(group, tiles, rings, mask, softmax, output)
+    let (all, own) = (tiles(of: item), tiles(ofGroup: mask, rows, of: item))
+    if s.mask.limitsFirst { pass(all.first, own.first, rings) }
+    k.if(own.first .< own.end) {
+      attend(group, own, rings, mask, softmax, output)
     } else: {
       giveBack(rings.fullQueries, rings.emptyQueries)
     }
@@ -226,6 +237,28 @@ struct HopperForwardBody {
       output,
       to: parameters.outputBase + k.wide(item.batch) * parameters.outputStrides.batch
         + k.wide(item.head) * parameters.outputStrides.head, parameters.outputStrides, .byShuffles)
+    pass(own.end, all.end, rings)
+  }
+
+  /// The tiles that a group's own rows see, of those of the item; none where no row of the group exists.
+  private func tiles(ofGroup mask: ScoreMask, _ rows: PackedQueries, of item: Item) -> Tiles {
+    let (all, own) = (tiles(of: item), mask.tiles(of: tiling.tileKeys))
+    let first = s.mask.limitsFirst ? k.minimum(k.maximum(own.first, all.first), all.end) : all.first
+    let end = s.mask.limitsEnd ? k.maximum(k.minimum(own.end, all.end), first) : k.maximum(all.end, first)
+    return (first, k.select(rows.firstRow .< rows.count, end, first))
+  }
+
+  /// Lets tiles pass that only rows of other groups see. (A stage is given back once it is full: earlier, it would count for
+  /// the tile before.)
+  private func pass(_ first: Register<S32>, _ end: Register<S32>, _ rings: Rings) {
+    k.loop(from: first, to: end) { _ in
+      for (full, empty) in [(rings.fullKeys, rings.emptyKeys), (rings.fullValues, rings.emptyValues)] {
+        full.wait()
+        // All lanes have waited before one lets the next phase begin.
+        k.warpBarrier()
+        giveBack(full, empty)
+      }
+    }
   }
 
   /// Gives a stage back, by a lane of each warp.
@@ -236,11 +269,12 @@ struct HopperForwardBody {
   }
 
   private func attend(
-    _ group: Register<U32>, _ tiles: (first: Register<S32>, end: Register<S32>), _ rings: Rings, _ mask: ScoreMask,
-    _ softmax: OnlineSoftmax, _ output: Accumulators
+    _ group: Register<U32>, _ tiles: Tiles, _ rings: Rings, _ mask: ScoreMask, _ softmax: OnlineSoftmax,
+    _ output: Accumulators
   ) {
     let scores = Accumulators(k, rowTiles: 1, columns: tiling.tileKeys, named: "s")
-    let queries = k.descriptor(s.queryTile, at: shared + group * (64 * 128))
+    let queryPlace = shared + rings.fullQueries.stage * s.queryTile.byteCount
+    let queries = k.descriptor(s.queryTile, at: queryPlace + group * (64 * 128))
     let inputs: WarpgroupMatrix.Inputs = s.inputs == .f16 ? .f16 : .bf16
 
     func startScores() {
@@ -257,22 +291,27 @@ struct HopperForwardBody {
         k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
       }
     }
-    func update(tile: Register<S32>) {
+    func cap() {
       if s.hasSoftcap {
         ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale).apply(
           to: scores, columnTiles: 0..<scores.columnTiles, k)
       }
+    }
+    func isMasked(_ tile: Register<S32>) -> Predicate {
+      mask.isNeeded(tileStart: tile * tiling.tileKeys, size: tiling.tileKeys)
+    }
+    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tile * tiling.tileKeys) }
+    /// The maxima, and what follows from them.
+    func update(tile: Register<S32>) {
+      cap()
       func largest() -> [Register<F32>] { softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles) }
-      let start = tile * tiling.tileKeys
-      softmax.update(
-        largest(), of: scores, rescaling: output, isMasked: mask.isNeeded(tileStart: start, size: tiling.tileKeys)
-      ) {
-        mask.apply(to: scores, tileStart: start)
+      softmax.update(largest(), of: scores, rescaling: output, isMasked: isMasked(tile)) {
+        hide(tile)
         return largest()
       }
     }
     func weights() -> [[Register<U32>]] {
-      (0..<tiling.tileKeys / 16).map { softmax.weights(scores, chunk: $0, as: s.inputs)[0] }
+      (0..<tiling.tileKeys / 16).map { softmax.operands(scores, chunk: $0, as: s.inputs)[0] }
     }
 
     k.comment("the first tile's scores")
@@ -283,21 +322,42 @@ struct HopperForwardBody {
     k.waitForProducts()
     giveBack(rings.fullKeys, rings.emptyKeys)
     update(tile: tiles.first)
+    softmax.exponentiate(scores)
+    softmax.rescaleLate(output)
     k.loop(from: tiles.first + 1, to: tiles.end) { tile in
       k.comment("a tile: the weights and the share of O of the one before, this one's scores")
       let own = weights()
       rings.fullValues.wait()
       rings.fullKeys.wait()
       k.warpgroupFence()
-      startOutput(own)
       startScores()
       k.commitProducts()
+      startOutput(own)
+      k.commitProducts()
+      k.waitForProducts(pending: 1)
+      if tiling.softmax == .lazy {
+        cap()
+        softmax.exponentiateLazily(scores, rescaling: output, isMasked: isMasked(tile)) {
+          hide(tile)
+        } again: {
+          ScoresAgain(
+            k, s, queries: queryPlace, keys: shared + s.keysOffset,
+            row: group * 64 + ((k.special(.threadX) / 32) % 4) * 16
+          ).make(
+            scores, stage: rings.fullKeys.stage)
+          cap()
+        }
+        giveBack(rings.fullKeys, rings.emptyKeys)
+      } else {
+        giveBack(rings.fullKeys, rings.emptyKeys)
+        update(tile: tile)
+        softmax.exponentiate(scores)
+      }
       k.waitForProducts()
       giveBack(rings.fullValues, rings.emptyValues)
-      giveBack(rings.fullKeys, rings.emptyKeys)
-      update(tile: tile)
+      softmax.rescaleLate(output)
     }
-    k.comment("the last tile's share of O, while Q of the next item comes")
+    k.comment("the last tile's share of O; Q of the next item may come")
     giveBack(rings.fullQueries, rings.emptyQueries)
     let last = weights()
     rings.fullValues.wait()

@@ -25,9 +25,16 @@ package enum HopperForwardFamily: KernelFamily {
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperForwardTiling] {
     // Of a tile of 128 rows or more the most would be empty.
     if problem.queries < 64 { return [] }
-    // Two groups with as few keys, or as many, as there may be; three with as many as their registers hold.
-    return [(2, [64, 80, 128, 176]), (3, [64, 80, 96, 128])].flatMap { groups, keys in
-      keys.map { HopperForwardTiling(groups: groups, tileKeys: $0) }
+    return [(2, [64, 80, 128]), (3, [64, 96, 128])].flatMap { groups, keys in
+      keys.map { keys in
+        // As many stages as there is room for: two of Q first, so that the next item's comes early.
+        let stages = [(2, 4), (2, 3), (2, 2), (1, 3), (1, 2)].map { ofQueries, ofKeys in
+          HopperForwardTiling(groups: groups, tileKeys: keys, stages: ofKeys, queryStages: ofQueries)
+        }
+        return stages.first {
+          HopperForwardSpecialization(problem, $0).sharedByteCount <= gpu.sharedBytesPerBlock
+        } ?? stages[stages.count - 1]
+      }
     }
   }
 
@@ -44,49 +51,74 @@ package enum HopperForwardFamily: KernelFamily {
       throw .lengthOnDevice(
         tensor: "batch x heads x query tiles", length: launch.items, device: "GPU", limit: Int(Int32.max))
     }
-    return LaunchSequence([
-      LaunchSequence.Launch(
-        HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
-        sharedByteCount: specialization.sharedByteCount,
-        arguments: ArgumentTemplate(HopperForwardParameters.all, for: launch))
-    ], counterByteCount: tiling.isPersistent && launch.items > launch.blocks(on: gpu) ? 4 : 0)
+    return LaunchSequence(
+      [
+        LaunchSequence.Launch(
+          HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
+          sharedByteCount: specialization.sharedByteCount,
+          arguments: ArgumentTemplate(HopperForwardParameters.all, for: launch))
+      ], counterByteCount: launch.items > launch.blocks(on: gpu) ? 4 : 0)
   }
 
   // MARK: - Cost
 
-  /// What 64 rows of a tile take: cycles for each that its products take on the tensor cores, for each that its exponentials
-  /// take on the special-function units, and for the tile. With two groups these units wait for one another more. Fitted on an
-  /// NVIDIA H200, 2026-11-28, to D 64 and 128 at N 8192 (`tune --family hopper`; Documentation/GPULog.md).
-  private static func cycles(groups: Int) -> (products: Double, exponentials: Double, tile: Double) {
-    groups == 2 ? (0.77, 1.49, 0) : (0.88, 0.64, 156)
+  /// Cycles of 64 rows of an item: of a tile, for each that its products take on the tensor cores, for each that its
+  /// exponentials take on the special-function units, and for the tile; of a column of O; of the item. Fitted on an NVIDIA
+  /// H200, 2026-11-28, to D 64, 128 and 256, N 512 to 8192, causal and not, within 5% (`tune --family hopper`;
+  /// Documentation/GPULog.md).
+  private static func cycles(
+    groups: Int
+  ) -> (products: Double, exponentials: Double, tile: Double, column: Double, item: Double) {
+    groups == 2 ? (0.784, 0.736, 145, 15.1, 611) : (0.638, 0.870, 62, 12.1, 829)
   }
-  /// Of a block, for its beginning and end.
-  private static let ofBlock = 4000.0
   /// Of a launch, and the part of the data sheet's bandwidth that is reached: as the other kernels have them.
   private static let launch = 6.7e-6, reached = 0.93
 
   package static func cost(
     of tiling: HopperForwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
-    let blocks = Double(HopperForwardLaunch(problem: problem, tiling: tiling).items)
-    // One block a multiprocessor: the last wave is as long as the others.
-    let waves = (blocks / Double(max(gpu.multiprocessors, 1))).rounded(.up)
-    let seen = ForwardFamily.seenKeys(problem, on: gpu)
-    let tiles = (seen / Double(tiling.tileKeys)).rounded(.up)
-    let (groups, keys) = (Double(tiling.groups), Double(tiling.tileKeys))
-    let width = Double((problem.dimension + 15) / 16 * 16 + problem.valueDimension)
+    let launch = HopperForwardLaunch(problem: problem, tiling: tiling)
+    // Groups of 64 rows that there are, all of them and on the one multiprocessor that is the last to end. Items of a mask are
+    // the smaller the later they come; half an item then is what others wait for.
+    let groups = Double(problem.batch * problem.queryHeads * ((problem.queries + 63) / 64))
+    let items = Double(launch.items) / Double(max(gpu.multiprocessors, 1))
+    let edges = MaskEdges(problem.mask)
+    let waves = edges.limitsEnd && items > 1 ? items + 0.5 : items.rounded(.up)
+    let perMultiprocessor = waves * groups / max(Double(launch.items), 1)
+    let tiles = tilesOfGroup(tiling, problem, edges, areMany: items > 1)
     let cycles = cycles(groups: tiling.groups)
-    let products = groups * keys * width / 32 * cycles.products
-    let exponentials = groups * (keys * 4 * cycles.exponentials + cycles.tile)
-    let seconds = waves / gpu.clock
+    let keys = Double(tiling.tileKeys)
+    let width = Double((problem.dimension + 15) / 16 * 16 + problem.valueDimension)
+    let seconds = perMultiprocessor / gpu.clock
+    let products = tiles * keys * width / 32 * cycles.products * seconds
+    let exponentials = tiles * (keys * 4 * cycles.exponentials + cycles.tile) * seconds
+    let ends = (cycles.item + Double(problem.valueDimension) * cycles.column) * seconds
     let rowBytes = Double((problem.dimension + problem.valueDimension) * problem.cacheType.byteCount)
-    let reading =
-      Double(problem.batch * problem.keyValueHeads) * seen * rowBytes / (Self.reached * max(gpu.bandwidth, 1))
-    let work = (tiles * (products + exponentials) + Self.ofBlock) * seconds
+    let rows =
+      Double(problem.batch) * Double(problem.keyValueHeads * problem.keys + problem.queryHeads * problem.queries)
+    let reading = rows * rowBytes / (Self.reached * max(gpu.bandwidth, 1))
     return KernelCost(
       [
-        "launch": Self.launch, "products": tiles * products * seconds, "exponentials": tiles * exponentials * seconds,
-        "blocks": Self.ofBlock * seconds, "reading": reading,
-      ], seconds: Self.launch + max(work, reading))
+        "launch": Self.launch, "products": products, "exponentials": exponentials, "items": ends, "reading": reading,
+      ], seconds: Self.launch + max(products + exponentials + ends, reading))
+  }
+
+  /// The tiles that 64 rows see, on the average, or at most where no multiprocessor has more than one item. Each edge of a
+  /// mask goes through some tiles, of which rows see a part only.
+  private static func tilesOfGroup(
+    _ tiling: HopperForwardTiling, _ problem: AttentionProblem, _ edges: MaskEdges, areMany: Bool
+  ) -> Double {
+    let keys = Double(tiling.tileKeys)
+    let all = (Double(max(problem.keys, 1)) / keys).rounded(.up)
+    let limits = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
+    if limits == 0 { return all }
+    let isAligned = tiling.tileKeys % 64 == 0
+    let parts = isAligned ? 0.5 - 32 / keys : 0.4
+    let ofQuery =
+      problem.mask.chunk.map { Double(min($0, problem.keys)) / 2 }
+      ?? problem.visiblePairs / Double(max(problem.queries, 1))
+    // The last item sees most.
+    let seen = areMany || edges.limitsFirst ? ofQuery : Double(problem.keys)
+    return min((seen + 32 * limits) / keys + parts * limits, all)
   }
 }

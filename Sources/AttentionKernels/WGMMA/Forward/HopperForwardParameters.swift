@@ -60,6 +60,6 @@ struct HopperForwardLaunch: Sendable {
   /// An item is as many query rows of a head as a block has.
   var itemsPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
   var items: Int { itemsPerHead * problem.queryHeads * problem.batch }
-  func blocks(on gpu: GPULimits) -> Int { tiling.isPersistent ? min(items, max(gpu.multiprocessors, 1)) : items }
+  func blocks(on gpu: GPULimits) -> Int { min(items, max(gpu.multiprocessors, 1)) }
   var maskOffsets: (left: Int, right: Int) { problem.mask.offsets(queries: problem.queries, keys: problem.keys) }
 }

@@ -38,12 +38,14 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var keyTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: dimension) }
   var valueTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: valueDimension) }
 
-  var keysOffset: Int { queryTile.byteCount }
+  var keysOffset: Int { tiling.queryStages * queryTile.byteCount }
   var valuesOffset: Int { keysOffset + tiling.stages * keyTile.byteCount }
   var barriersOffset: Int { valuesOffset + tiling.stages * valueTile.byteCount }
   /// Behind the barriers of Q, K and V, full and empty.
-  var itemOffset: Int { barriersOffset + (2 + 4 * tiling.stages) * BarrierRing.byteCount }
-  var sharedByteCount: Int { itemOffset + 8 }
+  var itemsOffset: Int {
+    barriersOffset + 2 * (tiling.queryStages + 2 * tiling.stages) * BarrierRing.byteCount
+  }
+  var sharedByteCount: Int { itemsOffset + tiling.queryStages * HopperForwardBody.itemByteCount }
 
   /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
   func obstacle(on gpu: GPULimits) -> String? {
