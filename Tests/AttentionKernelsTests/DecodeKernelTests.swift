@@ -232,7 +232,7 @@ import Testing
       try EmulatedDecoding(
         lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true,
         mask: .window(left: 40, right: 3),
-        changes: "rung=split-kv,warps=4",
+        changes: "rung=split-kv,warps=4,keys=64",
         usesForward: true)
     },
     Clause("a cache, queries not packed, places by number") {

@@ -62,6 +62,7 @@ import Testing
     Clause("groups of heads") { try attention(batch: 2, heads: 2, group: 3, queries: 70, keys: 90, mask: .causal) },
     Clause("huge scores") { try attention(queries: 70, keys: 200, scale: 1000) },
     Clause("tiny scale") { try attention(queries: 70, keys: 200, scale: 1e-30) },
+    Clause("scale below zero") { try attention(queries: 70, keys: 200, mask: .causal, scale: -5) },
     Clause("D 8") { try attention(queries: 40, keys: 70, dimension: 8) },
     Clause("D 40, D_v 72") { try attention(queries: 140, keys: 150, dimension: 40, value: 72, mask: .causal) },
     Clause("D 96") { try attention(queries: 140, keys: 150, dimension: 96, type: .f16) },

@@ -45,12 +45,13 @@ import Testing
   @Test func productsThatCannotBe() {
     let tile = MatrixTile(rows: 64, columns: 64)
     func product(
-      _ inputs: WarpgroupMatrix.Inputs, _ count: Int, isTransposed: Bool = false, elementByteCount: Int = 2
+      _ inputs: WarpgroupMatrix.Inputs, _ count: Int, isTransposed: Bool = false, elementByteCount: Int = 2,
+      negatesA: Bool = false
     ) -> String {
       message { k in
         let tile = MatrixTile(rows: 64, columns: 64, elementByteCount: elementByteCount)
         let operand = k.descriptor(tile, at: k.dynamicShared(alignment: 1024), isTransposed: isTransposed)
-        k.startProduct(inputs, a: operand, b: operand, into: k.accumulators(count))
+        k.startProduct(inputs, a: operand, b: operand, into: k.accumulators(count), negatesA: negatesA)
       }
     }
     #expect(product(.bf16, 32) == "nothing was refused")
@@ -58,6 +59,7 @@ import Testing
       product(.bf16, 33)
         == "A product has a multiple of 8 columns from 8 to 256; 33 accumulators are 66 columns.")
     #expect(product(.e4m3, 32) == "A is a tile of 2-byte elements; e4m3 has 1.")
+    #expect(product(.e4m3, 32, elementByteCount: 1, negatesA: true) == "Bytes have no negation; negate the sums.")
     #expect(product(.bf16, 40) == "B is read for 80 of N; its tile has 64.")
     #expect(
       product(.e4m3, 32, isTransposed: true, elementByteCount: 1)

@@ -200,6 +200,7 @@ enum InstructionCatalogue {
           k.waitForProducts()
         }
         k.startProduct(inputs, a: registers, b: operand(64), into: few)
+        if inputs != .e4m3 { k.startProduct(inputs, a: operand(64), b: operand(64), into: few, negatesA: true) }
         k.startProduct(inputs, a: operand(64), b: operand(64).step(1), into: few, sum: .when(word .== 300))
         if size == 2 {
           for (a, b) in [(true, false), (false, true), (true, true)] {

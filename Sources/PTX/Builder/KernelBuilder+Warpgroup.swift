@@ -84,25 +84,26 @@ extension KernelBuilder {
   /// - Parameters:
   ///   - d: f32, or for f16 and e4m3 also f16x2.
   ///   - sum: whether D is added to; `.never` needs nothing in it.
+  ///   - negatesA: whether A counts with the other sign (16 bits only).
   public func startProduct<T: FloatType>(
     _ inputs: WarpgroupMatrix.Inputs, a: MatrixDescriptor, b: MatrixDescriptor, into d: [Register<T>],
-    sum: ProductSum = .always, file: String = #fileID, line: Int = #line
+    sum: ProductSum = .always, negatesA: Bool = false, file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
     check(a.register)
     checkOperand(a, rows: 64, "A", inputs)
-    startProduct(inputs, .shared(a.register.id, isTransposed: a.isTransposed), b, d, sum)
+    startProduct(inputs, .shared(a.register.id, isTransposed: a.isTransposed), b, d, sum, negatesA)
   }
 
   /// The same with A from registers, four for a step along k.
   public func startProduct<T: FloatType>(
     _ inputs: WarpgroupMatrix.Inputs, a: [Register<U32>], b: MatrixDescriptor, into d: [Register<T>],
-    sum: ProductSum = .always, file: String = #fileID, line: Int = #line
+    sum: ProductSum = .always, negatesA: Bool = false, file: String = #fileID, line: Int = #line
   ) {
     at(file, line)
     a.forEach { check($0) }
     guard a.count == 4 else { return fail("A product takes 4 registers of A; \(a.count) were given.") }
-    startProduct(inputs, .registers(RegisterGroup(a.map(\.id))), b, d, sum)
+    startProduct(inputs, .registers(RegisterGroup(a.map(\.id))), b, d, sum, negatesA)
   }
 
   /// Whether the accumulators of a product are added to.
@@ -114,7 +115,7 @@ extension KernelBuilder {
 
   private func startProduct<T: FloatType>(
     _ inputs: WarpgroupMatrix.Inputs, _ a: WarpgroupMatrix.Left, _ b: MatrixDescriptor, _ d: [Register<T>],
-    _ sum: ProductSum
+    _ sum: ProductSum, _ negatesA: Bool
   ) {
     check(b.register)
     d.forEach { check($0) }
@@ -124,6 +125,7 @@ extension KernelBuilder {
     if columns % 8 != 0 || !(8...256).contains(columns) {
       fail("A product has a multiple of 8 columns from 8 to 256; \(d.count) accumulators are \(columns) columns.")
     }
+    if negatesA && inputs.byteCount == 1 { fail("Bytes have no negation; negate the sums.") }
     if accumulator == .f16 && inputs == .bf16 { fail("There are no f16 accumulators for bf16 inputs; use f32.") }
     checkOperand(b, rows: columns, "B", inputs)
     let own: WarpgroupMatrix.Sum
@@ -138,8 +140,8 @@ extension KernelBuilder {
       .warpgroup(
         .multiplyAdd(
           WarpgroupMatrix.Product(
-            inputs, accumulator, d: list(d.map(\.id)), a: a, b: b.register.id, isTransposedB: b.isTransposed, sum: own)
-        )))
+            inputs, accumulator, d: list(d.map(\.id)), a: a, b: b.register.id, isTransposedB: b.isTransposed, sum: own,
+            isNegatedA: negatesA))))
   }
 
   /// An operand's tile has elements of the product's size, and as many rows of M or N as are read.

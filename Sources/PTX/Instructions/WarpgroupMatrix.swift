@@ -60,16 +60,18 @@ public enum WarpgroupMatrix: Hashable, Sendable {
     public let isTransposedB: Bool
     /// What becomes of what D held.
     public let sum: Sum
+    /// Whether A counts with the other sign (16 bits only).
+    public let isNegatedA: Bool
 
     /// N: a multiple of 8, from 8 to 256.
     public var columns: Int { Int(d.count) * (accumulator == .f32 ? 2 : 4) }
     /// All of it.
     public init(
       _ inputs: Inputs, _ accumulator: Matrix.Accumulator, d: RegisterList, a: Left, b: RegisterID,
-      isTransposedB: Bool, sum: Sum
+      isTransposedB: Bool, sum: Sum, isNegatedA: Bool = false
     ) {
       (self.inputs, self.accumulator, self.d, self.a, self.b) = (inputs, accumulator, d, a, b)
-      (self.isTransposedB, self.sum) = (isTransposedB, sum)
+      (self.isTransposedB, self.sum, self.isNegatedA) = (isTransposedB, sum, isNegatedA)
     }
   }
 
@@ -96,9 +98,9 @@ public enum WarpgroupMatrix: Hashable, Sendable {
         case .when(let predicate): name(predicate)
         }
       let shape = "m64n\(p.columns)k\(p.inputs.depth)"
-      // Neither factor is negated.
+      let signs = "\(p.isNegatedA ? -1 : 1), 1"
       return
-        "wgmma.mma_async.sync.aligned.\(shape).\(o).\(i).\(i) \(name(p.d)), \(a), \(name(p.b)), \(sum), 1, 1\(transposed)"
+        "wgmma.mma_async.sync.aligned.\(shape).\(o).\(i).\(i) \(name(p.d)), \(a), \(name(p.b)), \(sum), \(signs)\(transposed)"
     }
   }
 }

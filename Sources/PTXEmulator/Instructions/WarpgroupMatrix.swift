@@ -339,6 +339,7 @@ extension Machine {
         }
       }
     }
+    if product.isNegatedA { for i in 0..<16 * depth { a[i].negate() } }
     func place(_ i: Int, _ lane: Int) -> Int {
       product.accumulator == .f32
         ? (lane / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2

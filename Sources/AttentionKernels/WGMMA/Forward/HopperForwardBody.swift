@@ -281,7 +281,8 @@ struct HopperForwardBody {
       let keys = k.descriptor(s.keyTile, at: shared + (rings.fullKeys.stage * s.keyTile.byteCount + s.keysOffset))
       for step in 0..<(s.dimension + 15) / 16 {
         k.startProduct(
-          inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always)
+          inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
+          negatesA: s.isScaleNegative)
       }
     }
     func startOutput(_ weights: [[Register<U32>]]) {

@@ -11,7 +11,6 @@ package enum HopperForwardFamily: KernelFamily {
     if problem.newKeys != nil { return "new keys" }
     if problem.keysPerSplit != nil { return "splits of a fixed length" }
     if max(problem.dimension, problem.valueDimension) > 256 { return "head dimensions above 256" }
-    if problem.scoreUnits.isNegated { return "scales below zero" }
     return problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType ? nil : "e4m3 numbers"
   }
 

@@ -11,6 +11,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   package let mask: MaskEdges
   /// Whether scores pass through `cap * tanh(score / cap)`.
   package let hasSoftcap: Bool
+  /// Whether the scale is below zero: queries then count with the other sign.
+  package let isScaleNegative: Bool
   /// Whether more than one query head reads a key/value head.
   package let isGrouped: Bool
   /// How the work is cut.
@@ -21,6 +23,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
     mask = MaskEdges(problem.mask)
     hasSoftcap = problem.softcap != nil
+    isScaleNegative = problem.scoreUnits.isNegated
     isGrouped = problem.groupSize > 1
     self.tiling = tiling
   }
@@ -28,7 +31,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   /// The entry point's name.
   var name: String {
     "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
-      + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "") + "_" + tiling.name
+      + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "")
+      + (isScaleNegative ? "_negative" : "") + "_" + tiling.name
   }
 
   // MARK: - Shared memory
