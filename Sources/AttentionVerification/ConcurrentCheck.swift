@@ -2,9 +2,9 @@ internal import Dispatch
 package import FlashAttention
 internal import Synchronization
 
-/// Threads that use the library at once: each with a stream of its own where there is a GPU, and with sequences of its
-/// own in a cache that all share. In each round the bits must be those of the same rounds of one thread after the
-/// other.
+/// Threads that use the library at once: each with a stream of its own where there is a GPU, a plan that it shares with
+/// another, whose calls it puts into its stream and replays as a graph in turns, and with sequences of its own in a
+/// cache that all share. In each round the bits must be those of the same rounds of one thread after the other.
 package struct ConcurrentCheck {
   package let threads, rounds: Int
   /// nil for the CPU.
@@ -38,11 +38,20 @@ package struct ConcurrentCheck {
     let cache = try KVCache(
       .paged(pages: threads * (Self.conversation / 16 + 1), pageSize: 16), keyValueHeads: Self.keyValueHeads,
       dimension: Self.dimension, scalarType: .bf16, device: gpu.map { .gpu($0.ordinal) } ?? .cpu)
+    // On a GPU with more work than multiprocessors, so that blocks of all calls draw it.
+    let plans = try (0..<(threads + 1) / 2).map { pair in
+      let shape = TensorShape(
+        batch: gpu == nil ? 1 : 2, heads: gpu == nil ? Self.heads : 80, length: 100 + 32 * pair,
+        dimension: Self.dimension)
+      return try AttentionPlan(
+        AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: .bf16, mask: .causal),
+        device: gpu.map { .gpu($0.ordinal) } ?? .cpu, threads: 1)
+    }
     let results = Mutex([[[UInt64]]](repeating: [], count: threads))
     let failure = Mutex<(any Error)?>(nil)
     @Sendable func work(_ thread: Int) {
       do {
-        var worker = try Worker(thread: thread, cache: cache, on: gpu)
+        var worker = try Worker(thread: thread, plans[thread / 2], cache: cache, on: gpu)
         var own: [[UInt64]] = []
         for round in 0..<rounds { own.append(try worker.bits(ofRound: round)) }
         results.withLock { $0[thread] = own }
@@ -74,6 +83,7 @@ package struct ConcurrentCheck {
     private struct Device {
       let stream: GPUStream
       let forward: DeviceTensors
+      let graph: GPUGraph
       let decode: AttentionPlan
       let tensors: AttentionTensors<GPUMemory>
       let buffers: [GPUBuffer]
@@ -81,16 +91,11 @@ package struct ConcurrentCheck {
       let counters: UInt64
     }
 
-    init(thread: Int, cache: KVCache, on gpu: GPU?) throws {
+    init(thread: Int, _ forward: AttentionPlan, cache: KVCache, on gpu: GPU?) throws {
       self.cache = cache
       sequence = cache.makeSequence()
       random = RandomSource(seed: UInt64(thread))
-      let shape = TensorShape(
-        batch: 1, heads: ConcurrentCheck.heads, length: 100 + 16 * thread, dimension: ConcurrentCheck.dimension)
-      let problem = try AttentionProblem(queries: shape, keys: shape, values: shape, scalarType: .bf16, mask: .causal)
-      let (forward, inputs) = (
-        try AttentionPlan(problem, device: gpu.map { .gpu($0.ordinal) } ?? .cpu, threads: 1), try ProblemInputs(problem)
-      )
+      let inputs = try ProblemInputs(forward.problem)
       (self.forward, self.inputs) = (forward, inputs)
       device = try gpu.map { try Self.tensors(thread: thread, forward, inputs, on: $0) }
     }
@@ -125,8 +130,13 @@ package struct ConcurrentCheck {
         queries: q, keys: k, values: v,
         output: DeviceTensorView(address: output.address, scalarType: .bf16, shape: problem.outputShape, layout: .bnhd),
         entries: CacheEntries(lengths: lengths.address))
+      let onGPU = try DeviceTensors(forward.problem, inputs, on: gpu)
+      try forward.prepare()
       let made = Device(
-        stream: stream, forward: try DeviceTensors(forward.problem, inputs, on: gpu), decode: plan, tensors: tensors,
+        stream: stream, forward: onGPU,
+        graph: try GPUGraph(on: gpu) { (stream) throws(AttentionError) in
+          try onGPU.launch(forward, stream: stream)
+        }, decode: plan, tensors: tensors,
         buffers: buffers, workspace: try plan.makeWorkspace(), output: output,
         counters: try gpu.counters(byteCount: plan.counterByteCount, stream: stream.handle!))
       // Uploads are in the library's stream.
@@ -137,7 +147,13 @@ package struct ConcurrentCheck {
     mutating func bits(ofRound round: Int) throws -> [UInt64] {
       var result: [UInt64] = []
       if let device {
-        try device.forward.launch(forward, stream: device.stream.handle)
+        // What is not written is seen.
+        try device.forward.spoil()
+        if round % 2 == 0 {
+          try device.forward.launch(forward, stream: device.stream.handle)
+        } else {
+          try device.graph.launch(stream: device.stream.handle)
+        }
         try device.decode.launch(
           device.tensors, workspace: device.workspace.address, counters: device.counters, stream: device.stream.handle)
         try device.stream.synchronize()

@@ -56,17 +56,32 @@ package struct MachineCode: Sendable {
   package init(_ listing: String) {
     var (instructions, labels) = ([Instruction](), [String: Int]())
     for line in listing.split(separator: "\n") {
-      if let label = line.wholeMatch(of: /(\.L_x_[0-9]+):/) {
-        labels[String(label.1)] = instructions.count
-      } else if let match = line.firstMatch(of: /\/\*[0-9a-f]{4,}\*\/\s+((?:@!?U?P[0-9T]+\s+)?(\S+)\s*([^;]*?))\s*;/) {
-        instructions.append(
-          Instruction(
-            opcode: String(match.2),
-            operands: match.3.split(separator: ",").map { $0.trimmingPrefix(while: \.isWhitespace) }.map(String.init),
-            text: String(match.1)))
+      if line.hasPrefix(Self.labelPrefix), line.hasSuffix(":") {
+        labels[String(line.dropLast())] = instructions.count
+      } else if let instruction = Self.instruction(in: line) {
+        instructions.append(instruction)
       }
     }
     (self.instructions, self.labels) = (instructions, labels)
+  }
+
+  private static let labelPrefix = ".L_x_"
+
+  /// That of a line such as `/*0a10*/  @!P0 IADD3 R4, R5, 0x1, RZ ;`; nil where it is none.
+  private static func instruction(in line: Substring) -> Instruction? {
+    let parts = line.drop(while: \.isWhitespace)
+    guard parts.hasPrefix("/*"), let end = parts.dropFirst(2).firstIndex(of: "*"), let last = parts.firstIndex(of: ";"),
+      end < last, parts[end...].hasPrefix("*/"), Int(parts[..<end].dropFirst(2), radix: 16) != nil
+    else { return nil }
+    var words = parts[end..<last].dropFirst(2).split(separator: " ")
+    let text = words.joined(separator: " ")
+    if words.first?.hasPrefix("@") == true { words.removeFirst() }
+    guard let opcode = words.first else { return nil }
+    return Instruction(
+      opcode: String(opcode),
+      operands: words.dropFirst().joined(separator: " ").split(separator: ",").map {
+        String($0.drop(while: \.isWhitespace))
+      }, text: text)
   }
 
   /// How many instructions begin like this.
@@ -122,7 +137,8 @@ package struct MachineCode: Sendable {
   }
 
   private func target(of branch: Instruction) -> Int? {
-    guard let name = branch.operands.last?.firstMatch(of: /\.L_x_[0-9]+/) else { return nil }
-    return labels[String(name.0)]
+    // As "`(.L_x_1)".
+    guard let label = branch.operands.last?.drop(while: { $0 != "." }) else { return nil }
+    return labels[String(label.prefix { $0 != ")" })]
   }
 }

@@ -14,6 +14,7 @@ package struct ProblemInputs {
 
 /// The tensors of a problem in a GPU's memory.
 package struct DeviceTensors {
+  private let gpu: GPU
   private let buffers: [GPUBuffer]
   private let queries, keys, values, output: DeviceTensorView
   private let logSumExp: GPUBuffer
@@ -31,6 +32,7 @@ package struct DeviceTensors {
       }
     }
     let (q, k, v) = (try upload(inputs.queries), try upload(inputs.keys), try upload(inputs.values))
+    self.gpu = gpu
     let o = try GPUBuffer(byteCount: problem.outputShape.elementCount * problem.scalarType.byteCount, on: gpu)
     logSumExp = try GPUBuffer(byteCount: problem.logSumExpCount * 4, on: gpu)
     buffers = [q.0, k.0, v.0, o]
@@ -41,9 +43,15 @@ package struct DeviceTensors {
 
   /// The output and the log-sum-exp of one computation.
   package func result(of plan: AttentionPlan) throws -> (output: [UInt8], logSumExp: [Float]) {
-    try buffers[3].fill(0xff)
+    try spoil()
     try launch(plan)
     return try download()
+  }
+
+  /// Fills the output with NaN; done when this returns.
+  package func spoil() throws {
+    try buffers[3].fill(0xff)
+    try gpu.synchronize()
   }
 
   /// What was computed last; the library's stream must know that it is done.

@@ -57,6 +57,7 @@ package struct DriverFunctions: Sendable {
       Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
     ) -> Status
   package var getCaptureInfo: GetCapture = { _, _, _, _, _, _ in 999 }
+  package var getStreamID: @Sendable (Handle?, Out<UInt64>) -> Status = { _, _ in 999 }
   package var getGraphNodes: @Sendable (Handle?, UnsafeMutableRawPointer?, Out<Int>) -> Status = { _, _, _ in 999 }
   package var instantiateGraph: @Sendable (Out<Handle?>, Handle?, UInt64) -> Status = { _, _, _ in 999 }
   package var launchGraph: @Sendable (Handle?, Handle?) -> Status = { _, _ in 999 }
@@ -167,6 +168,7 @@ extension DriverFunctions {
         Handle?, Out<Int32>, Out<UInt64>?, Out<Handle?>?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?
       ) -> Status
     f.getCaptureInfo = try find("cuStreamGetCaptureInfo", GetCaptureC.self)
+    f.getStreamID = try find("cuStreamGetId", (@convention(c) @Sendable (Handle?, Out<UInt64>) -> Status).self)
     f.getGraphNodes = try find(
       "cuGraphGetNodes", (@convention(c) @Sendable (Handle?, UnsafeMutableRawPointer?, Out<Int>) -> Status).self)
     f.instantiateGraph = try find(

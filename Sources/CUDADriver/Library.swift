@@ -57,8 +57,7 @@ package struct Library: ~Copyable, Sendable {
   /// The lines of the compiler's log that have a number, as its warnings have.
   private static func remarks(in log: String) -> [String] {
     log.split(separator: "\n").compactMap { line in
-      guard let start = line.firstRange(of: "(C7") else { return nil }
-      return String(line[start.lowerBound...])
+      line.indices.first { line[$0...].hasPrefix("(C7") }.map { String(line[$0...]) }
     }
   }
 

@@ -71,6 +71,13 @@ extension CUDADriver {
       functions.getCaptureInfo(stream.pointer, &status, &number, nil, nil, nil), "cuStreamGetCaptureInfo")
     return status == 0 ? nil : number
   }
+
+  /// The number of a stream, which no other one of the process ever has, as handles may. Its context must be current.
+  package func number(of stream: StreamHandle) throws(CUDAError) -> UInt64 {
+    var number = UInt64(0)
+    try functions.check(functions.getStreamID(stream.pointer, &number), "cuStreamGetId")
+    return number
+  }
 }
 
 /// Captured work, ready to run again and again at the cost of one launch.

@@ -65,6 +65,7 @@ public struct AttentionPlan: Sendable {
   public func prepare() throws(AttentionError) {
     if case .gpu(let plan) = path {
       try plan.gpu.reporting { () throws(CUDAError) in _ = try plan.prepare() }
+      if plan.plan.launches.hasOwnCounters { try plan.gpu.prepareDrawCounters() }
     }
   }
 
@@ -109,8 +110,10 @@ public struct AttentionPlan: Sendable {
 
   // MARK: - In a GPU's memory
 
-  /// Puts a call on a GPU's memory into a stream and returns at once; nothing is allocated and nobody waits, so that
-  /// the call can be captured.
+  /// Puts a call on a GPU's memory into a stream and returns at once; once the plan is prepared, nothing is allocated and
+  /// nobody waits, so that the call can be captured. (But for 64 KB of counters for each 512 streams, threads in them and
+  /// captures, of calls that share out their work by one.) A captured graph must not run beside itself, by a second
+  /// executable of it: both would write the same output, and draw from the same counter.
   ///
   /// - Parameters:
   ///   - tensors: where everything is.

@@ -70,10 +70,10 @@ final class GPUPlan: Sendable {
     if let counters, counters % 4 != 0 {
       throw .alignment(tensor: "the counters", what: "address", bytes: Int(truncatingIfNeeded: counters), multiple: 4)
     }
-    var call = KernelCall(tensors, workspace: workspace ?? 0, counters: counters)
-    if counters == nil && plan.launches.hasOwnCounters {
-      call.counters = try gpu.counters(byteCount: plan.launches.counterByteCount, stream: stream)
-    }
+    // Nothing that is not asked for is looked at.
+    var call = KernelCall(
+      tensors, workspace: plan.launches.workspaceByteCount > 0 ? workspace ?? 0 : 0,
+      counters: plan.launches.counterByteCount > 0 ? counters : nil)
     // Of the launch that computes the attention: no other has maps.
     let arguments = plan.launches.attention.arguments
     let mapped = arguments.mappedTensors(call)
@@ -82,6 +82,7 @@ final class GPUPlan: Sendable {
     if new.contains(where: { $0.1.obstacle != nil }) {
       return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
     }
+    if call.counters == nil && plan.launches.hasOwnCounters { call.counters = try gpu.drawCounter(stream: stream) }
     try gpu.reporting { () throws(CUDAError) in
       let launches = try prepare()
       try gpu.context.use { () throws(CUDAError) in
@@ -159,23 +160,6 @@ final class GPUPlan: Sendable {
     // Those without blocks are never loaded.
     guard let ready = ready.withLock({ $0 }), ready.count > plan.launches.main else { return nil }
     return ready[plan.launches.main].kernel
-  }
-}
-
-/// The maps of a plan's last calls, as the driver made them: callers give the same memory again and again, and each map costs
-/// the host a microsecond.
-private struct EncodedMaps {
-  typealias Bytes = SIMD16<UInt64>
-  private static let limit = 24
-  private var known: [(tensor: ArgumentTemplate.MappedTensor, bytes: Bytes)] = []
-  private var oldest = 0
-
-  subscript(tensor: ArgumentTemplate.MappedTensor) -> Bytes? { known.first { $0.tensor == tensor }?.bytes }
-
-  mutating func remember(_ bytes: Bytes, of tensor: ArgumentTemplate.MappedTensor) {
-    if known.count < Self.limit { return known.append((tensor, bytes)) }
-    known[oldest] = (tensor, bytes)
-    oldest = (oldest + 1) % Self.limit
   }
 }
 

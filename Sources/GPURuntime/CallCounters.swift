@@ -8,8 +8,7 @@ internal import Synchronization
   internal import Musl
 #endif
 
-/// Memory for the counters of decode calls, zero whenever none runs: of each thread in each stream, and of each
-/// captured graph.
+/// Memory for the counters of calls, zero whenever none runs: of each thread in each stream, and of each captured graph.
 ///
 /// Graphs have counters of their own because they may run beside each other and beside other calls; nothing zeroes them
 /// between replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told
@@ -17,26 +16,68 @@ internal import Synchronization
 /// Documentation/GPULog.md).
 final class CallCounters: Sendable {
   private enum Owner: Hashable {
-    case thread(UInt, stream: UInt)
-    case capture(UInt64, stream: UInt)
+    case thread(UInt, stream: UInt64)
+    case capture(UInt64, stream: UInt64)
   }
 
-  /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls
-  /// have them.
-  private let memories = Mutex<[Owner: [GPUBuffer]]>([:])
+  private struct State {
+    /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls
+    /// have them.
+    var memories: [Owner: [GPUBuffer]] = [:]
+    /// Where each owner's counter of draws is, and what of the last room is left.
+    var draws: [Owner: UInt64] = [:]
+    var rooms: [GPUBuffer] = []
+    var left = 0
+  }
+
+  private let state = Mutex(State())
+  /// Bytes between counters of draws, so that owners do not wait for one another, and how many a room has.
+  private static let (distance, ofRoom) = (128, 512)
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
   func address(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    let driver = gpu.device.driver
-    let capture = try gpu.reporting { () throws(CUDAError) in
-      try gpu.context.use { () throws(CUDAError) in try driver.capture(in: stream) }
-    }
-    let number = UInt(bitPattern: stream.pointer)
-    let owner = capture.map { Owner.capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
-    if let known = memories.withLock({ $0[owner]?.last }), known.byteCount >= byteCount { return known.address }
+    let owner = try owner(on: gpu, stream)
+    if let known = state.withLock({ $0.memories[owner]?.last }), known.byteCount >= byteCount { return known.address }
     let memory = try gpu.zeroedBuffer(byteCount: max(byteCount, 1024))
-    memories.withLock { $0[owner, default: []].append(memory) }
+    state.withLock { $0.memories[owner, default: []].append(memory) }
     return memory.address
+  }
+
+  /// The address of one counter, from a room that serves many owners: only the first of 512 allocates and waits, unless
+  /// `prepareDraws` has.
+  func drawCounter(on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    let owner = try owner(on: gpu, stream)
+    while true {
+      let address = state.withLock { state -> UInt64? in
+        if let known = state.draws[owner] { return known }
+        guard state.left > 0, let room = state.rooms.last else { return nil }
+        state.left -= 1
+        let address = room.address + UInt64(state.left * Self.distance)
+        state.draws[owner] = address
+        return address
+      }
+      if let address { return address }
+      try prepareDraws(on: gpu)
+    }
+  }
+
+  /// Makes room for counters of draws, unless there is some.
+  func prepareDraws(on gpu: GPU) throws(AttentionError) {
+    if state.withLock({ $0.left > 0 }) { return }
+    let room = try gpu.zeroedBuffer(byteCount: Self.ofRoom * Self.distance)
+    state.withLock { state in
+      // Another thread may have been faster; what it left over is little.
+      state.rooms.append(room)
+      state.left = Self.ofRoom
+    }
+  }
+
+  private func owner(on gpu: GPU, _ stream: StreamHandle) throws(AttentionError) -> Owner {
+    let driver = gpu.device.driver
+    let (capture, number) = try gpu.reporting { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in (try driver.capture(in: stream), try driver.number(of: stream)) }
+    }
+    return capture.map { .capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
   }
 }
 
@@ -50,13 +91,16 @@ extension GPU {
   /// - Parameter stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.
   public func counters(byteCount: Int, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
-    try counters(byteCount: byteCount, stream: StreamHandle(stream))
+    try callCounters.address(byteCount: byteCount, on: self, stream: StreamHandle(stream))
   }
 
-  /// The same for any stream.
-  package func counters(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    try callCounters.address(byteCount: byteCount, on: self, stream: stream)
+  /// A counter of 32 bits for calls that hand out their work by one, of the same owners.
+  package func drawCounter(stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try callCounters.drawCounter(on: self, stream: stream)
   }
+
+  /// Makes room for these, so that calls need not.
+  package func prepareDrawCounters() throws(AttentionError) { try callCounters.prepareDraws(on: self) }
 
   /// Memory that is zero for every stream when this returns, whatever is being captured meanwhile.
   package func zeroedBuffer(byteCount: Int) throws(AttentionError) -> GPUBuffer {

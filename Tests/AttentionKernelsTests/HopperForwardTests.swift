@@ -93,6 +93,20 @@ import Testing
         queries: 333, keys: 350, mask: .window(left: 64, right: 70), scale: 3,
         HopperForwardTiling(groups: 2, tileKeys: 64))
     },
+    Clause("chunks, three groups that see other tiles") {
+      try attention(
+        heads: 2, queries: 390, keys: 400, mask: .chunks(of: 70),
+        HopperForwardTiling(groups: 3, tileKeys: 48, queryStages: 2))
+    },
+    Clause("a window, three groups that see other tiles") {
+      try attention(
+        heads: 2, queries: 390, keys: 330, type: .f16, mask: .window(left: 30, right: 10), scale: -2,
+        HopperForwardTiling(groups: 3, tileKeys: 48, queryStages: 2))
+    },
+    Clause("scale 0") { try attention(queries: 70, keys: 200, mask: .causal, scale: 0) },
+    Clause("scale below zero, groups of heads") {
+      try attention(batch: 2, heads: 2, group: 3, queries: 70, keys: 200, scale: -3)
+    },
     Clause("without maxima, softcap, rows without keys") {
       try attention(
         queries: 300, keys: 190, dimension: 72, mask: .causal, softcap: 30,
@@ -140,13 +154,19 @@ import Testing
       ("some up, some down", { $0 % 2 == 0 ? 1 : -1 }, key),
       ("one key", { _ in 1 }, { $0 == 150 ? key(tile) : 0 }),
     ] as [(String, (Int) -> Float, (Int) -> Float)] {
-      for (mask, softcap) in [(AttentionMask.none, nil), (.causal, nil), (.none, 256)] as [(AttentionMask, Double?)] {
+      for (mask, scale, softcap) in [
+        (AttentionMask.none, 1, nil), (.causal, 1, nil), (.none, -1, nil), (.none, 1, 256),
+      ]
+        as [(AttentionMask, Double, Double?)]
+      {
         var attention = try Self.attention(
-          queries: 100, keys: 5 * tile, type: type, mask: mask, scale: 1, softcap: softcap,
+          queries: 100, keys: 5 * tile, type: type, mask: mask, scale: scale, softcap: softcap,
           HopperForwardTiling(groups: 2, tileKeys: tile))
         attention.firstColumns = (query, key)
         let outcome = try attention.run()
-        #expect(outcome.passes, "\(name), \(mask), softcap \(softcap ?? 0): \(outcome.output), \(outcome.logSumExp)")
+        #expect(
+          outcome.passes,
+          "\(name), \(mask), scale \(scale), softcap \(softcap ?? 0): \(outcome.output), \(outcome.logSumExp)")
       }
     }
   }
@@ -154,12 +174,25 @@ import Testing
   /// Infinite and NaN scores are as lost, and as confined to their rows, as with maxima.
   @Test(arguments: [Float.infinity, -.infinity, .nan]) func lostRowsStayAlone(value: Float) throws {
     for softmax in [HopperForwardTiling.Softmax.maxima, .lazy] {
-      var attention = try Self.attention(
-        queries: 100, keys: 320, mask: .none, HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax))
-      attention.firstColumns = ({ $0 == 70 ? value : 1 }, { $0 < 64 ? 0 : 0.5 })
-      let outcome = try attention.run()
-      #expect(outcome.passes, "\(softmax): \(outcome.output), \(outcome.logSumExp)")
+      // From the first tile on, or beyond what the maxima there are.
+      for first in value < 0 ? [0] : [0, 0.25] as [Float] {
+        var attention = try Self.attention(
+          queries: 100, keys: 320, mask: .none, HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax))
+        attention.firstColumns = ({ $0 == 70 ? value : 1 }, { $0 < 64 ? first : 0.5 })
+        let outcome = try attention.run()
+        #expect(outcome.passes, "\(softmax), \(first): \(outcome.output), \(outcome.logSumExp)")
+      }
     }
+  }
+
+  /// A row whose scores become huge in the second tile, beside others.
+  @Test func hugeScoresMayComeLate() throws {
+    var attention = try Self.attention(
+      queries: 100, keys: 320, mask: .none, HopperForwardTiling(groups: 2, tileKeys: 64))
+    attention.firstColumns = ({ $0 == 70 ? 1e37 : 1 }, { $0 < 64 ? 1e-37 : $0 % 2 == 0 ? 2 : 1 })
+    let outcome = try attention.run()
+    // Of that row's log-sum-exp, 2.5e36, half of the last bit counts as an error.
+    #expect(outcome.output.passes && outcome.isConfined, "\(outcome.output)")
   }
 
   /// Every barrier, wait and fence is needed, in some schedule.

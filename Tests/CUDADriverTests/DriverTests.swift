@@ -93,7 +93,8 @@ import Testing
     #expect(recorder.calls == ["capture mode 2", "capture mode 0"])
   }
 
-  @Test func knowsACaptureByItsNumber() throws {
+  @Test func knowsACaptureAndAStreamByTheirNumbers() throws {
+    #expect(try driver().number(of: StreamHandle(OpaquePointer(bitPattern: 3))) == 103)
     #expect(try driver().capture(in: StreamHandle(nil)) == 7)
     let idle = try driver { $0.getCaptureInfo = { _, _, _, _, _, _ in 0 } }
     #expect(try idle.capture(in: StreamHandle(nil)) == nil)

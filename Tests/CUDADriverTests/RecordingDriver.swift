@@ -68,6 +68,10 @@ final class RecordingDriver: Sendable {
       number?.pointee = 7
       return 0
     }
+    f.getStreamID = { stream, number in
+      number.pointee = UInt64(UInt(bitPattern: stream)) + 100
+      return 0
+    }
     f.getMemoryInfo = {
       $0.pointee = 3_000_000; $1.pointee = 9_000_000; return 0
     }

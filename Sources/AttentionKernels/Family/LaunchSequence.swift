@@ -37,8 +37,8 @@ package struct LaunchSequence: Sendable {
   package let main: Int
   /// Bytes that a call works in; 0 where it needs none.
   package let workspaceByteCount: Int
-  /// Bytes of the counters, which are zero between calls; 0 where there are none. They are at the workspace's start, or
-  /// apart from it.
+  /// Bytes of the counters, which are zero between calls; 0 where there are none. They are at the workspace's start, apart
+  /// from it, or, without a workspace, the library's own.
   package let counterByteCount: Int
   /// Whether the counters are where those of other such calls are, so that one workspace serves all of them.
   package let sharesWorkspaces: Bool

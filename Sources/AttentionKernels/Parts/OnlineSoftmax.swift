@@ -4,9 +4,10 @@ internal import PTX
 /// folded into one multiply-add a score (Milakov and Gimelshein 2018; FlashAttention 2, section 3.1).
 ///
 /// A lane holds, of each 16-row tile, parts of rows g and g + 8: "row i" below is one of these. Their maxima are agreed
-/// on by the four lanes of a row for each tile; their sums only at the end.
+/// on by the four lanes of a row for each tile that is looked at; their sums only at the end.
 ///
-/// The output is rescaled only when some maximum has grown by more than 2^8: until then weights above 1 are as exact as
+/// The output is rescaled only when some maximum has grown by more than 2^8, or, where nobody looks for maxima
+/// (`exponentiateLazily`), when a lane's weights of a tile amount to 65520: until then weights above 1 are as exact as
 /// those below, and f32 sums have room. Most tiles then rescale nothing.
 struct OnlineSoftmax {
   /// How many powers of two weights may exceed 1, where sums are made in f32; f16 has no room for that.
@@ -92,8 +93,8 @@ struct OnlineSoftmax {
   private static let largestTileSum: Float = 65520
 
   /// Scores become weights in their place by the maxima that there are, which nobody compares them with: that the weights
-  /// became too large is seen by their sum (section 7.2 of what is measured in Documentation/GPULog.md). The rows of the
-  /// warp then do it once more, from their scores, with their maxima: as do those that have none or a huge one, and those
+  /// became too large is seen by their sum (Documentation/GPULog.md, "Items, weights before maxima"). The rows of the warp
+  /// then do it once more, from their scores, with their maxima: as do those that have none or a huge one, and those
   /// that do not see all of the tile.
   ///
   /// - Parameters:
@@ -114,7 +115,7 @@ struct OnlineSoftmax {
     }
     let ofTile = sums.indices.map { k.variable(k.constant(0)).named("tile_sum\($0)") }
     exponentiate(scores, addingTo: ofTile)
-    // NaN is not.
+    // NaN is not: hence a vote on what is small, and a branch with nothing but another side.
     let areSmall = ofTile.map { $0 .< Self.largestTileSum }
     k.if(k.vote(.all, areSmall.dropFirst().reduce(areSmall[0]) { $0 & $1 })) {
     } else: {

@@ -9,8 +9,8 @@
  *
  * Memory is borrowed. With FA_CPU every pointer is one of the host, and the call returns when the work is done. With FA_GPU every
  * pointer is one of that GPU's memory, the work is put into `stream` and the call returns at once, without allocating or
- * waiting; it can be captured in a CUDA graph. (The first call for a shape compiles its kernel, also during a
- * capture: fa_..._prepare does so beforehand.)
+ * waiting; it can be captured in a CUDA graph, which must not run beside itself. (The first call for a shape compiles its
+ * kernel and may allocate 64 KB for counters, also during a capture: fa_..._prepare does so beforehand.)
  * The library works in the GPU's primary context, as the CUDA runtime and PyTorch do, and leaves the caller's current context as
  * it was.
  *

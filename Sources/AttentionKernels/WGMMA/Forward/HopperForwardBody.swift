@@ -217,10 +217,11 @@ struct HopperForwardBody {
     let softmax = OnlineSoftmax(
       k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
-    let (all, own) = (tiles(of: item), tiles(ofGroup: mask, rows, of: item))
+    let all = tiles(of: item)
+    let own = tiles(ofGroup: mask, rows, among: all)
     if s.mask.limitsFirst { pass(all.first, own.first, rings) }
     k.if(own.first .< own.end) {
-      attend(group, own, rings, mask, softmax, output)
+      attend(group, warpRow: warpRow, own, rings, mask, softmax, output)
     } else: {
       giveBack(rings.fullQueries, rings.emptyQueries)
     }
@@ -241,8 +242,8 @@ struct HopperForwardBody {
   }
 
   /// The tiles that a group's own rows see, of those of the item; none where no row of the group exists.
-  private func tiles(ofGroup mask: ScoreMask, _ rows: PackedQueries, of item: Item) -> Tiles {
-    let (all, own) = (tiles(of: item), mask.tiles(of: tiling.tileKeys))
+  private func tiles(ofGroup mask: ScoreMask, _ rows: PackedQueries, among all: Tiles) -> Tiles {
+    let own = mask.tiles(of: tiling.tileKeys)
     let first = s.mask.limitsFirst ? k.minimum(k.maximum(own.first, all.first), all.end) : all.first
     let end = s.mask.limitsEnd ? k.maximum(k.minimum(own.end, all.end), first) : k.maximum(all.end, first)
     return (first, k.select(rows.firstRow .< rows.count, end, first))
@@ -269,7 +270,8 @@ struct HopperForwardBody {
   }
 
   private func attend(
-    _ group: Register<U32>, _ tiles: Tiles, _ rings: Rings, _ mask: ScoreMask, _ softmax: OnlineSoftmax,
+    _ group: Register<U32>, warpRow: Register<U32>, _ tiles: Tiles, _ rings: Rings, _ mask: ScoreMask,
+    _ softmax: OnlineSoftmax,
     _ output: Accumulators
   ) {
     let scores = Accumulators(k, rowTiles: 1, columns: tiling.tileKeys, named: "s")
@@ -343,7 +345,7 @@ struct HopperForwardBody {
         } again: {
           ScoresAgain(
             k, s, queries: queryPlace, keys: shared + s.keysOffset,
-            row: group * 64 + ((k.special(.threadX) / 32) % 4) * 16
+            row: group * 64 + warpRow
           ).make(
             scores, stage: rings.fullKeys.stage)
           cap()

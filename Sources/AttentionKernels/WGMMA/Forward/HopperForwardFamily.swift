@@ -1,7 +1,8 @@
 package import Attention
 internal import PTX
 
-/// The kernels of prefill on Hopper: the copy engine and `wgmma`, a block for some queries of one head and all their keys.
+/// The kernels of prefill on Hopper: the copy engine and `wgmma`, blocks that take item after item: some queries of one head
+/// and all their keys.
 package enum HopperForwardFamily: KernelFamily {
   package static let name = "hopper"
   package static let architecture = Architecture.exactly(90)
@@ -111,6 +112,7 @@ package enum HopperForwardFamily: KernelFamily {
     let all = (Double(max(problem.keys, 1)) / keys).rounded(.up)
     let limits = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
     if limits == 0 { return all }
+    // Of a tile that 64 rows end in, the part that nobody sees: ends are multiples of 64, and of tiles that are none, anywhere.
     let isAligned = tiling.tileKeys % 64 == 0
     let parts = isAligned ? 0.5 - 32 / keys : 0.4
     let ofQuery =

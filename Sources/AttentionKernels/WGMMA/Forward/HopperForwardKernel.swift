@@ -3,14 +3,16 @@ package import PTX
 /// Exact attention by Hopper's own instructions: FlashAttention 2 (Dao 2023, algorithm 1) with the copy engine, `wgmma` and
 /// warps with roles, as FlashAttention 3 (Shah and others 2024) divides them.
 ///
-///     producer, one thread:  Q;  for each tile of keys that some row of the block sees:  K, V, into rings
-///     consumers, groups of four warps, 64 query rows each:
-///       S = Q K^T of the first tile;  softmax of it
+///     producer, one thread, for each item (some query rows of a head):
+///       Q;  for each tile of keys that some row of the item sees:  K, V, into rings
+///     consumers, groups of four warps, 64 query rows each, for each item:
+///       S = Q K^T of the first tile that a row of the group sees;  m = its maxima;  P = exp(S - m)
 ///       for each tile but the first:
-///         P = exp(S - m)
-///         O += P V of the tile before, S = Q K^T of this one, back to back on the tensor cores
-///         mask S, where some row does not see all of it;  m, and O, l where some m grew much
-///       P;  O += P V of the last;  O /= l;  LSE = m + log l
+///         S = Q K^T of this one, O += P V of the one before, back to back on the tensor cores
+///         when S is there:  m, where some row does not see all of the tile
+///                           P = exp(S - m), l += its sums;  where one is too large:  S again, m, P, l
+///         when O is there:  O, where some m has grown
+///       O += P V of the last;  O /= l;  LSE = m + log l
 ///
 /// The groups drift apart by themselves, so that one's products run under the others' exponentials. P goes from the
 /// accumulators of S straight into the A operand of P V.

@@ -35,7 +35,7 @@ package struct HopperForwardTiling: Hashable, Sendable {
   var registers: (consumer: Int, producer: Int) { groups == 2 ? (240, 24) : (160, 32) }
 
   var name: String {
-    "\(rows)x\(tileKeys)_stages\(queryStages)_\(stages)" + (softmax == .lazy ? "" : "_\(softmax)")
+    "\(rows)x\(tileKeys)_q\(queryStages)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)")
   }
 }
 
