@@ -72,7 +72,8 @@ extension CUDADriver {
     return status == 0 ? nil : number
   }
 
-  /// The number of a stream, which no other one of the process ever has, as handles may. Its context must be current.
+  /// The number of a stream, which no other one of the process ever has, as handles may. Its context must be current. While
+  /// it captures, the driver (580) refuses to say, and ends the capture.
   package func number(of stream: StreamHandle) throws(CUDAError) -> UInt64 {
     var number = UInt64(0)
     try functions.check(functions.getStreamID(stream.pointer, &number), "cuStreamGetId")

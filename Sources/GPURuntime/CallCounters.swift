@@ -17,7 +17,7 @@ internal import Synchronization
 final class CallCounters: Sendable {
   private enum Owner: Hashable {
     case thread(UInt, stream: UInt64)
-    case capture(UInt64, stream: UInt64)
+    case capture(UInt64, stream: UInt)
   }
 
   private struct State {
@@ -74,10 +74,15 @@ final class CallCounters: Sendable {
 
   private func owner(on gpu: GPU, _ stream: StreamHandle) throws(AttentionError) -> Owner {
     let driver = gpu.device.driver
-    let (capture, number) = try gpu.reporting { () throws(CUDAError) in
-      try gpu.context.use { () throws(CUDAError) in (try driver.capture(in: stream), try driver.number(of: stream)) }
+    return try gpu.reporting { () throws(CUDAError) in
+      try gpu.context.use { () throws(CUDAError) in
+        // A stream that captures tells no number.
+        if let capture = try driver.capture(in: stream) {
+          return .capture(capture, stream: UInt(bitPattern: stream.pointer))
+        }
+        return .thread(UInt(pthread_self()), stream: try driver.number(of: stream))
+      }
     }
-    return capture.map { .capture($0, stream: number) } ?? .thread(UInt(pthread_self()), stream: number)
   }
 }
 
