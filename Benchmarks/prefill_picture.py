@@ -3,8 +3,10 @@
 
     python3 Benchmarks/prefill_picture.py Documentation/prefill-h200.json > Documentation/prefill-h200.svg
 
-The file has a title and `figures`: lists of name, D, whether it is causal, N, TFLOPS. Needs nothing but Python.
+The file has a title and `figures`: lists of name, D, whether it is causal, N, TFLOPS, of up to four names, each D plain and
+causal. Needs nothing but Python.
 """
+import argparse
 import json
 import sys
 
@@ -36,9 +38,16 @@ def panel(figures, names, limit, x, y, title):
 
 
 def main():
-    content = json.load(open(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Draws TFLOPS over sequence lengths as an SVG.")
+    parser.add_argument("file", help="JSON with a title and figures")
+    content = json.load(open(parser.parse_args().file))
     figures = content["figures"]
     names = list(dict.fromkeys(name for name, *_ in figures))
+    if len(names) > len(COLOURS):
+        sys.exit(f"There are figures of {len(names)} names ({', '.join(names)}); the picture has lines for {len(COLOURS)}.")
+    if missing := [f"D {d}, {'causal' if c else 'plain'}" for d in {f[1] for f in figures} for c in (False, True)
+                   if not any(f[1] == d and bool(f[2]) == c for f in figures)]:
+        sys.exit(f"There are no figures of {', '.join(missing)}.")
     limit = -(-int(max(value for *_, value in figures)) // 200) * 200
     dimensions = sorted({d for _, d, *_ in figures})
     width = LEFT + len(dimensions) * (WIDTH + GAP + 14)

@@ -61,13 +61,15 @@ package struct PTXAssembler: Sendable {
     guard let output = Self.output(of: "'\(path)' -arch=\(target) -v -o '\(binary)' '\(file)'") else { return nil }
     // "Used 168 registers, used 1 barriers", "0 bytes spill stores, 0 bytes spill loads"
     let words = output.text.split { " ,\n".contains($0) }
-    func number(before what: String...) -> Int {
-      words.indices.dropFirst().filter { words[$0...].prefix(what.count).elementsEqual(what) { $0 == $1 } }
-        .compactMap { Int(words[$0 - 1]) }.max() ?? 0
+    func number(after first: String? = nil, before next: [String]) -> Int {
+      words.indices.filter { place in
+        (first == nil || place > 0 && words[place - 1] == first!)
+          && words[(place + 1)...].prefix(next.count).elementsEqual(next) { $0 == $1 }
+      }.compactMap { Int(words[$0]) }.max() ?? 0
     }
     return Report(
-      isAccepted: output.isSuccess, registers: number(before: "registers"),
-      spilledBytes: number(before: "bytes", "spill", "stores"), text: output.text)
+      isAccepted: output.isSuccess, registers: number(after: "Used", before: ["registers"]),
+      spilledBytes: number(before: ["bytes", "spill", "stores"]), text: output.text)
   }
 
   private static func withFile<Result>(_ text: String, _ body: (String) -> Result?) -> Result? {

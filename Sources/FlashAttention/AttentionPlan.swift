@@ -158,7 +158,8 @@ public struct AttentionPlan: Sendable {
   /// Bytes of the GPU's memory that a call works in; 0 on the CPU, and where a call needs none.
   public var workspaceByteCount: Int { kernelPlan?.launches.workspaceByteCount ?? 0 }
 
-  /// Bytes of the counters of a call, which are zero between calls; 0 where there are none.
+  /// Bytes of the counters of a call, which are zero between calls; 0 where there are none. They are not a part of a
+  /// workspace of 0 bytes: the library has them where a call gives none.
   public var counterByteCount: Int { kernelPlan?.launches.counterByteCount ?? 0 }
 
   /// Whether the counters of its workspace are where those of all other plans are of which this is true.

@@ -95,7 +95,7 @@ struct OnlineSoftmax {
   /// Scores become weights in their place by the maxima that there are, which nobody compares them with: that the weights
   /// became too large is seen by their sum (Documentation/GPULog.md, "Items, weights before maxima"). The rows of the warp
   /// then do it once more, from their scores, with their maxima: as do those that have none or a huge one, and those
-  /// that do not see all of the tile.
+  /// that do not see all of the tile. Only of a softmax that rescales late.
   ///
   /// - Parameters:
   ///   - isMasked: whether something is hidden here; the same for all lanes.
@@ -150,7 +150,8 @@ struct OnlineSoftmax {
     }
   }
 
-  /// Takes these for the maxima of the rows; sums and output then are what they had been with them.
+  /// Takes these for the maxima of the rows; sums and output then are what they had been with them, the output only once
+  /// `rescaleLate` has been asked where it is not at hand.
   func adopt(_ news: [Register<F32>], rescaling output: Accumulators) {
     for row in maxima.indices {
       // A row that has seen no key has no maximum; its output is zero, and so is what scales it.

@@ -103,7 +103,7 @@ package enum ForwardFamily: KernelFamily {
   }
 
   /// The keys that a block of 128 rows sees, on the average over those that one multiprocessor works on.
-  static func seenKeys(_ problem: AttentionProblem, on gpu: GPULimits) -> Double {
+  private static func seenKeys(_ problem: AttentionProblem, on gpu: GPULimits) -> Double {
     var keys = Double(max(problem.plannedKeys, 1))
     let rows = Double(problem.queries) * Double(problem.groupSize)
     let blocks = Double(problem.batch) * Double(problem.keyValueHeads) * (rows / 128).rounded(.up)

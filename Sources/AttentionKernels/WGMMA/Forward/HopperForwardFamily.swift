@@ -112,9 +112,9 @@ package enum HopperForwardFamily: KernelFamily {
     let all = (Double(max(problem.keys, 1)) / keys).rounded(.up)
     let limits = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
     if limits == 0 { return all }
-    // Of a tile that 64 rows end in, the part that nobody sees: ends are multiples of 64, and of tiles that are none, anywhere.
-    let isAligned = tiling.tileKeys % 64 == 0
-    let parts = isAligned ? 0.5 - 32 / keys : 0.4
+    // What nobody sees of a tile that 64 rows end in, on the average: their ends are multiples of 64, or of what the tile's
+    // size shares with it.
+    let parts = (1 - Double(min(tiling.tileKeys & -tiling.tileKeys, 64)) / keys) / 2
     let ofQuery =
       problem.mask.chunk.map { Double(min($0, problem.keys)) / 2 }
       ?? problem.visiblePairs / Double(max(problem.queries, 1))
