@@ -44,8 +44,8 @@ final class GPUPlan: Sendable {
     return all
   }
 
-  /// The kernels that take a call whose strides the copy engine does not, below zero or beyond 2^40 bytes: those without
-  /// tensor maps. Made when there is such a call.
+  /// The kernels that take a call whose strides the copy engine does not: those without tensor maps. Made when there is such
+  /// a call.
   private func withoutMaps() throws(AttentionError) -> GPUPlan {
     if let made = other.withLock({ $0 }) { return made }
     let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: ForwardFamily.name))
@@ -78,9 +78,12 @@ final class GPUPlan: Sendable {
     let arguments = plan.launches.attention.arguments
     let mapped = arguments.mappedTensors(call)
     let known = mapped.isEmpty ? [] : maps.withLock { maps in mapped.map { maps[$0] } }
-    let new = zip(mapped, known).filter { $0.1 == nil }.map { ($0.0, arguments.map(of: $0.0)) }
-    if new.contains(where: { $0.1.obstacle != nil }) {
-      return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
+    var new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)] = []
+    for (tensor, bytes) in zip(mapped, known) where bytes == nil {
+      guard let map = arguments.map(of: tensor) else {
+        return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
+      }
+      new.append((tensor, map))
     }
     if call.counters == nil && plan.launches.hasOwnCounters { call.counters = try gpu.drawCounter(stream: stream) }
     try gpu.reporting { () throws(CUDAError) in
@@ -166,9 +169,11 @@ final class GPUPlan: Sendable {
 extension GPUPlan: CustomStringConvertible {
   var description: String {
     guard let kernel, let resources else { return "\(plan)" }
+    let ragged = plan.problem.hasWholeKeys ? "" : ", or batches that do not lie whole rows apart,"
     let strides =
       plan.launches.attention.arguments.offsets.isEmpty
-      ? "" : "\ncalls with strides below zero or beyond 2^40 bytes run by the \(ForwardFamily.name) kernels instead"
+      ? ""
+      : "\ncalls with strides below zero or beyond 2^40 bytes\(ragged) run by the \(ForwardFamily.name) kernels instead"
     return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget) + strides
   }
 }

@@ -221,34 +221,34 @@ import Testing
     Clause("packed queries and keys") {
       try EmulatedDecoding(
         lengths: [130, 7, 0, 90], heads: 2, queryCounts: [3, 170, 2, 0], hasPackedKeys: true, mask: .none,
-        usesForward: true)
+        family: ForwardFamily.name)
     },
     Clause("packed queries and keys, causal") {
       try EmulatedDecoding(
         .f16, lengths: [70, 7, 190], heads: 2, group: 1, queryCounts: [70, 7, 190], hasPackedKeys: true,
-        usesForward: true)
+        family: ForwardFamily.name)
     },
     Clause("a window, warps that share rows") {
       try EmulatedDecoding(
         lengths: [70, 7, 190], group: 2, queryCounts: [70, 30, 99], hasPackedKeys: true,
         mask: .window(left: 40, right: 3),
         changes: "rung=split-kv,warps=4,keys=64",
-        usesForward: true)
+        family: ForwardFamily.name)
     },
     Clause("a cache, queries not packed, places by number") {
       try EmulatedDecoding(
         lengths: [70, 7, 0], group: 3, queries: 40, dimension: 72, valueDimension: 40, capacity: 80,
         batchIndex: [3, 0, 1],
-        usesForward: true)
+        family: ForwardFamily.name)
     },
     Clause("chunks and softcap") {
       try EmulatedDecoding(
         lengths: [170, 47, 1], queries: 50, capacity: 180, mask: .chunks(of: 48, left: nil, right: nil), softcap: 2,
-        usesForward: true)
+        family: ForwardFamily.name)
     },
     Clause("chunks, causal, scale below zero") {
       try EmulatedDecoding(
-        lengths: [170, 7], queryCounts: [99, 40], capacity: 180, mask: .chunks(of: 33), scale: -0.2, usesForward: true)
+        lengths: [170, 7], queryCounts: [99, 40], capacity: 180, mask: .chunks(of: 33), scale: -0.2, family: ForwardFamily.name)
     },
   ]
 

@@ -22,16 +22,17 @@ struct EmulatedDecoding {
   /// - Parameters:
   ///   - queryCounts: of packed queries.
   ///   - hasPackedKeys: whether the keys are packed, as many as the lengths say.
+  ///   - keyGap: rows behind each sequence of packed keys that are none.
   init(
     _ type: ScalarType = .bf16, lengths: [Int], heads: Int = 1, group: Int = 4, queries: Int = 1,
     queryCounts: [Int]? = nil, dimension: Int = 64, valueDimension: Int? = nil, pageSize: Int? = nil,
     capacity: Int = 256,
-    hasPackedKeys: Bool = false, mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
+    hasPackedKeys: Bool = false, keyGap: Int = 0, mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
     target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeTiling.Combination? = .lastBlock, changes: String? = nil,
-    usesForward: Bool = false, seed: UInt64 = 1
+    family: String = DecodeFamily.name, seed: UInt64 = 1
   ) throws {
     let batch = lengths.count
     func starts(_ counts: [Int]) -> [Int] { counts.reduce(into: [0]) { $0.append($0.last! + $1) } }
@@ -49,7 +50,7 @@ struct EmulatedDecoding {
         return (0..<(rows + pageSize - 1) / pageSize).map { pages - 1 - (b * perSequence + $0) * step % pages }
       }
     } else if hasPackedKeys {
-      cache = .packed(total: lengths.reduce(0, +), longest: lengths.max()!)
+      cache = .packed(total: lengths.reduce(0) { $0 + $1 + keyGap }, longest: lengths.max()! + keyGap)
     }
     let newKeys = new.map {
       AttentionProblem.NewKeys(
@@ -67,17 +68,17 @@ struct EmulatedDecoding {
       problem,
       CacheEntries<HostMemory>(
         lengths: lengths, batchIndex: batchIndex, leftPadding: leftPadding, pageTable: pageTable,
-        queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths) : nil,
+        queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths.map { $0 + keyGap }) : nil,
         queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7)),
       newStarts: new?.isPacked == true ? starts(new!.counts) : nil, positions: new?.positions, seed: seed)
     var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
     var all = changes.map { [$0] } ?? []
-    if let combination, !usesForward, !leavesParts { all.append("combine=\(combination.rawValue)") }
+    if let combination, family == DecodeFamily.name, !leavesParts { all.append("combine=\(combination.rawValue)") }
     plan = try KernelPlan(
       problem, on: gpu,
       options: KernelOptions(
-        family: usesForward ? ForwardFamily.name : DecodeFamily.name,
+        family: family,
         tiling: all.isEmpty ? nil : try TilingChanges(all.joined(separator: ","))))
   }
 

@@ -139,7 +139,7 @@ import Testing
         cacheType: .e4m3,
         hasScales: true
       ).plan,
-      EmulatedDecoding(lengths: [50, 7], queryCounts: [3, 1], hasPackedKeys: true, usesForward: true).plan,
+      EmulatedDecoding(lengths: [50, 7], queryCounts: [3, 1], hasPackedKeys: true, family: ForwardFamily.name).plan,
     ]
     plans.append(try toy(problem(.bf16, mask: .causal)))
     let left = try EmulatedDecoding(lengths: [300, 20], capacity: 512, keysPerSplit: 64, leavesParts: true)

@@ -61,17 +61,27 @@ import Testing
     },
     Clause("whole problems: batch index") {
       try EmulatedDecoding(
-        lengths: [80, 3, 40], queries: 20, dimension: 16, capacity: 96, batchIndex: [2, 0, 3], usesForward: true)
+        lengths: [80, 3, 40], queries: 20, dimension: 16, capacity: 96, batchIndex: [2, 0, 3], family: ForwardFamily.name)
     },
     Clause("whole problems: packed queries and keys, chunks") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], queryCounts: [20, 0, 5], dimension: 16, capacity: 96, hasPackedKeys: true,
-        mask: .chunks(of: 30), usesForward: true)
+        mask: .chunks(of: 30), family: ForwardFamily.name)
     },
     Clause("whole problems: warps share rows") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], queryCounts: [20, 0, 5], dimension: 16, capacity: 96,
-        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], changes: "rung=split-kv,warps=4", usesForward: true)
+        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], changes: "rung=split-kv,warps=4", family: ForwardFamily.name)
+    },
+    Clause("Hopper: batch index") {
+      try EmulatedDecoding(
+        lengths: [80, 3, 40], queries: 70, dimension: 16, capacity: 96, batchIndex: [2, 0, 3],
+        family: HopperForwardFamily.name)
+    },
+    Clause("Hopper: packed queries and keys, chunks") {
+      try EmulatedDecoding(
+        lengths: [80, 3, 40], queryCounts: [70, 0, 5], dimension: 16, capacity: 96, hasPackedKeys: true, keyGap: 5,
+        mask: .chunks(of: 30), family: HopperForwardFamily.name)
     },
   ]
 

@@ -140,6 +140,55 @@ import Testing
     }
   }
 
+  struct SequencesClause: Sendable, CustomTestStringConvertible {
+    let testDescription: String
+    let make: @Sendable (String) throws -> EmulatedDecoding
+    init(_ name: String, _ make: @escaping @Sendable (_ changes: String) throws -> EmulatedDecoding) {
+      (testDescription, self.make) = (name, make)
+    }
+  }
+
+  /// Sequences with lengths of their own; every row that is none is NaN.
+  static let sequences: [SequencesClause] = [
+    SequencesClause("packed queries and keys") {
+      try EmulatedDecoding(
+        lengths: [90, 0, 333, 64], queryCounts: [90, 5, 333, 0], capacity: 400, hasPackedKeys: true, multiprocessors: 2,
+        changes: $0, family: HopperForwardFamily.name)
+    },
+    SequencesClause("packed keys of other lengths, in longer rooms") {
+      try EmulatedDecoding(
+        .f16, lengths: [90, 0, 40, 200], heads: 2, group: 1, queryCounts: [10, 140, 90, 130], dimension: 72,
+        valueDimension: 40, capacity: 400, hasPackedKeys: true, keyGap: 7, mask: .none, multiprocessors: 2, changes: $0,
+        family: HopperForwardFamily.name)
+    },
+    SequencesClause("a window") {
+      try EmulatedDecoding(
+        lengths: [260, 1, 300], group: 1, queryCounts: [260, 1, 200], capacity: 300, hasPackedKeys: true,
+        mask: .window(left: 50, right: 20), scale: -1, multiprocessors: 2, changes: $0,
+        family: HopperForwardFamily.name)
+    },
+    SequencesClause("a cache, places of their own, chunks") {
+      try EmulatedDecoding(
+        lengths: [130, 0, 256], queries: 130, capacity: 256, mask: .chunks(of: 70), softcap: 5, batchIndex: [2, 0, 3],
+        multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
+    },
+    SequencesClause("70 sequences") {
+      try EmulatedDecoding(
+        lengths: (0..<70).map { $0 * 37 % 90 }, group: 1, queryCounts: (0..<70).map { $0 * 53 % 80 }, dimension: 16,
+        capacity: 400, hasPackedKeys: true, multiprocessors: 3, changes: $0, family: HopperForwardFamily.name)
+    },
+  ]
+
+  @Test(arguments: sequences, ["groups=2,keys=64,query-stages=2", "groups=3,keys=48,softmax=maxima"])
+  func takesSequencesWithLengthsOfTheirOwn(clause: SequencesClause, tiling: String) throws {
+    let decoding = try clause.make(tiling)
+    for schedule in [Schedule.copiesLate, .random(seed: 4), .firstAhead, .lastAhead] {
+      let outcome = try decoding.run(EmulatedDecoding.Programs(), schedule, calls: 2)
+      #expect(outcome.passes, "\(clause.testDescription), \(schedule): \(outcome.description)")
+      #expect(outcome.counters.bankConflicts == 0)
+    }
+  }
+
   /// Scores that leave behind what was their maximum: by so many powers of two from tile to tile, in all rows or in one,
   /// from the second tile on or only in the last, falling and rising again; beyond what f16 and f32 hold.
   @Test(arguments: [5, 20, 127, 200, 1000, -20, -200] as [Float], [ScalarType.f16, .bf16])
@@ -200,8 +249,8 @@ import Testing
     softmax: HopperForwardTiling.Softmax
   ) throws {
     let attention = try Self.attention(
-      // The first rows see no key, the last six tiles.
-      queries: 460, keys: 330, mask: .causal, scale: 4,
+      // Of each head, items that see no key, where groups see none and one, two and three, and four and none.
+      heads: 4, queries: 394, keys: 200, mask: .causal, scale: 4,
       HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax, queryStages: 2))
     let kernel = try attention.plan.launches.attention.kernel.kernel()
     let schedules: [Schedule] = [

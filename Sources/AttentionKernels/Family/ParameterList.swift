@@ -12,30 +12,8 @@ package enum ParameterSource: Hashable, Sendable {
   case stride(CallValue, times: Int)
   /// The copy engine's map of a tensor of the call.
   case tensorMap(CallValue, TensorBox)
-}
-
-/// What a plan knows of the copy engine's map of a tensor, `[B, N, H, D]` in whatever order of strides: all but its address
-/// and strides. A box is some rows of one head, by as many columns as the swizzle of 128 bytes has.
-package struct TensorBox: Hashable, Sendable {
-  let element: TensorMap.Element
-  let shape: TensorShape
-  let rows: Int
-
-  init(_ type: ScalarType, _ shape: TensorShape, rows: Int) {
-    (element, self.shape, self.rows) = (type == .f16 ? .f16 : .bf16, shape, rows)
-  }
-
-  /// The map of a tensor at an address, with strides in elements.
-  func map(address: UInt64, batch: Int, head: Int, row: Int) -> TensorMap {
-    let bytes = element.byteCount
-    // A tensor without elements has none to be brought; along an axis of one entry any stride is as good as another.
-    func step(_ stride: Int, _ extent: Int) -> Int { extent > 1 ? stride &* bytes : 0 }
-    return TensorMap(
-      element, address: address,
-      extents: [shape.dimension, shape.heads, shape.length, shape.batch].map { max($0, 1) },
-      strides: [step(head, shape.heads), step(row, shape.length), step(batch, shape.batch)],
-      box: [128 / bytes, 1, rows, 1], swizzle: .bytes128)
-  }
+  /// How many rows of a tensor of the call lie between a batch and the next, where it has a ragged map.
+  case rowsOfBatch(CallValue, TensorShape)
 }
 
 /// The parameters of a kernel in their order, each said once: its name, its type, and where its value comes from. A
@@ -96,6 +74,14 @@ package final class ParameterList<Launch> {
     return k.parameter(name, T.self)
   }
 
+  /// How many rows of a tensor of the call lie between a batch and the next, where it has a ragged map.
+  package func number<T: IntegerType>(
+    _ name: String, _: T.Type, _ tensor: CallValue, _ shape: @escaping @Sendable (Launch) -> TensorShape
+  ) -> Register<T> {
+    entries.append(Entry(name: name, kind: T.kind, isPointer: false) { .rowsOfBatch(tensor, shape($0)) })
+    return k.parameter(name, T.self)
+  }
+
   /// A number that the plan knows.
   package func float(_ name: String, _ value: @escaping @Sendable (Launch) -> Float) -> Register<F32> {
     entries.append(Entry(name: name, kind: .f32, isPointer: false) { .float(value($0)) })
@@ -139,12 +125,29 @@ package struct TensorSteps: Sendable {
 /// The arguments of a launch, as the kernel's parameters lie: each at a multiple of its size. What the plan knows is in
 /// its place; what a call knows is filled in.
 package struct ArgumentTemplate: Sendable {
+  private enum Source: Sendable {
+    case word(Int, times: Int, plus: Int)
+    case rowsOfBatch(Int, TensorShape)
+
+    /// What it is in a call, of which there is the table of all.
+    func word(_ table: UnsafePointer<UInt64>) -> UInt64 {
+      switch self {
+      // A stride of an empty tensor may be anything.
+      case .word(let value, let times, let plus): return table[value] &* UInt64(times) &+ UInt64(plus)
+      case .rowsOfBatch(let first, let shape):
+        let (batch, row) = (Int(Int64(bitPattern: table[first + 1])), Int(Int64(bitPattern: table[first + 3])))
+        // Without a map, there is no call.
+        return UInt64(RaggedRows.Strides(shape, batch: batch, row: row)?.rowsOfBatch ?? 0)
+      }
+    }
+  }
+
   private struct Place: Sendable {
     let offset: Int
     let kind: RegisterKind
     let isPointer: Bool
     /// nil where the bytes have it.
-    let source: (value: Int, times: Int, plus: Int)?
+    let source: Source?
     /// Where it is a map: of which tensor, and how.
     let map: (value: Int, box: TensorBox)?
   }
@@ -157,7 +160,7 @@ package struct ArgumentTemplate: Sendable {
     for entry in entries {
       let size = entry.isMap ? TensorMap.byteCount : entry.kind.byteCount
       while bytes.count % min(size, 64) != 0 { bytes.append(0) }
-      var source: (value: Int, times: Int, plus: Int)?
+      var source: Source?
       var map: (value: Int, box: TensorBox)?
       var word: UInt64 = 0
       switch entry.source(launch) {
@@ -170,9 +173,10 @@ package struct ArgumentTemplate: Sendable {
           default: UInt64(bitPattern: Int64(value))
           }
       case .float(let value): word = UInt64(value.bitPattern)
-      case .address(let value, let plus): source = (value.rawValue, 1, plus)
-      case .stride(let value, let times): source = (value.rawValue, times, 0)
+      case .address(let value, let plus): source = .word(value.rawValue, times: 1, plus: plus)
+      case .stride(let value, let times): source = .word(value.rawValue, times: times, plus: 0)
       case .tensorMap(let value, let box): map = (value.rawValue, box)
+      case .rowsOfBatch(let value, let shape): source = .rowsOfBatch(value.rawValue, shape)
       }
       places.append(
         Place(offset: bytes.count, kind: entry.kind, isPointer: entry.isPointer, source: source, map: map))
@@ -206,8 +210,8 @@ package struct ArgumentTemplate: Sendable {
     }
   }
 
-  /// The map of one of them.
-  package func map(of tensor: MappedTensor) -> TensorMap {
+  /// The map of one of them; nil where its strides have none.
+  package func map(of tensor: MappedTensor) -> TensorMap? {
     let box = maps.first { $0.offset == tensor.offset }!.map!.box
     return box.map(address: tensor.address, batch: tensor.batch, head: tensor.head, row: tensor.row)
   }
@@ -225,20 +229,21 @@ package struct ArgumentTemplate: Sendable {
     write(to: buffer)
     call.withTable { table in
       for place in filled {
-        let (value, times, plus) = place.source!
-        // A stride of an empty tensor may be anything.
-        let word = table[value] &* UInt64(times) &+ UInt64(plus)
-        buffer.storeBytes(of: word, toByteOffset: place.offset, as: UInt64.self)
+        let word = place.source!.word(table)
+        switch place.kind.byteCount {
+        case 4: buffer.storeBytes(of: UInt32(truncatingIfNeeded: word), toByteOffset: place.offset, as: UInt32.self)
+        default: buffer.storeBytes(of: word, toByteOffset: place.offset, as: UInt64.self)
+        }
       }
     }
   }
 
-  /// The arguments one by one; of a call, where it knows some of them.
+  /// The arguments one by one; of a call, where it knows some of them: one whose tensors have maps.
   package func arguments(_ call: KernelCall? = nil) -> [Kernel.Argument] {
     var bytes = bytes
     if let call { bytes.withUnsafeMutableBytes { write(call, to: $0) } }
     let maps = Dictionary(
-      uniqueKeysWithValues: (call.map { mappedTensors($0) } ?? []).map { ($0.offset, map(of: $0)) })
+      uniqueKeysWithValues: (call.map { mappedTensors($0) } ?? []).map { ($0.offset, map(of: $0)!) })
     return bytes.withUnsafeBytes { bytes in
       places.map { place in
         if let map = maps[place.offset] { return .tensorMap(map) }

@@ -40,7 +40,10 @@ struct ForwardBody {
     let inHead = s.mask.limitsEnd ? parameters.blocksPerHead - 1 - own : own
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
-    sequence = s.hasSequences ? ForwardSequence(k, s.mask, parameters, batch: batch) : nil
+    sequence =
+      s.hasSequences
+      ? ForwardSequence(
+        k, parameters.lists, queries: parameters.queries, keys: parameters.keys, batch: batch) : nil
     presentKeys = sequence?.presentKeys ?? parameters.keys
     rows = PackedQueries(
       k, groupSize: s.groupSize, firstRow: inHead * tiling.rows, queries: sequence?.queries ?? parameters.queries)
@@ -48,10 +51,8 @@ struct ForwardBody {
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      sequence?.visibleKeys
-        ?? VisibleKeys(
-          k, s.mask, keys: parameters.keys, left: parameters.leftOffset, right: parameters.rightOffset,
-          diagonal: parameters.diagonal, chunk: parameters.chunk), rows: rows,
+      parameters.mask.visibleKeys(
+        k, s.mask, keys: sequence?.keys ?? parameters.keys, diagonal: sequence?.diagonal), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)

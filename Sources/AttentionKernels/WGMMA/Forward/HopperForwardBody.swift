@@ -24,10 +24,9 @@ struct HopperForwardBody {
     }
     k.barrier()
     k.roles([
-      WarpRole("consumers", warpgroups: tiling.groups, registers: tiling.registers.consumer) { consume(group: $0) },
-      WarpRole("producer", registers: tiling.registers.producer) { _ in
-        // One lane, of which ptxas knows that it is one.
-        k.if((k.special(.threadX) / 32) .== tiling.groups * 4) { k.if(k.elect(), produce) }
+      WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { consume(group: $0) },
+      WarpRole("producer", registers: s.registers.producer) { _ in
+        k.if((k.special(.threadX) / 32) .== tiling.groups * 4, produce)
       },
     ])
   }
@@ -63,130 +62,97 @@ struct HopperForwardBody {
 
   private var rings: Rings { Rings(k, tiling, at: shared + s.barriersOffset) }
 
-  /// Some query rows of a head: the work that a block takes at once.
-  private struct Item {
-    let batch, head, firstRow: Register<U32>
-  }
-
   /// Tiles of keys.
   private typealias Tiles = (first: Register<S32>, end: Register<S32>)
 
-  /// What rows from `first` on see.
-  private func mask(first: Register<U32>, rows: Int, ownRows: [Register<U32>]) -> (ScoreMask, PackedQueries) {
-    let p = parameters
-    let queries = PackedQueries(k, groupSize: 1, firstRow: first, queries: p.queries)
-    let keys = VisibleKeys(
-      k, s.mask, keys: p.keys, left: p.leftOffset, right: p.rightOffset, diagonal: p.diagonal, chunk: p.chunk)
+  /// What rows of an item see, from `first` on.
+  private func mask(
+    _ item: HopperItem, first: Register<U32>, rows: Int, ownRows: [Register<U32>]
+  ) -> (ScoreMask, PackedQueries) {
+    let queries = PackedQueries(k, groupSize: 1, firstRow: first, queries: item.queries)
+    let keys = parameters.mask.visibleKeys(k, s.mask, keys: item.keys, diagonal: item.diagonal)
     return (
       ScoreMask(k, s.mask, keys, rows: queries, ownRows: ownRows, tileRows: rows, lane: k.special(.lane)), queries
     )
   }
 
   /// The tiles of keys that some row of an item sees.
-  private func tiles(of item: Item) -> Tiles {
-    mask(first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
+  private func tiles(of item: HopperItem) -> Tiles {
+    mask(item, first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
   }
 
   // MARK: - The producer
 
+  /// All lanes find the items; one, of which ptxas knows that it is one, waits and copies.
   private func produce() {
     let (rings, p) = (rings, parameters)
-    for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) }
-    let number = k.variable(k.special(.blockX)).named("item")
+    k.if(k.elect()) { for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) } }
+    let queue = HopperItemQueue(k, s, parameters)
     k.loop {
-      let isThere = number .< p.items
-      rings.emptyQueries.wait()
-      let place = shared + (rings.fullQueries.stage * Self.itemByteCount + s.itemsOffset)
-      k.if(isThere) {
-        let item = item(number)
-        k.store([k.constant(1, U32.self), item.batch, item.head, item.firstRow], shared: place)
-        bring(item, rings)
-        k.set(number, to: next(after: number))
-      } else: {
-        k.store(k.constant(0, U32.self), shared: place)
-        rings.fullQueries.arrive()
+      let (isThere, item, sequence) = queue.next()
+      let tiles = tiles(of: item)
+      k.if(k.elect()) {
+        rings.emptyQueries.wait()
+        let words = [k.select(isThere, 1, 0, U32.self)] + item.words
+        let place = shared + (rings.fullQueries.stage * s.itemByteCount + s.itemsOffset)
+        for first in stride(from: 0, to: s.itemByteCount / 4, by: 4) {
+          k.store((first..<first + 4).map { words[min($0, words.count - 1)] }, shared: place, offset: first * 4)
+        }
+        k.if(isThere) { bring(item, sequence, tiles, rings) } else: { rings.fullQueries.arrive() }
+        rings.fullQueries.advance()
+        rings.emptyQueries.advance()
       }
-      rings.fullQueries.advance()
-      rings.emptyQueries.advance()
+      queue.advance(if: isThere)
       return isThere
     }
   }
 
-  /// Bytes that an item is told in: whether there is one, and which.
-  static let itemByteCount = 16
-  private static let headsOfSection = 8
-
-  private func item(_ number: Register<U32>) -> Item {
-    let p = parameters
-    let (place, row): (Register<U32>, Register<U32>)
-    if s.mask.limitsEnd {
-      k.comment("item: some heads together, whose keys L2 holds; of these the rows that see the most keys come first")
-      let section = p.itemsPerHead * Self.headsOfSection
-      let firstHead = (number / section) * Self.headsOfSection
-      let heads = k.minimum(p.allHeads - firstHead, k.constant(Self.headsOfSection, U32.self))
-      let own = number % section
-      (place, row) = (firstHead + own % heads, p.itemsPerHead - 1 - own / heads)
-    } else {
-      k.comment("item: all rows of a head, head by head")
-      (place, row) = (number / p.itemsPerHead, number % p.itemsPerHead)
-    }
-    let batch = (place / p.queryHeads).named("batch")
-    return Item(
-      batch: batch, head: (place - batch * p.queryHeads).named("head"), firstRow: (row * tiling.rows).named("first_row")
-    )
-  }
-
-  /// The item behind one: drawn by whoever comes first where the call has a counter, which its last draw leaves zero; every
-  /// so many as there are blocks where it has none.
-  private func next(after number: Register<U32>) -> Register<U32> {
-    let p = parameters
-    let next = k.variable(number + k.special(.blocksX)).named("next_item")
-    k.if(p.counter .!= 0) {
-      let draw = k.atomic(.add, global: p.counter, k.constant(1, U32.self))
-      k.set(next, to: draw + k.special(.blocksX))
-      // Each item is drawn but the first of each block, and by each block one that is none.
-      k.if(draw .== p.items - 1) {
-        k.store(k.constant(0, U32.self), global: p.counter, ordering: .relaxed)
-      }
-    }
-    return next
-  }
-
   /// Asks for Q of an item, and for K and V of all its tiles.
-  private func bring(_ item: Item, _ rings: Rings) {
+  private func bring(_ item: HopperItem, _ sequence: ForwardSequence?, _ tiles: Tiles, _ rings: Rings) {
     let p = parameters
     func copy(
-      _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, head: Register<U32>, row: Register<S32>,
-      _ barrier: Register<U32>
+      _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, _ barrier: Register<U32>,
+      _ outer: [Register<S32>]
     ) {
       for slab in 0..<tile.slabs {
         k.copy(
-          map,
-          [
-            k.constant(slab * tile.slabColumns, S32.self), head.reinterpreted(as: S32.self), row,
-            item.batch.reinterpreted(as: S32.self),
-          ], to: place + slab * tile.slabByteCount, barrier: barrier)
+          map, [k.constant(slab * tile.slabColumns, S32.self)] + outer, to: place + slab * tile.slabByteCount,
+          barrier: barrier)
       }
     }
+    func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
     rings.fullQueries.arrive(expecting: s.queryTile.byteCount)
+    // Rows behind a sequence's last are another's, and nobody's in the end.
     copy(
-      p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount, head: item.head,
-      row: item.firstRow.reinterpreted(as: S32.self), rings.fullQueries.current)
-    let keyValueHead = s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head
-    let tiles = tiles(of: item)
+      p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount,
+      rings.fullQueries.current,
+      [
+        signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
+        signed(sequence == nil ? item.batch : item.batch * p.queryBatchStep),
+      ])
+    let head = signed(s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head)
+    let keyPlace = sequence.map { (row: signed($0.firstKey), batch: signed($0.keyBatch * p.keyBatchStep)) }
+    let valueRows = sequence.map { RaggedRows(k, first: $0.firstKey + $0.keyBatch * p.valueRowsOfBatch, count: $0.presentKeys) }
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let row = tile * tiling.tileKeys
-      for (map, tile, offset, full, empty) in [
-        (p.keyMap, s.keyTile, s.keysOffset, rings.fullKeys, rings.emptyKeys),
-        (p.valueMap, s.valueTile, s.valuesOffset, rings.fullValues, rings.emptyValues),
-      ] {
+      func bring(
+        _ map: TensorMapParameter, _ tile: MatrixTile, at offset: Int, _ full: BarrierRing, _ empty: BarrierRing,
+        _ coordinates: [Register<S32>]
+      ) {
         empty.wait()
         full.arrive(expecting: tile.byteCount)
-        copy(
-          map, tile, to: shared + (full.stage * tile.byteCount + offset), head: keyValueHead, row: row, full.current)
+        copy(map, tile, to: shared + (full.stage * tile.byteCount + offset), full.current, coordinates)
         full.advance()
         empty.advance()
       }
+      // Scores of keys behind a sequence's last are hidden, whatever they are.
+      bring(
+        p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys,
+        [head] + (keyPlace.map { [$0.row + row, $0.batch] } ?? [row, signed(item.batch)]))
+      // Values count, if only with weights of 0: there zeros must stand.
+      bring(
+        p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues,
+        [head] + (valueRows?.coordinates(row) ?? [row, signed(item.batch)]))
     }
   }
 
@@ -197,23 +163,26 @@ struct HopperForwardBody {
     k.loop {
       rings.fullQueries.wait()
       // The same in all lanes, and known to be.
-      let words = k.load(
-        U32.self, count: 4, shared: shared + (rings.fullQueries.stage * Self.itemByteCount + s.itemsOffset)
-      ).map { k.shuffle($0, lane: k.constant(0, U32.self)) }
+      let place = shared + (rings.fullQueries.stage * s.itemByteCount + s.itemsOffset)
+      let words = stride(from: 0, to: s.itemByteCount, by: 16).flatMap {
+        k.load(U32.self, count: 4, shared: place, offset: $0)
+      }.map { k.shuffle($0, lane: k.constant(0, U32.self)) }
       // All have read it before a lane gives it back.
       k.warpBarrier()
       let isThere = words[0] .!= 0
-      k.if(isThere) { consume(Item(batch: words[1], head: words[2], firstRow: words[3]), group, rings) }
+      k.if(isThere) {
+        consume(HopperItem(Array(words[1...]), parameters, hasSequences: s.hasSequences), group, rings)
+      }
       return isThere
     }
   }
 
-  private func consume(_ item: Item, _ group: Register<U32>, _ rings: Rings) {
+  private func consume(_ item: HopperItem, _ group: Register<U32>, _ rings: Rings) {
     let (thread, lane) = (k.special(.threadX), k.special(.lane))
     let ownFirst = item.firstRow + group * 64
     let warpRow = ((thread / 32) % 4) * 16
     let ownRows = [0, 8].map { ownFirst + warpRow + lane / 4 + $0 }
-    let (mask, rows) = mask(first: ownFirst, rows: 64, ownRows: ownRows)
+    let (mask, rows) = mask(item, first: ownFirst, rows: 64, ownRows: ownRows)
     let softmax = OnlineSoftmax(
       k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
@@ -229,15 +198,24 @@ struct HopperForwardBody {
     let epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: SharedTile(rows: 64, columns: s.valueDimension), place: shared, firstRow: warpRow,
       lane: lane, rows: rows)
+    /// Of the item's sequence and head.
+    func place(
+      _ base: Register<U64>, batch: Register<U64>, head: Register<U64>, row: @autoclosure () -> Register<U64>
+    ) -> Register<U64> {
+      let ofHead = base + k.wide(item.batch) * batch + k.wide(item.head) * head
+      return item.firstQuery.map { ofHead + k.wide($0) * row() } ?? ofHead
+    }
+    let p = parameters
     epilogue.store(
       logSumExps: logSumExps, ownRows: ownRows,
-      to: parameters.logSumExpBase + k.wide(item.batch) * parameters.logSumExpBatchStride
-        + k.wide(item.head) * parameters.logSumExpHeadStride, headStride: parameters.logSumExpHeadStride,
-      if: parameters.logSumExpBase .!= 0, groupSize: 1)
+      to: place(
+        p.logSumExpBase, batch: p.logSumExpBatchStride, head: p.logSumExpHeadStride, row: k.constant(4, U64.self)),
+      headStride: p.logSumExpHeadStride, if: p.logSumExpBase .!= 0, groupSize: 1)
     epilogue.store(
       output,
-      to: parameters.outputBase + k.wide(item.batch) * parameters.outputStrides.batch
-        + k.wide(item.head) * parameters.outputStrides.head, parameters.outputStrides, .byShuffles)
+      to: place(
+        p.outputBase, batch: p.outputStrides.batch, head: p.outputStrides.head, row: p.outputStrides.row),
+      p.outputStrides, .byShuffles)
     pass(own.end, all.end, rings)
   }
 

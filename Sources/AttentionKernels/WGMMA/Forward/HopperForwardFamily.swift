@@ -8,11 +8,8 @@ package enum HopperForwardFamily: KernelFamily {
   package static let architecture = Architecture.exactly(90)
 
   package static func limitation(for problem: AttentionProblem) -> String? {
-    if !problem.hasWholeKeys { return "sequences with lengths of their own, or a cache" }
-    if problem.newKeys != nil { return "new keys" }
-    if problem.keysPerSplit != nil { return "splits of a fixed length" }
     if max(problem.dimension, problem.valueDimension) > 256 { return "head dimensions above 256" }
-    return problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType ? nil : "e4m3 numbers"
+    return ForwardFamily.limitation(for: problem)
   }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
@@ -20,6 +17,7 @@ package enum HopperForwardFamily: KernelFamily {
     try GPULimits.check(
       dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path", limit: 256)
     try GPULimits.check(counts: [("queries", [problem.queries]), ("keys", [problem.keys])])
+    if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }
   }
 
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperForwardTiling] {

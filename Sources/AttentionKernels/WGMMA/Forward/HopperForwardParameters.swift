@@ -12,11 +12,18 @@ struct HopperForwardParameters {
   let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
   /// Of the draws that items are handed out by, zero between calls; 0 where there is none.
   let counter: Register<U64>
-  /// N_q, H_q, query heads of a key/value head, heads of all batches, items of one head and of all.
+  /// N_q, H_q, query heads of a key/value head, heads of all batches, items of one head and of all; where sequences have
+  /// lengths of their own, N_q of the longest, and no items.
   let queries, queryHeads, groupSize, allHeads, itemsPerHead, items: Register<U32>
+  /// N_k; of sequences, the most.
   let keys: Register<S32>
-  /// Query i sees the keys from `i + leftOffset` to `i + rightOffset`, stands on key `i + diagonal`; keys of a chunk.
-  let leftOffset, rightOffset, diagonal, chunk: Register<S32>
+  let mask: MaskParameters
+  let lists: ForwardSequence.Lists
+  let batch: Register<U32>
+  /// Batches of the tensor from a sequence to the next: 0 where they are packed.
+  let queryBatchStep, keyBatchStep: Register<U32>
+  /// Rows of V from a sequence to the next in a cache.
+  let valueRowsOfBatch: Register<U32>
   let softmax: SoftmaxParameters
 
   static let all = ParameterList<HopperForwardLaunch>.declared { _ = HopperForwardParameters($0) }
@@ -29,10 +36,13 @@ struct HopperForwardParameters {
       TensorBox($0.problem.cacheType, $0.problem.keyShape, rows: $0.tiling.tileKeys)
     }
     valueMap = list.tensorMap("values", .values) {
-      TensorBox($0.problem.cacheType, $0.problem.valueShape, rows: $0.tiling.tileKeys)
+      TensorBox(
+        $0.problem.cacheType, $0.problem.valueShape, rows: $0.tiling.tileKeys, isRagged: !$0.problem.hasWholeKeys)
     }
     outputBase = list.pointer("output", .output)
-    outputStrides = list.strides("output") { TensorSteps(.output, $0.problem.outputType) }
+    outputStrides = list.strides("output") {
+      TensorSteps(.output, $0.problem.outputType, isPacked: $0.problem.packedQueries != nil)
+    }
     logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
     logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.problem.logSumExpStrides.batch }
     logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.problem.logSumExpStrides.head }
@@ -44,10 +54,12 @@ struct HopperForwardParameters {
     itemsPerHead = list.number("items_per_head", U32.self) { $0.itemsPerHead }
     items = list.number("item_count", U32.self) { $0.items }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
-    leftOffset = list.number("left_offset", S32.self) { $0.maskOffsets.left }
-    rightOffset = list.number("right_offset", S32.self) { $0.maskOffsets.right }
-    diagonal = list.number("diagonal", S32.self) { $0.problem.keys - $0.problem.queries }
-    chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
+    mask = MaskParameters(list) { $0.problem }
+    lists = ForwardSequence.Lists(list) { $0.problem }
+    batch = list.number("batch", U32.self) { $0.problem.batch }
+    queryBatchStep = list.number("query_batch_step", U32.self) { $0.problem.packedQueries == nil ? 1 : 0 }
+    keyBatchStep = list.number("key_batch_step", U32.self) { $0.problem.hasPackedKeys ? 0 : 1 }
+    valueRowsOfBatch = list.number("value_rows_of_batch", U32.self, .values) { $0.problem.valueShape }
     softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
   }
 }
@@ -57,9 +69,9 @@ struct HopperForwardLaunch: Sendable {
   let problem: AttentionProblem
   let tiling: HopperForwardTiling
 
-  /// An item is as many query rows of a head as a block has.
+  /// An item is as many query rows of a head as a block has. Where sequences have lengths of their own, these are the most
+  /// that there can be.
   var itemsPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
   var items: Int { itemsPerHead * problem.queryHeads * problem.batch }
   func blocks(on gpu: GPULimits) -> Int { min(items, max(gpu.multiprocessors, 1)) }
-  var maskOffsets: (left: Int, right: Int) { problem.mask.offsets(queries: problem.queries, keys: problem.keys) }
 }

@@ -15,6 +15,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   package let isScaleNegative: Bool
   /// Whether more than one query head reads a key/value head.
   package let isGrouped: Bool
+  /// Whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable lengths").
+  package let hasSequences: Bool
   /// How the work is cut.
   package let tiling: HopperForwardTiling
 
@@ -25,6 +27,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
     isGrouped = problem.groupSize > 1
+    hasSequences = !problem.hasWholeKeys
     self.tiling = tiling
   }
 
@@ -32,7 +35,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var name: String {
     "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
       + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "")
-      + (isScaleNegative ? "_negative" : "") + "_" + tiling.name
+      + (isScaleNegative ? "_negative" : "") + (hasSequences ? "_sequences" : "") + "_" + tiling.name
   }
 
   // MARK: - Shared memory
@@ -49,19 +52,26 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var itemsOffset: Int {
     barriersOffset + 2 * (tiling.queryStages + 2 * tiling.stages) * BarrierRing.byteCount
   }
-  var sharedByteCount: Int { itemsOffset + tiling.queryStages * HopperForwardBody.itemByteCount }
+  var sharedByteCount: Int { itemsOffset + tiling.queryStages * itemByteCount }
+  var itemByteCount: Int { HopperItem.byteCount(hasSequences: hasSequences) }
 
   /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
   func obstacle(on gpu: GPULimits) -> String? {
     if sharedByteCount > gpu.sharedBytesPerBlock {
       return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
-    let registers = registerEstimate
-    if registers > tiling.registers.consumer {
-      return "needs about \(registers) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
-        + "(\(tiling.tileKeys / 4)) and the rest; there are \(tiling.registers.consumer)"
+    let needed = registerEstimate
+    if needed > registers.consumer {
+      return "needs about \(needed) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
+        + "(\(tiling.tileKeys / 4)) and the rest; there are \(registers.consumer)"
     }
     return nil
+  }
+
+  /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
+  /// sequences takes some.
+  var registers: (consumer: Int, producer: Int) {
+    tiling.groups == 3 ? (160, 32) : hasSequences ? (232, 40) : (240, 24)
   }
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.

@@ -31,8 +31,6 @@ package struct HopperForwardTiling: Hashable, Sendable {
   package var rows: Int { groups * 64 }
   /// Threads of a block: those that multiply, and the group that asks for copies.
   package var threads: Int { (groups + 1) * 128 }
-  /// Registers of a thread that multiplies, and of one that asks for copies: all that there are.
-  var registers: (consumer: Int, producer: Int) { groups == 2 ? (240, 24) : (160, 32) }
 
   var name: String {
     "\(rows)x\(tileKeys)_q\(queryStages)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)")
