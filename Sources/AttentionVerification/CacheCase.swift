@@ -19,7 +19,7 @@ package struct CacheCase: Sendable {
     let cacheType: ScalarType = kernel.pick([type, type, .e4m3])
     let queryType: ScalarType = cacheType == .e4m3 ? kernel.pick([type, type, .e4m3]) : type
     let group = kernel.pick([1, 1, 2, 3, 4, 5, 7, 8, 16])
-    let queries = kernel.pick([1, 1, 1, 2, 3, 4, 8, 13])
+    let queries = kernel.pick([1, 1, 1, 2, 3, 4, 8, 13, 70, 150])
     let hasPackedQueries = kernel.int(0...3) == 0
     var dimension = kernel.pick([8, 24, 64, 64, 72, 96, 128, 128, 160, 256])
     var valueDimension = kernel.int(0...3) == 0 ? 8 * kernel.int(1...32) : dimension

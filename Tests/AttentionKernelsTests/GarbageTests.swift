@@ -83,6 +83,11 @@ import Testing
         lengths: [80, 3, 40], queryCounts: [70, 0, 5], dimension: 16, capacity: 96, hasPackedKeys: true, keyGap: 5,
         mask: .chunks(of: 30), family: HopperForwardFamily.name)
     },
+    Clause("Hopper: pages, packed queries") {
+      try EmulatedDecoding(
+        lengths: [80, 3, 40], queryCounts: [70, 0, 5], dimension: 16, pageSize: 16, capacity: 96,
+        family: HopperForwardFamily.name)
+    },
   ]
 
   @Test(arguments: clauses) func nothingOutsideTheTensorsIsTouched(clause: Clause) throws {
@@ -100,9 +105,13 @@ import Testing
 
   /// Zeros stand for keys on a page that does not exist, nothing is written there, and other sequences do not notice.
   @Test(arguments: [16, 3]) func aWrongPageHarmsItsSequenceAlone(pageSize: Int) throws {
-    for new in [nil, EmulatedDecoding.New(counts: [3, 3, 3])] {
+    for (new, family) in [
+      (nil, DecodeFamily.name), (EmulatedDecoding.New(counts: [3, 3, 3]), DecodeFamily.name),
+      (nil, HopperForwardFamily.name),
+    ] where family == DecodeFamily.name || pageSize == 16 {
       let decoding = try EmulatedDecoding(
-        lengths: [85, 30, 40], dimension: 16, pageSize: pageSize, capacity: 96, new: new)
+        lengths: [85, 30, 40], queries: family == DecodeFamily.name ? 1 : 70, dimension: 16, pageSize: pageSize, capacity: 96,
+        new: new, family: family)
       let right = try decoding.run()
       #expect(right.passes)
       for wrong in [-1, Int(Int32.min), decoding.problem.keyShape.batch] {

@@ -172,6 +172,16 @@ import Testing
         lengths: [130, 0, 256], queries: 130, capacity: 256, mask: .chunks(of: 70), softcap: 5, batchIndex: [2, 0, 3],
         multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
     },
+    SequencesClause("small pages") {
+      try EmulatedDecoding(
+        lengths: [130, 0, 256, 77], heads: 2, group: 2, queryCounts: [130, 9, 140, 0], dimension: 72, pageSize: 16,
+        capacity: 256, multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
+    },
+    SequencesClause("large pages") {
+      try EmulatedDecoding(
+        .f16, lengths: [130, 7, 300], queries: 70, pageSize: 192, capacity: 384, mask: .window(left: 90, right: 0),
+        multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
+    },
     SequencesClause("70 sequences") {
       try EmulatedDecoding(
         lengths: (0..<70).map { $0 * 37 % 90 }, group: 1, queryCounts: (0..<70).map { $0 * 53 % 80 }, dimension: 16,

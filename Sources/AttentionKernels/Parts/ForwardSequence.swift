@@ -47,7 +47,7 @@ struct ForwardSequence {
         problem($0).hasPackedKeys ? problem($0).keyShape.length : 0
       }
       keySequences = list.number("key_sequences", U32.self) {
-        problem($0).hasPackedKeys ? problem($0).batch : problem($0).keyShape.batch
+        if case .contiguous(let sequences, _) = problem($0).storage { sequences } else { problem($0).batch }
       }
     }
 

@@ -82,8 +82,8 @@ struct VerifyCommand: ParsableCommand {
         throw ValidationError(
           "--family is \(family); it must be one of \(KernelFamilies.all.map { $0.name }.joined(separator: ", ")).")
       }
-      if cache || concurrent || variants || device == .cpu {
-        throw ValidationError("--family goes with --device gpu, and not with --cache, --concurrent or --variants.")
+      if concurrent || variants || device == .cpu {
+        throw ValidationError("--family goes with --device gpu, and not with --concurrent or --variants.")
       }
     }
     if emulate && device == .cpu { throw ValidationError("--emulate belongs to --device gpu; the CPU runs no PTX.") }
@@ -152,13 +152,17 @@ struct VerifyCommand: ParsableCommand {
         outcomes.withLock { $0[index] = outcome }
       }
       progress.withLock { $0.clear() }
-      let families = Dictionary(grouping: plans) { $0.kernelPlan?.family ?? "" }
-        .map { "\($0.value.count) problems by the \($0.key) kernels" }.sorted()
       print(
         "\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling)); "
-          + families.joined(separator: ", "))
+          + families(plans))
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
     }
+  }
+
+  /// How many problems each family's kernels take.
+  private func families(_ plans: [AttentionPlan]) -> String {
+    Dictionary(grouping: plans.compactMap(\.kernelPlan), by: \.family)
+      .map { "\($0.value.count) problems by the \($0.key) kernels" }.sorted().joined(separator: ", ")
   }
 
   private func runAtOnce() throws {
@@ -177,8 +181,14 @@ struct VerifyCommand: ParsableCommand {
     let tests = numbers.map { CacheCase(seed: seed, number: $0, kernels: kernels, isForGPU: isForGPU) }
     let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
     try reportingFileErrors {
-      let plans = try tests.map { try AttentionPlan($0.problem, device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu) }
+      let limits = isForGPU ? try GPU.device(device.ordinal ?? 0).limits : nil
+      let plans = try tests.map { test in
+        try AttentionPlan(
+          test.problem, device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu,
+          kernels: limits.map { familyOptions(for: test.problem, on: $0) } ?? KernelOptions())
+      }
       try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
+      if isForGPU { print(families(plans)) }
       let progress = Mutex(Progress())
       // On the CPU each case has all processors already.
       func one(_ index: Int) throws(AttentionError) {
@@ -266,15 +276,19 @@ struct VerifyCommand: ParsableCommand {
 
   /// The tiling of a case, where it is not the plan's own.
   private func options(for test: VerificationCase, on gpu: GPULimits) throws(AttentionError) -> KernelOptions {
-    if let family {
-      var own = try tiling.options
-      own.family = family
-      if (try? KernelPlan(test.problem, on: gpu, options: own)) != nil { return own }
-      return KernelOptions()
-    }
+    if family != nil { return familyOptions(for: test.problem, try tiling.options, on: gpu) }
     guard variants else { return try tiling.options }
     let own = try test.drawTiling(on: gpu).changes
     return KernelOptions(family: ForwardFamily.name, tiling: try TilingChanges(own))
+  }
+
+  /// Those of the family that was asked for, where it takes the problem.
+  private func familyOptions(
+    for problem: AttentionProblem, _ options: KernelOptions = KernelOptions(), on gpu: GPULimits
+  ) -> KernelOptions {
+    var own = options
+    own.family = family
+    return (try? KernelPlan(problem, on: gpu, options: own)) == nil ? KernelOptions() : own
   }
 
   private func compareInstructions(with gpu: GPU) throws {

@@ -11,7 +11,11 @@ package enum ForwardFamily: KernelFamily {
   package static let dimensionLimit = 1024
 
   package static func limitation(for problem: AttentionProblem) -> String? {
-    if problem.pages != nil { return "pages" }
+    problem.pages == nil ? limitation(ofPaged: problem) : "pages"
+  }
+
+  /// The same, but for pages.
+  static func limitation(ofPaged problem: AttentionProblem) -> String? {
     if problem.hasLeftPadding { return "left padding" }
     if problem.newKeys != nil { return "new keys" }
     if problem.keysPerSplit != nil { return "splits of a fixed length" }

@@ -112,12 +112,14 @@ struct HopperForwardBody {
     let p = parameters
     func copy(
       _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, _ barrier: Register<U32>,
-      _ outer: [Register<S32>]
+      _ boxes: [[Register<S32>]]
     ) {
       for slab in 0..<tile.slabs {
-        k.copy(
-          map, [k.constant(slab * tile.slabColumns, S32.self)] + outer, to: place + slab * tile.slabByteCount,
-          barrier: barrier)
+        for (number, outer) in boxes.enumerated() {
+          k.copy(
+            map, [k.constant(slab * tile.slabColumns, S32.self)] + outer,
+            to: place + (slab * tile.slabByteCount + number * tile.slabByteCount / boxes.count), barrier: barrier)
+        }
       }
     }
     func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
@@ -127,17 +129,22 @@ struct HopperForwardBody {
       p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount,
       rings.fullQueries.current,
       [
-        signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
-        signed(sequence == nil ? item.batch : item.batch * p.queryBatchStep),
+        [
+          signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
+          signed(sequence == nil ? item.batch : item.batch * p.queryBatchStep),
+        ]
       ])
-    let head = signed(s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head)
-    let keyPlace = sequence.map { (row: signed($0.firstKey), batch: signed($0.keyBatch * p.keyBatchStep)) }
-    let valueRows = sequence.map { RaggedRows(k, first: $0.firstKey + $0.keyBatch * p.valueRowsOfBatch, count: $0.presentKeys) }
+    let boxes = KeyBoxes(
+      k, s.keys, p.keyBoxes, head: s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head,
+      batch: item.batch,
+      sequence: sequence.map {
+        KeyBoxes.Sequence(number: item.batch, place: $0.keyBatch, firstKey: $0.firstKey, keys: $0.presentKeys)
+      })
     k.loop(from: tiles.first, to: tiles.end) { tile in
-      let row = tile * tiling.tileKeys
+      let boxes = boxes.boxes(ofTileAt: tile * tiling.tileKeys)
       func bring(
         _ map: TensorMapParameter, _ tile: MatrixTile, at offset: Int, _ full: BarrierRing, _ empty: BarrierRing,
-        _ coordinates: [Register<S32>]
+        _ coordinates: [[Register<S32>]]
       ) {
         empty.wait()
         full.arrive(expecting: tile.byteCount)
@@ -145,14 +152,8 @@ struct HopperForwardBody {
         full.advance()
         empty.advance()
       }
-      // Scores of keys behind a sequence's last are hidden, whatever they are.
-      bring(
-        p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys,
-        [head] + (keyPlace.map { [$0.row + row, $0.batch] } ?? [row, signed(item.batch)]))
-      // Values count, if only with weights of 0: there zeros must stand.
-      bring(
-        p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues,
-        [head] + (valueRows?.coordinates(row) ?? [row, signed(item.batch)]))
+      bring(p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys, boxes.map(\.keys))
+      bring(p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues, boxes.map(\.values))
     }
   }
 

@@ -9,7 +9,7 @@ package enum HopperForwardFamily: KernelFamily {
 
   package static func limitation(for problem: AttentionProblem) -> String? {
     if max(problem.dimension, problem.valueDimension) > 256 { return "head dimensions above 256" }
-    return ForwardFamily.limitation(for: problem)
+    return ForwardFamily.limitation(ofPaged: problem)
   }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {

@@ -20,10 +20,9 @@ struct HopperForwardParameters {
   let mask: MaskParameters
   let lists: ForwardSequence.Lists
   let batch: Register<U32>
-  /// Batches of the tensor from a sequence to the next: 0 where they are packed.
-  let queryBatchStep, keyBatchStep: Register<U32>
-  /// Rows of V from a sequence to the next in a cache.
-  let valueRowsOfBatch: Register<U32>
+  /// Batches of the queries from a sequence to the next: 0 where they are packed.
+  let queryBatchStep: Register<U32>
+  let keyBoxes: KeyBoxes.Parameters
   let softmax: SoftmaxParameters
 
   static let all = ParameterList<HopperForwardLaunch>.declared { _ = HopperForwardParameters($0) }
@@ -32,13 +31,8 @@ struct HopperForwardParameters {
     queryMap = list.tensorMap("queries", .queries) {
       TensorBox($0.problem.queryType, $0.problem.queryShape, rows: $0.tiling.rows)
     }
-    keyMap = list.tensorMap("keys", .keys) {
-      TensorBox($0.problem.cacheType, $0.problem.keyShape, rows: $0.tiling.tileKeys)
-    }
-    valueMap = list.tensorMap("values", .values) {
-      TensorBox(
-        $0.problem.cacheType, $0.problem.valueShape, rows: $0.tiling.tileKeys, isRagged: !$0.problem.hasWholeKeys)
-    }
+    keyMap = list.tensorMap("keys", .keys) { $0.keys.box($0.problem, isKey: true) }
+    valueMap = list.tensorMap("values", .values) { $0.keys.box($0.problem, isKey: false) }
     outputBase = list.pointer("output", .output)
     outputStrides = list.strides("output") {
       TensorSteps(.output, $0.problem.outputType, isPacked: $0.problem.packedQueries != nil)
@@ -58,8 +52,7 @@ struct HopperForwardParameters {
     lists = ForwardSequence.Lists(list) { $0.problem }
     batch = list.number("batch", U32.self) { $0.problem.batch }
     queryBatchStep = list.number("query_batch_step", U32.self) { $0.problem.packedQueries == nil ? 1 : 0 }
-    keyBatchStep = list.number("key_batch_step", U32.self) { $0.problem.hasPackedKeys ? 0 : 1 }
-    valueRowsOfBatch = list.number("value_rows_of_batch", U32.self, .values) { $0.problem.valueShape }
+    keyBoxes = KeyBoxes.Parameters(list) { $0.problem }
     softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
   }
 }
@@ -68,6 +61,7 @@ struct HopperForwardParameters {
 struct HopperForwardLaunch: Sendable {
   let problem: AttentionProblem
   let tiling: HopperForwardTiling
+  var keys: KeyBoxes.Cut { KeyBoxes.Cut(problem, tileKeys: tiling.tileKeys) }
 
   /// An item is as many query rows of a head as a block has. Where sequences have lengths of their own, these are the most
   /// that there can be.

@@ -15,8 +15,9 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   package let isScaleNegative: Bool
   /// Whether more than one query head reads a key/value head.
   package let isGrouped: Bool
-  /// Whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable lengths").
-  package let hasSequences: Bool
+  /// Where keys are: whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable
+  /// lengths"), and whether they are on pages.
+  let keys: KeyBoxes.Cut
   /// How the work is cut.
   package let tiling: HopperForwardTiling
 
@@ -27,7 +28,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
     isGrouped = problem.groupSize > 1
-    hasSequences = !problem.hasWholeKeys
+    keys = KeyBoxes.Cut(problem, tileKeys: tiling.tileKeys)
     self.tiling = tiling
   }
 
@@ -35,8 +36,10 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var name: String {
     "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
       + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "")
-      + (isScaleNegative ? "_negative" : "") + (hasSequences ? "_sequences" : "") + "_" + tiling.name
+      + (isScaleNegative ? "_negative" : "") + keys.name + "_" + tiling.name
   }
+
+  var hasSequences: Bool { keys.hasSequences }
 
   // MARK: - Shared memory
 
@@ -60,6 +63,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     if sharedByteCount > gpu.sharedBytesPerBlock {
       return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
+    if let obstacle = keys.obstacle { return obstacle }
     let needed = registerEstimate
     if needed > registers.consumer {
       return "needs about \(needed) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
