@@ -39,15 +39,20 @@ struct MachineCodeTests {
     (256, 256, "groups=2,keys=64"), (256, 256, "groups=2,keys=80"),
   ])
   func attentionFlies(dimension: Int, valueDimension: Int, tiling: String) throws {
-    for (mask, softcap, type, length) in [
-      (AttentionMask.none, nil, .f16, 4096), (.causal, nil, .bf16, 4096), (.window(left: 500, right: 20), nil, .bf16, 4096),
-      (.causal, 30, .f16, 4096), (.causal, nil, .bf16, nil), (.window(left: 500, right: 20), nil, .f16, nil),
-    ] as [(AttentionMask, Double?, ScalarType, Int?)] {
-      // Without a length, sequences have lengths of their own.
+    let (whole, packed) = (
+      AttentionProblem.KeyStorage.whole(length: 4096), AttentionProblem.KeyStorage.packed(total: 5000, longest: 4096)
+    )
+    for (mask, softcap, type, keys) in [
+      (AttentionMask.none, nil, .f16, whole), (.causal, nil, .bf16, whole),
+      (.window(left: 500, right: 20), nil, .bf16, whole), (.causal, 30, .f16, whole), (.causal, nil, .bf16, packed),
+      (
+        .window(left: 500, right: 20), nil, .f16,
+        AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256)
+      ),
+    ] as [(AttentionMask, Double?, ScalarType, AttentionProblem.KeyStorage)] {
       let problem = try AttentionProblem(
-        batch: 2, queries: 4096, packedQueries: length == nil ? 5000 : nil, queryHeads: 8, keyValueHeads: 8,
-        dimension: dimension, valueDimension: valueDimension,
-        keys: length.map { .whole(length: $0) } ?? .packed(total: 5000, longest: 4096), scalarType: type, mask: mask,
+        batch: 2, queries: 4096, packedQueries: keys == whole ? nil : 5000, queryHeads: 8, keyValueHeads: 8,
+        dimension: dimension, valueDimension: valueDimension, keys: keys, scalarType: type, mask: mask,
         softcap: softcap)
       guard let own = HopperForwardTiling().changed(by: try TilingChanges(tiling)),
         HopperForwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil

@@ -9,13 +9,15 @@ struct KeyBoxes {
   struct Cut: Hashable, Sendable {
     /// Rows of a tile, and of a box.
     let tileKeys, rows: Int
-    /// Whether sequences have lengths of their own, and whether their keys are on pages.
-    let hasSequences, isPaged: Bool
+    /// Whether sequences have lengths of their own.
+    let hasSequences: Bool
+    /// Keys on a page; nil without.
+    let pageSize: Int?
 
     init(_ problem: AttentionProblem, tileKeys: Int) {
       self.tileKeys = tileKeys
-      (hasSequences, isPaged) = (!problem.hasWholeKeys, problem.pages != nil)
-      rows = problem.pages.map { greatestCommonDivisor($0.size, tileKeys) } ?? tileKeys
+      (hasSequences, pageSize) = (!problem.hasWholeKeys, problem.pages?.size)
+      rows = pageSize.map { greatestCommonDivisor($0, tileKeys) } ?? tileKeys
     }
 
     /// What stands against it, as the end of a sentence about a tiling.
@@ -27,7 +29,7 @@ struct KeyBoxes {
     }
 
     /// Marks in a kernel's name.
-    var name: String { isPaged ? "_pages\(rows)" : hasSequences ? "_sequences" : "" }
+    var name: String { pageSize.map { "_pages\($0)" } ?? (hasSequences ? "_sequences" : "") }
 
     /// The box of K or V that a map is made for.
     func box(_ problem: AttentionProblem, isKey: Bool) -> TensorBox {
@@ -43,16 +45,15 @@ struct KeyBoxes {
     let batchStep: Register<U32>
     /// Rows of V from a sequence, or a page, to the next.
     let valueRowsOfBatch: Register<U32>
-    /// `[B, pages]`, s32, and the bytes from a sequence to the next; keys on a page, and pages.
+    /// `[B, pages]`, s32, and the bytes from a sequence to the next; how many pages there are.
     let pageTable, pageTableStride: Register<U64>
-    let pageSize, pages: Register<U32>
+    let pages: Register<U32>
 
     init<Launch>(_ list: ParameterList<Launch>, _ problem: @escaping @Sendable (Launch) -> AttentionProblem) {
       batchStep = list.number("key_batch_step", U32.self) { problem($0).hasPackedKeys ? 0 : 1 }
       valueRowsOfBatch = list.number("value_rows_of_batch", U32.self, .values) { problem($0).valueShape }
       pageTable = list.pointer("page_table", .pageTable)
       pageTableStride = list.number("page_table_stride", U64.self) { (problem($0).pages?.perSequence ?? 0) * 4 }
-      pageSize = list.number("page_size", U32.self) { problem($0).pages?.size ?? 1 }
       pages = list.number("pages", U32.self) { problem($0).keyShape.batch }
     }
   }
@@ -85,35 +86,58 @@ struct KeyBoxes {
     (self.head, self.batch) = (head.reinterpreted(as: S32.self), batch.reinterpreted(as: S32.self))
   }
 
-  /// The coordinates of the boxes of the tile that begins at a key, behind that of the column.
-  func boxes(ofTileAt start: Register<S32>) -> [(keys: [Register<S32>], values: [Register<S32>])] {
-    guard let sequence else { return [([head, start, batch], [head, start, batch])] }
-    func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
-    guard cut.isPaged else {
-      let values = RaggedRows(
-        k, first: sequence.firstKey + sequence.place * p.valueRowsOfBatch, count: sequence.keys)
-      return [
-        (
-          [head, start + signed(sequence.firstKey), signed(sequence.place * p.batchStep)],
-          [head] + values.coordinates(start)
-        )
-      ]
-    }
+  /// A tile's boxes: the row of the first, and, of those on pages, the page of each.
+  struct Tile {
+    fileprivate let start: Register<S32>
+    fileprivate let pages: [Register<U32>]
+    /// How many there are.
+    let count: Int
+  }
+
+  private func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
+
+  /// The boxes of the tile that begins at a key.
+  func tile(at start: Register<S32>) -> Tile {
+    guard let pageSize = cut.pageSize, let sequence else { return Tile(start: start, pages: [], count: 1) }
     let table = p.pageTable + k.wide(sequence.number) * p.pageTableStride
-    return (0..<cut.tileKeys / cut.rows).map { number in
-      let row = start + number * cut.rows
-      let (present, last) = (sequence.keys - row, k.maximum(sequence.keys - 1, k.constant(0, S32.self)))
-      // Behind the last key there need be no page: its own is looked up again.
-      let own = k.minimum(row, last).reinterpreted(as: U32.self)
-      let ofPage = own / p.pageSize
-      let page = k.load(U32.self, global: table + k.multiplyWide(ofPage, 4))
-      let inPage = own - ofPage * p.pageSize
-      let count = k.select(page .< p.pages, k.held(present, to: k.constant(cut.rows, S32.self)), k.constant(0, S32.self))
-      let values = RaggedRows(k, first: page * p.valueRowsOfBatch + inPage, count: count)
-      return (
-        [head, signed(inPage), signed(page)], [head] + values.coordinates(k.constant(0, S32.self))
-      )
+    let count = cut.tileKeys / cut.rows
+    // Behind the last key there need be no page: its own is looked up again.
+    let last = k.maximum(sequence.keys - 1, k.constant(0, S32.self))
+    return Tile(
+      start: start,
+      pages: (0..<count).map {
+        let row = k.minimum(start + $0 * cut.rows, last).reinterpreted(as: U32.self)
+        return k.load(U32.self, global: table + k.multiplyWide(row / pageSize, 4))
+      }, count: count)
+  }
+
+  /// The first row of a box on its page.
+  private func rowOfPage(_ number: Int, of tile: Tile, _ pageSize: Int) -> Register<U32> {
+    cut.rows == pageSize
+      ? k.constant(0, U32.self) : (tile.start + number * cut.rows).reinterpreted(as: U32.self) % pageSize
+  }
+
+  /// The coordinates of a box of K, behind that of the column.
+  func keys(_ number: Int, of tile: Tile) -> [Register<S32>] {
+    guard let sequence else { return [head, tile.start, batch] }
+    guard let pageSize = cut.pageSize else {
+      return [head, tile.start + signed(sequence.firstKey), signed(sequence.place * p.batchStep)]
     }
+    return [head, signed(rowOfPage(number, of: tile, pageSize)), signed(tile.pages[number])]
+  }
+
+  /// The coordinates of a box of V, behind that of the column.
+  func values(_ number: Int, of tile: Tile) -> [Register<S32>] {
+    guard let sequence else { return [head, tile.start, batch] }
+    guard let pageSize = cut.pageSize else {
+      return [head]
+        + RaggedRows(k, first: sequence.firstKey + sequence.place * p.valueRowsOfBatch, count: sequence.keys)
+        .coordinates(tile.start)
+    }
+    let (page, zero) = (tile.pages[number], k.constant(0, S32.self))
+    let present = k.held(sequence.keys - (tile.start + number * cut.rows), to: k.constant(cut.rows, S32.self))
+    let first = page * p.valueRowsOfBatch + rowOfPage(number, of: tile, pageSize)
+    return [head] + RaggedRows(k, first: first, count: k.select(page .< p.pages, present, zero)).coordinates(zero)
   }
 }
 

@@ -112,13 +112,14 @@ struct HopperForwardBody {
     let p = parameters
     func copy(
       _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, _ barrier: Register<U32>,
-      _ boxes: [[Register<S32>]]
+      boxes: Int = 1, _ outer: (Int) -> [Register<S32>]
     ) {
-      for slab in 0..<tile.slabs {
-        for (number, outer) in boxes.enumerated() {
+      for number in 0..<boxes {
+        let outer = outer(number)
+        for slab in 0..<tile.slabs {
           k.copy(
             map, [k.constant(slab * tile.slabColumns, S32.self)] + outer,
-            to: place + (slab * tile.slabByteCount + number * tile.slabByteCount / boxes.count), barrier: barrier)
+            to: place + (slab * tile.slabByteCount + number * tile.slabByteCount / boxes), barrier: barrier)
         }
       }
     }
@@ -127,13 +128,13 @@ struct HopperForwardBody {
     // Rows behind a sequence's last are another's, and nobody's in the end.
     copy(
       p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount,
-      rings.fullQueries.current,
+      rings.fullQueries.current
+    ) { _ in
       [
-        [
-          signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
-          signed(sequence == nil ? item.batch : item.batch * p.queryBatchStep),
-        ]
-      ])
+        signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
+        signed(sequence == nil ? item.batch : item.batch * p.queryBatchStep),
+      ]
+    }
     let boxes = KeyBoxes(
       k, s.keys, p.keyBoxes, head: s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head,
       batch: item.batch,
@@ -141,19 +142,21 @@ struct HopperForwardBody {
         KeyBoxes.Sequence(number: item.batch, place: $0.keyBatch, firstKey: $0.firstKey, keys: $0.presentKeys)
       })
     k.loop(from: tiles.first, to: tiles.end) { tile in
-      let boxes = boxes.boxes(ofTileAt: tile * tiling.tileKeys)
+      let place = boxes.tile(at: tile * tiling.tileKeys)
       func bring(
         _ map: TensorMapParameter, _ tile: MatrixTile, at offset: Int, _ full: BarrierRing, _ empty: BarrierRing,
-        _ coordinates: [[Register<S32>]]
+        _ coordinates: (Int, KeyBoxes.Tile) -> [Register<S32>]
       ) {
         empty.wait()
         full.arrive(expecting: tile.byteCount)
-        copy(map, tile, to: shared + (full.stage * tile.byteCount + offset), full.current, coordinates)
+        copy(
+          map, tile, to: shared + (full.stage * tile.byteCount + offset), full.current, boxes: place.count
+        ) { coordinates($0, place) }
         full.advance()
         empty.advance()
       }
-      bring(p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys, boxes.map(\.keys))
-      bring(p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues, boxes.map(\.values))
+      bring(p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys, boxes.keys)
+      bring(p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues, boxes.values)
     }
   }
 

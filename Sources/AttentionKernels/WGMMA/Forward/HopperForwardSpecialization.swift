@@ -73,9 +73,11 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   }
 
   /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
-  /// sequences takes some.
+  /// sequences takes some, and so does to find pages.
   var registers: (consumer: Int, producer: Int) {
-    tiling.groups == 3 ? (160, 32) : hasSequences ? (232, 40) : (240, 24)
+    let isPaged = keys.pageSize != nil
+    if tiling.groups == 3 { return isPaged ? (152, 56) : (160, 32) }
+    return isPaged ? (224, 56) : hasSequences ? (232, 40) : (240, 24)
   }
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.
