@@ -48,12 +48,17 @@ final class GPUPlan: Sendable {
   /// a call.
   private func withoutMaps() throws(AttentionError) -> GPUPlan {
     if let made = other.withLock({ $0 }) { return made }
-    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: ForwardFamily.name))
+    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: familyWithoutMaps))
     return other.withLock { other in
       let first = other ?? made
       other = first
       return first
     }
+  }
+
+  /// Which kernels take calls that have no maps: those of decoding where there is a workspace for them.
+  private var familyWithoutMaps: String {
+    plan.launches.workspaceByteCount > 0 ? DecodeFamily.name : ForwardFamily.name
   }
 
   /// Puts a call into a stream; nothing is waited for.
@@ -81,7 +86,7 @@ final class GPUPlan: Sendable {
     var new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)] = []
     for (tensor, bytes) in zip(mapped, known) where bytes == nil {
       guard let map = arguments.map(of: tensor) else {
-        return try withoutMaps().launch(tensors, workspace: nil, counters: nil, stream: stream)
+        return try withoutMaps().launch(tensors, workspace: workspace, counters: counters, stream: stream)
       }
       new.append((tensor, map))
     }
@@ -173,7 +178,7 @@ extension GPUPlan: CustomStringConvertible {
     let strides =
       plan.launches.attention.arguments.offsets.isEmpty
       ? ""
-      : "\ncalls with strides below zero or beyond 2^40 bytes\(ragged) run by the \(ForwardFamily.name) kernels instead"
+      : "\ncalls with strides below zero or beyond 2^40 bytes\(ragged) run by the \(familyWithoutMaps) kernels instead"
     return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget) + strides
   }
 }

@@ -67,5 +67,7 @@ package enum Architecture: Hashable, Sendable {
 /// The families that plans choose from.
 package enum KernelFamilies {
   /// All of them: a new one is a line here.
-  package static let all: [any KernelFamily.Type] = [ForwardFamily.self, DecodeFamily.self, HopperForwardFamily.self]
+  package static let all: [any KernelFamily.Type] = [
+    ForwardFamily.self, DecodeFamily.self, HopperForwardFamily.self, HopperDecodeFamily.self,
+  ]
 }

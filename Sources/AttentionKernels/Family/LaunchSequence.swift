@@ -53,6 +53,14 @@ package struct LaunchSequence: Sendable {
     (self.counterByteCount, self.sharesWorkspaces, self.sharing) = (counterByteCount, sharesWorkspaces, sharing)
   }
 
+  /// The same in a workspace, and with counters, that would do for others as well.
+  func withRoom(for others: LaunchSequence) -> LaunchSequence {
+    LaunchSequence(
+      launches, main: main, workspaceByteCount: max(workspaceByteCount, others.workspaceByteCount),
+      counterByteCount: max(counterByteCount, others.counterByteCount),
+      sharesWorkspaces: sharesWorkspaces && others.sharesWorkspaces, sharing: sharing)
+  }
+
   /// The launch that computes the attention.
   package var attention: Launch { launches[main] }
 

@@ -49,12 +49,21 @@ struct KeyBoxes {
     let pageTable, pageTableStride: Register<U64>
     let pages: Register<U32>
 
-    init<Launch>(_ list: ParameterList<Launch>, _ problem: @escaping @Sendable (Launch) -> AttentionProblem) {
+    /// Of a kernel that has the table and the number of pages, or sequences, already.
+    init<Launch>(
+      _ list: ParameterList<Launch>, pageTable: Register<U64>, pageTableStride: Register<U64>, pages: Register<U32>,
+      _ problem: @escaping @Sendable (Launch) -> AttentionProblem
+    ) {
       batchStep = list.number("key_batch_step", U32.self) { problem($0).hasPackedKeys ? 0 : 1 }
       valueRowsOfBatch = list.number("value_rows_of_batch", U32.self, .values) { problem($0).valueShape }
-      pageTable = list.pointer("page_table", .pageTable)
-      pageTableStride = list.number("page_table_stride", U64.self) { (problem($0).pages?.perSequence ?? 0) * 4 }
-      pages = list.number("pages", U32.self) { problem($0).keyShape.batch }
+      (self.pageTable, self.pageTableStride, self.pages) = (pageTable, pageTableStride, pages)
+    }
+
+    init<Launch>(_ list: ParameterList<Launch>, _ problem: @escaping @Sendable (Launch) -> AttentionProblem) {
+      self.init(
+        list, pageTable: list.pointer("page_table", .pageTable),
+        pageTableStride: list.number("page_table_stride", U64.self) { (problem($0).pages?.perSequence ?? 0) * 4 },
+        pages: list.number("pages", U32.self) { problem($0).keyShape.batch }, problem)
     }
   }
 

@@ -31,12 +31,12 @@ enum DecodeCost {
   }
 
   /// A call that reads next to nothing: its launch, the first misses, the way of O into memory.
-  private static let launch = 4.6e-6
+  static let launch = 4.6e-6
   /// The part of the data sheet's bandwidth that is reached; and of the L2 cache, the part that keeps K and V for the
   /// next rows.
-  private static let reached = 0.93, kept = 0.56
+  static let reached = 0.93, kept = 0.56
   /// From memory to a block, and from the L2 cache.
-  private static let latency = 0.85e-6
+  static let latency = 0.85e-6
   /// Cycles of a product, as `ForwardCost` has them, for 16 rows and a key; of the conversion of bytes; of exponentials
   /// and what goes with them; of a step whatever its size; of a byte that is copied by one row of warps; of a barrier
   /// among them.
@@ -92,21 +92,7 @@ enum DecodeCost {
     let pieceSeconds =
       piece + transfer + work - stepSeconds + min(ahead, share) * copy / gpu.clock
       + merged * groups * blockRows * Double(problem.valueDimension)
-    var combination = 0.0
-    if load.parts > 1 {
-      combination = written * blockRows * Double(problem.valueDimension) * blocks
-      switch s.combination {
-      case .caller: break
-      case .lastBlock:
-        combination +=
-          lastBlock.fixed + lastBlock.perByte * Double(load.parts) * min(Double(rows), blockRows)
-          * Double(problem.valueDimension * 4)
-      case .secondLaunch, .dependentLaunch:
-        combination +=
-          launchBehind.fixed + (s.combination == .dependentLaunch && warps > 4 ? launchBehind.late : 0) + launchBehind
-          .perRow * Double(problem.batch * problem.keyValueHeads) * Double(rows)
-      }
-    }
+    let combination = combination(load, s, problem, blocks: blocks, warps: warps)
     // Blocks that share a multiprocessor hide each other's beginnings and ends.
     let ends = pieceSeconds * (1 + (pieces - 1) / blocks)
     return KernelCost(
@@ -116,11 +102,33 @@ enum DecodeCost {
       ], seconds: launch + share * stepSeconds + ends + combination)
   }
 
-  private static func divides(_ a: Double, _ b: Double) -> Bool { b.truncatingRemainder(dividingBy: a) == 0 }
+  /// What it takes to put parts together.
+  ///
+  /// - Parameters:
+  ///   - blocks: those of a multiprocessor that work at once.
+  ///   - warps: of all of them.
+  static func combination(
+    _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, blocks: Double, warps: Double
+  ) -> Double {
+    if load.parts <= 1 { return 0 }
+    let (rows, blockRows) = (Double(problem.queries * problem.groupSize), Double(s.tiling.rows))
+    let columns = Double(problem.valueDimension)
+    let writing = written * blockRows * columns * blocks
+    switch s.combination {
+    case .caller: return writing
+    case .lastBlock:
+      return writing + lastBlock.fixed + lastBlock.perByte * Double(load.parts) * min(rows, blockRows) * columns * 4
+    case .secondLaunch, .dependentLaunch:
+      return writing + launchBehind.fixed + (s.combination == .dependentLaunch && warps > 4 ? launchBehind.late : 0)
+        + launchBehind.perRow * Double(problem.batch * problem.keyValueHeads) * rows
+    }
+  }
+
+  static func divides(_ a: Double, _ b: Double) -> Bool { b.truncatingRemainder(dividingBy: a) == 0 }
 
   /// The part of K and V that comes from memory and not from the L2 cache, where it may still be from the block of rows
   /// before: those that one block computes one after the other, and those that blocks compute side by side.
-  private static func freshness(
+  static func freshness(
     share: Double, tiles: Double, rowBlocks: Double, inFlight: Double, cache: Double, keeping bytes: Double
   ) -> Double {
     func lost(_ distance: Double) -> Double {

@@ -157,22 +157,43 @@ package enum DecodeFamily: KernelFamily {
   package static func launches(
     _ tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) throws(AttentionError) -> LaunchSequence {
-    let rows = problem.queries * problem.groupSize
+    try check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
+    let s = specialization(tiling, problem, gpu)
+    return launches(
+      s, for: problem, on: gpu, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, hopper: nil
+    ) { launch in
+      LaunchSequence.Launch(
+        DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
+        blocksPerMultiprocessor: tiling.blocksPerMultiprocessor, overtakes: s.waitsForPreparation,
+        arguments: ArgumentTemplate(DecodeParameters.all, for: launch))
+    }
+  }
+
+  /// - Throws: `AttentionError.lengthOnDevice` for more work than the kernels, with blocks of so many rows, can count.
+  static func check(_ problem: AttentionProblem, rows: Int, tileKeys: Int) throws(AttentionError) {
+    let packed = problem.queries * problem.groupSize
     try GPULimits.check(counts: [
       (
         "batch x heads x tiles of keys",
         [
-          problem.batch, problem.keyValueHeads, problem.keys / tiling.tileKeys + 1,
-          max(1, (rows + tiling.rows - 1) / tiling.rows),
+          problem.batch, problem.keyValueHeads, problem.keys / tileKeys + 1,
+          max(1, (packed + rows - 1) / rows),
           // Units of whole splits, and blocks of whole splits, are up to twice as long each.
           problem.keysPerSplit == nil ? 1 : 4,
         ]
       ), ("blocks of the launch before", [PreparationKernel.blocks(problem)]),
     ])
-    let s = specialization(tiling, problem, gpu)
+  }
+
+  /// What is done before, the launch that computes the attention, and what is done behind.
+  ///
+  /// - Parameter hopper: the tiling of Hopper's kernel, where that computes it.
+  static func launches(
+    _ s: DecodeSpecialization, for problem: AttentionProblem, on gpu: GPULimits, blocks: Int,
+    hopper: HopperDecodeTiling?, attention: (DecodeLaunch) -> LaunchSequence.Launch
+  ) -> LaunchSequence {
     let preparation = PreparationKernel.Specialization(problem, inputs: s.inputs, isOvertaken: s.overlapsLaunches)
-    let launch = DecodeLaunch(
-      problem, s, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, preparation: preparation)
+    let launch = DecodeLaunch(problem, s, blocks: blocks, preparation: preparation)
     var launches: [LaunchSequence.Launch] = []
     if let preparation {
       launches.append(
@@ -180,24 +201,21 @@ package enum DecodeFamily: KernelFamily {
           PreparationKernel(preparation), blocks: launch.preparationBlocks, threads: PreparationKernel.threads,
           arguments: ArgumentTemplate(PreparationParameters.all, for: launch)))
     }
-    let arguments = ArgumentTemplate(DecodeParameters.all, for: launch)
-    launches.append(
-      LaunchSequence.Launch(
-        DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
-        blocksPerMultiprocessor: tiling.blocksPerMultiprocessor, overtakes: s.waitsForPreparation, arguments: arguments)
-    )
+    launches.append(attention(launch))
     if s.combination.hasLaunch {
       launches.append(
         LaunchSequence.Launch(
           CombineKernel(s), blocks: launch.combineBlocks, threads: CombineKernel.threads,
-          overtakes: s.combination == .dependentLaunch, arguments: arguments))
+          overtakes: s.combination == .dependentLaunch,
+          arguments: ArgumentTemplate(DecodeParameters.all, for: launch)))
     }
     return LaunchSequence(
       launches, main: preparation == nil ? 0 : 1, workspaceByteCount: launch.workspace.byteCount,
       counterByteCount: launch.counterByteCount,
       sharesWorkspaces: launch.counterByteCount <= LaunchSequence.sharedUnits * 4,
       sharing: WorkSharing(
-        problem: problem, specialization: s, gpu: gpu, blocks: launch.blocks, splitTiles: launch.splitTiles))
+        problem: problem, specialization: s, gpu: gpu, blocks: launch.blocks, splitTiles: launch.splitTiles,
+        hopper: hopper))
   }
 
   /// The problem is one that these kernels take.

@@ -67,24 +67,8 @@ struct DecodeBody {
   func emit() {
     if s.combination == .dependentLaunch { k.launchDependents() }
     let share = WorkShare(k, s, parameters, lane: place.lane)
-    let tile = k.variable(share.first).named("tile")
     if s.waitsForPreparation { k.waitForPrerequisites() }
-    k.if(share.first .< share.end) {
-      k.loop {
-        let unit = share.unit(ofPlace: tile)
-        // A piece of work is the rest of a unit, or a split of it.
-        var behind = unit.firstTile + unit.places
-        var part = k.special(.blockX).reinterpreted(as: S32.self)
-        if s.hasFixedSplits {
-          part = tile / parameters.splitTiles
-          behind = (part + 1) * parameters.splitTiles
-        }
-        let last = k.minimum(k.minimum(unit.firstTile + unit.tiles, behind), share.end)
-        attend(unit, part: part, tiles: (tile - unit.firstTile, last - unit.firstTile))
-        k.set(tile, to: behind)
-        return tile .< share.end
-      }
-    }
+    share.forEachPiece(attend)
   }
 
   /// A piece of work: some tiles of a unit, or all.
@@ -164,7 +148,7 @@ struct DecodeBody {
       let own = combine.place(of: part, unit)
       merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
       if s.combination != .lastBlock { return }
-      combine.ifLast(unit, thread: place.thread, word: place.shared + memory.wordOffset) {
+      combine.ifLast(unit, thread: place.thread, word: place.shared + memory.wordOffset, barrier: { k.barrier() }) {
         combine.storeSums(unit, unitRows, thread: place.thread)
       }
     }

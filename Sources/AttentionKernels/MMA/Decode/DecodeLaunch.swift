@@ -25,8 +25,8 @@ struct DecodeLaunch: Sendable {
   let workspace: Workspace
   /// Blocks of rows that a head has at most.
   let rowBlocks: Int
-  /// Tiles of a split of fixed length; 0 without.
-  let splitTiles: Int
+  /// Tiles of a split of fixed length; 0 without; and keys of a tile.
+  let splitTiles, tileKeys: Int
   let scales: SoftmaxScales
   private let preparesQueries: Bool
 
@@ -44,6 +44,7 @@ struct DecodeLaunch: Sendable {
     combineBlocks =
       specialization.combination.hasLaunch
       ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
+    tileKeys = tiling.tileKeys
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)
     splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0

@@ -44,10 +44,14 @@ struct SplitCombine {
 
   /// Emits `combine` for the last block that has left its part of the unit; all threads see the parts of all.
   ///
-  /// - Parameter word: shared memory for a word.
-  func ifLast(_ unit: WorkShare.Unit, thread: Register<U32>, word: Register<U32>, _ combine: () -> Void) {
+  /// - Parameters:
+  ///   - word: shared memory for a word.
+  ///   - barrier: where all threads wait that left the part.
+  func ifLast(
+    _ unit: WorkShare.Unit, thread: Register<U32>, word: Register<U32>, barrier: () -> Void, _ combine: () -> Void
+  ) {
     k.comment("the last block to arrive has all parts")
-    k.barrier()
+    barrier()
     let arrivals = p.arrivals + k.multiplyWide(unit.number.reinterpreted(as: U32.self), 4)
     let others = (unit.parts.last - unit.parts.first).reinterpreted(as: U32.self)
     k.if(thread .== 0) {
@@ -55,7 +59,7 @@ struct SplitCombine {
       let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self), ordering: .acquireRelease)
       k.store(before, shared: word)
     }
-    k.barrier()
+    barrier()
     k.if(k.load(U32.self, shared: word) .== others) {
       // For the next call.
       k.if(thread .== 0) { k.store(k.constant(0, U32.self), global: arrivals, ordering: .relaxed) }

@@ -95,6 +95,29 @@ struct WorkShare {
     return unit(sequence: sequence, placesBefore: before) { _, _ in (head, rowBlock) }
   }
 
+  /// Emits what is done with a piece of the block's work: the rest of a unit or a split of it, of which `body` gets the
+  /// number of the part and the tiles, counted from the unit's first.
+  func forEachPiece(
+    _ body: (Unit, Register<S32>, (first: Register<S32>, end: Register<S32>)) -> Void
+  ) {
+    let tile = k.variable(first).named("tile")
+    k.if(first .< end) {
+      k.loop {
+        let unit = unit(ofPlace: tile)
+        var behind = unit.firstTile + unit.places
+        var part = k.special(.blockX).reinterpreted(as: S32.self)
+        if s.hasFixedSplits {
+          part = tile / parameters.splitTiles
+          behind = (part + 1) * parameters.splitTiles
+        }
+        let last = k.minimum(k.minimum(unit.firstTile + unit.tiles, behind), end)
+        body(unit, part, (tile - unit.firstTile, last - unit.firstTile))
+        k.set(tile, to: behind)
+        return tile .< end
+      }
+    }
+  }
+
   /// The unit that a place belongs to.
   func unit(ofPlace place: Register<S32>) -> Unit {
     k.comment("the unit of the next tile")

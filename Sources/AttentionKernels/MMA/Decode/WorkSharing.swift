@@ -25,6 +25,8 @@ package struct WorkSharing: Sendable {
   let blocks: Int
   /// Tiles of a split of fixed length; 0 without.
   let splitTiles: Int
+  /// The tiling of Hopper's kernel, where that computes the attention.
+  var hopper: HopperDecodeTiling?
 
   private var tiling: DecodeTiling { specialization.tiling }
 
@@ -69,7 +71,10 @@ package struct WorkSharing: Sendable {
           parts: sequences.map(\.parts).max() ?? 0)))
   }
 
-  private func cost(_ load: DecodeCost.Load) -> KernelCost { DecodeCost.cost(load, specialization, problem, on: gpu) }
+  private func cost(_ load: DecodeCost.Load) -> KernelCost {
+    hopper.map { HopperDecodeCost.cost(load, $0, specialization, problem, on: gpu) }
+      ?? DecodeCost.cost(load, specialization, problem, on: gpu)
+  }
 
   /// What a call takes whose sequences all have the most keys that there can be.
   var costOfLongest: KernelCost {

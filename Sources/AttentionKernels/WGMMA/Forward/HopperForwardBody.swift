@@ -16,11 +16,7 @@ struct HopperForwardBody {
 
   func emit() {
     k.if(k.special(.threadX) .== 0) {
-      let barriers = shared + s.barriersOffset
-      for (number, arrivals) in Rings.arrivals(tiling).enumerated() {
-        k.initialize(transactionBarrier: barriers, offset: number * BarrierRing.byteCount, arrivals: arrivals)
-      }
-      k.barrierInitializationFence()
+      k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: Rings.arrivals(tiling))
     }
     k.barrier()
     k.roles([
@@ -33,34 +29,27 @@ struct HopperForwardBody {
 
   // MARK: - What both roles know
 
-  /// The transaction barriers, as one side sees them: of Q, of K and of V, full and empty.
+  /// The transaction barriers, as one side sees them: of K and V, and behind them those of Q.
   private struct Rings {
-    let fullQueries, emptyQueries, fullKeys, emptyKeys, fullValues, emptyValues: BarrierRing
+    let keysAndValues: HopperRings
+    let fullQueries, emptyQueries: BarrierRing
 
-    init(_ k: KernelBuilder, _ tiling: HopperForwardTiling, at address: Register<U32>) {
-      var number = 0
-      func ring(_ stages: Int, _ side: BarrierRing.Side) -> BarrierRing {
-        defer { number += stages }
-        return BarrierRing(k, stages: stages, at: address + number * BarrierRing.byteCount, as: side)
-      }
-      func pair(_ stages: Int) -> (full: BarrierRing, empty: BarrierRing) {
-        (ring(stages, .consumer), ring(stages, .producer))
-      }
-      (fullQueries, emptyQueries) = pair(tiling.queryStages)
-      (fullKeys, emptyKeys) = pair(tiling.stages)
-      (fullValues, emptyValues) = pair(tiling.stages)
+    init(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
+      keysAndValues = HopperRings(k, tiles, shared)
+      fullQueries = BarrierRing(k, stages: tiles.queryStages, at: shared + tiles.end, as: .consumer)
+      emptyQueries = BarrierRing(
+        k, stages: tiles.queryStages, at: shared + (tiles.end + tiles.queryStages * BarrierRing.byteCount), as: .producer)
     }
 
-    /// What each barrier counts in a phase, in the order of their addresses: the producer fills, a lane of each warp that
-    /// multiplies gives back.
     static func arrivals(_ tiling: HopperForwardTiling) -> [Int] {
-      [tiling.queryStages, tiling.stages, tiling.stages].flatMap {
-        [Int](repeating: 1, count: $0) + [Int](repeating: 4 * tiling.groups, count: $0)
+      [tiling.stages, tiling.stages, tiling.queryStages].flatMap {
+        HopperRings.arrivals(stages: $0, groups: tiling.groups)
       }
     }
   }
 
-  private var rings: Rings { Rings(k, tiling, at: shared + s.barriersOffset) }
+  private var tiles: HopperTiles { s.tiles }
+  private var rings: Rings { Rings(k, tiles, shared) }
 
   /// Tiles of keys.
   private typealias Tiles = (first: Register<S32>, end: Register<S32>)
@@ -110,25 +99,12 @@ struct HopperForwardBody {
   /// Asks for Q of an item, and for K and V of all its tiles.
   private func bring(_ item: HopperItem, _ sequence: ForwardSequence?, _ tiles: Tiles, _ rings: Rings) {
     let p = parameters
-    func copy(
-      _ map: TensorMapParameter, _ tile: MatrixTile, to place: Register<U32>, _ barrier: Register<U32>,
-      boxes: Int = 1, _ outer: (Int) -> [Register<S32>]
-    ) {
-      for number in 0..<boxes {
-        let outer = outer(number)
-        for slab in 0..<tile.slabs {
-          k.copy(
-            map, [k.constant(slab * tile.slabColumns, S32.self)] + outer,
-            to: place + (slab * tile.slabByteCount + number * tile.slabByteCount / boxes), barrier: barrier)
-        }
-      }
-    }
     func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
-    rings.fullQueries.arrive(expecting: s.queryTile.byteCount)
+    rings.fullQueries.arrive(expecting: self.tiles.queryTile.byteCount)
     // Rows behind a sequence's last are another's, and nobody's in the end.
-    copy(
-      p.queryMap, s.queryTile, to: shared + rings.fullQueries.stage * s.queryTile.byteCount,
-      rings.fullQueries.current
+    k.copy(
+      p.queryMap, self.tiles.queryTile, to: shared + rings.fullQueries.stage * self.tiles.queryTile.byteCount,
+      barrier: rings.fullQueries.current
     ) { _ in
       [
         signed(item.head), signed(sequence.map { $0.firstQuery + item.firstRow } ?? item.firstRow),
@@ -141,22 +117,8 @@ struct HopperForwardBody {
       sequence: sequence.map {
         KeyBoxes.Sequence(number: item.batch, place: $0.keyBatch, firstKey: $0.firstKey, keys: $0.presentKeys)
       })
-    k.loop(from: tiles.first, to: tiles.end) { tile in
-      let place = boxes.tile(at: tile * tiling.tileKeys)
-      func bring(
-        _ map: TensorMapParameter, _ tile: MatrixTile, at offset: Int, _ full: BarrierRing, _ empty: BarrierRing,
-        _ coordinates: (Int, KeyBoxes.Tile) -> [Register<S32>]
-      ) {
-        empty.wait()
-        full.arrive(expecting: tile.byteCount)
-        copy(
-          map, tile, to: shared + (full.stage * tile.byteCount + offset), full.current, boxes: place.count
-        ) { coordinates($0, place) }
-        full.advance()
-        empty.advance()
-      }
-      bring(p.keyMap, s.keyTile, at: s.keysOffset, rings.fullKeys, rings.emptyKeys, boxes.keys)
-      bring(p.valueMap, s.valueTile, at: s.valuesOffset, rings.fullValues, rings.emptyValues, boxes.values)
+    k.loop(from: tiles.first, to: tiles.end) {
+      rings.keysAndValues.bring(k, self.tiles, shared, p.keyMap, p.valueMap, boxes, tile: $0)
     }
   }
 
@@ -194,9 +156,15 @@ struct HopperForwardBody {
     let own = tiles(ofGroup: mask, rows, among: all)
     if s.mask.limitsFirst { pass(all.first, own.first, rings) }
     k.if(own.first .< own.end) {
-      attend(group, warpRow: warpRow, own, rings, mask, softmax, output)
+      WarpgroupAttention(k, tiles, shared, rings.keysAndValues, parameters.softmax).attend(
+        own, queries: shared + rings.fullQueries.stage * tiles.queryTile.byteCount, group: group, warpRow: warpRow,
+        mask, softmax, output
+      ) {
+        k.comment("Q of the next item may come")
+        k.giveBack(rings.fullQueries, rings.emptyQueries)
+      }
     } else: {
-      giveBack(rings.fullQueries, rings.emptyQueries)
+      k.giveBack(rings.fullQueries, rings.emptyQueries)
     }
     let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
     let epilogue = Epilogue(
@@ -234,122 +202,14 @@ struct HopperForwardBody {
   /// Lets tiles pass that only rows of other groups see. (A stage is given back once it is full: earlier, it would count for
   /// the tile before.)
   private func pass(_ first: Register<S32>, _ end: Register<S32>, _ rings: Rings) {
+    let rings = rings.keysAndValues
     k.loop(from: first, to: end) { _ in
       for (full, empty) in [(rings.fullKeys, rings.emptyKeys), (rings.fullValues, rings.emptyValues)] {
         full.wait()
         // All lanes have waited before one lets the next phase begin.
         k.warpBarrier()
-        giveBack(full, empty)
+        k.giveBack(full, empty)
       }
     }
-  }
-
-  /// Gives a stage back, by a lane of each warp.
-  private func giveBack(_ full: BarrierRing, _ empty: BarrierRing) {
-    k.if(k.special(.lane) .== 0) { empty.arrive() }
-    full.advance()
-    empty.advance()
-  }
-
-  private func attend(
-    _ group: Register<U32>, warpRow: Register<U32>, _ tiles: Tiles, _ rings: Rings, _ mask: ScoreMask,
-    _ softmax: OnlineSoftmax,
-    _ output: Accumulators
-  ) {
-    let scores = Accumulators(k, rowTiles: 1, columns: tiling.tileKeys, named: "s")
-    let queryPlace = shared + rings.fullQueries.stage * s.queryTile.byteCount
-    let queries = k.descriptor(s.queryTile, at: queryPlace + group * (64 * 128))
-    let inputs: WarpgroupMatrix.Inputs = s.inputs == .f16 ? .f16 : .bf16
-
-    func startScores() {
-      let keys = k.descriptor(s.keyTile, at: shared + (rings.fullKeys.stage * s.keyTile.byteCount + s.keysOffset))
-      for step in 0..<(s.dimension + 15) / 16 {
-        k.startProduct(
-          inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
-          negatesA: s.isScaleNegative)
-      }
-    }
-    func startOutput(_ weights: [[Register<U32>]]) {
-      let values = k.descriptor(
-        s.valueTile, at: shared + (rings.fullValues.stage * s.valueTile.byteCount + s.valuesOffset), isTransposed: true)
-      for (step, own) in weights.enumerated() {
-        k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
-      }
-    }
-    func cap() {
-      if s.hasSoftcap {
-        ScoreCap(inner: parameters.softmax.capScale, outer: parameters.softmax.scale).apply(
-          to: scores, columnTiles: 0..<scores.columnTiles, k)
-      }
-    }
-    func isMasked(_ tile: Register<S32>) -> Predicate {
-      mask.isNeeded(tileStart: tile * tiling.tileKeys, size: tiling.tileKeys)
-    }
-    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tile * tiling.tileKeys) }
-    /// The maxima, and what follows from them.
-    func update(tile: Register<S32>) {
-      cap()
-      func largest() -> [Register<F32>] { softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles) }
-      softmax.update(largest(), of: scores, rescaling: output, isMasked: isMasked(tile)) {
-        hide(tile)
-        return largest()
-      }
-    }
-    func weights() -> [[Register<U32>]] {
-      (0..<tiling.tileKeys / 16).map { softmax.operands(scores, chunk: $0, as: s.inputs)[0] }
-    }
-
-    k.comment("the first tile's scores")
-    rings.fullKeys.wait()
-    k.warpgroupFence()
-    startScores()
-    k.commitProducts()
-    k.waitForProducts()
-    giveBack(rings.fullKeys, rings.emptyKeys)
-    update(tile: tiles.first)
-    softmax.exponentiate(scores)
-    softmax.rescaleLate(output)
-    k.loop(from: tiles.first + 1, to: tiles.end) { tile in
-      k.comment("a tile: the weights and the share of O of the one before, this one's scores")
-      let own = weights()
-      rings.fullValues.wait()
-      rings.fullKeys.wait()
-      k.warpgroupFence()
-      startScores()
-      k.commitProducts()
-      startOutput(own)
-      k.commitProducts()
-      k.waitForProducts(pending: 1)
-      if tiling.softmax == .lazy {
-        cap()
-        softmax.exponentiateLazily(scores, rescaling: output, isMasked: isMasked(tile)) {
-          hide(tile)
-        } again: {
-          ScoresAgain(
-            k, s, queries: queryPlace, keys: shared + s.keysOffset,
-            row: group * 64 + warpRow
-          ).make(
-            scores, stage: rings.fullKeys.stage)
-          cap()
-        }
-        giveBack(rings.fullKeys, rings.emptyKeys)
-      } else {
-        giveBack(rings.fullKeys, rings.emptyKeys)
-        update(tile: tile)
-        softmax.exponentiate(scores)
-      }
-      k.waitForProducts()
-      giveBack(rings.fullValues, rings.emptyValues)
-      softmax.rescaleLate(output)
-    }
-    k.comment("the last tile's share of O; Q of the next item may come")
-    giveBack(rings.fullQueries, rings.emptyQueries)
-    let last = weights()
-    rings.fullValues.wait()
-    k.warpgroupFence()
-    startOutput(last)
-    k.commitProducts()
-    k.waitForProducts()
-    giveBack(rings.fullValues, rings.emptyValues)
   }
 }

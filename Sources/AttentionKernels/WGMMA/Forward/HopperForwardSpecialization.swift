@@ -43,18 +43,14 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
 
   // MARK: - Shared memory
 
-  /// Q, rows of all groups; tiles of K and V, whose rows are keys. Columns beyond D are zeros.
-  var queryTile: MatrixTile { MatrixTile(rows: tiling.rows, columns: dimension) }
-  var keyTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: dimension) }
-  var valueTile: MatrixTile { MatrixTile(rows: tiling.tileKeys, columns: valueDimension) }
-
-  var keysOffset: Int { tiling.queryStages * queryTile.byteCount }
-  var valuesOffset: Int { keysOffset + tiling.stages * keyTile.byteCount }
-  var barriersOffset: Int { valuesOffset + tiling.stages * valueTile.byteCount }
-  /// Behind the barriers of Q, K and V, full and empty.
-  var itemsOffset: Int {
-    barriersOffset + 2 * (tiling.queryStages + 2 * tiling.stages) * BarrierRing.byteCount
+  var tiles: HopperTiles {
+    HopperTiles(
+      inputs: inputs, dimension: dimension, valueDimension: valueDimension, groups: tiling.groups,
+      tileKeys: tiling.tileKeys, queryStages: tiling.queryStages, stages: tiling.stages, softmax: tiling.softmax,
+      hasSoftcap: hasSoftcap, isScaleNegative: isScaleNegative)
   }
+  /// Behind the barriers.
+  var itemsOffset: Int { tiles.end + 2 * tiling.queryStages * BarrierRing.byteCount }
   var sharedByteCount: Int { itemsOffset + tiling.queryStages * itemByteCount }
   var itemByteCount: Int { HopperItem.byteCount(hasSequences: hasSequences) }
 
@@ -64,7 +60,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
       return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
     if let obstacle = keys.obstacle { return obstacle }
-    let needed = registerEstimate
+    let needed = tiles.registerEstimate(mask)
     if needed > registers.consumer {
       return "needs about \(needed) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
         + "(\(tiling.tileKeys / 4)) and the rest; there are \(registers.consumer)"
@@ -78,11 +74,5 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     let isPaged = keys.pageSize != nil
     if tiling.groups == 3 { return isPaged ? (152, 56) : (160, 32) }
     return isPaged ? (224, 56) : hasSequences ? (232, 40) : (240, 24)
-  }
-
-  /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.
-  private var registerEstimate: Int {
-    valueDimension / 2 + tiling.tileKeys / 2 + tiling.tileKeys / 4 + 32 + (mask.limitsFirst ? 8 : 0)
-      + (hasSoftcap ? 16 : 0)
   }
 }

@@ -4,7 +4,7 @@ internal import PTX
 /// the same order of sums as `wgmma`, which four warps must start together.
 struct ScoresAgain {
   private let k: KernelBuilder
-  private let s: HopperForwardSpecialization
+  private let s: HopperTiles
   private let queries, keys, turn: Register<U32>
 
   /// - Parameters:
@@ -12,7 +12,7 @@ struct ScoresAgain {
   ///   - keys: where the first stage of K is.
   ///   - row: the warp's first row of Q in the tile, a multiple of 16.
   init(
-    _ k: KernelBuilder, _ s: HopperForwardSpecialization, queries: Register<U32>, keys: Register<U32>,
+    _ k: KernelBuilder, _ s: HopperTiles, queries: Register<U32>, keys: Register<U32>,
     row: Register<U32>
   ) {
     (self.k, self.s) = (k, s)

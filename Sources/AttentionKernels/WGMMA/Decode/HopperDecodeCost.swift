@@ -1,0 +1,44 @@
+internal import Attention
+
+/// What a call of Hopper's decode kernel takes, in seconds: its launch, the tiles of the busiest block, each as long as its
+/// products and exponentials or its transfer take, whichever is longer, what begins and ends with a unit, and putting parts
+/// together as `DecodeCost` has it.
+enum HopperDecodeCost {
+  /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
+  /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.
+  private static func cycles(groups: Int) -> (products: Double, exponentials: Double, tile: Double) {
+    groups == 1 ? (1.0, 1.1, 400) : (0.8, 0.8, 150)
+  }
+  /// Of a piece, and for each 64 rows and column of O that it leaves.
+  private static let piece = 2.4e-6, column = 9e-9
+
+  static func cost(
+    _ load: DecodeCost.Load, _ tiling: HopperDecodeTiling, _ s: DecodeSpecialization, _ problem: AttentionProblem,
+    on gpu: GPULimits
+  ) -> KernelCost {
+    let (share, tiles, busy) = (Double(max(load.share, 1)), Double(max(load.tiles, 1)), Double(load.busyBlocks))
+    let (keys, groups) = (Double(tiling.tileKeys), Double(tiling.groups))
+    let columns = Double(problem.dimension + problem.valueDimension)
+    let tileBytes = keys * columns * Double(problem.cacheType.byteCount)
+    let rowBlocks = max((Double(problem.queries * problem.groupSize) / Double(tiling.rows)).rounded(.up), 1)
+    let fresh = DecodeCost.freshness(
+      share: share, tiles: tiles, rowBlocks: rowBlocks, inFlight: tileBytes * busy,
+      cache: Double(problem.batch * problem.keyValueHeads) * tiles * tileBytes,
+      keeping: DecodeCost.kept * Double(gpu.cacheBytes))
+    let transfer = tileBytes * fresh * busy / (DecodeCost.reached * max(gpu.bandwidth, 1))
+    let cycles = cycles(groups: tiling.groups)
+    let work =
+      groups * (keys * columns / 32 * cycles.products + keys * 4 * cycles.exponentials + cycles.tile) / gpu.clock
+    let wait = (work / 2 + DecodeCost.latency * (1 + fresh) / 2) / Double(tiling.stages)
+    let tile = max(work, transfer, wait)
+    let isWhole = DecodeCost.divides(tiles, share) || DecodeCost.divides(share, tiles)
+    let pieces = (share / tiles).rounded(.up) + (isWhole || load.share <= 1 ? 0 : 1)
+    let ends = pieces * (piece + groups * Double(problem.valueDimension) * column) + work
+    let combination = DecodeCost.combination(load, s, problem, blocks: 1, warps: groups * 4 + 4)
+    return KernelCost(
+      [
+        "launch": DecodeCost.launch, "work": share * work, "transfer": share * transfer, "waits": share * wait,
+        "ends": ends, "combination": combination,
+      ], seconds: DecodeCost.launch + share * tile + ends + combination)
+  }
+}

@@ -1,0 +1,66 @@
+package import Attention
+internal import PTX
+
+/// The kernels of decoding on Hopper, for 64 packed query rows and more: the copy engine and `wgmma`, keys divided over
+/// blocks as `DecodeFamily` does.
+package enum HopperDecodeFamily: KernelFamily {
+  package static let name = "hopper-decode"
+  package static let architecture = Architecture.exactly(90)
+
+  package static func limitation(for problem: AttentionProblem) -> String? {
+    if problem.cacheType != problem.scalarType || problem.queryType != problem.scalarType { return "e4m3 numbers" }
+    if problem.pages != nil && problem.hasLeftPadding { return "left padding on pages" }
+    if problem.keysPerSplit != nil { return "splits of a fixed length" }
+    return DecodeFamily.limitation(for: problem)
+  }
+
+  package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
+    try DecodeFamily.check(problem, on: gpu)
+  }
+
+  package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperDecodeTiling] {
+    let rows = problem.queries * problem.groupSize
+    // Of fewer rows most of a tile of 64 would be empty.
+    if rows <= 32 { return [] }
+    return (rows <= 64 ? [1] : [1, 2]).flatMap { groups in
+      [64, 96, 128].flatMap { keys in
+        let stages = [6, 4, 3, 2].first { stages in
+          let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages)
+          return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount <= gpu.sharedBytesPerBlock
+        }
+        return DecodeTiling.Combination.allCases.map {
+          HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages ?? 2, combination: $0)
+        }
+      }
+    }
+  }
+
+  package static func obstacle(
+    to tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) -> String? { HopperDecodeSpecialization(problem, tiling, target: gpu.target).obstacle(on: gpu) }
+
+  package static func cost(
+    of tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) -> KernelCost {
+    let specialization = HopperDecodeSpecialization(problem, tiling, target: gpu.target)
+    return WorkSharing(
+      problem: problem, specialization: specialization.work, gpu: gpu, blocks: gpu.multiprocessors,
+      splitTiles: 0, hopper: tiling
+    ).costOfLongest
+  }
+
+  package static func launches(
+    _ tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
+  ) throws(AttentionError) -> LaunchSequence {
+    let s = HopperDecodeSpecialization(problem, tiling, target: gpu.target)
+    try DecodeFamily.check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
+    let own = DecodeFamily.launches(s.work, for: problem, on: gpu, blocks: gpu.multiprocessors, hopper: tiling) {
+      LaunchSequence.Launch(
+        HopperDecodeKernel(s), blocks: $0.blocks, threads: tiling.threads, sharedByteCount: s.sharedByteCount,
+        overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all, for: $0))
+    }
+    // A call whose strides the copy engine does not take runs by the other decode kernels, in the same workspace.
+    let others = try KernelPlan(problem, on: gpu, options: KernelOptions(family: DecodeFamily.name)).launches
+    return own.withRoom(for: others)
+  }
+}

@@ -1,0 +1,193 @@
+internal import Attention
+package import PTX
+
+/// Exact attention of 64 packed query rows and more over long caches, by Hopper's own instructions: parallel over the cache
+/// as `DecodeKernel` is, with the copy engine, `wgmma` and warps with roles.
+///
+///     this block's share of all tiles, from the lengths
+///     producer, one thread, for each unit (sequence, key/value head, block of rows) that the block has tiles of:
+///       K, V of each tile, into rings
+///     consumers, groups of four warps, 64 rows each, for each unit:
+///       Q, as rows of all heads that share the key/value head
+///       S, its softmax, O, tile by tile, as in `HopperForwardKernel`
+///       all tiles of the unit?  write O:  write a part and its log-sum-exp
+///     the last to write a part of a unit puts its parts together, unless a second launch does
+package struct HopperDecodeKernel: KernelSource {
+  /// What the kernel is made for.
+  package let specialization: HopperDecodeSpecialization
+
+  /// The kernel of a specialization.
+  package init(_ specialization: HopperDecodeSpecialization) { self.specialization = specialization }
+
+  /// The entry point's name.
+  package var name: String { specialization.name }
+
+  /// The kernel, with the parameters of `HopperDecodeParameters`.
+  package func kernel() throws(KernelError) -> Kernel {
+    // One block a multiprocessor, so that ptxas knows the registers at entry, which setmaxnreg changes.
+    try Kernel.build(name, threadsPerBlock: specialization.tiling.threads, blocksPerMultiprocessor: 1) { k in
+      HopperDecodeBody(k, specialization).emit()
+    }
+  }
+}
+
+/// The kernel while it is emitted.
+struct HopperDecodeBody {
+  private let k: KernelBuilder
+  private let s: HopperDecodeSpecialization
+  private let tiles: HopperTiles
+  private let p: HopperDecodeParameters
+  private let shared: Register<U32>
+
+  /// Tiles of a unit, counted from its first.
+  private typealias Piece = (first: Register<S32>, end: Register<S32>)
+
+  init(_ k: KernelBuilder, _ s: HopperDecodeSpecialization) {
+    (self.k, self.s, tiles, p) = (k, s, s.tiles, HopperDecodeParameters(ParameterList(k)))
+    shared = k.dynamicShared(alignment: 1024)
+  }
+
+  func emit() {
+    if s.work.combination == .dependentLaunch { k.launchDependents() }
+    let (thread, tiling) = (k.special(.threadX), s.tiling)
+    k.if(thread .== 0) {
+      let arrivals = HopperRings.arrivals(stages: tiling.stages, groups: tiling.groups)
+      k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: arrivals + arrivals)
+    }
+    k.barrier()
+    if s.work.waitsForPreparation { k.waitForPrerequisites() }
+    k.roles([
+      WarpRole("consumers", warpgroups: tiling.groups, registers: tiling.registers.consumer) { group in
+        let rings = HopperRings(k, tiles, shared)
+        share.forEachPiece { consume($0, part: $1, $2, group, rings) }
+      },
+      WarpRole("producer", registers: tiling.registers.producer) { _ in
+        k.if((thread / 32) .== tiling.groups * 4) {
+          let rings = HopperRings(k, tiles, shared)
+          k.if(k.elect()) { for map in [p.keyMap, p.valueMap] { k.prefetch(map) } }
+          share.forEachPiece { unit, _, piece in produce(unit, piece, rings) }
+        }
+      },
+    ])
+  }
+
+  // MARK: - What both roles know
+
+  private var share: WorkShare { WorkShare(k, s.work, p.work, lane: k.special(.lane)) }
+
+  /// What rows of a unit see, from `first` of its block on.
+  private func mask(
+    _ unit: WorkShare.Unit, _ rows: UnitRows, ownRows: [Register<U32>], tileRows: Int
+  ) -> ScoreMask {
+    let diagonal = unit.length - unit.queries
+    return ScoreMask(
+      k, s.work.mask,
+      VisibleKeys(
+        k, s.work.mask, keys: unit.length, left: diagonal - p.work.left, right: diagonal + p.work.right,
+        diagonal: diagonal, chunk: p.work.chunk), rows: rows.packed, ownRows: ownRows, tileRows: tileRows,
+      lane: k.special(.lane))
+  }
+
+  private func rows(_ unit: WorkShare.Unit, from first: Register<U32>? = nil) -> UnitRows {
+    let block = unit.rowBlock * s.tiling.rows
+    return UnitRows(k, s.work, p.work, unit, firstRow: first.map { block + $0 } ?? block)
+  }
+
+  /// The tiles of a piece that some row of the unit's block sees, counted over all keys.
+  private func seen(_ unit: WorkShare.Unit, _ piece: Piece) -> Piece {
+    let mask = mask(unit, rows(unit), ownRows: [], tileRows: s.tiling.rows)
+    let seen = mask.limit(piece, from: unit.firstKeyTile, of: tiles.tileKeys)
+    return (unit.firstKeyTile + seen.first, unit.firstKeyTile + seen.end)
+  }
+
+  // MARK: - The producer
+
+  private func produce(_ unit: WorkShare.Unit, _ piece: Piece, _ rings: HopperRings) {
+    let table = SequenceTable(k, s.work, p.work)
+    let place = table.cachePlace(of: unit.sequence)
+    // Of packed keys all lie in one place, and of those on pages each page says where.
+    let isThere = s.work.paging == .none ? place .< p.work.cachePlaces : nil
+    let firstKey = table.firstRow(of: unit.sequence).reinterpreted(as: U32.self)
+    let boxes = KeyBoxes(
+      k, s.keys, p.keyBoxes, head: unit.head, batch: place,
+      sequence: KeyBoxes.Sequence(
+        number: unit.sequence.reinterpreted(as: U32.self), place: place,
+        firstKey: table.firstKey(of: unit.sequence).map { $0 + firstKey } ?? firstKey,
+        keys: isThere.map { k.select($0, unit.length, k.constant(0, S32.self)) } ?? unit.length))
+    let seen = seen(unit, piece)
+    k.if(k.elect()) {
+      k.loop(from: seen.first, to: seen.end) {
+        rings.bring(k, tiles, shared, p.keyMap, p.valueMap, boxes, tile: $0)
+      }
+    }
+  }
+
+  // MARK: - The consumers
+
+  private func consume(
+    _ unit: WorkShare.Unit, part: Register<S32>, _ piece: Piece, _ group: Register<U32>, _ rings: HopperRings
+  ) {
+    let (thread, lane) = (k.special(.threadX), k.special(.lane))
+    let (ofGroup, warpRow) = (group * 64, ((thread / 32) % 4) * 16)
+    let rows = rows(unit, from: ofGroup)
+    let ownRows = [0, 8].map { rows.packed.firstRow + warpRow + lane / 4 + $0 }
+    let mask = mask(unit, rows, ownRows: ownRows, tileRows: 64)
+    let seen = seen(unit, piece)
+    let softmax = OnlineSoftmax(
+      k, rows: 2, scale: s.work.hasSoftcap ? k.constant(1) : p.work.softmax.scale, sums: .f32, rescalesLate: true)
+    let output = Accumulators(k, rowTiles: 1, columns: tiles.valueDimension, named: "o")
+    loadQueries(rows, ofGroup, group)
+    k.if(seen.first .< seen.end) {
+      WarpgroupAttention(k, tiles, shared, rings, p.work.softmax).attend(
+        seen, queries: shared, group: group, warpRow: warpRow, mask, softmax, output)
+    }
+    let logSumExps = softmax.normalize(output, ln2: p.work.softmax.ln2)
+    let results = UnitResults(
+      k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
+    k.if(unit.parts.first .== unit.parts.last) {
+      k.comment("all tiles of the unit were here: O")
+      results.store(s.work.inputs, warpRow: warpRow, p.work)
+    } else: {
+      let combine = SplitCombine(k, s.work, p.work)
+      results.storePart(combine.place(of: part, unit), from: ofGroup + warpRow)
+      if s.work.combination != .lastBlock { return }
+      combine.ifLast(
+        unit, thread: thread, word: shared + s.wordOffset, barrier: { k.barrier(id: 3, threads: s.tiling.groups * 128) }
+      ) { combine.storeSums(unit, self.rows(unit), thread: thread) }
+    }
+  }
+
+  /// Brings the group's rows of Q to where `wgmma` reads them: rows beyond the end, and columns beyond D, are zeros.
+  private func loadQueries(_ rows: UnitRows, _ firstRow: Register<U32>, _ group: Register<U32>) {
+    k.comment("Q; all have read the one before")
+    let strides = p.work.queryStrides
+    let base = rows.address(in: p.work.queryBase, strides)
+    // Chunks of 16 bytes of a row, as many as products look at; 128 threads take two of each row at a time.
+    let chunks = (tiles.dimension + 15) / 16 * 2
+    let thread = k.special(.threadX) % 128
+    let barrier = group + 1
+    k.barrier(id: barrier, threads: 128)
+    let atOnce = 8
+    for first in stride(from: 0, to: chunks / 2, by: atOnce) {
+      let loads = (first..<min(first + atOnce, chunks / 2)).map { turn in
+        let place = thread + turn * 128
+        // Eight lanes store to eight banks: chunks of a row where these are whole rows of the pattern, or one chunk of rows.
+        let (row, chunk) = chunks % 8 == 0 ? (place / chunks, place % chunks) : (place % 64, place / 64)
+        let values = (0..<4).map { _ in k.variable(k.constant(0, U32.self)) }
+        var exists = (rows.packed.firstRow + row) .< rows.packed.count
+        if tiles.dimension % 16 != 0 { exists = exists & (chunk .< tiles.dimension / 8) }
+        k.if(exists) {
+          let address = base + rows.packed.distance(ofRow: rows.packed.firstRow + row, strides) + k.wide(chunk * 16)
+          for (value, word) in zip(values, k.load(U32.self, count: 4, global: address)) { k.set(value, to: word) }
+        }
+        return (row: row, chunk: chunk, values: values)
+      }
+      for (row, chunk, values) in loads {
+        let inSlab = (firstRow + row) * 128 + ((chunk % 8) ^ (row % 8)) * 16
+        k.store(values, shared: shared + (chunk / 8) * tiles.queryTile.slabByteCount + inSlab)
+      }
+    }
+    k.proxyFence()
+    k.barrier(id: barrier, threads: 128)
+  }
+}

@@ -1,0 +1,44 @@
+internal import Attention
+internal import PTX
+
+/// What the text of Hopper's decode kernel is made from, and the key that it is cached by.
+package struct HopperDecodeSpecialization: Hashable, Sendable {
+  /// What it has in common with the other decode kernels: the work, how it is shared out and put together.
+  let work: DecodeSpecialization
+  /// Where keys are.
+  let keys: KeyBoxes.Cut
+  /// How the work is cut.
+  package let tiling: HopperDecodeTiling
+
+  init(_ problem: AttentionProblem, _ tiling: HopperDecodeTiling, target: Target) {
+    work = DecodeSpecialization(
+      problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, tiling: tiling.work, target: target)
+    keys = KeyBoxes.Cut(problem, tileKeys: tiling.tileKeys)
+    self.tiling = tiling
+  }
+
+  /// The entry point's name.
+  var name: String { "hopper_" + work.name + keys.name + "_" + tiling.name }
+
+  var tiles: HopperTiles {
+    HopperTiles(
+      inputs: work.inputs, dimension: work.dimension, valueDimension: work.valueDimension, groups: tiling.groups,
+      tileKeys: tiling.tileKeys, queryStages: 1, stages: tiling.stages, softmax: tiling.softmax,
+      hasSoftcap: work.hasSoftcap, isScaleNegative: work.isScaleNegative)
+  }
+  /// A word that one thread tells the others.
+  var wordOffset: Int { tiles.end }
+  var sharedByteCount: Int { wordOffset + 16 }
+
+  /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
+  func obstacle(on gpu: GPULimits) -> String? {
+    if sharedByteCount > gpu.sharedBytesPerBlock {
+      return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
+    }
+    if let obstacle = keys.obstacle { return obstacle }
+    // Units and their parts take some.
+    let (needed, there) = (tiles.registerEstimate(work.mask) + 16, tiling.registers.consumer)
+    if needed > there { return "needs about \(needed) registers a thread; there are \(there)" }
+    return nil
+  }
+}
