@@ -1,3 +1,4 @@
+internal import AttentionVerification
 internal import FoundationEssentials
 package import TensorFiles
 
@@ -20,7 +21,7 @@ package struct PeerTimes {
     }
     // Other lines of such files are about other things: other operations, and caches on pages.
     lines = data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
-      .filter { $0.ms_graph != nil && $0.peer?.contains("+page") == false }
+      .filter { $0.ms_graph != nil && $0.peer?.includes("+page") == false }
     if lines.isEmpty { throw .malformed(path: path, reason: "no line has peer, B, Nk, Nq, Hq, Hkv and ms_graph") }
     var names: [String] = []
     for line in lines where !names.contains(Self.name(line)) { names.append(Self.name(line)) }

@@ -36,8 +36,8 @@ package struct MachineCode: Sendable {
       // Some write a predicate first: SHFL PT, R5, ...
       let place = operands.first?.hasPrefix("P") == true ? 1 : 0
       guard operands.count > place, let first = Self.register(operands[place]) else { return nil }
-      let isWide = opcode.contains(".64") || opcode.contains(".WIDE")
-      let count = opcode.contains(".128") || opcode.hasSuffix(".4") ? 4 : isWide || opcode.hasSuffix(".2") ? 2 : 1
+      let isWide = opcode.includes(".64") || opcode.includes(".WIDE")
+      let count = opcode.includes(".128") || opcode.hasSuffix(".4") ? 4 : isWide || opcode.hasSuffix(".2") ? 2 : 1
       return first..<first + count
     }
 

@@ -32,7 +32,7 @@ package struct PTXAssembler: Sendable {
     package let text: String
     /// What it warned of, as it does where products wait for one another (C7510 to C7520).
     package var remarks: [String] {
-      text.split(separator: "\n").filter { $0.contains("(C7") }.map(String.init)
+      text.split(separator: "\n").filter { $0.includes("(C7") }.map(String.init)
     }
     package var description: String {
       isAccepted

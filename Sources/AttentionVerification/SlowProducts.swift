@@ -31,9 +31,9 @@ package enum SlowProducts: String, CaseIterable, Sendable {
   package func isHeard(in warnings: [String]) -> Bool {
     switch self {
     case .none: warnings.isEmpty
-    case .spills: warnings.contains { $0.contains("spilled") }
+    case .spills: warnings.contains { $0.includes("spilled") }
     case .writesTooEarly, .readsTooEarly, .registersLeftOut:
-      warnings.count == 1 && warnings[0].contains(number!)
+      warnings.count == 1 && warnings[0].includes(number!)
     }
   }
 
@@ -82,6 +82,6 @@ package enum SlowProducts: String, CaseIterable, Sendable {
     }
     let text = try kernel.text()
     return self == .registersLeftOut
-      ? text.split(separator: "\n").filter { !$0.contains(".maxntid") }.joined(separator: "\n") + "\n" : text
+      ? text.split(separator: "\n").filter { !$0.includes(".maxntid") }.joined(separator: "\n") + "\n" : text
   }
 }

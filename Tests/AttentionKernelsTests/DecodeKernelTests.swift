@@ -248,7 +248,8 @@ import Testing
     },
     Clause("chunks, causal, scale below zero") {
       try EmulatedDecoding(
-        lengths: [170, 7], queryCounts: [99, 40], capacity: 180, mask: .chunks(of: 33), scale: -0.2, family: ForwardFamily.name)
+        lengths: [170, 7], queryCounts: [99, 40], capacity: 180, mask: .chunks(of: 33), scale: -0.2,
+        family: ForwardFamily.name)
     },
   ]
 

@@ -61,7 +61,8 @@ import Testing
     },
     Clause("whole problems: batch index") {
       try EmulatedDecoding(
-        lengths: [80, 3, 40], queries: 20, dimension: 16, capacity: 96, batchIndex: [2, 0, 3], family: ForwardFamily.name)
+        lengths: [80, 3, 40], queries: 20, dimension: 16, capacity: 96, batchIndex: [2, 0, 3],
+        family: ForwardFamily.name)
     },
     Clause("whole problems: packed queries and keys, chunks") {
       try EmulatedDecoding(
@@ -71,7 +72,8 @@ import Testing
     Clause("whole problems: warps share rows") {
       try EmulatedDecoding(
         lengths: [80, 3, 40], queryCounts: [20, 0, 5], dimension: 16, capacity: 96,
-        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], changes: "rung=split-kv,warps=4", family: ForwardFamily.name)
+        mask: .window(left: nil, right: 3), batchIndex: [2, 0, 3], changes: "rung=split-kv,warps=4",
+        family: ForwardFamily.name)
     },
     Clause("Hopper: batch index") {
       try EmulatedDecoding(
@@ -110,7 +112,8 @@ import Testing
       (nil, HopperForwardFamily.name),
     ] where family == DecodeFamily.name || pageSize == 16 {
       let decoding = try EmulatedDecoding(
-        lengths: [85, 30, 40], queries: family == DecodeFamily.name ? 1 : 70, dimension: 16, pageSize: pageSize, capacity: 96,
+        lengths: [85, 30, 40], queries: family == DecodeFamily.name ? 1 : 70, dimension: 16, pageSize: pageSize,
+        capacity: 96,
         new: new, family: family)
       let right = try decoding.run()
       #expect(right.passes)

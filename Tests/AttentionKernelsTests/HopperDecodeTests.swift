@@ -32,7 +32,9 @@ import Testing
     Clause("one sequence over three blocks") { try decoding(lengths: [500]) },
     Clause("many sequences, two heads, odd lengths") { try decoding(.f16, lengths: [1, 333, 0, 77, 64], heads: 2) },
     Clause("128 rows") { try decoding(.bf16, "groups=2,keys=64", lengths: [300, 450], group: 16) },
-    Clause("70 rows of two groups") { try decoding(.bf16, "groups=2,keys=48", lengths: [300, 45], group: 7, queries: 10) },
+    Clause("70 rows of two groups") {
+      try decoding(.bf16, "groups=2,keys=48", lengths: [300, 45], group: 7, queries: 10)
+    },
     Clause("blocks of rows") { try decoding(.f16, "groups=2,keys=64", lengths: [300, 45], group: 5, queries: 60) },
     Clause("a second launch puts together") {
       try decoding(.bf16, "groups=1,keys=64,combine=behind", lengths: [500, 20], mask: .none)
@@ -53,11 +55,12 @@ import Testing
     },
     Clause("new keys, turned") {
       try decoding(
-        lengths: [300, 0], new: .init(
+        lengths: [300, 0],
+        new: .init(
           counts: [8, 8], rotary: RotaryEmbedding(dimension: 32, isInterleaved: false, positions: 400)))
     },
     Clause("new keys to pages") { try decoding(lengths: [300, 0], pageSize: 16, new: .init(counts: [8, 8])) },
-    Clause("D 256") { try decoding(.bf16, "groups=2,keys=64", lengths: [200, 30], group: 16, dimension: 256) },
+    Clause("D 256") { try decoding(.bf16, "groups=2,keys=48", lengths: [200, 30], group: 16, dimension: 256) },
   ]
 
   @Test(arguments: clauses)

@@ -155,7 +155,7 @@ import Testing
     let many = try AttentionProblem(
       batch: 8, queries: 512, queryHeads: 32, keyValueHeads: 8, dimension: 64,
       keys: .contiguous(sequences: 8, capacity: 1024), scalarType: .f16, mask: .causal)
-    #expect(try family(few, nil) == "decode" && family(many, nil) == "forward")
+    #expect(try family(few, nil) == "decode" && family(many, nil) == "hopper")
     for problem in [few, many] {
       for asked in ["decode", "forward"] { #expect(try family(problem, asked) == asked) }
     }
@@ -166,7 +166,7 @@ import Testing
         == "The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages.")
     #expect(
       sentence { _ = try family(paged, "fast") }
-        == "There are no fast kernels; there are forward, decode and hopper ones.")
+        == "There are no fast kernels; there are forward, decode, hopper and hopper-decode ones.")
     #expect(
       sentence { _ = try AttentionPlan(few, device: .cpu, kernels: KernelOptions(family: "decode")) }
         == "The decode kernels are for GPUs; leave the choice to the plan on the CPU.")

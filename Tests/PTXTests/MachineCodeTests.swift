@@ -76,6 +76,31 @@ struct MachineCodeTests {
     }
   }
 
+  /// Of decoding: the same, but for exponentials, which parts that are put together have too.
+  @Test(arguments: [
+    (64, "groups=1,keys=128"), (128, "groups=1,keys=64"), (128, "groups=1,keys=128"), (128, "groups=2,keys=64"),
+    (128, "groups=2,keys=96"), (256, "groups=1,keys=64"), (256, "groups=2,keys=48"),
+  ])
+  func decodingFlies(dimension: Int, tiling: String) throws {
+    for (mask, group, keys) in [
+      (AttentionMask.causal, 16, .contiguous(sequences: 8, capacity: 8192)),
+      (.window(left: 500, right: 0), 7, .paged(pages: 999, pageSize: 16, pagesPerSequence: 256)),
+      (.none, 4, .packed(total: 9999, longest: 4096)),
+    ] as [(AttentionMask, Int, AttentionProblem.KeyStorage)] {
+      let problem = try AttentionProblem(
+        batch: 8, queries: 16, queryHeads: 2 * group, keyValueHeads: 2, dimension: dimension, keys: keys,
+        scalarType: group == 4 ? .f16 : .bf16, mask: mask)
+      guard let own = HopperDecodeTiling().changed(by: try TilingChanges(tiling)),
+        HopperDecodeFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil
+      else { continue }
+      let plan = try KernelPlan(problem, on: .typical(of: .sm90), own, of: HopperDecodeFamily.self)
+      let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+      #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
+      #expect(code.products == 2 * ((dimension + 15) / 16 + own.tileKeys / 16) && !code.isSerialized)
+      #expect(code.count("USETMAXREG") == 2 && code.writesOfOperandsUnderWay.isEmpty)
+    }
+  }
+
   /// The probes measure what they are there for.
   @Test func probesAreWhatTheyMeasure() throws {
     for columns in [64, 80, 96, 128, 192, 256] {

@@ -107,7 +107,7 @@ import Testing
     Mistake("emit --cache --example gemm", 64, "Error: --cache is for attention; leave out --example."),
     Mistake(
       "bench decode --explain --batch 1 --context 64 --kernels fast", 64,
-      "Error: There are no fast kernels; there are forward, decode and hopper ones."),
+      "Error: There are no fast kernels; there are forward, decode, hopper and hopper-decode ones."),
     Mistake(
       "bench decode --explain --batch 1 --context 64 --page-size 16 --kernels forward", 64,
       "Error: The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages."),

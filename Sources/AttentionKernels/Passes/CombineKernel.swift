@@ -1,23 +1,39 @@
 package import PTX
 
-/// The second launch of a decode call whose units have many parts: a block for each row.
+/// The second launch of a decode call whose units have many parts: a block for each row, or for some rows of a unit where
+/// there are many.
 ///
-///     the row's unit, and its parts
+///     the rows' unit, and its parts
 ///     where it may begin early: wait for the first launch, also where nothing is to do, or what follows would begin before its end
 ///     nothing to do where there is one part
-///     each thread: 4 columns, over every n-th part
-///     O and log-sum-exp of the row, over the n through shared memory
+///     each thread: 4 columns of a row, over every n-th part
+///     O and log-sum-exp of each row, over the n through shared memory
 package struct CombineKernel: KernelSource {
   /// Threads of a block.
   package static let threads = 256
   /// What the decode kernel was made for.
   package let specialization: DecodeSpecialization
+  /// Rows of a block: a power of two, so that they belong to one unit.
+  package let rows: Int
 
   /// The kernel that follows a decode kernel.
-  package init(_ specialization: DecodeSpecialization) { self.specialization = specialization }
+  package init(_ specialization: DecodeSpecialization, rows: Int) {
+    (self.specialization, self.rows) = (specialization, rows)
+  }
+
+  /// The rows of a block where there are so many rows in all: one, unless blocks of one would come in waves. With splits of a
+  /// fixed length always one, so that sums are made in one order whatever else there is.
+  static func rows(_ s: DecodeSpecialization, ofAll all: Int, on gpu: GPULimits) -> Int {
+    if s.hasFixedSplits { return 1 }
+    var rows = 1
+    while 2 * rows * s.valueDimension / 4 <= threads && 2 * rows * 2 * gpu.multiprocessors <= all && rows < 16 {
+      rows *= 2
+    }
+    return rows
+  }
 
   /// The entry point's name.
-  package var name: String { "combine_" + specialization.name }
+  package var name: String { "combine\(rows == 1 ? "" : "\(rows)")_" + specialization.name }
 
   /// The kernel, with the parameters of `DecodeParameters`.
   package func kernel() throws(KernelError) -> Kernel {
@@ -27,42 +43,53 @@ package struct CombineKernel: KernelSource {
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
       let combine = SplitCombine(k, s, p)
       let chunks = combine.chunks
-      let parts = Self.threads / chunks
-      let buffer = k.shared("sums", byteCount: parts * chunks * 24)
+      let parts = Self.threads / (chunks * rows)
+      let perPart = chunks * rows
+      let buffer = parts == 1 ? nil : k.shared("sums", byteCount: parts * perPart * 24)
       // Rows of a key/value head, whatever blocks of rows they were computed in.
       let count = s.groupSize == 1 ? p.queries : p.queries * s.groupSize
       let block = k.special(.blockX)
-      let place = block / count
-      let own = block - place * count
+      let perHead = rows == 1 ? count : (count + (rows - 1)) / rows
+      let place = block / perHead
+      let first = (block - place * perHead) * rows
       let sequence = place / p.keyValueHeads
       let share = WorkShare(k, s, p, lane: lane)
       let unit = share.unit(
         sequence: sequence.reinterpreted(as: S32.self), head: place - sequence * p.keyValueHeads,
-        rowBlock: own / s.tiling.rows)
-      let rows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
+        rowBlock: first / s.tiling.rows)
+      let unitRows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
       if s.combination == .dependentLaunch { k.waitForPrerequisites() }
       let hasParts = unit.parts.first .< unit.parts.last
-      k.if(s.hasPackedQueries ? hasParts & (own .< rows.packed.count) : hasParts) {
-        let (part, chunk) = (thread / chunks, thread % chunks)
-        let place = buffer + thread * 16
-        let numbers = buffer + parts * chunks * 16 + thread * 8
-        k.if(part .< parts) {
-          let sum = combine.sums(
+      k.if(s.hasPackedQueries ? hasParts & (first .< unitRows.packed.count) : hasParts) {
+        let (part, item) = (thread / perPart, thread % perPart)
+        let (own, chunk) = rows == 1 ? (first, item) : (first + item / chunks, item % chunks)
+        func sums() -> PartialSum {
+          combine.sums(
             unit, places: [(row: own % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
             step: parts)[0]
+        }
+        var isOne = part .== 0
+        if rows > 1 { isOne = isOne & (own .< unitRows.packed.count) }
+        guard let buffer else {
+          return k.if(isOne) { combine.store(sums(), unitRows, row: own, chunk: chunk) }
+        }
+        let place = buffer + thread * 16
+        let numbers = buffer + parts * perPart * 16 + thread * 8
+        k.if(part .< parts) {
+          let sum = sums()
           k.store(sum.values, shared: place)
           k.store([sum.maximum, sum.sum], shared: numbers)
         }
         k.barrier()
-        k.if(thread .< chunks) {
+        k.if(isOne) {
           let others = (0..<parts).map { i in
-            let pair = k.load(F32.self, count: 2, shared: numbers, offset: i * chunks * 8)
-            let values = k.load(F32.self, count: 4, shared: place, offset: i * chunks * 16)
+            let pair = k.load(F32.self, count: 2, shared: numbers, offset: i * perPart * 8)
+            let values = k.load(F32.self, count: 4, shared: place, offset: i * perPart * 16)
             return (maximum: pair[0], sum: pair[1], values: values)
           }
           let sum = PartialSum(k)
           sum.add(others)
-          combine.store(sum, rows, row: own, chunk: chunk)
+          combine.store(sum, unitRows, row: own, chunk: chunk)
         }
       }
     }

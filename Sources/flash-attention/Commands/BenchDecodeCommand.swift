@@ -52,7 +52,7 @@ struct BenchDecodeCommand: ParsableCommand {
   @Option(help: "Keys of a split, for results that do not depend on the batch; what is fast without.")
   var keysPerSplit: Int?
 
-  @Option(help: "Only the kernels of a family: forward or decode. (default: what is fast)")
+  @Option(help: "Only the kernels of a family: forward, decode, hopper or hopper-decode. (default: what is fast)")
   var kernels: String?
 
   @Option(

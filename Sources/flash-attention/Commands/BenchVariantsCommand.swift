@@ -253,7 +253,7 @@ struct BenchVariantsCommand: ParsableCommand {
 
   private func title(_ line: Line) -> String {
     "\(line.rung), \(line.stages) \(line.stages == 1 ? "stage" : "stages")"
-      + (line.tiling?.contains("sums=f16") == true ? ", f16 sums" : "")
+      + (line.tiling?.includes("sums=f16") == true ? ", f16 sums" : "")
   }
 
   private func printRefusals(_ lines: [Line]) {

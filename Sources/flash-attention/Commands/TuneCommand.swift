@@ -37,7 +37,9 @@ struct TuneAttentionCommand: ParsableCommand {
   @Option(help: "Runs of each tiling; the median counts.")
   var iterations = 7
 
-  @Option(help: "Only tilings of this family of kernels: forward, decode or hopper. (default: that of the plan)")
+  @Option(
+    help:
+      "Only tilings of this family of kernels: forward, decode, hopper or hopper-decode. (default: that of the plan)")
   var family: String?
 
   @Option(help: "Also write all samples and the model's terms to this file, as JSON.")

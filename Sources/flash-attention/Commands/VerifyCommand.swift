@@ -47,7 +47,7 @@ struct VerifyCommand: ParsableCommand {
 
   @Option(
     help:
-      "On a GPU, the kernels of this family for the problems that they take: forward, decode or hopper; for others the plan's."
+      "On a GPU, the kernels of this family for the problems that they take: forward, decode, hopper or hopper-decode; for others the plan's."
   )
   var family: String?
 

@@ -48,10 +48,10 @@ enum DecodeCost {
   private static let piece = 2.1e-6, merged = 2.5e-11, written = 1.1e-10
   /// The last block of a unit reads all of its parts, so many seconds a byte.
   private static let lastBlock = (fixed: 0.2e-6, perByte: 3e-11)
-  /// A launch behind has a block for each row of all sequences; where the registers of more than four warps leave it no
+  /// A launch behind has a block for each row of all sequences, or for some; where the registers of more than four warps leave it no
   /// room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
   /// heads, 4 queries, 16384 keys).
-  private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perRow: 5.2e-9)
+  private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perBlock: 5.2e-9)
 
   static func cost(
     _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, on gpu: GPULimits
@@ -92,7 +92,7 @@ enum DecodeCost {
     let pieceSeconds =
       piece + transfer + work - stepSeconds + min(ahead, share) * copy / gpu.clock
       + merged * groups * blockRows * Double(problem.valueDimension)
-    let combination = combination(load, s, problem, blocks: blocks, warps: warps)
+    let combination = combination(load, s, problem, on: gpu, blocks: blocks, warps: warps)
     // Blocks that share a multiprocessor hide each other's beginnings and ends.
     let ends = pieceSeconds * (1 + (pieces - 1) / blocks)
     return KernelCost(
@@ -108,7 +108,8 @@ enum DecodeCost {
   ///   - blocks: those of a multiprocessor that work at once.
   ///   - warps: of all of them.
   static func combination(
-    _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, blocks: Double, warps: Double
+    _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, on gpu: GPULimits, blocks: Double,
+    warps: Double
   ) -> Double {
     if load.parts <= 1 { return 0 }
     let (rows, blockRows) = (Double(problem.queries * problem.groupSize), Double(s.tiling.rows))
@@ -119,8 +120,9 @@ enum DecodeCost {
     case .lastBlock:
       return writing + lastBlock.fixed + lastBlock.perByte * Double(load.parts) * min(rows, blockRows) * columns * 4
     case .secondLaunch, .dependentLaunch:
+      let all = problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize
       return writing + launchBehind.fixed + (s.combination == .dependentLaunch && warps > 4 ? launchBehind.late : 0)
-        + launchBehind.perRow * Double(problem.batch * problem.keyValueHeads) * rows
+        + launchBehind.perBlock * Double(all) / Double(CombineKernel.rows(s, ofAll: all, on: gpu))
     }
   }
 

@@ -193,7 +193,7 @@ package enum DecodeFamily: KernelFamily {
     hopper: HopperDecodeTiling?, attention: (DecodeLaunch) -> LaunchSequence.Launch
   ) -> LaunchSequence {
     let preparation = PreparationKernel.Specialization(problem, inputs: s.inputs, isOvertaken: s.overlapsLaunches)
-    let launch = DecodeLaunch(problem, s, blocks: blocks, preparation: preparation)
+    let launch = DecodeLaunch(problem, s, on: gpu, blocks: blocks, preparation: preparation)
     var launches: [LaunchSequence.Launch] = []
     if let preparation {
       launches.append(
@@ -205,7 +205,7 @@ package enum DecodeFamily: KernelFamily {
     if s.combination.hasLaunch {
       launches.append(
         LaunchSequence.Launch(
-          CombineKernel(s), blocks: launch.combineBlocks, threads: CombineKernel.threads,
+          CombineKernel(s, rows: launch.combineRows), blocks: launch.combineBlocks, threads: CombineKernel.threads,
           overtakes: s.combination == .dependentLaunch,
           arguments: ArgumentTemplate(DecodeParameters.all, for: launch)))
     }

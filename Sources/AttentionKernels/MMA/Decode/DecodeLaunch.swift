@@ -18,6 +18,8 @@ struct DecodeLaunch: Sendable {
   let blocks: Int
   /// Blocks of the launch behind, and of the launch before; 0 where there is none.
   let combineBlocks, preparationBlocks: Int
+  /// Rows of a block of the launch behind.
+  let combineRows: Int
   /// Dynamic shared memory of a block.
   let sharedByteCount: Int
   /// Bytes of the counters that are used, a u32 for each unit.
@@ -34,16 +36,17 @@ struct DecodeLaunch: Sendable {
   ///   - blocks: those that fit the GPU.
   ///   - preparation: what is done before; nil for nothing.
   init(
-    _ problem: AttentionProblem, _ specialization: DecodeSpecialization, blocks: Int,
+    _ problem: AttentionProblem, _ specialization: DecodeSpecialization, on gpu: GPULimits, blocks: Int,
     preparation: PreparationKernel.Specialization?
   ) {
     self.problem = problem
     let tiling = specialization.tiling
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
     let units = problem.batch * problem.keyValueHeads * rowBlocks
+    let (heads, rows) = (problem.batch * problem.keyValueHeads, problem.queries * problem.groupSize)
+    combineRows = CombineKernel.rows(specialization, ofAll: heads * rows, on: gpu)
     combineBlocks =
-      specialization.combination.hasLaunch
-      ? problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize : 0
+      specialization.combination.hasLaunch ? heads * ((rows + combineRows - 1) / combineRows) : 0
     tileKeys = tiling.tileKeys
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)

@@ -23,10 +23,11 @@ package enum HopperDecodeFamily: KernelFamily {
     // Of fewer rows most of a tile of 64 would be empty.
     if rows <= 32 { return [] }
     return (rows <= 64 ? [1] : [1, 2]).flatMap { groups in
-      [64, 96, 128].flatMap { keys in
+      [48, 64, 96, 128].flatMap { keys in
         let stages = [6, 4, 3, 2].first { stages in
           let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages)
-          return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount <= gpu.sharedBytesPerBlock
+          return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount
+            <= gpu.sharedBytesPerBlock
         }
         return DecodeTiling.Combination.allCases.map {
           HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages ?? 2, combination: $0)

@@ -37,7 +37,7 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
     }
     if let obstacle = keys.obstacle { return obstacle }
     // Units and their parts take some.
-    let (needed, there) = (tiles.registerEstimate(work.mask) + 16, tiling.registers.consumer)
+    let (needed, there) = (tiles.registerEstimate(work.mask) + 32, tiling.registers.consumer)
     if needed > there { return "needs about \(needed) registers a thread; there are \(there)" }
     return nil
   }

@@ -27,7 +27,7 @@ package struct HopperDecodeTiling: Hashable, Sendable {
   /// Threads of a block: those that multiply, and the group that asks for copies.
   package var threads: Int { (groups + 1) * 128 }
   /// Registers of a thread that multiplies, and of one that asks for copies.
-  var registers: (consumer: Int, producer: Int) { groups == 1 ? (240, 128) : (224, 56) }
+  var registers: (consumer: Int, producer: Int) { groups == 1 ? (240, 128) : (232, 40) }
 
   var name: String { "\(rows)x\(tileKeys)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)") }
 

@@ -38,7 +38,8 @@ struct HopperForwardBody {
       keysAndValues = HopperRings(k, tiles, shared)
       fullQueries = BarrierRing(k, stages: tiles.queryStages, at: shared + tiles.end, as: .consumer)
       emptyQueries = BarrierRing(
-        k, stages: tiles.queryStages, at: shared + (tiles.end + tiles.queryStages * BarrierRing.byteCount), as: .producer)
+        k, stages: tiles.queryStages, at: shared + (tiles.end + tiles.queryStages * BarrierRing.byteCount),
+        as: .producer)
     }
 
     static func arrivals(_ tiling: HopperForwardTiling) -> [Int] {
@@ -87,7 +88,11 @@ struct HopperForwardBody {
         for first in stride(from: 0, to: s.itemByteCount / 4, by: 4) {
           k.store((first..<first + 4).map { words[min($0, words.count - 1)] }, shared: place, offset: first * 4)
         }
-        k.if(isThere) { bring(item, sequence, tiles, rings) } else: { rings.fullQueries.arrive() }
+        k.if(isThere) {
+          bring(item, sequence, tiles, rings)
+        } else: {
+          rings.fullQueries.arrive()
+        }
         rings.fullQueries.advance()
         rings.emptyQueries.advance()
       }
