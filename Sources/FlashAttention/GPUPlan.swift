@@ -48,17 +48,12 @@ final class GPUPlan: Sendable {
   /// a call.
   private func withoutMaps() throws(AttentionError) -> GPUPlan {
     if let made = other.withLock({ $0 }) { return made }
-    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: familyWithoutMaps))
+    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: plan.familyWithoutMaps))
     return other.withLock { other in
       let first = other ?? made
       other = first
       return first
     }
-  }
-
-  /// Which kernels take calls that have no maps: those of decoding where there is a workspace for them.
-  private var familyWithoutMaps: String {
-    plan.launches.workspaceByteCount > 0 ? DecodeFamily.name : ForwardFamily.name
   }
 
   /// Puts a call into a stream; nothing is waited for.
@@ -174,12 +169,17 @@ final class GPUPlan: Sendable {
 extension GPUPlan: CustomStringConvertible {
   var description: String {
     guard let kernel, let resources else { return "\(plan)" }
-    let ragged = plan.problem.hasWholeKeys ? "" : ", or batches that do not lie whole rows apart,"
-    let strides =
-      plan.launches.attention.arguments.offsets.isEmpty
-      ? ""
-      : "\ncalls with strides below zero or beyond 2^40 bytes\(ragged) run by the \(familyWithoutMaps) kernels instead"
-    return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget) + strides
+    return "\(plan)\n" + kernel.library.summary(resources, of: plan.launches.attention.registerBudget)
+      + callsWithoutMaps
+  }
+
+  private var callsWithoutMaps: String {
+    if plan.launches.attention.arguments.offsets.isEmpty { return "" }
+    let ragged =
+      plan.problem.hasWholeKeys
+      ? "" : ", beyond 2^34 of rows, or of sequences or pages that do not lie whole rows apart,"
+    return
+      "\ncalls with strides below zero or beyond 2^40 bytes\(ragged) run by the \(plan.familyWithoutMaps) kernels instead"
   }
 }
 

@@ -7,13 +7,7 @@ import Testing
 
 /// Hopper's decode kernels on the emulator, beside the 64-bit reference; every row of a cache that holds no key is NaN.
 @Suite struct HopperDecodeTests {
-  struct Clause: Sendable, CustomTestStringConvertible {
-    let testDescription: String
-    let make: @Sendable () throws -> EmulatedDecoding
-    init(_ name: String, _ make: @escaping @Sendable () throws -> EmulatedDecoding) {
-      (testDescription, self.make) = (name, make)
-    }
-  }
+  typealias Clause = DecodeKernelTests.Clause
 
   private static func decoding(
     _ type: ScalarType = .bf16, _ changes: String = "groups=1,keys=64", lengths: [Int], heads: Int = 1, group: Int = 8,

@@ -272,6 +272,49 @@ import Testing
     #expect(survivors.isEmpty, "\(survivors)")
   }
 
+  /// Sequences must begin whole rows apart for zeros to come behind their values; other calls run by other kernels, in
+  /// the same workspace.
+  @Test func stridesThatHaveNoMap() throws {
+    let gpu = GPULimits.typical(of: .sm90)
+    func plan(_ keys: AttentionProblem.KeyStorage, _ family: String) throws -> KernelPlan {
+      try KernelPlan(
+        AttentionProblem(
+          batch: 2, queries: 128, queryHeads: 2, keyValueHeads: 2, dimension: 64, keys: keys, scalarType: .bf16,
+          mask: .causal), on: gpu, options: KernelOptions(family: family))
+    }
+    let cache = try plan(.contiguous(sequences: 2, capacity: 100), HopperForwardFamily.name)
+    func haveMaps(batch: Int, row: Int, address: UInt64 = 4096) -> [Bool] {
+      func view(_ shape: TensorShape, _ strides: TensorStrides) -> DeviceTensorView {
+        DeviceTensorView(address: address, scalarType: .bf16, shape: shape, strides: strides)
+      }
+      let (q, kv) = (cache.problem.queryShape, cache.problem.keyShape)
+      let own = TensorStrides(batch: batch, heads: 64, length: row)
+      let whole = TensorLayout.bnhd.strides(of: q)
+      let call = KernelCall(
+        AttentionTensors(
+          queries: view(q, whole), keys: view(kv, own), values: view(kv, own), output: view(q, whole),
+          entries: CacheEntries(lengths: 4096)))
+      let arguments = cache.launches.attention.arguments
+      return arguments.mappedTensors(call).map { arguments.map(of: $0) != nil }
+    }
+    #expect(haveMaps(batch: 12800, row: 128) == [true, true, true])
+    #expect(haveMaps(batch: 12808, row: 128) == [true, true, false])
+    #expect(haveMaps(batch: 0, row: 0) == [true, true, true])
+    #expect(haveMaps(batch: 64, row: 0) == [true, true, false])
+    #expect(haveMaps(batch: -12800, row: 128) == [true, false, false])
+    #expect(haveMaps(batch: 128 << 30, row: 128) == [true, true, false])
+    // Nobody's memory.
+    #expect(haveMaps(batch: 12800, row: 128, address: 0) == [false, false, false])
+    #expect(cache.familyWithoutMaps == ForwardFamily.name)
+    let pages = AttentionProblem.KeyStorage.paged(pages: 9, pageSize: 16, pagesPerSequence: 4)
+    for family in [HopperForwardFamily.name, HopperDecodeFamily.name] {
+      let (own, other) = (try plan(pages, family), try plan(pages, DecodeFamily.name))
+      #expect(own.familyWithoutMaps == DecodeFamily.name)
+      #expect(own.launches.workspaceByteCount >= other.launches.workspaceByteCount)
+      #expect(own.launches.counterByteCount >= other.launches.counterByteCount)
+    }
+  }
+
   /// K and V come once for each block, and only the tiles that some row sees.
   @Test func bringsWhatIsSeenOnce() throws {
     let dense = try Self.attention(heads: 2, queries: 256, keys: 256).run()

@@ -150,6 +150,16 @@ package struct Choice: Sendable {
     if refused.allSatisfy({ $0.tiling == nil }), let only = refused.first {
       return .deviceUnavailable(device: "GPU", reason: "the \(only.family) kernels \(only.reason).")
     }
+    if refused.isEmpty {
+      return .unsupported(
+        "The kernels that were asked for have blocks of 64 rows and more, most of which this problem would leave empty; leave "
+          + "the choice of kernels to the plan.")
+    }
+    if let other = refused.first(where: { $0.tiling != nil && !$0.reason.hasPrefix("needs") }),
+      let tiling = other.tiling
+    {
+      return .tiling("\(tiling)", reason: other.reason)
+    }
     return .tiling("any", reason: "needs more shared memory or registers than \(gpu.name) has")
   }
 }

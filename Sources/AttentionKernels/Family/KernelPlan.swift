@@ -69,6 +69,11 @@ package struct KernelPlan: Sendable {
   package func splits(lengths: [Int]) -> [Int] {
     launches.sharing?.shares(lengths: lengths).sequences.map(\.parts) ?? lengths.map { _ in 1 }
   }
+
+  /// The family whose kernels take calls whose strides no tensor map has: that of decoding where there is a workspace for it.
+  package var familyWithoutMaps: String {
+    launches.workspaceByteCount > 0 ? DecodeFamily.name : ForwardFamily.name
+  }
 }
 
 extension KernelPlan: CustomStringConvertible {

@@ -17,6 +17,8 @@ package struct TensorBox: Hashable, Sendable {
 
   /// The map of a tensor at an address, with strides in elements; nil where the copy engine takes none of that kind.
   func map(address: UInt64, batch: Int, head: Int, row: Int) -> TensorMap? {
+    // Nobody's memory, where there are no elements.
+    if address == 0 { return nil }
     let bytes = element.byteCount
     // A tensor without elements has none to be brought; along an axis of one entry any stride is as good as another.
     func step(_ stride: Int, _ extent: Int) -> Int { extent > 1 ? stride &* bytes : 0 }

@@ -132,7 +132,9 @@ struct KeyBoxes {
     guard let pageSize = cut.pageSize else {
       return [head, tile.start + signed(sequence.firstKey), signed(sequence.place * p.batchStep)]
     }
-    return [head, signed(rowOfPage(number, of: tile, pageSize)), signed(tile.pages[number])]
+    // Where there are no pages at all, the map has one.
+    let page = k.select(tile.pages[number] .< p.pages, signed(tile.pages[number]), k.constant(-1, S32.self))
+    return [head, signed(rowOfPage(number, of: tile, pageSize)), page]
   }
 
   /// The coordinates of a box of V, behind that of the column.

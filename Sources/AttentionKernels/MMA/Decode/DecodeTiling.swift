@@ -19,7 +19,7 @@ package struct DecodeTiling: Hashable, Sendable {
   package enum Combination: String, Hashable, Sendable, CaseIterable {
     /// The last block that has one, which reads all of them: for few parts.
     case lastBlock = "last"
-    /// A launch behind with a block for each row.
+    /// A launch behind with a block for each row, or for some.
     case launchBehind = "behind"
   }
 

@@ -38,7 +38,15 @@ package enum HopperDecodeFamily: KernelFamily {
 
   package static func obstacle(
     to tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
-  ) -> String? { HopperDecodeSpecialization(problem, tiling, target: gpu.target).obstacle(on: gpu) }
+  ) -> String? {
+    // So that counters are in the same place of a workspace as those of the other decode kernels, which may take its calls.
+    let rows = (problem.queries * problem.groupSize + 15) / 16
+    if problem.batch * problem.keyValueHeads * rows > LaunchSequence.sharedUnits {
+      return
+        "counts units of 16 rows of all sequences and heads, of which there are more than \(LaunchSequence.sharedUnits)"
+    }
+    return HopperDecodeSpecialization(problem, tiling, target: gpu.target).obstacle(on: gpu)
+  }
 
   package static func cost(
     of tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits

@@ -93,11 +93,13 @@ struct HopperDecodeBody {
     return UnitRows(k, s.work, p.work, unit, firstRow: first.map { block + $0 } ?? block)
   }
 
-  /// The tiles of a piece that some row of the unit's block sees, counted over all keys.
+  /// The tiles of a piece that some row of the unit's block sees, counted over all keys; none of a sequence without keys, which
+  /// has a tile for its zeros alone.
   private func seen(_ unit: WorkShare.Unit, _ piece: Piece) -> Piece {
     let mask = mask(unit, rows(unit), ownRows: [], tileRows: s.tiling.rows)
     let seen = mask.limit(piece, from: unit.firstKeyTile, of: tiles.tileKeys)
-    return (unit.firstKeyTile + seen.first, unit.firstKeyTile + seen.end)
+    let first = unit.firstKeyTile + seen.first
+    return (first, k.select(unit.length .> 0, unit.firstKeyTile + seen.end, first))
   }
 
   // MARK: - The producer

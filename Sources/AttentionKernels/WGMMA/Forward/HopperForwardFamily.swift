@@ -49,13 +49,17 @@ package enum HopperForwardFamily: KernelFamily {
       throw .lengthOnDevice(
         tensor: "batch x heads x query tiles", length: launch.items, device: "GPU", limit: Int(Int32.max))
     }
-    return LaunchSequence(
+    let own = LaunchSequence(
       [
         LaunchSequence.Launch(
           HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
           sharedByteCount: specialization.sharedByteCount,
           arguments: ArgumentTemplate(HopperForwardParameters.all, for: launch))
       ], counterByteCount: launch.items > launch.blocks(on: gpu) ? 4 : 0)
+    if problem.pages == nil { return own }
+    // Calls over pages whose strides the copy engine does not take run by the kernels of decoding, in their workspace.
+    return own.withRoom(
+      for: try KernelPlan(problem, on: gpu, options: KernelOptions(family: DecodeFamily.name)).launches)
   }
 
   // MARK: - Cost
@@ -93,7 +97,7 @@ package enum HopperForwardFamily: KernelFamily {
     let ends = (cycles.item + Double(problem.valueDimension) * cycles.column) * seconds
     let rowBytes = Double((problem.dimension + problem.valueDimension) * problem.cacheType.byteCount)
     let rows =
-      Double(problem.batch) * Double(problem.keyValueHeads * problem.keys + problem.queryHeads * problem.queries)
+      Double(problem.batch) * Double(problem.keyValueHeads * problem.plannedKeys + problem.queryHeads * problem.queries)
     let reading = rows * rowBytes / (Self.reached * max(gpu.bandwidth, 1))
     return KernelCost(
       [
@@ -107,17 +111,17 @@ package enum HopperForwardFamily: KernelFamily {
     _ tiling: HopperForwardTiling, _ problem: AttentionProblem, _ edges: MaskEdges, areMany: Bool
   ) -> Double {
     let keys = Double(tiling.tileKeys)
-    let all = (Double(max(problem.keys, 1)) / keys).rounded(.up)
+    let all = (Double(max(problem.plannedKeys, 1)) / keys).rounded(.up)
     let limits = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
     if limits == 0 { return all }
     // What nobody sees of a tile that 64 rows end in, on the average: their ends are multiples of 64, or of what the tile's
     // size shares with it.
     let parts = (1 - Double(min(tiling.tileKeys & -tiling.tileKeys, 64)) / keys) / 2
     let ofQuery =
-      problem.mask.chunk.map { Double(min($0, problem.keys)) / 2 }
-      ?? problem.visiblePairs / Double(max(problem.queries, 1))
+      problem.mask.chunk.map { Double(min($0, problem.plannedKeys)) / 2 }
+      ?? (problem.visiblePairs / Double(max(problem.queries, 1)) + Double(problem.plannedKeys - problem.keys))
     // The last item sees most.
-    let seen = areMany || edges.limitsFirst ? ofQuery : Double(problem.keys)
+    let seen = areMany || edges.limitsFirst ? ofQuery : Double(problem.plannedKeys)
     return min((seen + 32 * limits) / keys + parts * limits, all)
   }
 }

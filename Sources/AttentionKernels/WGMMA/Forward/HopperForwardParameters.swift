@@ -13,7 +13,7 @@ struct HopperForwardParameters {
   /// Of the draws that items are handed out by, zero between calls; 0 where there is none.
   let counter: Register<U64>
   /// N_q, H_q, query heads of a key/value head, heads of all batches, items of one head and of all; where sequences have
-  /// lengths of their own, N_q of the longest, and no items.
+  /// lengths of their own, N_q of the longest, and the most items that there can be.
   let queries, queryHeads, groupSize, allHeads, itemsPerHead, items: Register<U32>
   /// N_k; of sequences, the most.
   let keys: Register<S32>
