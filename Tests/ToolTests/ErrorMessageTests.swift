@@ -38,6 +38,8 @@ import Testing
       "generate --dim 7 -o o.safetensors", 64, "Error: The head dimension of queries and keys is 7; the CPU path takes"),
     Mistake("generate --batch -1 -o o.safetensors", 64, "Error: The batch of queries is -1; it must be 0 or more."),
     Mistake("verify --variants --cases 2", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
+    Mistake("verify --family hopper --cases 2", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
+    Mistake("verify --cache --family hopper --cases 2", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
     Mistake(
       "bench decode --explain --batch 2 --context 8 --json x.json", 64,
       "Error: --explain measures nothing; leave out --json."),
@@ -93,7 +95,7 @@ import Testing
       "Error: The tiling (keys=64) is for the kernels of GPUs; leave it out on the CPU."),
     Mistake(
       "verify --cache --emulate", 64,
-      "Error: --cache goes with --cases, --seed, --only, --device and --kernels alone."),
+      "Error: --cache goes with --cases, --seed, --only, --device, --kernels and --family alone."),
     Mistake("bench variants --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
     Mistake(
       "verify --device cpu --variants", 64, "Error: --variants belongs to --device gpu; the CPU has no tilings."),

@@ -5,8 +5,9 @@ struct Epilogue {
   let k: KernelBuilder
   let inputs: Matrix.Inputs
   let tile: SharedTile
-  /// Where the tile is, and the warp's first row in it (of all its columns).
-  var place: Register<U32>
+  /// Where the tile is in shared memory; nil where O only goes by shuffles.
+  var place: Register<U32>?
+  /// The warp's first row in the tile (of all its columns).
   let firstRow: Register<U32>
   let lane: Register<U32>
   let rows: PackedQueries
@@ -47,7 +48,8 @@ struct Epilogue {
     _ output: Accumulators, to base: Register<U64>, _ strides: StrideParameters
   ) {
     k.comment("epilogue: O through shared memory, 16 bytes a lane")
-    stage(output)
+    guard let place else { preconditionFailure("O goes through shared memory of which nobody said where.") }
+    stage(output, at: place)
     k.warpBarrier()
     let warpRows = output.rowTiles * 16
     for width in tile.widths {
@@ -72,7 +74,7 @@ struct Epilogue {
     }
   }
 
-  private func stage(_ output: Accumulators) {
+  private func stage(_ output: Accumulators, at place: Register<U32>) {
     let (group, pairOfLane) = (lane / 4, lane % 4)
     for width in tile.widths {
       let base =

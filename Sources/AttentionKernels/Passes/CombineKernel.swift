@@ -21,7 +21,8 @@ package struct CombineKernel: KernelSource {
     (self.specialization, self.rows) = (specialization, rows)
   }
 
-  /// The rows of a block where there are so many rows in all: one, unless blocks of one would come in waves. With splits of a
+  /// The rows of a block where there are so many rows in all: one, unless blocks of one would come in waves; at least two blocks
+  /// a multiprocessor then (reckoned; what it gave: Documentation/GPULog.md, NVIDIA H200, 2026-11-29). With splits of a
   /// fixed length always one, so that sums are made in one order whatever else there is.
   static func rows(_ s: DecodeSpecialization, ofAll all: Int, on gpu: GPULimits) -> Int {
     if s.hasFixedSplits { return 1 }

@@ -69,7 +69,7 @@ struct VerifyCommand: ParsableCommand {
       throw ValidationError("--concurrent goes with --cases and --device alone.")
     }
     if cache && (emulate || variants || tiling.tiling != nil) {
-      throw ValidationError("--cache goes with --cases, --seed, --only, --device and --kernels alone.")
+      throw ValidationError("--cache goes with --cases, --seed, --only, --device, --kernels and --family alone.")
     }
     if variants && device == .cpu {
       throw ValidationError("--variants belongs to --device gpu; the CPU has no tilings.")
@@ -93,7 +93,8 @@ struct VerifyCommand: ParsableCommand {
   }
 
   func run() throws {
-    if variants && !emulate && !usesGPU {
+    // Neither says anything of the CPU.
+    if (variants || family != nil) && !emulate && !usesGPU {
       try reportingFileErrors { _ = try GPU.device(device.ordinal ?? 0) }
     }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
@@ -211,7 +212,9 @@ struct VerifyCommand: ParsableCommand {
       if only != nil { print("\(test.problem)\n\(test.scenario.entries)") }
       if let failure = outcome.failure {
         print("FAILED  \(test.problem): \(failure)")
-        print("        \(test.command(device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu, kernels: kernels))")
+        print(
+          "        \(test.command(device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu, kernels: kernels))"
+            + (family.map { " --family \($0)" } ?? ""))
       }
     }
     let failures = results.filter { $0.failure != nil }.count

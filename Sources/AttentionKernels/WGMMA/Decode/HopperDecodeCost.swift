@@ -3,6 +3,10 @@ internal import Attention
 /// What a call of Hopper's decode kernel takes, in seconds: its launch, the tiles of the busiest block, each as long as its
 /// products and exponentials or its transfer take, whichever is longer, what begins and ends with a unit, and putting parts
 /// together as `DecodeCost` has it.
+///
+/// Not fitted, but set by hand to some thirty times of an NVIDIA H200, 2026-11-29 (`bench decode --kernels hopper-decode
+/// --tiling ...`, D 128, 64 and 128 rows, contiguous caches: Documentation/GPULog.md), so that these kernels are chosen where
+/// they were faster.
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.

@@ -1,7 +1,7 @@
 package import Attention
 internal import PTX
 
-/// The kernels of decoding on Hopper, for 64 packed query rows and more: the copy engine and `wgmma`, keys divided over
+/// The kernels of decoding on Hopper, for more than 32 packed query rows: the copy engine and `wgmma`, keys divided over
 /// blocks as `DecodeFamily` does.
 package enum HopperDecodeFamily: KernelFamily {
   package static let name = "hopper-decode"

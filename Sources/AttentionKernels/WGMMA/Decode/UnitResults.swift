@@ -14,7 +14,7 @@ struct UnitResults {
   /// Writes O, and the log-sum-exps where somebody wants them.
   func store(_ inputs: Matrix.Inputs, warpRow: Register<U32>, _ p: DecodeParameters) {
     let epilogue = Epilogue(
-      k: k, inputs: inputs, tile: SharedTile(rows: 64, columns: output.columnTiles * 8), place: warpRow,
+      k: k, inputs: inputs, tile: SharedTile(rows: 64, columns: output.columnTiles * 8),
       firstRow: warpRow, lane: lane, rows: rows.packed)
     epilogue.store(output, to: rows.address(in: p.outputBase, p.outputStrides), p.outputStrides, .byShuffles)
     k.if((p.logSumExpBase .!= 0) & ((lane % 4) .== 0)) {

@@ -173,7 +173,7 @@ struct HopperForwardBody {
     }
     let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
     let epilogue = Epilogue(
-      k: k, inputs: s.inputs, tile: SharedTile(rows: 64, columns: s.valueDimension), place: shared, firstRow: warpRow,
+      k: k, inputs: s.inputs, tile: SharedTile(rows: 64, columns: s.valueDimension), firstRow: warpRow,
       lane: lane, rows: rows)
     /// Of the item's sequence and head.
     func place(
