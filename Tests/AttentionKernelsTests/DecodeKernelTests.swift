@@ -348,12 +348,59 @@ import Testing
     (100, 63, 48), (64, 129, 63), (8, 16, 1), (1, 3000, 23), (132, 40, 40),
   ])
   func sharesAreWholeWhereThatIsCheap(units: Int, tiles: Int, share: Int) {
-    let rule = WorkRule(tileKeys: 64, rows: 16, groupSize: 4, keyValueHeads: 1, left: nil, chunk: nil, splitTiles: nil)
+    let rule = Self.rule(waves: 1)
     #expect(rule.share(total: units * tiles, units: units, blocks: 132) == share)
     let even = (units * tiles + 131) / 132
     #expect(rule.share(total: units * tiles, units: nil, blocks: 132) == even)
     // Where something is left over the units, they differ.
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
+  }
+
+  private static func rule(waves: Int) -> WorkRule<Int> {
+    WorkRule(
+      tileKeys: 64, rows: 16, groupSize: 4, keyValueHeads: 1, left: nil, chunk: nil, splitTiles: nil, waves: waves)
+  }
+
+  /// Blocks of several waves get whole units; where units are not alike, one wave of blocks gets even shares.
+  @Test(arguments: [
+    // Units of so many tiles each over 132 places, the waves, and the units of a block.
+    (1024, 8, 2, 4), (1024, 8, 4, 2), (1024, 8, 8, 1), (256, 64, 2, 1), (60, 8, 2, 1),
+  ])
+  func blocksOfWavesHaveWholeUnits(units: Int, tiles: Int, waves: Int, ofBlock: Int) {
+    let (rule, blocks) = (Self.rule(waves: waves), 132 * waves)
+    #expect(rule.share(total: units * tiles, units: units, blocks: blocks) == ofBlock * tiles)
+    #expect(rule.share(total: units * tiles + 1, units: units, blocks: blocks) == (units * tiles + 132) / 132)
+    #expect(rule.share(total: 5, units: 5, blocks: 1) == 5)
+  }
+
+  /// Waves compute the same, of sequences that are alike and others, and write parts only of the others.
+  @Test(arguments: [2, 4])
+  func wavesInTheKernel(waves: Int) throws {
+    for (lengths, hasParts) in [
+      ([Int](repeating: 200, count: 9), false), ([200, 90, 0, 200, 17, 200, 3, 100, 64], true),
+    ] {
+      let decoding = try EmulatedDecoding(
+        lengths: lengths, heads: 2, group: 4, dimension: 16, capacity: 200, multiprocessors: 4,
+        changes: "groups=2,keys=16,stages=3,blocks=1,waves=\(waves)")
+      let outcome = try decoding.run()
+      #expect(outcome.passes)
+      #expect((outcome.counters.traffic["workspace"]?.bytesWritten ?? 0 > 0) == hasParts)
+    }
+  }
+
+  /// Many units of alike sequences come in waves by themselves; few, packed queries and splits of a fixed length do not.
+  @Test func wavesAreForManyUnits() throws {
+    func waves(batch: Int, keysPerSplit: Int? = nil) throws -> Int {
+      let problem = try AttentionProblem(
+        batch: batch, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+        keys: .contiguous(sequences: batch, capacity: 4096), scalarType: .bf16, mask: .causal,
+        keysPerSplit: keysPerSplit)
+      let plan = try KernelPlan(problem, on: .typical(of: .sm90), options: KernelOptions(family: "decode"))
+      return try #require(plan.tiling as? DecodeTiling).waves
+    }
+    #expect(try waves(batch: 128) > 1)
+    #expect(try waves(batch: 4) == 1)
+    #expect(try waves(batch: 128, keysPerSplit: 512) == 1)
   }
 
   /// An even share is 17 tiles of 9 a unit; with 18 no unit has parts.

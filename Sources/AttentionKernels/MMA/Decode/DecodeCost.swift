@@ -22,8 +22,10 @@ enum DecodeCost {
   struct Load {
     /// Tiles of the block that has most.
     let share: Int
-    /// Blocks that have some.
+    /// Blocks that have some, of each wave.
     let busyBlocks: Int
+    /// Waves: blocks that a place on a multiprocessor has one after the other.
+    var waves = 1.0
     /// Tiles of a unit, of the longest sequence.
     let tiles: Int
     /// The most parts of a unit.
@@ -35,6 +37,9 @@ enum DecodeCost {
   /// The part of the data sheet's bandwidth that is reached; and of the L2 cache, the part that keeps K and V for the
   /// next rows.
   static let reached = 0.93, kept = 0.56
+  /// The part of a wave's time between the average block's end and the last one's, which other waves fill (NVIDIA H200,
+  /// 2026-11-29, `bench decode`, batch 128, 1024 to 16384 keys; not fitted).
+  private static let uneven = 0.04
   /// From memory to a block, and from the L2 cache.
   static let latency = 0.85e-6
   /// Cycles of a product, as `ForwardCost` has them, for 16 rows and a key; of the conversion of bytes; of exponentials
@@ -58,7 +63,7 @@ enum DecodeCost {
   ) -> KernelCost {
     let tiling = s.tiling
     let rows = problem.queries * problem.groupSize
-    let (share, tiles) = (Double(max(load.share, 1)), Double(max(load.tiles, 1)))
+    let (share, tiles) = (Double(max(load.share, 1)) * load.waves, Double(max(load.tiles, 1)))
     let (busy, multiprocessors) = (Double(load.busyBlocks), Double(max(gpu.multiprocessors, 1)))
     let (groups, rowWarps, ahead) = (Double(tiling.keyGroups), Double(tiling.rowWarps), Double(tiling.stages - 1))
     let columns = Double(problem.dimension + problem.valueDimension)
@@ -75,7 +80,8 @@ enum DecodeCost {
       inFlight: tileBytes * busy,
       cache: Double(problem.batch * problem.keyValueHeads) * tiles * tileBytes, keeping: kept * Double(gpu.cacheBytes))
     let transfer =
-      blocks * tileBytes * fresh * min(busy, multiprocessors) / (reached * max(gpu.bandwidth, 1))
+      blocks * tileBytes * fresh * min(busy, multiprocessors)
+      * (1 - uneven * (1 - 1 / load.waves)) / (reached * max(gpu.bandwidth, 1))
     let perColumn = product + (problem.cacheType == .e4m3 ? conversion : 0)
     let compute = Double(tiling.keysPerStep) * (perColumn * columns / 2 + exponentials)
     let copy = copied * stepBytes / rowWarps * queue
@@ -87,7 +93,7 @@ enum DecodeCost {
     let wait = (work / 3 + latency * (1 + fresh) / 2) / ahead
     let stepSeconds = pow(pow(work, 6) + pow(transfer, 6) + pow(wait, 6), 1.0 / 6)
 
-    let isWhole = divides(tiles, share) || divides(share, tiles)
+    let isWhole = load.waves > 1 || divides(tiles, share) || divides(share, tiles)
     let pieces = (share / tiles).rounded(.up) + (isWhole || load.share <= 1 ? 0 : 1)
     let pieceSeconds =
       piece + transfer + work - stepSeconds + min(ahead, share) * copy / gpu.clock

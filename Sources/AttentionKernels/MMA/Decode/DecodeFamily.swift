@@ -71,6 +71,17 @@ package enum DecodeFamily: KernelFamily {
     if list.allSatisfy({ obstacle(to: $0, for: problem, on: gpu) != nil }) {
       list.append(shrunk(list[0], for: problem, on: gpu))
     }
+    // More waves than one where each block has a whole unit at least.
+    let units = problem.batch * problem.keyValueHeads * max(1, (rows + rowWarps * 16 - 1) / (rowWarps * 16))
+    if problem.packedQueries == nil && problem.keysPerSplit == nil {
+      list += list.flatMap { tiling in
+        [2, 4, 8].map {
+          var tiling = tiling
+          tiling.waves = $0
+          return tiling
+        }
+      }.filter { units > $0.blocks(on: gpu) * ($0.waves - 1) / $0.waves }
+    }
     return list.flatMap { tiling in
       combinations(for: problem, tiling).map {
         var tiling = tiling
@@ -135,7 +146,7 @@ package enum DecodeFamily: KernelFamily {
     let splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tiles) } ?? 0
     return WorkSharing(
       problem: problem, specialization: specialization, gpu: gpu,
-      blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, splitTiles: splitTiles
+      blocks: tiling.blocks(on: gpu), splitTiles: splitTiles
     ).costOfLongest
   }
 
@@ -160,7 +171,7 @@ package enum DecodeFamily: KernelFamily {
     try check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
     let s = specialization(tiling, problem, gpu)
     return launches(
-      s, for: problem, on: gpu, blocks: gpu.multiprocessors * tiling.blocksPerMultiprocessor, hopper: nil
+      s, for: problem, on: gpu, blocks: tiling.blocks(on: gpu), hopper: nil
     ) { launch in
       LaunchSequence.Launch(
         DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,

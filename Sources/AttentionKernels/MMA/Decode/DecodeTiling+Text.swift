@@ -2,13 +2,13 @@ extension DecodeTiling: KernelTiling {
   /// What `changed(by:)` reads, for help and errors.
   package static let changeSyntax =
     "row-warps=1|2|4, groups=1...8 (of warps with keys of their own), keys=16...64 in 16s (of a group's step), "
-    + "stages=2...8, blocks=1...8, queries=registers|shared, combine=last|behind (who puts parts together: the last block of a "
+    + "stages=2...8, blocks=1...8, waves=1|2|4|8 (blocks one after the other, of whole units), queries=registers|shared, combine=last|behind (who puts parts together: the last block of a "
     + "unit, or a launch behind)"
 
   /// This tiling as a text that makes it of any that a plan chooses by itself.
   package var changes: String {
     "row-warps=\(rowWarps),groups=\(keyGroups),keys=\(keysPerStep),stages=\(stages),blocks=\(blocksPerMultiprocessor),"
-      + "queries=\(keepsQueries ? "registers" : "shared"),combine=\(combination.rawValue)"
+      + "waves=\(waves),queries=\(keepsQueries ? "registers" : "shared"),combine=\(combination.rawValue)"
   }
 
   /// One of `changeSyntax`.
@@ -24,6 +24,7 @@ extension DecodeTiling: KernelTiling {
     case "keys": return set(\.keysPerStep, stride(from: 16, through: 64, by: 16))
     case "stages": return set(\.stages, 2...8)
     case "blocks": return set(\.blocksPerMultiprocessor, 1...8)
+    case "waves": return set(\.waves, [1, 2, 4, 8])
     case "combine":
       guard let who = Combination(rawValue: value) else { return false }
       combination = who

@@ -10,6 +10,9 @@ package struct DecodeTiling: Hashable, Sendable {
   package var stages: Int
   /// Blocks that should fit a multiprocessor.
   package var blocksPerMultiprocessor: Int
+  /// Blocks for each place on a multiprocessor, one after the other, which the GPU starts wherever one has ended: where
+  /// sequences are alike and have so many units that each block still has whole ones.
+  package var waves: Int
   /// Whether the fragments of Q stay in registers.
   package var keepsQueries: Bool
   /// Who puts together what several blocks made of one unit.
@@ -26,11 +29,12 @@ package struct DecodeTiling: Hashable, Sendable {
   /// A tiling of the given sizes.
   package init(
     rowWarps: Int = 1, keyGroups: Int = 4, keysPerStep: Int = 16, stages: Int = 3,
-    blocksPerMultiprocessor: Int = 2, keepsQueries: Bool = true, combination: Combination = .lastBlock
+    blocksPerMultiprocessor: Int = 2, waves: Int = 1, keepsQueries: Bool = true,
+    combination: Combination = .lastBlock
   ) {
     (self.rowWarps, self.keyGroups) = (rowWarps, keyGroups)
     (self.keysPerStep, self.stages, self.blocksPerMultiprocessor) = (keysPerStep, stages, blocksPerMultiprocessor)
-    (self.keepsQueries, self.combination) = (keepsQueries, combination)
+    (self.waves, self.keepsQueries, self.combination) = (waves, keepsQueries, combination)
   }
 
   /// Packed query rows of a block.
@@ -44,8 +48,12 @@ package struct DecodeTiling: Hashable, Sendable {
   /// Keys of a tile, the unit of sharing out work.
   package var tileKeys: Int { keyGroups * keysPerStep }
 
+  /// Blocks of a grid on a GPU.
+  func blocks(on gpu: GPULimits) -> Int { gpu.multiprocessors * blocksPerMultiprocessor * waves }
+
   var name: String {
     "\(rows)x\(tileKeys)_groups\(keyGroups)_stages\(stages)" + (keepsQueries ? "_q" : "")
+      + (waves > 1 ? "_waves\(waves)" : "")
   }
 }
 

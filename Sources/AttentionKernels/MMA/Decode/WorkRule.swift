@@ -20,6 +20,8 @@ struct WorkRule<Number: RuleNumber> {
   let left, chunk: Number?
   /// Tiles of a split of fixed length; nil for splits as the grid has them.
   let splitTiles: Number?
+  /// Blocks one after the other, as `DecodeTiling.waves` has them.
+  let waves: Int
 
   /// The first key of a sequence that some query sees, at a tile's start, in tiles.
   func firstTile(length: Number, queries: Number) -> Number {
@@ -54,13 +56,23 @@ struct WorkRule<Number: RuleNumber> {
   /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
   /// decode`, Documentation/GPULog.md).
   ///
-  /// - Parameter units: of all sequences; nil where only the sequences tell.
+  /// Of several waves, each block has whole units; where units are not alike, there is but one wave of blocks that have
+  /// something to do, because parts cost more than waves give.
+  ///
+  /// - Parameters:
+  ///   - units: of all sequences; nil where only the sequences tell.
+  ///   - blocks: of all waves.
   func share(total: Number, units: Number?, blocks: Number) -> Number {
     if let splitTiles {
       return total.divided(by: splitTiles).dividedUp(by: blocks).orAtLeast(1).multiplied(by: splitTiles)
     }
-    let even = total.dividedUp(by: blocks).orAtLeast(1)
+    let even = total.dividedUp(by: waves == 1 ? blocks : blocks.divided(by: waves).orAtLeast(1)).orAtLeast(1)
     guard let units else { return even }
+    if waves > 1 {
+      let tiles = total.divided(by: units)
+      return total.subtracting(tiles.multiplied(by: units))
+        .whereZero(units.dividedUp(by: blocks).multiplied(by: tiles), else: even)
+    }
     return even.refined(above: Self.slack) {
       let tiles = total.divided(by: units)
       let parts = tiles.divided(by: even).orAtLeast(1)

@@ -41,7 +41,7 @@ struct WorkShare {
       keyValueHeads: number(parameters.keyValueHeads.reinterpreted(as: S32.self)),
       left: s.mask.contains(.left) ? number(parameters.left) : nil,
       chunk: s.mask.contains(.chunks) ? number(parameters.chunk) : nil,
-      splitTiles: s.hasFixedSplits ? number(parameters.splitTiles) : nil)
+      splitTiles: s.hasFixedSplits ? number(parameters.splitTiles) : nil, waves: s.tiling.waves)
     self.rule = rule
     k.comment("this block's share of all tiles")
     let sum = k.variable(k.constant(0, S32.self))

@@ -36,7 +36,7 @@ package struct WorkSharing: Sendable {
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
       left: specialization.mask.contains(.left) ? words.left : nil,
       chunk: specialization.mask.contains(.chunks) ? words.chunk : nil,
-      splitTiles: splitTiles == 0 ? nil : splitTiles)
+      splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves)
   }
 
   /// The shares of sequences.
@@ -66,9 +66,17 @@ package struct WorkSharing: Sendable {
     return Shares(
       sequences: sequences, units: units, tilesOfBlock: share, busyBlocks: busyBlocks, tileKeys: tiling.tileKeys,
       cost: cost(
-        DecodeCost.Load(
+        load(
           share: min(share, all), busyBlocks: busyBlocks, tiles: tiles.max() ?? 0,
           parts: sequences.map(\.parts).max() ?? 0)))
+  }
+
+  /// What blocks have to do, of which the places of all multiprocessors have some one after the other.
+  private func load(share: Int, busyBlocks: Int, tiles: Int, parts: Int) -> DecodeCost.Load {
+    let places = max(blocks / tiling.waves, 1)
+    return DecodeCost.Load(
+      share: share, busyBlocks: min(busyBlocks, places), waves: max(1, Double(busyBlocks) / Double(places)),
+      tiles: tiles, parts: parts)
   }
 
   private func cost(_ load: DecodeCost.Load) -> KernelCost {
@@ -90,6 +98,6 @@ package struct WorkSharing: Sendable {
     let parts =
       share >= tiles ? (isWhole ? 1 : 2) : (tiles + share - 1) / share + (isWhole ? 0 : 1)
     return cost(
-      DecodeCost.Load(share: min(share, all), busyBlocks: (all + share - 1) / share, tiles: tiles, parts: parts))
+      load(share: min(share, all), busyBlocks: (all + share - 1) / share, tiles: tiles, parts: parts))
   }
 }

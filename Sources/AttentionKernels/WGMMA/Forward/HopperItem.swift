@@ -31,7 +31,8 @@ struct HopperItem {
   }
 }
 
-/// Which items there are, and which of them is a block's next: the producer's, by all lanes of a warp.
+/// Which items there are, and which of them is a block's next: the producer's, by all lanes of a warp where sequences have
+/// lengths of their own, and by any one where they have not.
 struct HopperItemQueue {
   private let k: KernelBuilder
   private let s: HopperForwardSpecialization
@@ -75,7 +76,8 @@ struct HopperItemQueue {
   /// blocks where it has none.
   func advance(if isThere: Predicate) {
     let next = k.variable(number + k.special(.blocksX)).named("next_item")
-    k.if((p.counter .!= 0) & (lane .== 0)) {
+    let hasCounter = p.counter .!= 0
+    k.if(scan == nil ? hasCounter : hasCounter & (lane .== 0)) {
       k.if(isThere) {
         k.set(next, to: k.atomic(.add, global: p.counter, k.constant(1, U32.self)) + k.special(.blocksX))
       } else: {
@@ -85,7 +87,7 @@ struct HopperItemQueue {
         }
       }
     }
-    k.set(number, to: k.shuffle(next, lane: k.constant(0, U32.self)))
+    k.set(number, to: scan == nil ? next : k.shuffle(next, lane: k.constant(0, U32.self)))
   }
 
   /// The head and the first row of an item, of those of some heads.
