@@ -13,7 +13,7 @@ extension LaunchSequence.Launch {
 }
 
 extension LaunchSequence {
-  /// Runs a call on the emulator, one launch after the other.
+  /// Runs a call on the emulator, one launch after the other; one that needs a workspace and brings none gets one.
   ///
   /// - Parameter program: what runs in place of a launch's kernel; nil for its own.
   /// - Returns: the counters of the attention's launch, with the traffic and the bank conflicts of all.
@@ -21,6 +21,11 @@ extension LaunchSequence {
     _ call: KernelCall, memory: GlobalMemory, schedule: Schedule = .roundRobin,
     program: (any KernelSource) -> Program? = { _ in nil }
   ) throws(Hazard) -> Counters {
+    var call = call
+    if call.workspace == 0 && workspaceByteCount > 0 {
+      let zeros = [UInt8](repeating: 0, count: workspaceByteCount)
+      call.workspace = memory.allocate("workspace", zeros, access: .readWrite)
+    }
     var all: [Counters] = []
     var own = 0
     for (number, launch) in launches.enumerated() where launch.blocks > 0 {

@@ -7,7 +7,7 @@ extension VerificationCase {
   /// The tensors of the case in the memory of an emulated GPU.
   package struct Emulation {
     package let memory: GlobalMemory
-    package let launch: Launch
+    package let call: KernelCall
     fileprivate let tensors: CaseTensors
     fileprivate let outputAddress, logSumExpAddress: UInt64
     fileprivate let problem: AttentionProblem
@@ -23,8 +23,8 @@ extension VerificationCase {
     }
   }
 
-  /// Lays the inputs into an emulated GPU's memory, ready to launch the plan's kernel.
-  package func emulation(of plan: KernelPlan) -> Emulation {
+  /// Lays the inputs into an emulated GPU's memory, ready for a plan's launches.
+  package func emulation() -> Emulation {
     let tensors = makeTensors()
     let memory = GlobalMemory()
     func view(_ tensor: CaseTensor, _ name: String, _ access: GlobalMemory.Access) -> DeviceTensorView {
@@ -38,8 +38,7 @@ extension VerificationCase {
     let logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     return Emulation(
       memory: memory,
-      launch: plan.launches.attention.emulated(
-        KernelCall(AttentionTensors(queries: q, keys: k, values: v, output: o, logSumExp: logSumExp))),
+      call: KernelCall(AttentionTensors(queries: q, keys: k, values: v, output: o, logSumExp: logSumExp)),
       tensors: tensors, outputAddress: o.address - UInt64(tensors.output.byteOffset), logSumExpAddress: logSumExp,
       problem: problem)
   }

@@ -42,7 +42,19 @@ extension fa_sequences_params {
         queryType: try ScalarType("query type", code: query_type),
         cacheType: try ScalarType("cache type", code: cache_type), mask: try scores.attentionMask,
         scale: scores.attentionScale, softcap: scores.attentionSoftcap,
-        keysPerSplit: keys_per_split == 0 ? nil : Int(keys_per_split))
+        keysPerSplit: keys_per_split == 0 ? nil : Int(keys_per_split), leavesParts: try isLeavingParts)
+    }
+  }
+
+  private var isLeavingParts: Bool {
+    get throws(AttentionError) {
+      guard 0...1 ~= leaves_parts else { throw .unsupported("leaves_parts is \(leaves_parts); it must be 0 or 1.") }
+      if leaves_parts == 1 && (keys_per_split == 0 || query_starts != nil) {
+        throw .unsupported(
+          "With leaves_parts, keys_per_split says how long the parts are, and queries are not packed: set keys_per_split, and "
+            + "leave out query_starts.")
+      }
+      return leaves_parts == 1
     }
   }
 
@@ -63,7 +75,7 @@ extension fa_sequences_params {
     let queries = try q.deviceView("queries", problem.queryShape, problem.queryType)
     let keys = try k.deviceView("the cached keys", problem.keyShape, problem.cacheType)
     let values = try v.deviceView("the cached values", problem.valueShape, problem.cacheType)
-    let output = try o.deviceView("output", problem.outputShape, problem.scalarType)
+    let output = try o.deviceView("output", problem.outputShape, problem.outputType)
     if problem.newKeys == nil {
       return AttentionTensors(
         queries: queries, keys: keys, values: values, output: output, logSumExp: address(log_sum_exp),
@@ -122,7 +134,7 @@ extension fa_sequences_params {
     let queries = try q.view("queries", problem.queryShape, problem.queryType).readOnly
     let keys = try k.view("the cached keys", problem.keyShape, problem.cacheType)
     let values = try v.view("the cached values", problem.valueShape, problem.cacheType)
-    let output = try o.view("output", problem.outputShape, problem.scalarType)
+    let output = try o.view("output", problem.outputShape, problem.outputType)
     let statistics = log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.logSumExpCount) }
     guard let newKeys = problem.newKeys else {
       return try plan.run(

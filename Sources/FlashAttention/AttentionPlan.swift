@@ -112,13 +112,14 @@ public struct AttentionPlan: Sendable {
 
   /// Puts a call on a GPU's memory into a stream and returns at once; once the plan is prepared, nothing is allocated and
   /// nobody waits, so that the call can be captured. (But for 64 KB of counters for each 512 streams, threads in them and
-  /// captures, of calls that share out their work by one.) A captured graph must not run beside itself, by a second
+  /// captures, of calls that share out their work by one; and for the workspaces of whole keys that are divided over blocks,
+  /// where the caller brings none: one for each such stream, thread and capture, which stays.) A captured graph must not run beside itself, by a second
   /// executable of it: both would write the same output, and draw from the same counter.
   ///
   /// - Parameters:
   ///   - tensors: where everything is.
   ///   - workspace: of `makeWorkspace`, or `workspaceByteCount` bytes that were zero before the first call; nil where
-  ///     these are 0.
+  ///     these are 0, and, of whole keys, where the library shall take one of its own.
   ///   - counters: `counterByteCount` bytes that were zero before the first call, apart from a workspace which then
   ///     need not be zero (`GPU.counters`); nil where they are the workspace's first, or, without a workspace, where the
   ///     library shall take its own: those of the calling thread and the stream, or of the graph that is being captured.

@@ -61,8 +61,10 @@ final class GPUPlan: Sendable {
     _ tensors: AttentionTensors<GPUMemory>, workspace: UInt64?, counters: UInt64?, stream: StreamHandle
   ) throws(AttentionError) {
     try tensors.check(plan.problem)
+    var workspace = workspace
     if workspace == nil && plan.launches.workspaceByteCount > 0 {
-      throw .notInThePlan(tensor: "workspace", isMissing: true)
+      if !plan.problem.hasWholeKeys { throw .notInThePlan(tensor: "workspace", isMissing: true) }
+      workspace = try gpu.workspace(byteCount: plan.launches.workspaceByteCount, stream: stream)
     }
     if let workspace, workspace % 16 != 0 {
       throw .alignment(tensor: "the workspace", what: "address", bytes: Int(truncatingIfNeeded: workspace))

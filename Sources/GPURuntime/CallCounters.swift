@@ -99,6 +99,11 @@ extension GPU {
     try callCounters.address(byteCount: byteCount, on: self, stream: StreamHandle(stream))
   }
 
+  /// A workspace for calls that bring none, whose counters are in its beginning, of the same owners.
+  package func workspace(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try callCounters.address(byteCount: byteCount, on: self, stream: stream)
+  }
+
   /// A counter of 32 bits for calls that hand out their work by one, of the same owners.
   package func drawCounter(stream: StreamHandle) throws(AttentionError) -> UInt64 {
     try callCounters.drawCounter(on: self, stream: stream)

@@ -356,6 +356,49 @@ import Testing
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
+  /// Whole keys are divided over blocks as those of caches are, whatever the tensors' strides.
+  @Test(arguments: [
+    (DecodeFamily.name, "row-warps=1,groups=2,keys=16,stages=3,blocks=1,combine=last", 1, 5),
+    (DecodeFamily.name, "row-warps=2,groups=2,keys=32,stages=3,blocks=1,combine=behind", 7, 4),
+    (HopperDecodeFamily.name, "groups=1,keys=64,combine=behind", 10, 6),
+    (HopperDecodeFamily.name, "groups=2,keys=48,combine=last", 40, 3),
+  ])
+  func wholeKeysAreDivided(family: String, tiling: String, queries: Int, group: Int) throws {
+    for (keys, mask) in [(300, AttentionMask.causal), (333, .window(left: 100, right: 5)), (5, .none), (0, .none)] {
+      let problem = try AttentionProblem(
+        queries: TensorShape(batch: 2, heads: 2 * group, length: queries, dimension: 64),
+        keys: TensorShape(batch: 2, heads: 2, length: keys, dimension: 64),
+        values: TensorShape(batch: 2, heads: 2, length: keys, dimension: 40), scalarType: .bf16, mask: mask)
+      for layout in [TensorLayout.bhnd, .bnhd] {
+        let attention = try EmulatedAttention(
+          problem, layout: layout, tail: 3, rowGap: 8, tiling: tiling, family: family, multiprocessors: 5,
+          on: family == DecodeFamily.name ? .sm80 : .sm90a)
+        #expect(attention.plan.family == family)
+        let outcome = try attention.run(nil, .random(seed: 2))
+        #expect(outcome.passes, "\(keys) keys, \(layout): \(outcome)")
+        if keys == 300 { #expect(attention.plan.splits(lengths: [keys, keys]).allSatisfy { $0 > 1 }) }
+      }
+    }
+  }
+
+  /// Where a grid of whole heads would leave the GPU idle, plans divide the keys.
+  @Test(arguments: [Target.sm80, .sm90a]) func plansDivideWholeKeysWhereTheGridIsSmall(target: Target) throws {
+    func family(batch: Int, queries: Int, keys: Int) throws -> String {
+      try KernelPlan(
+        try AttentionProblem(
+          queries: TensorShape(batch: batch, heads: 8, length: queries, dimension: 128),
+          keys: TensorShape(batch: batch, heads: 8, length: keys, dimension: 128),
+          values: TensorShape(batch: batch, heads: 8, length: keys, dimension: 128), scalarType: .bf16, mask: .causal),
+        on: .typical(of: target)
+      ).family
+    }
+    for queries in [1, 16, 64] {
+      #expect(
+        [DecodeFamily.name, HopperDecodeFamily.name].contains(try family(batch: 1, queries: queries, keys: 32768)))
+    }
+    #expect(![DecodeFamily.name, HopperDecodeFamily.name].contains(try family(batch: 32, queries: 4096, keys: 4096)))
+  }
+
   private static func rule(waves: Int) -> WorkRule<Int> {
     WorkRule(
       tileKeys: 64, rows: 16, groupSize: 4, keyValueHeads: 1, left: nil, chunk: nil, splitTiles: nil, waves: waves)
@@ -371,6 +414,7 @@ import Testing
     #expect(rule.share(total: units * tiles, units: units, blocks: blocks) == ofBlock * tiles)
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: blocks) == (units * tiles + 132) / 132)
     #expect(rule.share(total: 5, units: 5, blocks: 1) == 5)
+    #expect(rule.share(total: 0, units: 0, blocks: blocks) == 1)
   }
 
   /// Waves compute the same, of sequences that are alike and others, and write parts only of the others.

@@ -25,12 +25,14 @@ struct EmulatedAttention {
 
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bhnd, tail: Int = 0, rowGap: Int = 0, batchStride: Int? = nil,
-    tiling: String = "", on target: Target = .sm90
+    tiling: String = "", family: String = ForwardFamily.name, multiprocessors: Int? = nil, on target: Target = .sm90
   ) throws {
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
+    var gpu = GPULimits.typical(of: target)
+    if let multiprocessors { gpu.multiprocessors = multiprocessors }
     plan = try KernelPlan(
-      problem, on: .typical(of: target),
-      options: KernelOptions(family: ForwardFamily.name, tiling: tiling.isEmpty ? nil : TilingChanges(tiling)))
+      problem, on: gpu,
+      options: KernelOptions(family: family, tiling: tiling.isEmpty ? nil : TilingChanges(tiling)))
   }
 
   /// The same computed with another tiling, and in another type.
@@ -118,7 +120,7 @@ struct EmulatedAttention {
     let draws = own ? memory.allocate("counters", [UInt8](repeating: 0, count: 4), access: .readWrite) : nil
     let counters = try plan.launches.emulate(
       KernelCall(tensors, counters: draws), memory: memory, schedule: schedule
-    ) { _ in program }
+    ) { $0 is CombineKernel ? nil : program }
 
     func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
       try! Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }

@@ -27,7 +27,7 @@ import Testing
   @Test func aNewFamilyIsRankedBesideTheOthers() throws {
     let problem = try problem(.bf16, heads: 2, group: 2, queries: 30, keys: 200, mask: .causal)
     let choice = try Choice(problem, on: gpu, families: families)
-    #expect(Set(choice.ranked.map(\.family)) == ["forward", "toy"])
+    #expect(Set(choice.ranked.map(\.family)) == ["forward", "decode", "hopper-decode", "toy"])
     #expect(zip(choice.ranked, choice.ranked.dropFirst()).allSatisfy { $0.cost.seconds <= $1.cost.seconds })
     let text = "\(choice)"
     #expect(text.contains("  toy: warps=4") && text.contains("  toy: warps=1: lets most of a multiprocessor sleep"))
@@ -160,6 +160,26 @@ import Testing
     }
     // One list serves all kernels of a kind; what one of them leaves, another reads.
     #expect(unread.subtracting(read).isEmpty, "\(unread.subtracting(read))")
+  }
+
+  /// One part, whatever a sequence's length: the kernels of prefill do as well as those of decoding, and which of them does not
+  /// depend on the batch.
+  @Test(arguments: [(1, DecodeFamily.name), (2048, HopperForwardFamily.name)])
+  func onePartWhateverTheBatch(queries: Int, family: String) throws {
+    func plan(batch: Int, keysPerSplit: Int?) throws -> KernelPlan {
+      try KernelPlan(
+        try AttentionProblem(
+          batch: batch, queries: queries, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+          keys: .paged(pages: 4096, pageSize: 64, pagesPerSequence: 512), scalarType: .bf16, mask: .causal,
+          keysPerSplit: keysPerSplit), on: .typical(of: .sm90a))
+    }
+    let plans = try [1, 3, 64].map { try plan(batch: $0, keysPerSplit: AttentionProblem.allKeys) }
+    for (plan, batch) in zip(plans, [1, 3, 64]) {
+      #expect(plan.family == family && plan.tiling.changes == plans[0].tiling.changes)
+      #expect(plan.splits(lengths: [Int](repeating: 32768, count: batch)).allSatisfy { $0 == 1 })
+    }
+    #expect(try plan(batch: 1, keysPerSplit: 4096).family == DecodeFamily.name)
+    #expect(try plan(batch: 1, keysPerSplit: nil).splits(lengths: [32768]) != [1] || queries > 1)
   }
 }
 

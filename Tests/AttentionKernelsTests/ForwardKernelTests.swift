@@ -236,10 +236,8 @@ import Testing
       let test = VerificationCase(seed: 3, number: number, kernels: 64)
       if test.problem.flops > 4e8 { continue }
       let plan = try KernelPlan(test.problem, on: .typical(of: .sm90))
-      let emulation = test.emulation(of: plan)
-      if plan.launches.attention.blocks > 0 {
-        _ = try Emulator.run(Program(try plan.kernel()), emulation.launch, memory: emulation.memory)
-      }
+      let emulation = test.emulation()
+      _ = try plan.launches.emulate(emulation.call, memory: emulation.memory)
       let outcome = test.judge(try #require(emulation.result))
       #expect(outcome.failure == nil, "\(test.problem): \(outcome)")
     }

@@ -117,6 +117,61 @@ import Testing
     #expect(fa_sequences_counters(&p, nil, &isShared) == FA_INVALID)
   }
 
+  /// Parts that are left apart are what `fa_combine` makes the result of.
+  @Test func partsOfSequencesCombine() {
+    var p = fa_sequences_params()
+    p.size = MemoryLayout<fa_sequences_params>.size
+    (p.batch, p.queries, p.query_heads, p.key_value_heads, p.dimension) = (2, 3, 4, 2, 16)
+    (p.cache_batch, p.cache_tokens) = (2, 12)
+    p.scores.mask = Int32(FA_MASK_CAUSAL)
+    let (rows, count) = (2 * 3 * 4, 2 * 3 * 4 * 16)
+    var (q, k) = ((0..<count).map(number), (0..<2 * 12 * 2 * 16).map { number($0 + 1) })
+    var (whole, combined) = ([Float](repeating: .nan, count: count), [Float](repeating: .nan, count: count))
+    // ceil(12 / 5) parts.
+    var (parts, lse) = ([Float](repeating: .nan, count: 3 * count), [Float](repeating: .nan, count: 3 * rows))
+    var lengths = [Int32(12), 7]
+    func run(_ o: inout [Float], _ statistics: UnsafeMutablePointer<Float>?) -> fa_status {
+      q.withUnsafeMutableBufferPointer { q in
+        k.withUnsafeMutableBufferPointer { k in
+          o.withUnsafeMutableBufferPointer { o in
+            lengths.withUnsafeMutableBufferPointer { lengths in
+              (p.q, p.o) = (tensor(q.baseAddress, 3, 4, 16), tensor(o.baseAddress, 3, 4, 16))
+              (p.k, p.v) = (tensor(k.baseAddress, 12, 2, 16), tensor(k.baseAddress, 12, 2, 16))
+              (p.lengths, p.log_sum_exp) = (UnsafePointer(lengths.baseAddress), statistics)
+              return fa_sequences(&p)
+            }
+          }
+        }
+      }
+    }
+    #expect(run(&whole, nil) == FA_OK, "\(lastError)")
+    (p.leaves_parts, p.keys_per_split) = (1, 5)
+    let left = lse.withUnsafeMutableBufferPointer { run(&parts, $0.baseAddress) }
+    #expect(left == FA_OK, "\(lastError)")
+    var c = fa_combine_params()
+    c.size = MemoryLayout<fa_combine_params>.size
+    (c.parts, c.batch, c.queries, c.heads, c.dimension) = (3, 2, 3, 4, 16)
+    let code = parts.withUnsafeMutableBufferPointer { parts in
+      lse.withUnsafeMutableBufferPointer { lse in
+        combined.withUnsafeMutableBufferPointer { o in
+          (c.partials, c.part_stride) = (tensor(parts.baseAddress, 3, 4, 16), Int64(count))
+          (c.log_sum_exps, c.o) = (UnsafePointer(lse.baseAddress), tensor(o.baseAddress, 3, 4, 16))
+          return fa_combine(&c)
+        }
+      }
+    }
+    #expect(code == FA_OK, "\(lastError)")
+    #expect(zip(combined, whole).allSatisfy { abs($0 - $1) < 1e-6 })
+    p.keys_per_split = 0
+    #expect(fa_sequences(&p) == FA_INVALID)
+    #expect(
+      lastError
+        == "With leaves_parts, keys_per_split says how long the parts are, and queries are not packed: set keys_per_split, "
+        + "and leave out query_starts.")
+    p.leaves_parts = 2
+    #expect(fa_sequences(&p) == FA_INVALID && lastError == "leaves_parts is 2; it must be 0 or 1.")
+  }
+
   @Test func combineIsThatOfSwift() {
     var p = fa_combine_params()
     p.size = MemoryLayout<fa_combine_params>.size

@@ -203,6 +203,47 @@ def test_with_kvcache(device, case):
             check_lse(part_lse, exact_lse)
 
 
+def test_num_splits_divides_keys(device, monkeypatch):
+    """As many parts as are wished, counted over what the cache can hold; with one part, a sequence's bits are its own."""
+    from swift_flash_attention import _library
+
+    q = torch.randn(3, 1, 8, 64, device=device, dtype=torch.bfloat16)
+    k, v = (torch.randn(3, 1000, 2, 64, device=device, dtype=torch.bfloat16) for _ in range(2))
+    lengths = int32([1000, 17, 640], device)
+    asked = []
+
+    class Library:
+        def __getattr__(self, name):
+            return getattr(library, name)
+
+        def fa_sequences(self, call):
+            asked.append(call.keys_per_split)
+            return library.fa_sequences(call)
+
+    library = _library.library
+    monkeypatch.setattr(_library, "library", Library())
+
+    def check_all(out):
+        for b, length in enumerate([1000, 17, 640]):
+            one = (q[b], k[b, :length], v[b, :length])
+            check(out[b], attention(*one, causal=True)[0], attention(*one, causal=True, plain=q.dtype)[0], q.dtype)
+
+    for num_splits, keys in ((0, 0), (1, _library.ALL_KEYS), (3, 334), (2000, 1)):
+        out = flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True, num_splits=num_splits)
+        assert asked.pop() == keys
+        check_all(out)
+        if num_splits:
+            for b in range(3):
+                alone = flash_attn_with_kvcache(
+                    q[b:b + 1], k[b:b + 1], v[b:b + 1], cache_seqlens=lengths[b:b + 1], causal=True, num_splits=num_splits)
+                assert torch.equal(alone, out[b:b + 1])
+    table = torch.arange(30, dtype=torch.int32, device=device).view(3, 10)
+    paged = flash_attn_with_kvcache(
+        q, k.view(30, 100, 2, 64), v.view(30, 100, 2, 64), cache_seqlens=lengths, page_table=table, causal=True, num_splits=4)
+    assert asked.pop() == 250
+    check_all(paged)
+
+
 def test_integer_and_missing_lengths(device):
     dtype = torch.float16
     q = torch.randn(2, 1, 4, 64, dtype=dtype, device=device)

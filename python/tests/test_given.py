@@ -52,6 +52,8 @@ PAGES, TABLE = CACHE.view(4, 2, 2, 64), torch.arange(4, dtype=torch.int32)[None]
         (lambda: flash_attn_qkvpacked_func(Q), ValueError, "num_heads_q"),
         (lambda: flash_attn_qkvpacked_func(Q, num_heads_q=1), ValueError, "^num_heads_q is 1, and qkv has 2 heads"),
         (lambda: flash_attn_qkvpacked_func(Q[:, :, None].expand(1, 5, 2, 2, 64)), ValueError, "^qkv has the shape"),
+        (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=8, num_splits=-1), ValueError, "^num_splits is -1; it must be 0"),
+        (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=8, num_splits=1.5), TypeError, "^num_splits is 1.5"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=9), ValueError, "^cache_seqlens is 9; it must be from 0 to 8"),
         (lambda: flash_attn_with_kvcache(ONE, CACHE, CACHE, cache_seqlens=[9]), ValueError,
          "^The number of keys by cache_seqlens of sequence 0 is 9|^cache_seqlens of sequence 0 is 9"),

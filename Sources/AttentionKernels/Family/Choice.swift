@@ -1,4 +1,5 @@
 package import Attention
+internal import PTX
 
 /// Which kernels suit a problem on a GPU, and why: every candidate of every family, with its predicted cost or with
 /// what stands against it.
@@ -98,9 +99,25 @@ package struct Choice: Sendable {
   private static func candidate<Family: KernelFamily>(
     _ family: Family.Type, _ tiling: Family.Tiling, _ problem: AttentionProblem, _ gpu: GPULimits
   ) -> Candidate {
-    Candidate(family: family.name, tiling: tiling, cost: family.cost(of: tiling, for: problem, on: gpu)) {
+    let (costed, fitted) = problem.keysPerSplit == nil ? (problem, gpu) : nominal(problem, gpu)
+    return Candidate(family: family.name, tiling: tiling, cost: family.cost(of: tiling, for: costed, on: fitted)) {
       () throws(AttentionError) in try family.launches(tiling, for: problem, on: gpu)
     }
+  }
+
+  /// With splits of a fixed length, a sequence's result depends on nothing but itself: neither on how many others there
+  /// are and how long they can be, nor on the grid. The tiling is then that of many long sequences on a GPU like the
+  /// one that costs were fitted on.
+  private static func nominal(_ problem: AttentionProblem, _ gpu: GPULimits) -> (AttentionProblem, GPULimits) {
+    let many = try? AttentionProblem(
+      batch: 64, queries: problem.queries, queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads,
+      dimension: problem.dimension, valueDimension: problem.valueDimension,
+      keys: .contiguous(sequences: 64, capacity: 16384), scalarType: problem.scalarType, queryType: problem.queryType,
+      cacheType: problem.cacheType, mask: problem.mask, keysPerSplit: problem.keysPerSplit)
+    var fitted = GPULimits.typical(of: .sm90)
+    fitted.target = gpu.target
+    // Of more queries than there can be 64 times, no other sequence is in the batch anyway.
+    return (many ?? problem, fitted)
   }
 
   /// The candidates become those that changes make of the best of each family.

@@ -70,9 +70,10 @@ package struct KernelPlan: Sendable {
     launches.sharing?.shares(lengths: lengths).sequences.map(\.parts) ?? lengths.map { _ in 1 }
   }
 
-  /// The family whose kernels take calls whose strides no tensor map has: that of decoding where there is a workspace for it.
+  /// The family whose kernels take calls whose strides no tensor map has: that of decoding where there is a workspace for it,
+  /// and of whole keys that of prefill, which needs none.
   package var familyWithoutMaps: String {
-    launches.workspaceByteCount > 0 ? DecodeFamily.name : ForwardFamily.name
+    launches.workspaceByteCount > 0 && !problem.hasWholeKeys ? DecodeFamily.name : ForwardFamily.name
   }
 }
 

@@ -75,6 +75,9 @@ typedef struct fa_tensor {
 } fa_tensor;
 
 /* What operations have in common: which keys are seen, and what is done with scores. */
+/* Of keys_per_split: more keys than any sequence has, so that each is computed in one part. */
+enum { FA_ALL_KEYS = 0x7fffffff };
+
 typedef struct fa_scores {
   int32_t mask;
   int32_t scale_is_given; /* otherwise 1/sqrt(dimension) */
@@ -108,7 +111,11 @@ typedef struct fa_forward_params {
  * a call touch memory that it was not given: lengths, starts, counts and paddings are held within their tensors; zeros stand for keys
  * and values on pages, or in sequences of the cache, that do not exist, and nothing is appended there. Other sequences' results are
  * right, unless the numbers make sequences share rows; how their keys are divided, and so their last bits, may change with any
- * length. */
+ * length, unless keys_per_split says how.
+ *
+ * With leaves_parts, the results of the splits stay apart, for fa_combine: there are S = ceil(keys that a sequence can have /
+ * keys_per_split) of each row, o is f32 [S * batch, queries, query_heads, value_dimension], a part behind the other, and log_sum_exp
+ * [S, batch, query_heads, queries], -inf of parts without a key for a query, whose rows of o may hold anything. */
 typedef struct fa_sequences_params {
   size_t size; /* sizeof(fa_sequences_params) */
   int32_t device;
@@ -131,8 +138,9 @@ typedef struct fa_sequences_params {
   int64_t rotary_dimension;   /* elements of new keys and queries that are turned by their positions; 0 for none */
   int64_t rotary_positions;   /* rows of the tables */
   int32_t rotary_interleaved; /* neighbours are pairs; otherwise j and j + rotary_dimension / 2 */
-  int32_t reserved;
-  int64_t keys_per_split;     /* keys computed together, so that a result does not depend on its batch; 0 for what is fast */
+  int32_t leaves_parts;       /* 0, or 1: splits are not put together; queries then are not packed, and keys_per_split is not 0 */
+  int64_t keys_per_split;     /* keys computed together, so that a result does not depend on its batch; 0 for what is fast,
+                               * FA_ALL_KEYS for one part whatever the length */
   fa_scores scores;
   fa_tensor q, k, v, o;
   fa_tensor new_k, new_v;     /* appended; data NULL for nothing */

@@ -261,10 +261,9 @@ struct VerifyCommand: ParsableCommand {
     let options = try options(for: test, on: limits)
     let plan = try KernelPlan(test.problem, on: limits, options: options)
     let sums: PlainAttention.Sums = (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .cut
-    let emulation = test.emulation(of: plan)
+    let emulation = test.emulation()
     do {
-      _ = try Emulator.run(
-        Program(try plan.launches.attention.kernel.kernel()), emulation.launch, memory: emulation.memory)
+      _ = try plan.launches.emulate(emulation.call, memory: emulation.memory)
     } catch {
       return CaseOutcome(ratio: .infinity, failure: "\(error)")
     }

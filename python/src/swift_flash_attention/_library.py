@@ -9,6 +9,8 @@ F32, F16, BF16, E4M3 = range(4)
 CPU, GPU = range(2)
 MASK_NONE, MASK_CAUSAL, MASK_WINDOW = range(3)
 CONTIGUOUS, PAGED, PACKED = range(3)
+# Of keys_per_split: one part.
+ALL_KEYS = 0x7FFFFFFF
 
 
 class Tensor(ctypes.Structure):
@@ -75,7 +77,7 @@ class SequencesParams(ctypes.Structure):
             )
         ],
         ("rotary_interleaved", c_int32),
-        ("reserved", c_int32),
+        ("leaves_parts", c_int32),
         ("keys_per_split", c_int64),
         ("scores", Scores),
         *[(name, Tensor) for name in ("q", "k", "v", "o", "new_k", "new_v")],

@@ -160,13 +160,14 @@ def _kvcache(
     new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
     query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
     interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    keys_per_split: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return sequences(
         _plain(q), k_cache, v_cache, lengths=lengths, batch_index=batch_index, left_padding=left_padding,
         page_table=page_table, query_starts=query_starts, longest_query=longest_query, new_k=_plain(k), new_v=_plain(v),
         new_key_starts=new_key_starts, cosines=cosines, sines=sines, interleaved=interleaved, positions=positions,
         query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left,
-        right=right, chunk=chunk, softcap=softcap, wants_lse=True, is_recorded=True, words=KVCACHE)
+        right=right, chunk=chunk, softcap=softcap, keys_per_split=keys_per_split, wants_lse=True, is_recorded=True, words=KVCACHE)
 
 
 KVCACHE = Words(

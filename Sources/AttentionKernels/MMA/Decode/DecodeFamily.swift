@@ -9,9 +9,7 @@ package enum DecodeFamily: KernelFamily {
   /// The largest head dimension of these kernels.
   package static let dimensionLimit = 256
 
-  package static func limitation(for problem: AttentionProblem) -> String? {
-    problem.hasWholeKeys ? "whole keys" : nil
-  }
+  package static func limitation(for problem: AttentionProblem) -> String? { nil }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
     _ = try Matrix.Inputs(of: problem.scalarType)
@@ -119,6 +117,7 @@ package enum DecodeFamily: KernelFamily {
   package static func obstacle(
     to tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
+    if let obstacle = obstacle(ofWholeKeys: problem, rows: tiling.rows, on: gpu) { return obstacle }
     let bytes = DecodeMemoryPlan(specialization(tiling, problem, gpu)).byteCount
     if bytes > gpu.sharedBytesPerBlock {
       return "needs \(bytes) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
@@ -131,6 +130,20 @@ package enum DecodeFamily: KernelFamily {
         + "\(gpu.sharedBytesPerMultiprocessor)"
   }
 
+  /// What stands against blocks of so many rows for whole keys, whose calls the kernels of prefill are made for: that neither
+  /// rows nor units are few. Their calls bring no workspace, so that all share one of the library's, with counters in its
+  /// beginning.
+  static func obstacle(ofWholeKeys problem: AttentionProblem, rows: Int, on gpu: GPULimits) -> String? {
+    if !problem.hasWholeKeys { return nil }
+    let packed = problem.queries * problem.groupSize
+    let units = problem.batch * problem.keyValueHeads * ((packed + rows - 1) / rows)
+    if units > LaunchSequence.sharedUnits {
+      return "counts units, of which there are more than \(LaunchSequence.sharedUnits)"
+    }
+    return packed <= 64 || units < gpu.multiprocessors
+      ? nil : "divides no keys: there are \(units) units of rows for \(gpu.multiprocessors) multiprocessors"
+  }
+
   package static func obstacle(to changes: TilingChanges, for problem: AttentionProblem) -> String? {
     problem.leavesParts && changes.names("combine")
       ? "says who puts parts together, which this problem leaves to the caller" : nil
@@ -139,7 +152,6 @@ package enum DecodeFamily: KernelFamily {
   package static func cost(
     of tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
-    let (problem, gpu) = problem.keysPerSplit == nil ? (problem, gpu) : nominal(problem, gpu)
     let specialization = specialization(tiling, problem, gpu)
     // No more splits than there can be tiles.
     let tiles = max(1, (problem.plannedKeys + tiling.tileKeys - 1) / tiling.tileKeys)
@@ -148,21 +160,6 @@ package enum DecodeFamily: KernelFamily {
       problem: problem, specialization: specialization, gpu: gpu,
       blocks: tiling.blocks(on: gpu), splitTiles: splitTiles
     ).costOfLongest
-  }
-
-  /// With splits of a fixed length, a sequence's result depends on nothing but itself: neither on how many others there
-  /// are and how long they can be, nor on the grid. The tiling is then that of many long sequences on a GPU like the
-  /// one that costs were fitted on.
-  private static func nominal(_ problem: AttentionProblem, _ gpu: GPULimits) -> (AttentionProblem, GPULimits) {
-    let many = try? AttentionProblem(
-      batch: 64, queries: problem.queries, queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads,
-      dimension: problem.dimension, valueDimension: problem.valueDimension,
-      keys: .contiguous(sequences: 64, capacity: 16384), scalarType: problem.scalarType, queryType: problem.queryType,
-      cacheType: problem.cacheType, mask: problem.mask, keysPerSplit: problem.keysPerSplit)
-    var fitted = GPULimits.typical(of: .sm90)
-    fitted.target = gpu.target
-    // Of more queries than there can be 64 times, no other sequence is in the batch anyway.
-    return (many ?? problem, fitted)
   }
 
   package static func launches(

@@ -22,6 +22,8 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package var isScaleNegative: Bool
   /// How the cache is found.
   package var paging: Paging
+  /// Whether sequences have lengths of their own.
+  package var hasLengths: Bool
   /// Whether sequences begin somewhere inside their caches.
   package var hasLeftPadding: Bool
   /// Whether queries are packed, a sequence behind the other.
@@ -114,7 +116,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     }
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
-    hasLeftPadding = problem.hasLeftPadding
+    (hasLengths, hasLeftPadding) = (!problem.hasWholeKeys, problem.hasLeftPadding)
     self.tiling = tiling
     // Who does, where nobody does, makes no other kernel.
     if leavesParts { self.tiling.combination = .lastBlock }
@@ -137,6 +139,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     name += mask.name
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
+    if !hasLengths { name += "_whole" }
     if hasLeftPadding { name += "_padded" }
     switch paging {
     case .none: break

@@ -41,6 +41,7 @@ struct SequenceTable {
   /// The rows of the cache that hold a sequence's keys, from the cache's start and without those that the call brings;
   /// where keys are packed, its keys.
   func rows(of sequence: Register<S32>) -> Register<S32> {
+    if !s.hasLengths { return p.capacity }
     let place = place(of: sequence)
     guard s.paging == .packed else { return k.held(k.load(S32.self, global: lists.lengths + place), to: p.capacity) }
     let rows = k.variable(PackedRange(k, lists.keyStarts, at: place, total: p.keyRows).count)
@@ -91,7 +92,8 @@ struct SequenceTable {
 
   /// The sequence of the cache; where that is beyond its last, there are no rows.
   func cachePlace(of sequence: Register<S32>) -> Register<U32> {
-    k.word(of: lists.batchIndex, at: place(of: sequence), else: sequence.reinterpreted(as: U32.self))
+    if !s.hasLengths { return sequence.reinterpreted(as: U32.self) }
+    return k.word(of: lists.batchIndex, at: place(of: sequence), else: sequence.reinterpreted(as: U32.self))
   }
 
   /// The page table of a sequence.

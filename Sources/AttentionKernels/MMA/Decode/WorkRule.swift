@@ -69,9 +69,9 @@ struct WorkRule<Number: RuleNumber> {
     let even = total.dividedUp(by: waves == 1 ? blocks : blocks.divided(by: waves).orAtLeast(1)).orAtLeast(1)
     guard let units else { return even }
     if waves > 1 {
-      let tiles = total.divided(by: units)
+      let tiles = total.divided(by: units.orAtLeast(1))
       return total.subtracting(tiles.multiplied(by: units))
-        .whereZero(units.dividedUp(by: blocks).multiplied(by: tiles), else: even)
+        .whereZero(units.dividedUp(by: blocks).multiplied(by: tiles).orAtLeast(1), else: even)
     }
     return even.refined(above: Self.slack) {
       let tiles = total.divided(by: units)

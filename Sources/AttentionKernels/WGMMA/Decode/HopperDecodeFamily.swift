@@ -39,6 +39,7 @@ package enum HopperDecodeFamily: KernelFamily {
   package static func obstacle(
     to tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
+    if let obstacle = DecodeFamily.obstacle(ofWholeKeys: problem, rows: tiling.rows, on: gpu) { return obstacle }
     // So that counters are in the same place of a workspace as those of the other decode kernels, which may take its calls.
     let rows = (problem.queries * problem.groupSize + 15) / 16
     if problem.batch * problem.keyValueHeads * rows > LaunchSequence.sharedUnits {
@@ -68,6 +69,7 @@ package enum HopperDecodeFamily: KernelFamily {
         HopperDecodeKernel(s), blocks: $0.blocks, threads: tiling.threads, sharedByteCount: s.sharedByteCount,
         overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all, for: $0))
     }
+    if problem.hasWholeKeys { return own }
     // A call whose strides the copy engine does not take runs by the other decode kernels, in the same workspace.
     let others = try KernelPlan(problem, on: gpu, options: KernelOptions(family: DecodeFamily.name)).launches
     return own.withRoom(for: others)

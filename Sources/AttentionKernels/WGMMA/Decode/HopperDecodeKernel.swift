@@ -112,10 +112,11 @@ struct HopperDecodeBody {
     let firstKey = table.firstRow(of: unit.sequence).reinterpreted(as: U32.self)
     let boxes = KeyBoxes(
       k, s.keys, p.keyBoxes, head: unit.head, batch: place,
-      sequence: KeyBoxes.Sequence(
-        number: unit.sequence.reinterpreted(as: U32.self), place: place,
-        firstKey: table.firstKey(of: unit.sequence).map { $0 + firstKey } ?? firstKey,
-        keys: isThere.map { k.select($0, unit.length, k.constant(0, S32.self)) } ?? unit.length))
+      sequence: s.work.hasLengths
+        ? KeyBoxes.Sequence(
+          number: unit.sequence.reinterpreted(as: U32.self), place: place,
+          firstKey: table.firstKey(of: unit.sequence).map { $0 + firstKey } ?? firstKey,
+          keys: isThere.map { k.select($0, unit.length, k.constant(0, S32.self)) } ?? unit.length) : nil)
     let seen = seen(unit, piece)
     k.if(k.elect()) {
       k.loop(from: seen.first, to: seen.end) {

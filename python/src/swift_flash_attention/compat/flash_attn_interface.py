@@ -1,13 +1,14 @@
 """FlashAttention 3's ``flash_attn_interface``: the same names, arguments, defaults and results.
 
-``num_splits``, ``pack_gqa``, ``sm_margin``, ``deterministic`` and ``scheduler_metadata`` are hints that change no result; they are
-taken and not needed. What is not supported raises ``NotImplementedError`` and names the argument. Lists of numbers are int32 tensors on
+``num_splits`` of ``flash_attn_with_kvcache`` divides the keys of each sequence as it says; of the other functions, and
+``pack_gqa``, ``sm_margin``, ``deterministic`` and ``scheduler_metadata``, it is a hint that changes no result, taken and not needed. What is not supported raises ``NotImplementedError`` and names the argument. Lists of numbers are int32 tensors on
 the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are converted at every call.
 """
 
 import torch
 
 from swift_flash_attention import _arguments as given
+from swift_flash_attention._library import ALL_KEYS
 from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, kvcache_op, needs_operator, varlen_op)
@@ -197,18 +198,18 @@ def _starts(name, value, like):
 def _kvcache(
     q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
     new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
-    softcap, scale, wants_lse, words=KVCACHE,
+    softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE,
 ):
     if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
             new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
-            softcap, scale)
+            softcap, scale, keys_per_split)
     # By place: names cost a call that takes microseconds a tenth more.
     return sequences(
         q, k_cache, v_cache, lengths, batch_index, leftpad, page_table, query_starts, None, longest_query, None, None,
         k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines, interleaved,
-        positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, 0, wants_lse, False, words)
+        positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, keys_per_split, wants_lse, False, words)
 
 
 def flash_attn_with_kvcache(
@@ -220,10 +221,14 @@ def flash_attn_with_kvcache(
 ):
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
 
+    With ``num_splits`` 0, work is divided as is fast. With 1, each sequence's keys are computed in one part, and with n in up to n
+    parts of as many keys each, counted over all that the cache can hold; the bits of a result then do not depend on the rest of
+    its batch.
+
     Positions are those of ``cache_seqlens``, or of ``rotary_seqlens``, which means nothing without ``rotary_cos``, as in FlashAttention
     3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
-    if qv is None and (k is None) == (v is None) and _are_plain(window_size, return_softmax_lse):
+    if qv is None and (k is None) == (v is None) and num_splits == 0 and _are_plain(window_size, return_softmax_lse):
         known = None
         try:
             tensors = (q, k_cache, v_cache)
@@ -300,10 +305,20 @@ def flash_attn_with_kvcache(
     out, lse = _kvcache(
         q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
         cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale,
-        flag("rotary_interleaved", rotary_interleaved), *options, wants_lse)
+        flag("rotary_interleaved", rotary_interleaved), *options, wants_lse, _keys_per_split(num_splits, capacity))
     if not wants_lse:
         return out
     return out, lse, *_no_parts(q)
+
+
+def _keys_per_split(num_splits, capacity):
+    """The keys of each part, of as many as are wished; 0 for what is fast."""
+    num_splits = whole("num_splits", num_splits)
+    if type(num_splits) is int and num_splits < 0:
+        raise ValueError(f"num_splits is {num_splits}; it must be 0, for what is fast, or more.")
+    if num_splits == 0:
+        return 0
+    return ALL_KEYS if num_splits == 1 else max(-(-capacity // num_splits), 1)
 
 
 def _no_parts(q):
