@@ -26,7 +26,7 @@ extension AttentionProblem {
     )
   }
   /// Whether the keys of a sequence are cut into splits of a fixed length, of which there may be more than one.
-  package var hasFixedSplits: Bool { keysPerSplit.map { $0 < Self.allKeys } ?? false }
+  package var cutsSequences: Bool { keysPerSplit.map { $0 < Self.allKeys } ?? false }
   /// S: how many partial results there are of each row, where they are left; 1 where they are put together.
   public var parts: Int {
     guard leavesParts, let keysPerSplit, keys > 0 else { return 1 }

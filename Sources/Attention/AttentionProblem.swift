@@ -72,7 +72,8 @@ public struct AttentionProblem: Hashable, Sendable {
   /// c of `c * tanh(scale * s / c)`, applied before the mask; nil for none.
   public let softcap: Double?
   /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others
-  /// of its batch, not in a bit; nil leaves it to what is fast. With `allKeys`, each sequence is computed in one part.
+  /// of its batch, not in a bit; nil leaves it to what is fast. With `allKeys`, each sequence is computed in one part. (Packed queries:
+  /// of calls with the same `queries`, the most of a sequence.)
   public let keysPerSplit: Int?
   /// More keys than any sequence has.
   public static let allKeys = Int(Int32.max)

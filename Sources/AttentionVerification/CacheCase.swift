@@ -37,7 +37,7 @@ package struct CacheCase: Sendable {
       .chunks(of: 64, left: 20, right: nil),
     ])
     let (scale, softcap) = (kernel.pick([nil, nil, 0.3, -0.2]), kernel.pick([nil, nil, nil, 4.0]))
-    let keysPerSplit = kernel.int(0...3) == 0 ? kernel.pick([1, 100, 256]) : nil
+    let keysPerSplit = kernel.int(0...3) == 0 ? kernel.pick([1, 100, 256, AttentionProblem.allKeys]) : nil
     let leavesParts = keysPerSplit ?? 0 > 1 && !hasPackedQueries && kernel.int(0...1) == 0
 
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 43)

@@ -23,8 +23,8 @@ extension LaunchSequence {
   ) throws(Hazard) -> Counters {
     var call = call
     if call.workspace == 0 && workspaceByteCount > 0 {
-      let zeros = [UInt8](repeating: 0, count: workspaceByteCount)
-      call.workspace = memory.allocate("workspace", zeros, access: .readWrite)
+      call.workspace = memory.allocate("workspace", byteCount: workspaceByteCount, access: .readWrite)
+      memory.write([UInt8](repeating: 0, count: counterByteCount), to: call.workspace)
     }
     var all: [Counters] = []
     var own = 0

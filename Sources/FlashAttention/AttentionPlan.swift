@@ -113,7 +113,8 @@ public struct AttentionPlan: Sendable {
   /// Puts a call on a GPU's memory into a stream and returns at once; once the plan is prepared, nothing is allocated and
   /// nobody waits, so that the call can be captured. (But for 64 KB of counters for each 512 streams, threads in them and
   /// captures, of calls that share out their work by one; and for the workspaces of whole keys that are divided over blocks,
-  /// where the caller brings none: one for each such stream, thread and capture, which stays.) A captured graph must not run beside itself, by a second
+  /// where the caller brings none: a few megabytes for each such stream, thread and capture, and again for calls that need twice
+  /// as much; they stay.) A captured graph must not run beside itself, by a second
   /// executable of it: both would write the same output, and draw from the same counter.
   ///
   /// - Parameters:

@@ -8,7 +8,8 @@ internal import Synchronization
   internal import Musl
 #endif
 
-/// Memory for the counters of calls, zero whenever none runs: of each thread in each stream, and of each captured graph.
+/// Memory for the counters of calls, zero whenever none runs: of each thread in each stream, and of each captured graph; and, apart
+/// from it, workspaces of calls that bring none.
 ///
 /// Graphs have counters of their own because they may run beside each other and beside other calls; nothing zeroes them
 /// between replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told
@@ -24,6 +25,8 @@ final class CallCounters: Sendable {
     /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls
     /// have them.
     var memories: [Owner: [GPUBuffer]] = [:]
+    /// The same of workspaces, whose counters are in their beginning and which hold anything behind.
+    var workspaces: [Owner: [GPUBuffer]] = [:]
     /// Where each owner's counter of draws is, and what of the last room is left.
     var draws: [Owner: UInt64] = [:]
     var rooms: [GPUBuffer] = []
@@ -36,10 +39,26 @@ final class CallCounters: Sendable {
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
   func address(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try address(\.memories, byteCount: max(byteCount, 1024), on: gpu, stream)
+  }
+
+  /// The same of a workspace. Its size is a power of two, so that few are outgrown.
+  func workspace(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    var size = 1 << 20
+    while size < byteCount { size *= 2 }
+    return try address(\.workspaces, byteCount: size, on: gpu, stream)
+  }
+
+  private func address(
+    _ kind: any WritableKeyPath<State, [Owner: [GPUBuffer]]> & Sendable, byteCount: Int, on gpu: GPU,
+    _ stream: StreamHandle
+  ) throws(AttentionError) -> UInt64 {
     let owner = try owner(on: gpu, stream)
-    if let known = state.withLock({ $0.memories[owner]?.last }), known.byteCount >= byteCount { return known.address }
-    let memory = try gpu.zeroedBuffer(byteCount: max(byteCount, 1024))
-    state.withLock { $0.memories[owner, default: []].append(memory) }
+    if let known = state.withLock({ $0[keyPath: kind][owner]?.last }), known.byteCount >= byteCount {
+      return known.address
+    }
+    let memory = try gpu.zeroedBuffer(byteCount: byteCount)
+    state.withLock { $0[keyPath: kind][owner, default: []].append(memory) }
     return memory.address
   }
 
@@ -101,7 +120,7 @@ extension GPU {
 
   /// A workspace for calls that bring none, whose counters are in its beginning, of the same owners.
   package func workspace(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    try callCounters.address(byteCount: byteCount, on: self, stream: stream)
+    try callCounters.workspace(byteCount: byteCount, on: self, stream: stream)
   }
 
   /// A counter of 32 bits for calls that hand out their work by one, of the same owners.

@@ -381,6 +381,25 @@ import Testing
     }
   }
 
+  /// One part whatever the length: the bits of a sequence are those that it has alone, by each family that does it.
+  @Test(
+    arguments: [
+      (DecodeFamily.name, 3, nil), (HopperForwardFamily.name, 70, nil), (HopperForwardFamily.name, 70, 16),
+    ] as [(String, Int, Int?)])
+  func onePartHasBitsOfItsOwn(family: String, queries: Int, pageSize: Int?) throws {
+    func bits(_ lengths: [Int]) throws -> [UInt16] {
+      let decoding = try EmulatedDecoding(
+        lengths: lengths, heads: 2, group: 2, queries: queries, pageSize: pageSize, capacity: 320,
+        keysPerSplit: AttentionProblem.allKeys, target: .sm90a, multiprocessors: 3, combination: nil, family: family)
+      #expect(decoding.plan.family == family)
+      let outcome = try decoding.run()
+      #expect(outcome.passes, "\(outcome.description)")
+      return Array(outcome.bits.prefix(queries * 4 * 64))
+    }
+    let alone = try bits([300])
+    #expect(try bits([300, 20, 0, 311]) == alone)
+  }
+
   /// Where a grid of whole heads would leave the GPU idle, plans divide the keys.
   @Test(arguments: [Target.sm80, .sm90a]) func plansDivideWholeKeysWhereTheGridIsSmall(target: Target) throws {
     func family(batch: Int, queries: Int, keys: Int) throws -> String {
@@ -443,6 +462,8 @@ import Testing
       return try #require(plan.tiling as? DecodeTiling).waves
     }
     #expect(try waves(batch: 128) > 1)
+    // A last wave of a few blocks would cost as much as a whole one.
+    #expect(try waves(batch: 34) == 1)
     #expect(try waves(batch: 4) == 1)
     #expect(try waves(batch: 128, keysPerSplit: 512) == 1)
   }

@@ -179,6 +179,12 @@ import Testing
       #expect(plan.splits(lengths: [Int](repeating: 32768, count: batch)).allSatisfy { $0 == 1 })
     }
     #expect(try plan(batch: 1, keysPerSplit: 4096).family == DecodeFamily.name)
+    // Packed, the kernels of prefill on Hopper would let a neighbour's rows decide when maxima follow.
+    let packed = try AttentionProblem(
+      batch: 3, queries: 2048, packedQueries: 3000, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+      keys: .packed(total: 3000, longest: 2048), scalarType: .bf16, mask: .causal,
+      keysPerSplit: AttentionProblem.allKeys)
+    #expect(try KernelPlan(packed, on: .typical(of: .sm90a)).family != HopperForwardFamily.name)
     #expect(try plan(batch: 1, keysPerSplit: nil).splits(lengths: [32768]) != [1] || queries > 1)
   }
 }

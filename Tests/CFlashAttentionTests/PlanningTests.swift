@@ -107,7 +107,8 @@ import Testing
         p.rotary_interleaved = n.code(0, 1)
       }
     }
-    p.keys_per_split = n.draw(4) == 0 ? n.pick(64, 100, 1) : 0
+    p.keys_per_split = n.draw(4) == 0 ? n.pick(64, 100, 1, Int64(FA_ALL_KEYS)) : 0
+    if n.draw(12) == 0 { p.leaves_parts = n.code(0, 1) }
     p.scores = n.scores()
     let width = p.value_dimension == 0 ? p.dimension : p.value_dimension
     (p.q, p.k) = (

@@ -53,7 +53,8 @@ extension GPULimits {
   /// - Parameter counts: products of factors that are 0 or more; they need not fit an `Int`.
   static func check(counts: [(what: String, factors: [Int])]) throws(AttentionError) {
     for (what, factors) in counts {
-      let count = factors.contains(0) ? 0 : checkedProduct(factors) ?? .max
+      // Kernels are told the factors, too, whatever the others are.
+      let count = max(factors.contains(0) ? 0 : checkedProduct(factors) ?? .max, factors.max() ?? 0)
       if count > lengthLimit {
         throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: lengthLimit)
       }

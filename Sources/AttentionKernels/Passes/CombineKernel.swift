@@ -64,9 +64,11 @@ package struct CombineKernel: KernelSource {
       k.if(s.hasPackedQueries ? hasParts & (first .< unitRows.packed.count) : hasParts) {
         let (part, item) = (thread / perPart, thread % perPart)
         let (own, chunk) = rows == 1 ? (first, item) : (first + item / chunks, item % chunks)
+        // Rows behind the last have no parts.
+        let present = rows == 1 ? own : k.minimum(own, unitRows.packed.count - 1)
         func sums() -> PartialSum {
           combine.sums(
-            unit, places: [(row: own % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
+            unit, places: [(row: present % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
             step: parts)[0]
         }
         var isOne = part .== 0

@@ -10,7 +10,9 @@
  * Memory is borrowed. With FA_CPU every pointer is one of the host, and the call returns when the work is done. With FA_GPU every
  * pointer is one of that GPU's memory, the work is put into `stream` and the call returns at once, without allocating or
  * waiting; it can be captured in a CUDA graph, which must not run beside itself. (The first call for a shape compiles its
- * kernel and may allocate 64 KB for counters, also during a capture: fa_..._prepare does so beforehand.)
+ * kernel and may allocate 64 KB for counters, also during a capture: fa_..._prepare does so beforehand. Where fa_forward divides the
+ * keys over blocks, because rows or heads are few, the first such call of a thread in a stream, and in each capture, allocates a
+ * workspace of some megabytes and waits for it; it stays as long as the process runs.)
  * The library works in the GPU's primary context, as the CUDA runtime and PyTorch do, and leaves the caller's current context as
  * it was.
  *
@@ -74,10 +76,10 @@ typedef struct fa_tensor {
   int64_t head_stride;
 } fa_tensor;
 
-/* What operations have in common: which keys are seen, and what is done with scores. */
 /* Of keys_per_split: more keys than any sequence has, so that each is computed in one part. */
 enum { FA_ALL_KEYS = 0x7fffffff };
 
+/* What operations have in common: which keys are seen, and what is done with scores. */
 typedef struct fa_scores {
   int32_t mask;
   int32_t scale_is_given; /* otherwise 1/sqrt(dimension) */
@@ -114,7 +116,7 @@ typedef struct fa_forward_params {
  * length, unless keys_per_split says how.
  *
  * With leaves_parts, the results of the splits stay apart, for fa_combine: there are S = ceil(keys that a sequence can have /
- * keys_per_split) of each row, o is f32 [S * batch, queries, query_heads, value_dimension], a part behind the other, and log_sum_exp
+ * keys_per_split) of each row, o is f32 [S * batch, queries, query_heads, value_dimension], a part behind the other, and log_sum_exp, which must be given,
  * [S, batch, query_heads, queries], -inf of parts without a key for a query, whose rows of o may hold anything. */
 typedef struct fa_sequences_params {
   size_t size; /* sizeof(fa_sequences_params) */
@@ -139,7 +141,8 @@ typedef struct fa_sequences_params {
   int64_t rotary_positions;   /* rows of the tables */
   int32_t rotary_interleaved; /* neighbours are pairs; otherwise j and j + rotary_dimension / 2 */
   int32_t leaves_parts;       /* 0, or 1: splits are not put together; queries then are not packed, and keys_per_split is not 0 */
-  int64_t keys_per_split;     /* keys computed together, so that a result does not depend on its batch; 0 for what is fast,
+  int64_t keys_per_split;     /* keys computed together, so that a result does not depend on its batch (with packed queries,
+                               * but for `queries`, which all calls then have alike); 0 for what is fast,
                                * FA_ALL_KEYS for one part whatever the length */
   fa_scores scores;
   fa_tensor q, k, v, o;

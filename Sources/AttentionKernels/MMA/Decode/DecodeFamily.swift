@@ -1,7 +1,7 @@
 package import Attention
 internal import PTX
 
-/// The kernels of decoding: few queries over long caches, whose keys are divided over blocks ("Flash-Decoding").
+/// The kernels of decoding: few queries over long caches, or whole keys, whose keys are divided over blocks ("Flash-Decoding").
 package enum DecodeFamily: KernelFamily {
   package static let name = "decode"
   package static let architecture = Architecture.from(80)
@@ -71,7 +71,7 @@ package enum DecodeFamily: KernelFamily {
     }
     // More waves than one where each block has a whole unit at least.
     let units = problem.batch * problem.keyValueHeads * max(1, (rows + rowWarps * 16 - 1) / (rowWarps * 16))
-    if problem.packedQueries == nil && problem.keysPerSplit == nil {
+    if rowWarps == 1 && problem.packedQueries == nil && problem.keysPerSplit == nil {
       list += list.flatMap { tiling in
         [2, 4, 8].map {
           var tiling = tiling

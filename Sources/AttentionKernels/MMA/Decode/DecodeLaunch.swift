@@ -33,7 +33,7 @@ struct DecodeLaunch: Sendable {
   private let preparesQueries: Bool
 
   /// - Parameters:
-  ///   - blocks: those that fit the GPU.
+  ///   - blocks: of all waves, those that fit the GPU.
   ///   - preparation: what is done before; nil for nothing.
   init(
     _ problem: AttentionProblem, _ specialization: DecodeSpecialization, on gpu: GPULimits, blocks: Int,
@@ -54,7 +54,10 @@ struct DecodeLaunch: Sendable {
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
     let parts =
-      splitTiles == 0 ? 2 * self.blocks : splits == 1 || specialization.leavesParts ? 0 : units * splits
+      splitTiles == 0
+      // Waves of whole keys, all alike, have whole units.
+      ? (problem.hasWholeKeys && tiling.waves > 1 ? 0 : 2 * self.blocks)
+      : splits == 1 || specialization.leavesParts ? 0 : units * splits
     sharedByteCount = DecodeMemoryPlan(specialization).byteCount
     counterByteCount = units * 4
     preparationBlocks = preparation.map { _ in PreparationKernel.blocks(problem) } ?? 0

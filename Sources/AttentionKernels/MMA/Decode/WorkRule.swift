@@ -56,8 +56,8 @@ struct WorkRule<Number: RuleNumber> {
   /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
   /// decode`, Documentation/GPULog.md).
   ///
-  /// Of several waves, each block has whole units; where units are not alike, there is but one wave of blocks that have
-  /// something to do, because parts cost more than waves give.
+  /// Of several waves, each block has whole units; where units have no whole number of tiles on the average, there is but one
+  /// wave of blocks that have something to do, because parts cost more than waves give.
   ///
   /// - Parameters:
   ///   - units: of all sequences; nil where only the sequences tell.

@@ -75,7 +75,7 @@ package struct WorkSharing: Sendable {
   private func load(share: Int, busyBlocks: Int, tiles: Int, parts: Int) -> DecodeCost.Load {
     let places = max(blocks / tiling.waves, 1)
     return DecodeCost.Load(
-      share: share, busyBlocks: min(busyBlocks, places), waves: max(1, Double(busyBlocks) / Double(places)),
+      share: share, busyBlocks: min(busyBlocks, places), waves: Double(max(1, (busyBlocks + places - 1) / places)),
       tiles: tiles, parts: parts)
   }
 

@@ -18,7 +18,7 @@ package enum ForwardFamily: KernelFamily {
   static func limitation(ofPaged problem: AttentionProblem) -> String? {
     if problem.hasLeftPadding { return "left padding" }
     if problem.newKeys != nil { return "new keys" }
-    if problem.hasFixedSplits { return "splits of a fixed length" }
+    if problem.cutsSequences { return "splits of a fixed length" }
     if problem.leavesParts { return "parts left to the caller" }
     return problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType ? nil : "e4m3 numbers"
   }

@@ -10,7 +10,7 @@ package enum HopperDecodeFamily: KernelFamily {
   package static func limitation(for problem: AttentionProblem) -> String? {
     if problem.cacheType != problem.scalarType || problem.queryType != problem.scalarType { return "e4m3 numbers" }
     if problem.pages != nil && problem.hasLeftPadding { return "left padding on pages" }
-    if problem.keysPerSplit != nil { return "splits of a fixed length" }
+    if problem.keysPerSplit != nil { return "splits of a fixed length, or one part" }
     return DecodeFamily.limitation(for: problem)
   }
 

@@ -9,6 +9,10 @@ package enum HopperForwardFamily: KernelFamily {
 
   package static func limitation(for problem: AttentionProblem) -> String? {
     if max(problem.dimension, problem.valueDimension) > 256 { return "head dimensions above 256" }
+    // A tile has the next sequence's queries behind a sequence's last, whose maxima decide with the others when all follow.
+    if problem.keysPerSplit != nil && problem.packedQueries != nil {
+      return "packed queries that do not touch each other's bits"
+    }
     return ForwardFamily.limitation(ofPaged: problem)
   }
 
@@ -16,7 +20,9 @@ package enum HopperForwardFamily: KernelFamily {
     _ = try Matrix.Inputs(of: problem.scalarType)
     try GPULimits.check(
       dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path", limit: 256)
-    try GPULimits.check(counts: [("queries", [problem.queries]), ("keys", [problem.keys])])
+    try GPULimits.check(counts: [
+      ("queries", [problem.queries]), ("keys", [problem.keys]), ("batch x heads", [problem.batch, problem.queryHeads]),
+    ])
     if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }
   }
 

@@ -3,7 +3,8 @@ package import PTX
 /// Exact attention by Hopper's own instructions: FlashAttention 2 (Dao 2023, algorithm 1) with the copy engine, `wgmma` and
 /// warps with roles, as FlashAttention 3 (Shah and others 2024) divides them.
 ///
-///     producer, one warp that finds the items and one thread of it that copies, for each item (some query rows of a head):
+///     producer, one thread (where sequences have lengths of their own, its warp finds the items), for each item (some query
+///     rows of a head):
 ///       Q;  for each tile of keys that some row of the item sees:  K, V, into rings
 ///     consumers, groups of four warps, 64 query rows each, for each item:
 ///       S = Q K^T of the first tile that a row of the group sees;  m = its maxima;  P = exp(S - m)
