@@ -57,7 +57,7 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
     }
   }
 
-  /// Decoding: from one query of one head to 128 rows, contiguous and on pages; and the second launch.
+  /// Decoding: from one query of one head to 128 rows, contiguous, on pages and whole; and the second launch.
   private static func decoding() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for target in [Target.sm80, .sm90] {
@@ -67,8 +67,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
       ] as [(Int, Int, Int, Int?)] {
         let problem = try AttentionProblem(
           batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-          keys: keys(65536, pageSize: pageSize), scalarType: .bf16,
-          mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
+          keys: dimension == 256 && queries == 1 ? .whole(length: 65536) : keys(65536, pageSize: pageSize),
+          scalarType: .bf16, mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
         list += try configurations(problem, "decode", target)
       }
     }
