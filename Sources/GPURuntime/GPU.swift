@@ -9,7 +9,7 @@ public final class GPU: Sendable {
   /// Of all work that nobody puts into a stream of his own.
   package let stream: Stream
   let pool: MemoryPool
-  let callCounters = CallCounters()
+  let callMemory = CallMemory()
   /// What its context was lost by; the primary context of a process never comes back.
   private let fault = Mutex<CUDAError?>(nil)
 

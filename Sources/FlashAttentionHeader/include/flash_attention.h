@@ -116,8 +116,9 @@ typedef struct fa_forward_params {
  * length, unless keys_per_split says how.
  *
  * With leaves_parts, the results of the splits stay apart, for fa_combine: there are S = ceil(keys that a sequence can have /
- * keys_per_split) of each row, o is f32 [S * batch, queries, query_heads, value_dimension], a part behind the other, and log_sum_exp, which must be given,
- * [S, batch, query_heads, queries], -inf of parts without a key for a query, whose rows of o may hold anything. */
+ * keys_per_split) of each row, o is f32 [S * batch, queries, query_heads, value_dimension], a part behind the other, and
+ * log_sum_exp, which must be given, [S, batch, query_heads, queries], -inf of parts without a key for a query, whose rows of o may
+ * hold anything. */
 typedef struct fa_sequences_params {
   size_t size; /* sizeof(fa_sequences_params) */
   int32_t device;

@@ -53,8 +53,8 @@ enum DecodeCost {
   private static let piece = 2.1e-6, merged = 2.5e-11, written = 1.1e-10
   /// The last block of a unit reads all of its parts, so many seconds a byte.
   private static let lastBlock = (fixed: 0.2e-6, perByte: 3e-11)
-  /// A launch behind has a block for each row of all sequences, or, since the fit, for some; where the registers of more than four warps leave it no
-  /// room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
+  /// A launch behind has a block for each row of all sequences, or, since the fit, for some; where the registers of more than
+  /// four warps leave it no room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
   /// heads, 4 queries, 16384 keys).
   private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perBlock: 5.2e-9)
 

@@ -2,8 +2,8 @@
 
 ``num_splits`` of ``flash_attn_with_kvcache`` divides the keys of each sequence as it says. Of the other functions it is a hint, as
 ``pack_gqa``, ``sm_margin``, ``deterministic`` and ``scheduler_metadata`` are: taken and not needed. How work is divided is then the
-library's choice, which may depend on the batch and changes last bits alone. What is not supported raises ``NotImplementedError`` and names the argument. Lists of numbers are int32 tensors on
-the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are converted at every call.
+library's choice, which may depend on the batch and changes last bits alone. What is not supported raises ``NotImplementedError`` and
+names the argument. Lists of numbers are int32 tensors on the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are converted at every call.
 """
 
 import torch
@@ -224,12 +224,13 @@ def flash_attn_with_kvcache(
 
     With ``num_splits`` 0, work is divided as is fast. With 1, each sequence's keys are computed in one part, and with n in up to n
     parts of as many keys each, counted over all that the cache can hold (FlashAttention 3 counts over each length); the bits of a
-    result then do not depend on the rest of its batch, but for ``max_seqlen_q``.
+    result then do not depend on the rest of its batch, but for ``max_seqlen_q``. (On the CPU they never do: there is always one part.)
 
     Positions are those of ``cache_seqlens``, or of ``rotary_seqlens``, which means nothing without ``rotary_cos``, as in FlashAttention
     3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
-    if qv is None and (k is None) == (v is None) and type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse):
+    is_plain = type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse)
+    if is_plain and qv is None and (k is None) == (v is None):
         known = None
         try:
             tensors = (q, k_cache, v_cache)

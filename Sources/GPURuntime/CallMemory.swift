@@ -15,7 +15,7 @@ internal import Synchronization
 /// between replays, since the kernels leave them zero. They are a few hundred bytes mostly, and stay: a graph that told
 /// of its end (`cuGraphRetainUserObject`) would take 2 us longer each time it runs (H100, 2026-11-28,
 /// Documentation/GPULog.md).
-final class CallCounters: Sendable {
+final class CallMemory: Sendable {
   private enum Owner: Hashable {
     case thread(UInt, stream: UInt64)
     case capture(UInt64, stream: UInt)
@@ -24,7 +24,7 @@ final class CallCounters: Sendable {
   private struct State {
     /// The largest memory of each owner is the one that its next calls share; those before it stay where earlier calls
     /// have them.
-    var memories: [Owner: [GPUBuffer]] = [:]
+    var counters: [Owner: [GPUBuffer]] = [:]
     /// The same of workspaces, whose counters are in their beginning and which hold anything behind.
     var workspaces: [Owner: [GPUBuffer]] = [:]
     /// Where each owner's counter of draws is, and what of the last room is left.
@@ -38,8 +38,8 @@ final class CallCounters: Sendable {
   private static let (distance, ofRoom) = (128, 512)
 
   /// The address of `byteCount` bytes for calls of this thread in a stream, or of the capture that is under way in it.
-  func address(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    try address(\.memories, byteCount: max(byteCount, 1024), on: gpu, stream)
+  func counters(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try address(\.counters, byteCount: max(byteCount, 1024), on: gpu, stream)
   }
 
   /// The same of a workspace. Its size is a power of two, so that few are outgrown.
@@ -115,21 +115,21 @@ extension GPU {
   /// - Parameter stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.
   public func counters(byteCount: Int, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
-    try callCounters.address(byteCount: byteCount, on: self, stream: StreamHandle(stream))
+    try callMemory.counters(byteCount: byteCount, on: self, stream: StreamHandle(stream))
   }
 
   /// A workspace for calls that bring none, whose counters are in its beginning, of the same owners.
   package func workspace(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    try callCounters.workspace(byteCount: byteCount, on: self, stream: stream)
+    try callMemory.workspace(byteCount: byteCount, on: self, stream: stream)
   }
 
   /// A counter of 32 bits for calls that hand out their work by one, of the same owners.
   package func drawCounter(stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    try callCounters.drawCounter(on: self, stream: stream)
+    try callMemory.drawCounter(on: self, stream: stream)
   }
 
   /// Makes room for these, so that calls need not.
-  package func prepareDrawCounters() throws(AttentionError) { try callCounters.prepareDraws(on: self) }
+  package func prepareDrawCounters() throws(AttentionError) { try callMemory.prepareDraws(on: self) }
 
   /// Memory that is zero for every stream when this returns, whatever is being captured meanwhile.
   package func zeroedBuffer(byteCount: Int) throws(AttentionError) -> GPUBuffer {
