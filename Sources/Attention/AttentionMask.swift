@@ -40,10 +40,21 @@ public enum AttentionMask: Hashable, Sendable {
 
   /// The keys that query `query` of `queries` sees, of `keys`; empty where it sees none.
   public func visibleKeys(ofQuery query: Int, queries: Int, keys: Int) -> Range<Int> {
-    let (left, right) = offsets(queries: queries, keys: keys)
-    let seen = VisibleKeys(keys: keys, left: left, right: right, diagonal: keys - queries, chunk: chunk)
+    let seen = rule(queries: queries, keys: keys)
     let (first, end) = (seen.first(ofQuery: query), seen.end(ofQuery: query))
     return first < end ? first..<end : 0..<0
+  }
+
+  /// The queries, of `queries`, that see key `key` of `keys`; empty where none does.
+  package func seeingQueries(ofKey key: Int, queries: Int, keys: Int) -> Range<Int> {
+    let seen = rule(queries: queries, keys: keys)
+    let (first, end) = (seen.firstQuery(ofKey: key), seen.endQuery(ofKey: key, of: queries))
+    return first < end ? first..<end : 0..<0
+  }
+
+  private func rule(queries: Int, keys: Int) -> VisibleKeys<Int> {
+    let (left, right) = offsets(queries: queries, keys: keys)
+    return VisibleKeys(keys: keys, left: left, right: right, diagonal: keys - queries, chunk: chunk)
   }
 
   /// This mask, seeing at most what `.causal` sees.

@@ -219,25 +219,8 @@ extension AttentionTensors {
     if problem.leavesParts { try expect("log-sum-exp", logSumExp != nil, true) }
   }
 
-  /// The lists that a problem needs are there, and no others.
   private func checkPresence(_ problem: AttentionProblem) throws(AttentionError) {
-    let isPaged = problem.pages != nil
-    if case .contiguous(let sequences, _) = problem.storage, entries.batchIndex == nil, problem.batch > sequences {
-      throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
-    }
-    let (whole, packedKeys) = (problem.hasWholeKeys, problem.hasPackedKeys)
-    let (packedQueries, queriesAreBytes) = (problem.packedQueries != nil, problem.queryType == .e4m3)
-    let cacheIsBytes = problem.cacheType == .e4m3
-    try expect("list of lengths", entries.lengths != nil, whole ? false : packedKeys ? nil : true)
-    try expect("page table", entries.pageTable != nil, isPaged)
-    try expect("left padding", entries.leftPadding != nil, problem.hasLeftPadding)
-    try expect("list of query starts", entries.queryStarts != nil, packedQueries)
-    try expect("list of query counts", entries.queryCounts != nil, packedQueries ? nil : false)
-    try expect("list of key starts", entries.keyStarts != nil, packedKeys)
-    try expect("query scale", entries.queryScales != nil, queriesAreBytes ? nil : false)
-    try expect("key scale", entries.keyScales != nil, cacheIsBytes ? nil : false)
-    try expect("value scale", entries.valueScales != nil, cacheIsBytes ? nil : false)
-    try expect("batch index", entries.batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
+    try entries.checkPresence(problem)
     guard let newKeys else { return }
     try expect("list of new key starts", newKeys.starts != nil, problem.newKeys?.packedTotal != nil)
     try expect("list of positions", newKeys.positions != nil, problem.newKeys?.rotary == nil ? false : nil)
@@ -262,9 +245,33 @@ extension AttentionTensors {
     }
   }
 
-  /// - Parameter isNeeded: nil where the tensor may be there or not.
-  private func expect(_ name: StaticString, _ isThere: Bool, _ isNeeded: Bool?) throws(AttentionError) {
-    if let isNeeded, isThere != isNeeded { throw .notInThePlan(tensor: "\(name)", isMissing: isNeeded) }
+}
+
+/// - Parameter isNeeded: nil where the tensor may be there or not.
+private func expect(_ name: StaticString, _ isThere: Bool, _ isNeeded: Bool?) throws(AttentionError) {
+  if let isNeeded, isThere != isNeeded { throw .notInThePlan(tensor: "\(name)", isMissing: isNeeded) }
+}
+
+extension CacheEntries {
+  /// The lists that a problem needs are there, and no others.
+  func checkPresence(_ problem: AttentionProblem) throws(AttentionError) {
+    let isPaged = problem.pages != nil
+    if case .contiguous(let sequences, _) = problem.storage, batchIndex == nil, problem.batch > sequences {
+      throw .cacheEntries("sequences in the cache", count: sequences, batch: problem.batch)
+    }
+    let (whole, packedKeys) = (problem.hasWholeKeys, problem.hasPackedKeys)
+    let (packedQueries, queriesAreBytes) = (problem.packedQueries != nil, problem.queryType == .e4m3)
+    let cacheIsBytes = problem.cacheType == .e4m3
+    try expect("list of lengths", lengths != nil, whole ? false : packedKeys ? nil : true)
+    try expect("page table", pageTable != nil, isPaged)
+    try expect("left padding", leftPadding != nil, problem.hasLeftPadding)
+    try expect("list of query starts", queryStarts != nil, packedQueries)
+    try expect("list of query counts", queryCounts != nil, packedQueries ? nil : false)
+    try expect("list of key starts", keyStarts != nil, packedKeys)
+    try expect("query scale", queryScales != nil, queriesAreBytes ? nil : false)
+    try expect("key scale", keyScales != nil, cacheIsBytes ? nil : false)
+    try expect("value scale", valueScales != nil, cacheIsBytes ? nil : false)
+    try expect("batch index", batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
   }
 }
 
@@ -316,16 +323,10 @@ extension CacheEntries where Memory == HostMemory {
 }
 
 extension AttentionTensors where Memory == GPUMemory {
-  // A call for each, not lists: these checks are a part of what every call costs the host.
-  private func aligned(_ name: StaticString, _ address: UInt64?) throws(AttentionError) {
-    guard let address, address & 3 != 0 else { return }
-    throw .alignment(tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
-  }
-
   /// - Throws: `AttentionError` where a tensor is not what a problem needs, whatever the lists are, or is not aligned.
   package func checkWithoutLists(_ problem: AttentionProblem) throws(AttentionError) {
     try checkTensors(problem)
-    try aligned("log-sum-exp", logSumExp)
+    try GPUMemory.checkAligned("log-sum-exp", logSumExp)
     guard let (cosines, sines) = newKeys?.rotary else { return }
     func contiguous(_ name: String, _ table: DeviceTensorView) throws(AttentionError) {
       if table.shape.length < 2 || table.strides.length == table.shape.dimension { return }
@@ -342,18 +343,33 @@ extension AttentionTensors where Memory == GPUMemory {
     try checkWithoutLists(problem)
     try checkPresence(problem)
     if problem.hasWholeKeys { return }
-    try aligned("list of lengths", entries.lengths)
-    try aligned("batch index", entries.batchIndex)
-    try aligned("left padding", entries.leftPadding)
-    try aligned("page table", entries.pageTable)
-    try aligned("list of query starts", entries.queryStarts)
-    try aligned("list of query counts", entries.queryCounts)
-    try aligned("list of key starts", entries.keyStarts)
-    try aligned("query scale", entries.queryScales)
-    try aligned("key scale", entries.keyScales)
-    try aligned("value scale", entries.valueScales)
+    try entries.checkAligned()
     guard let newKeys else { return }
-    try aligned("list of new key starts", newKeys.starts)
-    try aligned("list of positions", newKeys.positions)
+    try GPUMemory.checkAligned("list of new key starts", newKeys.starts)
+    try GPUMemory.checkAligned("list of positions", newKeys.positions)
+  }
+}
+
+extension GPUMemory {
+  /// - Throws: where an address of 32-bit numbers is no multiple of 4.
+  static func checkAligned(_ name: StaticString, _ address: UInt64?) throws(AttentionError) {
+    guard let address, address & 3 != 0 else { return }
+    throw .alignment(tensor: "the \(name)", what: "address", bytes: Int(truncatingIfNeeded: address), multiple: 4)
+  }
+}
+
+extension CacheEntries where Memory == GPUMemory {
+  // A call for each, not lists: these checks are a part of what every call costs the host.
+  func checkAligned() throws(AttentionError) {
+    try GPUMemory.checkAligned("list of lengths", lengths)
+    try GPUMemory.checkAligned("batch index", batchIndex)
+    try GPUMemory.checkAligned("left padding", leftPadding)
+    try GPUMemory.checkAligned("page table", pageTable)
+    try GPUMemory.checkAligned("list of query starts", queryStarts)
+    try GPUMemory.checkAligned("list of query counts", queryCounts)
+    try GPUMemory.checkAligned("list of key starts", keyStarts)
+    try GPUMemory.checkAligned("query scale", queryScales)
+    try GPUMemory.checkAligned("key scale", keyScales)
+    try GPUMemory.checkAligned("value scale", valueScales)
   }
 }

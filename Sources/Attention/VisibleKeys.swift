@@ -39,4 +39,27 @@ package struct VisibleKeys<Number: RuleNumber> {
     }
     return end
   }
+
+  // MARK: - The other way round: the queries that see a key, an interval that moves on from key to key as well
+
+  /// The first query that sees a key, if one does.
+  package func firstQuery(ofKey key: Number) -> Number {
+    var first = right.map { key.subtracting($0).orAtLeast(0) } ?? keys.constant(0)
+    if let chunk {
+      first = first.orAtLeast(key.divided(by: chunk).multiplied(by: chunk).subtracting(diagonal))
+    }
+    return first
+  }
+
+  /// The query behind the last of `queries` that sees a key; not above `firstQuery` where none does.
+  package func endQuery(ofKey key: Number, of queries: Number) -> Number {
+    var end = left.map { key.subtracting($0).adding(1).orAtMost(queries) } ?? queries
+    if let chunk {
+      let standing = key.subtracting(diagonal)
+      // As far as to the chunk's end, so that a chunk of any size overflows nothing.
+      let rest = chunk.subtracting(key.subtracting(key.divided(by: chunk).multiplied(by: chunk)))
+      end = end.orAtMost(standing.adding(rest.orAtMost(queries.subtracting(standing).orAtLeast(0))))
+    }
+    return end
+  }
 }

@@ -78,3 +78,48 @@ package struct Yardstick: Sendable {
       reference: reference.logSumExp, type: .f32)
   }
 }
+
+// MARK: - Gradients
+
+extension AttentionCheck {
+  /// Those of the definition in 64-bit floats.
+  package static func gradients(_ problem: AttentionProblem, _ inputs: GradientInputs) -> GradientValues {
+    eachGroup(of: problem, inputs) { batch, head, inputs in
+      ReferenceGradients.group(head, batch: batch, of: problem, inputs)
+    }
+  }
+
+  /// The plain computation in the problem's precision, from an exact forward pass that is rounded.
+  package static func plainGradients(
+    _ problem: AttentionProblem, _ inputs: GradientInputs, forward: AttentionValues,
+    sums: PlainAttention.Sums = .rounded
+  ) -> GradientValues {
+    eachGroup(of: problem, inputs) { batch, keyValueHead, inputs in
+      PlainGradients.group(
+        keyValueHead, batch: batch, of: problem, inputs,
+        forward: { head in
+          let rows = (batch * problem.queryHeads + head) * problem.queries
+          let columns = problem.valueDimension
+          return HeadValues(
+            output: forward.output[rows * columns..<(rows + problem.queries) * columns].map {
+              Double(problem.scalarType.rounded(Float($0)))
+            }, logSumExp: Array(forward.logSumExp[rows..<rows + problem.queries]))
+        }, sums: sums)
+    }
+  }
+
+  private static func eachGroup(
+    of problem: AttentionProblem, _ inputs: GradientInputs,
+    _ compute: @Sendable (_ batch: Int, _ keyValueHead: Int, _ inputs: GradientInputs) -> GroupGradients
+  ) -> GradientValues {
+    let result = Mutex(GradientValues(for: problem))
+    WorkerTeam.run(items: problem.batch * problem.keyValueHeads, threads: WorkerTeam.processors) { queue in
+      while let item = queue.next() {
+        let (batch, head) = (item / problem.keyValueHeads, item % problem.keyValueHeads)
+        let group = compute(batch, head, inputs)
+        result.withLock { $0.set(group, batch: batch, keyValueHead: head, of: problem) }
+      }
+    }
+    return result.withLock { $0 }
+  }
+}

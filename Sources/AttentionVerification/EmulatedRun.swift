@@ -28,7 +28,7 @@ extension LaunchSequence {
     }
     var all: [Counters] = []
     var own = 0
-    for (number, launch) in launches.enumerated() where launch.blocks > 0 {
+    for (number, launch) in launches.enumerated() where launch.blocks > 0 && launch.isNeeded(by: call) {
       if number == main { own = all.count }
       all.append(
         try Emulator.run(

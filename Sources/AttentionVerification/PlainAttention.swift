@@ -77,9 +77,9 @@ package enum PlainAttention {
     let shared = head / problem.groupSize
     let type = problem.scalarType
     let (d, dv) = (problem.dimension, problem.valueDimension)
-    let k = rows(of: keys, batch: batch, head: shared)
-    let v = rows(of: values, batch: batch, head: shared)
-    let q = rows(of: queries, batch: batch, head: head)
+    let k = keys.floats(batch: batch, head: shared)
+    let v = values.floats(batch: batch, head: shared)
+    let q = queries.floats(batch: batch, head: head)
     let scale = Float(problem.scale)
     var result = HeadValues(
       output: .init(repeating: 0, count: problem.queries * dv),
@@ -109,15 +109,5 @@ package enum PlainAttention {
       result.logSumExp[i] = Double(largest + logf(sum))
     }
     return result
-  }
-
-  private static func rows(of view: TensorView, batch: Int, head: Int) -> [Float] {
-    let d = view.shape.dimension
-    return [Float](unsafeUninitializedCapacity: view.shape.length * d) { buffer, count in
-      for n in 0..<view.shape.length {
-        view.readRow(batch: batch, head: head, token: n, into: buffer.baseAddress! + n * d)
-      }
-      count = view.shape.length * d
-    }
   }
 }

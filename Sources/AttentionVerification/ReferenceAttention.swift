@@ -45,9 +45,9 @@ package enum ReferenceAttention {
     _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
   ) -> HeadValues {
     let shared = head / problem.groupSize
-    let q = widened(queries, batch: batch, head: head)
-    let k = widened(keys, batch: batch, head: shared)
-    let v = widened(values, batch: batch, head: shared)
+    let q = queries.widened(batch: batch, head: head)
+    let k = keys.widened(batch: batch, head: shared)
+    let v = values.widened(batch: batch, head: shared)
     let (d, dv) = (problem.dimension, problem.valueDimension)
     var result = HeadValues(
       output: .init(repeating: 0, count: problem.queries * dv),
@@ -90,17 +90,6 @@ package enum ReferenceAttention {
         let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values)
         result.set(rows, batch: b, head: h, of: problem)
       }
-    }
-    return result
-  }
-
-  private static func widened(_ view: TensorView, batch: Int, head: Int) -> [Double] {
-    var row = [Float](repeating: 0, count: view.shape.dimension)
-    var result: [Double] = []
-    result.reserveCapacity(view.shape.length * view.shape.dimension)
-    for n in 0..<view.shape.length {
-      row.withUnsafeMutableBufferPointer { view.readRow(batch: batch, head: head, token: n, into: $0.baseAddress!) }
-      for value in row { result.append(Double(value)) }
     }
     return result
   }

@@ -62,14 +62,10 @@ struct EmulatedAttention {
     return strides
   }
 
-  /// A number from -2 to 2 that looks random, exact in both types.
   private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
     if hasNaNInFirstQuery && tensor == 1 && n == 0 && d == 3 { return .nan }
     if let firstColumns, d == 0, tensor < 3 { return tensor == 1 ? firstColumns.query(n) : firstColumns.key(n) }
-    var x = UInt64(tensor) &+ UInt64(b) << 12 &+ UInt64(h) << 24 &+ UInt64(n) << 36 &+ UInt64(d) << 52
-    x = (x ^ x >> 31) &* 0x7fb5_d329_728e_a185
-    x = (x ^ x >> 27) &* 0x81da_def4_bc2d_d44d
-    return Float(Int((x ^ x >> 33) & 0xff) - 128) / 64
+    return scattered(tensor, b, h, n, d)
   }
 
   struct Outcome {
@@ -181,6 +177,14 @@ struct EmulatedAttention {
         reference: reference.logSumExp, type: .f32),
       isConfined: isConfined && isWhole)
   }
+}
+
+/// A number from -2 to 2 that looks random, exact in both types.
+func scattered(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
+  var x = UInt64(tensor) &+ UInt64(b) << 12 &+ UInt64(h) << 24 &+ UInt64(n) << 36 &+ UInt64(d) << 52
+  x = (x ^ x >> 31) &* 0x7fb5_d329_728e_a185
+  x = (x ^ x >> 27) &* 0x81da_def4_bc2d_d44d
+  return Float(Int((x ^ x >> 33) & 0xff) - 128) / 64
 }
 
 /// A problem in few words.

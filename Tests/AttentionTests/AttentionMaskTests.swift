@@ -32,6 +32,26 @@ import Testing
     }
   }
 
+  /// The other way round: which queries see a key.
+  @Test(arguments: [(1, 1), (5, 5), (3, 8), (8, 3), (4, 0), (0, 4)])
+  func seeingQueriesAreThoseThatSee(queries: Int, keys: Int) {
+    let sides: [Int?] = [nil, 0, 1, 3, 100, Int.max]
+    for left in sides {
+      for right in sides {
+        for chunk in [nil, 1, 2, 3, 5, 100, Int.max] as [Int?] {
+          let mask = chunk.map { AttentionMask.chunks(of: $0, left: left, right: right) } ?? .window(left: left, right: right)
+          for key in 0..<keys {
+            let seeing = mask.seeingQueries(ofKey: key, queries: queries, keys: keys)
+            let expected = (0..<queries).filter {
+              mask.visibleKeys(ofQuery: $0, queries: queries, keys: keys).contains(key)
+            }
+            #expect(Array(seeing) == expected, "\(mask), key \(key) of \(keys), \(queries) queries")
+          }
+        }
+      }
+    }
+  }
+
   @Test func causalNarrowsAWindow() {
     #expect(AttentionMask.none.andCausal == .causal)
     #expect(AttentionMask.window(left: 7, right: nil).andCausal == .window(left: 7, right: 0))

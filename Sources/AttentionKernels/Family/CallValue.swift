@@ -9,8 +9,13 @@ package enum CallValue: Int, CaseIterable, Sendable {
   case output, outputBatch, outputHead, outputRow
   case newKeys, newKeyBatch, newKeyHead, newKeyRow
   case newValues, newValueBatch, newValueHead, newValueRow
+  case outputGradient, outputGradientBatch, outputGradientHead, outputGradientRow
+  case queryGradient, queryGradientBatch, queryGradientHead, queryGradientRow
+  case keyGradient, keyGradientBatch, keyGradientHead, keyGradientRow
+  case valueGradient, valueGradientBatch, valueGradientHead, valueGradientRow
   case logSumExp, lengths, batchIndex, leftPadding, pageTable, queryStarts, queryCounts, keyStarts
   case queryScales, keyScales, valueScales, newKeyStarts, cosines, sines, positions, workspace, counters
+  case logSumExpGradient
 }
 
 /// A call on memory of a GPU: its tensors, and the memory that its kernels work in.
@@ -22,10 +27,33 @@ package struct KernelCall {
   package var workspace: UInt64
   /// `LaunchSequence.counterByteCount` bytes that are zero between calls; nil where they are the workspace's first.
   package var counters: UInt64?
+  /// Where gradients are asked for: those of the results, and where those of the inputs go.
+  private var gradients: GradientTensors<GPUMemory>?
 
   /// A call.
   package init(_ tensors: AttentionTensors<GPUMemory>, workspace: UInt64 = 0, counters: UInt64? = nil) {
     (self.tensors, self.workspace, self.counters) = (tensors, workspace, counters)
+  }
+
+  /// A call for gradients.
+  package init(_ gradients: GradientTensors<GPUMemory>, workspace: UInt64 = 0) {
+    self.init(
+      AttentionTensors(
+        queries: gradients.queries, keys: gradients.keys, values: gradients.values, output: gradients.output,
+        logSumExp: gradients.logSumExp, entries: gradients.entries), workspace: workspace)
+    self.gradients = gradients
+  }
+
+  /// Whether one of some gradients is asked for.
+  package func wants(_ values: [CallValue]) -> Bool {
+    values.contains {
+      switch $0 {
+      case .queryGradient: gradients?.queryGradient != nil
+      case .keyGradient: gradients?.keyGradient != nil
+      case .valueGradient: gradients?.valueGradient != nil
+      default: false
+      }
+    }
   }
 
   /// Makes the table: 0 for what is not there.
@@ -64,6 +92,13 @@ package struct KernelCall {
         put(.cosines, new.rotary?.cosines.address)
         put(.sines, new.rotary?.sines.address)
         put(.positions, new.positions)
+      }
+      if let gradients {
+        put(.outputGradient, gradients.outputGradient)
+        put(.logSumExpGradient, gradients.logSumExpGradient)
+        if let gradient = gradients.queryGradient { put(.queryGradient, gradient) }
+        if let gradient = gradients.keyGradient { put(.keyGradient, gradient) }
+        if let gradient = gradients.valueGradient { put(.valueGradient, gradient) }
       }
       put(.workspace, workspace)
       put(.counters, counters ?? workspace)

@@ -51,12 +51,14 @@ extension GPULimits {
   /// - Throws: `AttentionError.lengthOnDevice` for counts that 32-bit positions have no room for.
   ///
   /// - Parameter counts: products of factors that are 0 or more; they need not fit an `Int`.
-  static func check(counts: [(what: String, factors: [Int])]) throws(AttentionError) {
+  static func check(
+    counts: [(what: String, factors: [Int])], limit: Int = lengthLimit
+  ) throws(AttentionError) {
     for (what, factors) in counts {
       // Kernels are told the factors, too, whatever the others are.
       let count = max(factors.contains(0) ? 0 : checkedProduct(factors) ?? .max, factors.max() ?? 0)
-      if count > lengthLimit {
-        throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: lengthLimit)
+      if count > limit {
+        throw .lengthOnDevice(tensor: what, length: count, device: "GPU", limit: limit)
       }
     }
   }

@@ -70,4 +70,7 @@ package enum KernelFamilies {
   package static let all: [any KernelFamily.Type] = [
     ForwardFamily.self, DecodeFamily.self, HopperForwardFamily.self, HopperDecodeFamily.self,
   ]
+
+  /// Those that gradients are computed by.
+  package static let backward: [any KernelFamily.Type] = [BackwardFamily.self]
 }

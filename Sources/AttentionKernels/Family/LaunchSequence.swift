@@ -15,16 +15,25 @@ package struct LaunchSequence: Sendable {
     package let registerBudget: Int
     /// Whether it may begin before the launch in front of it has ended: its kernel then waits where it must.
     package let overtakes: Bool
+    /// Gradients of which one at least must be asked for, or it is left out; empty where it never is.
+    package let gradients: [CallValue]
     /// The arguments, but for what only a call knows.
     package let arguments: ArgumentTemplate
 
     package init(
       _ kernel: some KernelSource, blocks: Int, threads: Int, sharedByteCount: Int = 0,
-      blocksPerMultiprocessor: Int = 1, overtakes: Bool = false, arguments: ArgumentTemplate
+      blocksPerMultiprocessor: Int = 1, overtakes: Bool = false, gradients: [CallValue] = [],
+      arguments: ArgumentTemplate
     ) {
       (self.kernel, self.blocks, self.threads, self.sharedByteCount) = (kernel, blocks, threads, sharedByteCount)
-      (self.overtakes, self.arguments) = (overtakes, arguments)
+      (self.overtakes, self.gradients, self.arguments) = (overtakes, gradients, arguments)
       registerBudget = min(255, 65536 / (threads * blocksPerMultiprocessor) / 8 * 8)
+    }
+
+    /// Whether it has something to do in a call.
+    package func isNeeded(by call: borrowing KernelCall) -> Bool {
+      if gradients.isEmpty { return true }
+      return call.wants(gradients)
     }
   }
 

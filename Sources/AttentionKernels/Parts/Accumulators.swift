@@ -42,11 +42,27 @@ struct Accumulators {
     for tile in tiles { for element in tile[columnTiles].joined() { k.set(element, to: k.constant(0)) } }
   }
 
-  /// Each element, with its lane row i and its column in the tile, to which a lane adds 2t.
-  func forEach(_ body: (_ element: Register<F32>, _ row: Int, _ column: Int) -> Void) {
+  /// Each place of an element: tile and number in it, its lane row i, and its column in the tile, to which a lane adds 2t.
+  func forEachPlace(
+    _ body: (_ rowTile: Int, _ columnTile: Int, _ element: Int, _ row: Int, _ column: Int) -> Void
+  ) {
     for rowTile in tiles.indices {
       for column in tiles[rowTile].indices {
-        for i in 0..<4 { body(tiles[rowTile][column][i], 2 * rowTile + i / 2, column * 8 + i % 2) }
+        for i in 0..<4 { body(rowTile, column, i, 2 * rowTile + i / 2, column * 8 + i % 2) }
+      }
+    }
+  }
+
+  /// Multiplies all elements.
+  func scale(by factor: Register<F32>) {
+    for element in registers { k.set(element, to: element * factor) }
+  }
+
+  /// 16 columns as the A operand of a product, rounded to its type, for each 16-row tile.
+  func operands(chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
+    tiles.map { tile in
+      [(0, 0), (0, 2), (1, 0), (1, 2)].map { column, element in
+        inputs.pack(k, tile[2 * chunk + column][element], tile[2 * chunk + column][element + 1])
       }
     }
   }

@@ -9,3 +9,13 @@ extension Matrix.Inputs {
     }
   }
 }
+
+extension Matrix.Inputs {
+  /// The two numbers of a register of this type, exact.
+  package func unpack(_ k: KernelBuilder, _ pair: Register<U32>) -> (low: Register<F32>, high: Register<F32>) {
+    switch self {
+    case .f16: k.unpack(pair.reinterpreted(as: F16x2.self))
+    case .bf16: k.unpack(pair.reinterpreted(as: BF16x2.self))
+    }
+  }
+}

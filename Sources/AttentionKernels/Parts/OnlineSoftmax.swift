@@ -218,7 +218,7 @@ struct OnlineSoftmax {
 
   /// Weights that stand in their scores' place, as `weights` gives them.
   func operands(_ weights: Accumulators, chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
-    operands(chunk: chunk, as: inputs) { weights.ofHalf($0, chunk, $1) }
+    weights.operands(chunk: chunk, as: inputs)
   }
 
   private func weight(of score: Register<F32>, row: Int) -> Register<F32> {

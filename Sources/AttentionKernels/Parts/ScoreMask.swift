@@ -64,16 +64,24 @@ struct ScoreMask {
 
   /// Hides the scores of the tile that begins at key `start`, where its row does not see the key.
   func apply(to scores: Accumulators, tileStart start: Register<S32>) {
+    hide(in: [scores], as: -.infinity, tileStart: start)
+  }
+
+  /// Sets what belongs to a key that its row does not see to a number.
+  func hide(in all: [Accumulators], as number: Float, tileStart start: Register<S32>) {
     let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
     let ranges = ownRows.map { row in
       let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
       let (begin, end) = (Self.first(k, keys, query), Self.end(k, keys, query))
       return (first: begin - first, end: end - first)
     }
-    scores.forEach { score, row, column in
+    all[0].forEachPlace { rowTile, columnTile, element, row, column in
       var isVisible = ranges[row].end .> column
       if edges.limitsFirst { isVisible = isVisible & (ranges[row].first .<= column) }
-      k.set(score, to: k.select(isVisible, score, -.infinity))
+      for tiles in all {
+        let value = tiles[rowTile, columnTile][element]
+        k.set(value, to: k.select(isVisible, value, number))
+      }
     }
   }
 }

@@ -288,11 +288,7 @@ private struct PreparationBody {
   }
 
   private func unpacked(_ word: Register<U32>) -> [Register<F32>] {
-    let pair =
-      switch s.inputs {
-      case .f16: k.unpack(word.reinterpreted(as: F16x2.self))
-      case .bf16: k.unpack(word.reinterpreted(as: BF16x2.self))
-      }
+    let pair = s.inputs.unpack(k, word)
     return [pair.low, pair.high]
   }
 

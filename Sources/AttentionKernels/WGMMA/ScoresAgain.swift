@@ -42,7 +42,7 @@ struct ScoresAgain {
         }
       }
     }
-    if s.isScaleNegative { scores.forEach { score, _, _ in k.set(score, to: -score) } }
+    if s.isScaleNegative { for score in scores.registers { k.set(score, to: -score) } }
     // All lanes have read before one gives the stage back to the copy engine.
     k.proxyFence()
     k.warpBarrier()

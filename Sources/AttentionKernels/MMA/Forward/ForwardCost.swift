@@ -11,15 +11,15 @@ internal import PTX
 /// each of them; Documentation/GPULog.md). Other GPUs are ranked by the same constants.
 struct ForwardCost: Hashable, Sendable {
   /// Of a product of 16 x 8 x 16 on one of the four tensor cores; 6.4 alone.
-  private static let cyclesOfProduct = 7.4
+  static let cyclesOfProduct = 7.4
   /// Of 128 bytes from or to shared memory.
-  private static let cyclesOfPass = 0.88
+  static let cyclesOfPass = 0.88
   /// Of 16 exponentials and the arithmetic that goes with their scores.
-  private static let cyclesOfExponentials = 2.0
+  static let cyclesOfExponentials = 2.0
   /// The part of the shorter terms that the longest does not cover.
-  private static let uncovered = 0.25
+  static let uncovered = 0.25
   /// Of a barrier, where only one block is there.
-  private static let cyclesOfBarrier = 197.0
+  static let cyclesOfBarrier = 197.0
   /// Of 64 bytes that are copied while nobody computes, where only one block is there.
   private static let cyclesOfExposedCopy = 0.55
 
@@ -28,7 +28,8 @@ struct ForwardCost: Hashable, Sendable {
   /// `DecodeCost`, to tell which of the two families is faster: 809 cases on an H100 and an H200, 2026-11-28, 1.007
   /// times the faster one's time in the geometric mean and 1.15 at the most; standard deviation 8%
   /// (Documentation/GPULog.md).
-  private static let launch = 6.7e-6, sustained = 1.03, reached = 0.93, besideReading = 0.1
+  static let launch = 6.7e-6, sustained = 1.03
+  private static let reached = 0.93, besideReading = 0.1
 
   /// Products on the tensor cores.
   let products: Double

@@ -1,0 +1,301 @@
+internal import Attention
+internal import PTX
+
+/// A gradients' kernel while it is emitted. What a block keeps is called kept here, keys or rows of queries; what passes by, the
+/// other. Products of scores are those of K and Q; products of weights those of V and dO.
+struct BackwardBody {
+  private let k: KernelBuilder
+  private let s: BackwardSpecialization
+  private let memory: BackwardMemory
+  private let p: BackwardParameters
+  private let place: WarpPlace
+  private let batch, keyValueHead: Register<U32>
+  private let sequence: ForwardSequence?
+  private let queries: Register<U32>
+  private let keys: Register<S32>
+  /// What the block keeps.
+  private let kept: PackedQueries
+  private let ownRows: [Register<U32>]
+  private let products: WarpProducts
+  /// dK or dQ, and dV.
+  private let sums: (first: Accumulators?, values: Accumulators?)
+
+  private var keepsKeys: Bool { s.kind != .queries }
+  private var cut: BackwardTiling.Cut { s.cut }
+
+  init(_ k: KernelBuilder, _ s: BackwardSpecialization) {
+    (self.k, self.s, memory, p) = (k, s, BackwardMemory(s), BackwardParameters(ParameterList(k)))
+    products = WarpProducts(k: k, inputs: s.inputs)
+    let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
+    place = WarpPlace(
+      shared: shared, thread: thread, lane: lane,
+      firstRow: ((thread / 32) * s.cut.rowsPerWarp).named("warp_row"), sharer: k.constant(0, U32.self))
+
+    k.comment("block: (batch, key/value head, what is kept); what most passes by under a right edge comes first")
+    let block = k.special(.blockX)
+    let head = block / p.blocksPerHead
+    let own = block - head * p.blocksPerHead
+    let inHead = s.mask.limitsEnd && s.kind == .queries ? p.blocksPerHead - 1 - own : own
+    batch = (head / p.keyValueHeads).named("batch")
+    keyValueHead = (head - batch * p.keyValueHeads).named("key_value_head")
+    sequence =
+      s.hasSequences ? ForwardSequence(k, p.lists, queries: p.queries, keys: p.keys, batch: batch) : nil
+    (queries, keys) = (sequence?.queries ?? p.queries, sequence?.keys ?? p.keys)
+    let keysKept = s.kind != .queries
+    kept = PackedQueries(
+      k, groupSize: keysKept ? 1 : s.groupSize, firstRow: inHead * s.cut.rows,
+      queries: keysKept ? keys.reinterpreted(as: U32.self) : queries)
+    let firstOwn = kept.firstRow + place.firstRow + lane / 4
+    ownRows = (0..<2 * s.cut.rowTilesPerWarp).map { firstOwn + $0 * 8 }
+    func accumulators(_ columns: Int, _ name: String) -> Accumulators? {
+      columns == 0 ? nil : Accumulators(k, rowTiles: s.cut.rowTilesPerWarp, columns: columns, named: name)
+    }
+    sums = (accumulators(s.sums.first, keysKept ? "dk" : "dq"), accumulators(s.sums.values, "dv"))
+  }
+
+  func emit() {
+    guard s.hasSequences else { return emitBlock() }
+    k.comment("shorter sequences have less blocks")
+    k.if(kept.firstRow .< kept.count) { emitBlock() }
+  }
+
+  private func emitBlock() {
+    let visible = p.mask.visibleKeys(k, s.mask, keys: keys, diagonal: sequence?.diagonal)
+    let mask = keepsKeys ? Mask.seeing(seeingRows(visible)) : .visible(scoreMask(visible))
+    let tiles = mask.tiles(of: cut.passingRows)
+    k.if(tiles.first .< tiles.end) { pass(tiles, mask) }
+    // Others of the warp may still read what is kept.
+    if !cut.keepsOperands && cut.stages > 1 { k.warpBarrier() }
+    if keepsKeys {
+      store(
+        sums.first, scaled: true, p.keyGradientBase, p.keyGradientStrides, memory.kept.scores, at: 0, heads: 1)
+      store(
+        sums.values, scaled: false, p.valueGradientBase, p.valueGradientStrides, memory.kept.weights,
+        at: memory.keptOffset, heads: 1)
+    } else {
+      store(
+        sums.first, scaled: true, p.queryGradientBase, p.queryGradientStrides, memory.kept.scores, at: 0,
+        heads: s.groupSize)
+    }
+  }
+
+  // MARK: - The mask, from either side
+
+  private enum Mask {
+    case visible(ScoreMask)
+    case seeing(SeeingRows)
+
+    func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
+      switch self {
+      case .visible(let mask): mask.tiles(of: size)
+      case .seeing(let rows): rows.tiles(of: size)
+      }
+    }
+
+    func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate? {
+      switch self {
+      case .visible(let mask): mask.isNeeded(tileStart: start, size: size)
+      case .seeing(let rows): rows.isNeeded(tileStart: start, size: size)
+      }
+    }
+
+    func hide(in all: [Accumulators], tileStart start: Register<S32>) {
+      switch self {
+      case .visible(let mask): mask.hide(in: all, as: 0, tileStart: start)
+      case .seeing(let rows): rows.hide(in: all, tileStart: start)
+      }
+    }
+  }
+
+  private func scoreMask(_ visible: VisibleKeys<EmittedNumber>) -> ScoreMask {
+    ScoreMask(k, s.mask, visible, rows: kept, ownRows: ownRows, tileRows: cut.rows, lane: place.lane)
+  }
+
+  private func seeingRows(_ visible: VisibleKeys<EmittedNumber>) -> SeeingRows {
+    SeeingRows(
+      k, s.mask, visible, groupSize: s.groupSize, queries: queries,
+      block: (kept.firstRow, k.minimum(kept.firstRow + cut.rows, kept.count)), ownKeys: ownRows, lane: place.lane)
+  }
+
+  // MARK: - What passes
+
+  private func pass(_ tiles: (first: Register<S32>, end: Register<S32>), _ mask: Mask) {
+    let statistics = p.statistics.address(
+      k, batch: batch, keyValueHead: keyValueHead, groupSize: s.groupSize, isPacked: s.hasPackedQueries,
+      firstQuery: sequence?.firstQuery)
+    let queryTensors: (PassingTiles.Source, PassingTiles.Source) = (
+      (ofQueries(p.queryBase, p.queryStrides), p.queryStrides),
+      (ofQueries(p.outputGradientBase, p.outputGradientStrides), p.outputGradientStrides)
+    )
+    let keyTensors: (PassingTiles.Source, PassingTiles.Source) = (
+      (ofKeys(p.keyBase, p.keyStrides), p.keyStrides), (ofKeys(p.valueBase, p.valueStrides), p.valueStrides)
+    )
+    let passing = PassingTiles(
+      k, s, memory, place,
+      rows: keepsKeys ? (s.groupSize, queries) : (1, keys.reinterpreted(as: U32.self)),
+      sources: keepsKeys ? queryTensors : keyTensors, statistics: keepsKeys ? statistics : nil, tiles: tiles)
+
+    k.comment("prologue: what is kept, and the first of what passes")
+    let (scoreSource, weightSource) = keepsKeys ? keyTensors : queryTensors
+    load(memory.kept.scores, scoreSource, at: 0)
+    if s.hasScoreGradients { load(memory.kept.weights, weightSource, at: memory.keptOffset) }
+    passing.start()
+    let own = keepsKeys ? nil : ownStatistics(statistics)
+    if cut.keepsOperands {
+      if cut.stages == 1 { k.commitCopies() }
+      k.waitForCopies(pending: max(cut.stages - 2, 0))
+      k.barrier()
+    }
+    let (keptScores, keptWeights) = (
+      fragments(memory.kept.scores, at: 0),
+      s.hasScoreGradients ? fragments(memory.kept.weights, at: memory.keptOffset) : nil
+    )
+    let scores = Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRows, named: "s")
+    let gradients =
+      s.hasScoreGradients
+      ? Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRows, named: "ds") : nil
+    let readers = Readers(k, memory, lane: place.lane)
+    k.loop(from: tiles.first, to: tiles.end) { tile in
+      let slot = passing.next(tile)
+      k.comment(keepsKeys ? "S^T = K Q^T" : "S = Q K^T")
+      multiply(keptScores, readers.scores.at(slot), memory.passing.scores, into: scores)
+      if let gradients, let keptWeights {
+        k.comment(keepsKeys ? "dP^T = V dO^T" : "dP = dO V^T")
+        multiply(keptWeights, readers.weights.at(slot + memory.passingOffset), memory.passing.weights, into: gradients)
+      }
+      k.comment("weights, and the gradients of the scores")
+      weigh(scores, gradients, own, slot)
+      let start = tile * cut.passingRows
+      if let isNeeded = mask.isNeeded(tileStart: start, size: cut.passingRows) {
+        k.if(isNeeded) { mask.hide(in: [scores] + (gradients.map { [$0] } ?? []), tileStart: start) }
+      }
+      if let values = sums.values {
+        k.comment("dV += P^T dO")
+        accumulate(scores, readers.weightRows.at(slot + memory.passingOffset), into: values)
+      }
+      if let first = sums.first, let gradients {
+        k.comment(keepsKeys ? "dK += dS^T Q" : "dQ += dS K")
+        accumulate(gradients, readers.scoreRows.at(slot), into: first)
+      }
+      passing.finish()
+    }
+  }
+
+  /// How the tiles that pass are read: as the B operand of products over their columns, and of products over their rows.
+  private struct Readers {
+    let scores, weights, scoreRows, weightRows: TileReader
+
+    init(_ k: KernelBuilder, _ memory: BackwardMemory, lane: Register<U32>) {
+      scores = TileReader(k, memory.passing.scores, .chunksFirst, lane: lane)
+      weights = TileReader(k, memory.passing.weights, .chunksFirst, lane: lane)
+      scoreRows = TileReader(k, memory.passing.scores, .rowsFirst, lane: lane)
+      weightRows = TileReader(k, memory.passing.weights, .rowsFirst, lane: lane)
+    }
+  }
+
+  /// The address of the first row of a tensor of the block's batch and head (of queries, of the group's first).
+  private func ofQueries(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
+    let head = s.groupSize == 1 ? keyValueHead : keyValueHead * s.groupSize
+    let own = base + k.wide(batch) * strides.batch + k.wide(head) * strides.head
+    return sequence.map { own + k.wide($0.firstQuery) * strides.row } ?? own
+  }
+
+  private func ofKeys(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
+    let own = base + k.wide(batch) * strides.batch + k.wide(keyValueHead) * strides.head
+    return sequence.map { own + k.wide($0.firstKey) * strides.row } ?? own
+  }
+
+  private func load(_ tile: SharedTile, _ source: PassingTiles.Source, at offset: Int) {
+    kept.load(
+      tile, from: source.base, source.strides, to: place.shared + offset, thread: place.thread, threads: cut.threads)
+  }
+
+  private func fragments(_ tile: SharedTile, at offset: Int) -> QueryFragments {
+    QueryFragments(
+      k, tile, at: place.shared + offset, firstRow: place.firstRow, lane: place.lane, rowTiles: cut.rowTilesPerWarp,
+      areKept: cut.keepsOperands, isNegated: false)
+  }
+
+  /// The statistics of the lane's rows, where rows of queries are kept.
+  private func ownStatistics(_ base: Register<U64>) -> [[Register<F32>]] {
+    ownRows.map { k.load(F32.self, count: 2, global: base + k.wide($0) * RowStatistics.byteCount) }
+  }
+
+  // MARK: - The steps
+
+  private func multiply(
+    _ kept: QueryFragments, _ passing: TileReader, _ tile: SharedTile, into result: Accumulators
+  ) {
+    result.clear(columnTiles: 0..<result.columnTiles)
+    for step in 0..<tile.steps {
+      products.addScores(kept.atStep(step), passing, step: step, keys: 0..<cut.passingRows, to: result)
+    }
+  }
+
+  /// Scores become weights, and gradients of weights those of scores, but for the scale.
+  ///
+  /// - Parameter own: the statistics of the lane's rows; nil where those of its columns pass by.
+  private func weigh(
+    _ scores: Accumulators, _ gradients: Accumulators?, _ own: [[Register<F32>]]?, _ slot: Register<U32>
+  ) {
+    if s.hasSoftcap {
+      ScoreCap(inner: p.capScale, outer: p.scale).apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
+    }
+    let ofColumns = own == nil ? slot + (place.lane % 4) * (2 * RowStatistics.byteCount) : nil
+    for columnTile in 0..<scores.columnTiles {
+      // Of two neighbouring columns.
+      let passing = ofColumns.map {
+        k.load(
+          F32.self, count: 4, shared: $0,
+          offset: memory.statisticsOffset + columnTile * 8 * RowStatistics.byteCount)
+      }
+      for rowTile in 0..<scores.rowTiles {
+        for element in 0..<4 {
+          let (offset, delta) =
+            if let passing {
+              (passing[element % 2 * 2], passing[element % 2 * 2 + 1])
+            } else {
+              (own![2 * rowTile + element / 2][0], own![2 * rowTile + element / 2][1])
+            }
+          let score = scores[rowTile, columnTile][element]
+          let weight = k.exp2(s.hasSoftcap ? score + offset : k.multiplyAdd(score, p.scale, offset))
+          if let gradient = gradients?[rowTile, columnTile][element] {
+            var ofScore = weight * (gradient - delta)
+            if s.hasSoftcap {
+              let tanh = score * p.inverseCap
+              ofScore = ofScore * k.multiplyAdd(-tanh, tanh, k.constant(1))
+            }
+            k.set(gradient, to: ofScore)
+          }
+          k.set(score, to: weight)
+        }
+      }
+    }
+  }
+
+  /// sums += A B, with A in accumulators and B the rows that pass.
+  private func accumulate(_ factors: Accumulators, _ passing: TileReader, into result: Accumulators) {
+    for chunk in 0..<cut.passingRows / 16 {
+      let operands = factors.operands(chunk: chunk, as: s.inputs)
+      for pair in 0..<(result.columnTiles + 1) / 2 {
+        products.addOutput(operands, passing, row: chunk * 16, pair: pair, to: result)
+      }
+    }
+  }
+
+  /// Writes a gradient by the place of what was kept, of which the warp alone has read its rows.
+  private func store(
+    _ gradient: Accumulators?, scaled: Bool, _ base: Register<U64>, _ strides: StrideParameters, _ tile: SharedTile,
+    at offset: Int, heads: Int
+  ) {
+    guard let gradient else { return }
+    if scaled { gradient.scale(by: p.gradientScale) }
+    let epilogue = Epilogue(
+      k: k, inputs: s.inputs, tile: tile, place: place.shared + offset, firstRow: place.firstRow, lane: place.lane,
+      rows: kept)
+    k.if(base .!= 0) {
+      epilogue.store(
+        gradient, to: keepsKeys ? ofKeys(base, strides) : ofQueries(base, strides), strides, .throughSharedMemory)
+    }
+  }
+}

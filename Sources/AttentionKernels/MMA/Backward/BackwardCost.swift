@@ -1,0 +1,39 @@
+internal import Attention
+
+/// What a tile that passes costs a block of a gradients' kernel, in cycles of a multiprocessor, by the counts and constants of
+/// `ForwardCost`.
+struct BackwardCost {
+  /// Of 16 weights and gradients of scores, where the forward pass has its exponentials: some more arithmetic.
+  private static let cyclesOfWeights = 3.0
+
+  private let products, sharedMemory, weights, waits: Double
+
+  init(_ s: BackwardSpecialization) {
+    let (cut, memory) = (s.cut, BackwardMemory(s))
+    let (rows, passing, warps) = (Double(cut.rows), Double(cut.passingRows), Double(cut.warps))
+    products = rows / 16 * passing / 8 * Double(s.productsOfPair) / 16 * ForwardCost.cyclesOfProduct / 4
+    let depths = Double(memory.kept.scores.steps + (s.hasScoreGradients ? memory.kept.weights.steps : 0))
+    let keptReads = cut.keepsOperands ? 0 : Double(cut.rowTilesPerWarp) * depths
+    let passingReads = passing / 16 * (depths + Double(s.sums.first + s.sums.values) / 16)
+    let bytes = Double(memory.statisticsOffset)
+    sharedMemory = (4 * warps * (keptReads + passingReads) + bytes / 128) * ForwardCost.cyclesOfPass
+    weights = rows * passing / 16 * Self.cyclesOfWeights
+    let blocks = Double(cut.blocksPerMultiprocessor)
+    waits = Double(cut.stages > 1 ? 1 : 3) * ForwardCost.cyclesOfBarrier / (blocks * blocks)
+  }
+
+  /// All tiles of a launch, those of the busiest multiprocessor one after the other.
+  func seconds(_ problem: AttentionProblem, _ s: BackwardSpecialization, on gpu: GPULimits) -> Double {
+    let launch = BackwardLaunch(problem, s)
+    let all = Double(problem.queries) * Double(problem.keys)
+    let seen = all > 0 ? problem.visiblePairs / all : 0
+    let passing = s.kind == .queries ? problem.keys : problem.queries * problem.groupSize
+    // Tiles at the mask's edges count whole.
+    let tiles = seen * Double(passing) / Double(s.cut.passingRows) + (problem.mask.isLimited ? 1 : 0)
+    let terms = [products, sharedMemory, weights]
+    let longest = max(products, sharedMemory, weights)
+    let cycles = longest + (terms.reduce(0, +) - longest) * ForwardCost.uncovered + waits
+    let perMultiprocessor = max(Double(launch.blocks) / Double(max(gpu.multiprocessors, 1)), 1)
+    return ForwardCost.launch + perMultiprocessor * tiles * cycles / gpu.clock * ForwardCost.sustained
+  }
+}

@@ -1,0 +1,103 @@
+/// How the gradients' kernels cut their work. There are two kinds of them: one keeps keys and values and lets the queries pass
+/// by, for dK and dV; one keeps queries and lets the keys pass by, for dQ. Each kind is cut for itself.
+package struct BackwardTiling: Hashable, Sendable {
+  /// How one kind is cut.
+  package struct Cut: Hashable, Sendable {
+    /// Warps of a block.
+    package var warps: Int
+    /// 16-row tiles of what a warp keeps.
+    package var rowTilesPerWarp: Int
+    /// Rows of a tile that passes by, a multiple of 16.
+    package var passingRows: Int
+    /// Places in the ring of shared memory for what passes by.
+    package var stages: Int
+    /// Whether what is kept stays in registers, or is read again from shared memory for each tile that passes.
+    package var keepsOperands: Bool
+    /// Blocks that should fit a multiprocessor; it bounds the registers.
+    package var blocksPerMultiprocessor: Int
+
+    package init(
+      warps: Int = 4, rowTilesPerWarp: Int = 1, passingRows: Int = 64, stages: Int = 2, keepsOperands: Bool = false,
+      blocksPerMultiprocessor: Int = 1
+    ) {
+      (self.warps, self.rowTilesPerWarp, self.passingRows) = (warps, rowTilesPerWarp, passingRows)
+      (self.stages, self.keepsOperands) = (stages, keepsOperands)
+      self.blocksPerMultiprocessor = blocksPerMultiprocessor
+    }
+
+    /// Rows that a warp, and that a block, keeps.
+    package var rowsPerWarp: Int { rowTilesPerWarp * 16 }
+    package var rows: Int { warps * rowsPerWarp }
+    package var threads: Int { warps * 32 }
+
+    var name: String {
+      "\(rows)x\(passingRows)_warps\(warps)_stages\(stages)" + (keepsOperands ? "_registers" : "")
+    }
+  }
+
+  /// Of the kernels that keep keys and values.
+  package var keys: Cut
+  /// Of those that keep queries.
+  package var queries: Cut
+  /// Whether dK and dV come from a launch each, and the scores are computed once more: their sums then need not fit the
+  /// registers together.
+  package var separatesKeysAndValues: Bool
+
+  /// A tiling of the given cuts.
+  package init(keys: Cut = Cut(), queries: Cut = Cut(), separatesKeysAndValues: Bool = false) {
+    (self.keys, self.queries, self.separatesKeysAndValues) = (keys, queries, separatesKeysAndValues)
+  }
+}
+
+extension BackwardTiling: KernelTiling {
+  /// What `changed(by:)` reads, for help and errors.
+  package static let changeSyntax =
+    "dkv-warps=1|2|4|8, dkv-row-tiles=1|2, dkv-rows=16...128 in 16s, dkv-stages=1|2|3, dkv-operands=registers|shared, "
+    + "dkv-blocks=1...4, dkv-launches=1|2, and the same of dq (but launches)"
+
+  /// This tiling as a text that makes it of any that a plan chooses by itself.
+  package var changes: String {
+    func text(_ cut: Cut, _ name: String) -> String {
+      "\(name)-warps=\(cut.warps),\(name)-row-tiles=\(cut.rowTilesPerWarp),\(name)-rows=\(cut.passingRows),"
+        + "\(name)-stages=\(cut.stages),\(name)-operands=\(cut.keepsOperands ? "registers" : "shared"),"
+        + "\(name)-blocks=\(cut.blocksPerMultiprocessor)"
+    }
+    return text(keys, "dkv") + ",dkv-launches=\(separatesKeysAndValues ? 2 : 1)," + text(queries, "dq")
+  }
+
+  /// One of `changeSyntax`.
+  package mutating func change(_ name: String, to value: String) -> Bool {
+    let parts = name.split(separator: "-", maxSplits: 1).map(String.init)
+    guard parts.count == 2, let cut = ["dkv": \Self.keys, "dq": \Self.queries][parts[0]] else { return false }
+    func set<T>(_ path: WritableKeyPath<Cut, T>, _ value: T?) -> Bool {
+      if let value { self[keyPath: cut][keyPath: path] = value }
+      return value != nil
+    }
+    func number(_ allowed: some Sequence<Int>) -> Int? { Int(value).flatMap { allowed.contains($0) ? $0 : nil } }
+    switch parts[1] {
+    case "warps": return set(\.warps, number([1, 2, 4, 8]))
+    case "row-tiles": return set(\.rowTilesPerWarp, number([1, 2]))
+    case "rows": return set(\.passingRows, number(stride(from: 16, through: 128, by: 16)))
+    case "stages": return set(\.stages, number(1...3))
+    case "operands": return set(\.keepsOperands, ["registers": true, "shared": false][value])
+    case "blocks": return set(\.blocksPerMultiprocessor, number(1...4))
+    case "launches" where cut == \Self.keys:
+      guard let launches = number(1...2) else { return false }
+      separatesKeysAndValues = launches == 2
+      return true
+    default: return false
+    }
+  }
+}
+
+extension BackwardTiling: CustomStringConvertible {
+  /// The cuts in words.
+  package var description: String {
+    func text(_ cut: Cut, _ kept: String, _ passing: String) -> String {
+      "blocks of \(cut.rows) \(kept) pass tiles of \(cut.passingRows) \(passing), \(cut.warps) warps, \(cut.stages) "
+        + (cut.stages == 1 ? "stage" : "stages") + (cut.keepsOperands ? ", kept in registers" : "")
+    }
+    return "seven products, no atomics; dK and dV\(separatesKeysAndValues ? " by a launch each" : ""): "
+      + text(keys, "keys", "rows") + "; dQ: " + text(queries, "rows", "keys")
+  }
+}

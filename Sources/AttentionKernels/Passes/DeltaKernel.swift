@@ -1,0 +1,153 @@
+package import Attention
+package import PTX
+
+/// Prepares the backward pass: what it must know of each row of queries (`RowStatistics`).
+///
+///     some lanes of a warp for each row, 16 bytes of O and dO each
+///       delta = sum of dO * O - dLSE
+///       one lane stores (-LSE log2(e), delta)
+///
+/// Reads O and dO once: nothing beside the kernels that follow.
+package struct DeltaKernel: KernelSource {
+  /// Threads of a block, and rows that it takes.
+  static let (threads, rows) = (256, RowStatistics.rowMultiple)
+
+  /// What the kernel is made for: the type, D_v, the group, and whether sequences have lengths.
+  package let inputs: Matrix.Inputs
+  package let valueDimension, groupSize: Int
+  package let hasSequences, hasPackedQueries: Bool
+
+  package init(_ problem: AttentionProblem, inputs: Matrix.Inputs) {
+    self.inputs = inputs
+    (valueDimension, groupSize) = (problem.valueDimension, problem.groupSize)
+    (hasSequences, hasPackedQueries) = (!problem.hasWholeKeys, problem.packedQueries != nil)
+  }
+
+  /// The entry point's name.
+  package var name: String {
+    "delta_\(inputs.rawValue)_v\(valueDimension)" + (groupSize > 1 ? "_group\(groupSize)" : "")
+      + (hasSequences ? hasPackedQueries ? "_packed" : "_sequences" : "")
+  }
+
+  /// Blocks of one batch and key/value head.
+  static func blocksPerHead(_ problem: AttentionProblem) -> Int {
+    (problem.queries * problem.groupSize + rows - 1) / rows
+  }
+
+  /// A launch of it.
+  static func launch(_ problem: AttentionProblem, inputs: Matrix.Inputs) -> LaunchSequence.Launch {
+    LaunchSequence.Launch(
+      DeltaKernel(problem, inputs: inputs),
+      blocks: blocksPerHead(problem) * problem.keyValueHeads * problem.batch, threads: threads,
+      arguments: ArgumentTemplate(parameters, for: problem))
+  }
+
+  private static let parameters = ParameterList<AttentionProblem>.declared { _ = Parameters($0) }
+
+  private struct Parameters {
+    let outputBase, outputGradientBase: Register<U64>
+    /// The second 0 where there is none.
+    let logSumExpBase, logSumExpGradientBase: Register<U64>
+    let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
+    let outputStrides, outputGradientStrides: StrideParameters
+    let statistics: StatisticsParameters
+    let queries, keyValueHeads, blocksPerHead: Register<U32>
+    let keys: Register<S32>
+    let lists: ForwardSequence.Lists
+
+    init(_ list: ParameterList<AttentionProblem>) {
+      outputBase = list.pointer("output", .output)
+      outputGradientBase = list.pointer("output_gradient", .outputGradient)
+      logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
+      logSumExpGradientBase = list.pointer("log_sum_exp_gradient", .logSumExpGradient)
+      logSumExpBatchStride = list.number("log_sum_exp_batch_stride", U64.self) { $0.logSumExpStrides.batch }
+      logSumExpHeadStride = list.number("log_sum_exp_head_stride", U64.self) { $0.logSumExpStrides.head }
+      outputStrides = list.strides("output") {
+        TensorSteps(.output, $0.scalarType, isPacked: $0.packedQueries != nil)
+      }
+      outputGradientStrides = list.strides("output_gradient") {
+        TensorSteps(.outputGradient, $0.scalarType, isPacked: $0.packedQueries != nil)
+      }
+      statistics = StatisticsParameters(list) { $0 }
+      queries = list.number("query_count", U32.self) { $0.queries }
+      keyValueHeads = list.number("key_value_heads", U32.self) { $0.keyValueHeads }
+      blocksPerHead = list.number("blocks_per_head", U32.self) { DeltaKernel.blocksPerHead($0) }
+      keys = list.number("key_count", S32.self) { $0.keys }
+      lists = ForwardSequence.Lists(list) { $0 }
+    }
+  }
+
+  /// Lanes of a row, a power of two.
+  private var lanes: Int { min(32, (1...).lazy.map { 1 << $0 }.first { $0 * 8 >= valueDimension } ?? 32) }
+
+  /// The kernel.
+  package func kernel() throws(KernelError) -> Kernel {
+    try Kernel.build(name, threadsPerBlock: Self.threads) { k in
+      let p = Parameters(ParameterList(k))
+      let (block, thread) = (k.special(.blockX), k.special(.threadX))
+      let unit = block / p.blocksPerHead
+      let batch = unit / p.keyValueHeads
+      let keyValueHead = unit - batch * p.keyValueHeads
+      let sequence =
+        hasSequences ? ForwardSequence(k, p.lists, queries: p.queries, keys: p.keys, batch: batch) : nil
+      let rows = PackedQueries(
+        k, groupSize: groupSize, firstRow: (block - unit * p.blocksPerHead) * Self.rows,
+        queries: sequence?.queries ?? p.queries)
+      let statistics = p.statistics.address(
+        k, batch: batch, keyValueHead: keyValueHead, groupSize: groupSize, isPacked: hasPackedQueries,
+        firstQuery: sequence?.firstQuery)
+      let firstHead = groupSize == 1 ? keyValueHead : keyValueHead * groupSize
+      func first(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
+        let own = base + k.wide(batch) * strides.batch + k.wide(firstHead) * strides.head
+        return sequence.map { own + k.wide($0.firstQuery) * strides.row } ?? own
+      }
+      let output = first(p.outputBase, p.outputStrides)
+      let gradient = first(p.outputGradientBase, p.outputGradientStrides)
+      var ofLogSumExp = k.wide(batch) * p.logSumExpBatchStride + k.wide(firstHead) * p.logSumExpHeadStride
+      if let sequence { ofLogSumExp = ofLogSumExp + k.wide(sequence.firstQuery) * 4 }
+      let (line, chunk) = (thread / lanes, thread % lanes)
+
+      // Blocks behind a short sequence's last row have nothing to do.
+      k.if(rows.firstRow .< rows.count) {
+        k.loop(from: rows.firstRow + line, to: rows.firstRow + Self.rows, by: Self.threads / lanes) { row in
+          let (offset, sum) = (k.variable(k.constant(-.infinity)), k.variable(k.constant(0)))
+          k.if(row .< rows.count) {
+            let (from, with) = (
+              output + rows.distance(ofRow: row, p.outputStrides),
+              gradient + rows.distance(ofRow: row, p.outputGradientStrides)
+            )
+            k.loop(from: chunk, to: k.constant(valueDimension / 8, U32.self), by: lanes) { chunk in
+              let (a, b) = (
+                k.load(U32.self, count: 4, global: from + k.wide(chunk * 16)),
+                k.load(U32.self, count: 4, global: with + k.wide(chunk * 16))
+              )
+              for (a, b) in zip(a, b) {
+                let ((aLow, aHigh), (bLow, bHigh)) = (inputs.unpack(k, a), inputs.unpack(k, b))
+                k.set(sum, to: k.multiplyAdd(aHigh, bHigh, k.multiplyAdd(aLow, bLow, sum)))
+              }
+            }
+            let query = rows.query(ofRow: row)
+            let ofRow =
+              ofLogSumExp + k.wide(query) * 4
+              + (groupSize == 1 ? k.constant(0, U64.self) : k.wide(row - query * groupSize) * p.logSumExpHeadStride)
+            k.set(offset, to: k.load(F32.self, global: p.logSumExpBase + ofRow) * Float(-1.4426950408889634))
+            // A row that sees no key has -inf, and weighs nothing.
+            k.set(offset, to: k.select(offset .!= .infinity, offset, -.infinity))
+            k.if((p.logSumExpGradientBase .!= 0) & (chunk .== 0)) {
+              k.set(sum, to: sum - k.load(F32.self, global: p.logSumExpGradientBase + ofRow))
+            }
+          }
+          var delta = sum
+          var distance = lanes / 2
+          while distance > 0 {
+            delta = delta + k.shuffle(delta, xor: distance)
+            distance /= 2
+          }
+          k.if(chunk .== 0) {
+            k.store([offset, delta], global: statistics + k.wide(row) * RowStatistics.byteCount)
+          }
+        }
+      }
+    }
+  }
+}

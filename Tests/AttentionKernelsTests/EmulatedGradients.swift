@@ -1,0 +1,260 @@
+import Attention
+import AttentionKernels
+import AttentionVerification
+import PTX
+import PTXEmulator
+
+/// Gradients on an emulated GPU: tensors in its memory, gaps filled with NaN, and the result beside the reference.
+struct EmulatedGradients {
+  /// Rows of a packed sequence.
+  struct Sequence {
+    let queries, keys: Range<Int>
+  }
+
+  var problem: AttentionProblem
+  var plan: KernelPlan
+  var layout = TensorLayout.bnhd
+  /// Elements between rows, all NaN.
+  var rowGap = 0
+  /// Where each sequence is, where they are packed; nil where they are whole.
+  var sequences: [Sequence]?
+  /// Whether there is a gradient of the log-sum-exp.
+  var hasLogSumExpGradient = true
+  /// Whether the gradient of the output is one row for all queries and heads (strides of 0).
+  var isOutputGradientExpanded = false
+  /// Which of dQ, dK and dV are asked for.
+  var wanted = [true, true, true]
+
+  /// Whole keys.
+  init(
+    _ problem: AttentionProblem, layout: TensorLayout = .bnhd, rowGap: Int = 0, tiling: String = "",
+    on target: Target = .sm90
+  ) throws {
+    (self.problem, self.layout, self.rowGap) = (problem, layout, rowGap)
+    plan = try Self.plan(problem, tiling, target)
+  }
+
+  /// Packed sequences of so many queries and keys, some rows before the first and behind the last.
+  init(
+    _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1, dimension: Int = 64,
+    mask: AttentionMask = .none, tiling: String = "", on target: Target = .sm90
+  ) throws {
+    var (place, sequences) = ((queries: 3, keys: 5), [Sequence]())
+    for length in lengths {
+      sequences.append(
+        Sequence(
+          queries: place.queries..<place.queries + length.queries, keys: place.keys..<place.keys + length.keys))
+      place = (place.queries + length.queries, place.keys + length.keys)
+    }
+    problem = try AttentionProblem(
+      batch: lengths.count, queries: lengths.map(\.queries).max()!, packedQueries: place.queries + 7,
+      queryHeads: heads * group, keyValueHeads: heads, dimension: dimension,
+      keys: .packed(total: place.keys + 9, longest: lengths.map(\.keys).max()!), scalarType: type, mask: mask)
+    self.sequences = sequences
+    plan = try Self.plan(problem, tiling, target)
+  }
+
+  private static func plan(_ problem: AttentionProblem, _ tiling: String, _ target: Target) throws -> KernelPlan {
+    try KernelPlan(
+      problem, on: .typical(of: target),
+      options: KernelOptions(tiling: tiling.isEmpty ? nil : TilingChanges(tiling)), families: KernelFamilies.backward)
+  }
+
+  /// The kernels that compute gradients, in the order of their launches.
+  var kernels: [BackwardKernel] { plan.launches.launches.compactMap { $0.kernel as? BackwardKernel } }
+
+  struct Outcome {
+    let counters: Counters
+    /// Of dQ, dK and dV.
+    let gradients: [Comparison]
+    /// What was written, in the same order.
+    let values: [[Double]]
+    /// Every element of the gradients was written, and nothing between them.
+    let isConfined: Bool
+    var passes: Bool { gradients.allSatisfy(\.passes) && isConfined }
+  }
+
+  /// Each sequence as a problem of its own, and where its rows begin.
+  private func parts() throws -> [(problem: AttentionProblem, batch: Int, query: Int, key: Int)] {
+    guard let sequences else { return [(problem, 0, 0, 0)] }
+    return try sequences.map {
+      (
+        try problem.sequence(queries: $0.queries.count, length: $0.keys.count), 0, $0.queries.lowerBound,
+        $0.keys.lowerBound
+      )
+    }
+  }
+
+  private func strides(of shape: TensorShape) -> TensorStrides {
+    let pitch = shape.dimension + rowGap
+    return layout == .bhnd
+      ? TensorStrides(batch: shape.heads * shape.length * pitch, heads: shape.length * pitch, length: pitch)
+      : TensorStrides(batch: shape.length * shape.heads * pitch, heads: pitch, length: shape.heads * pitch)
+  }
+
+  private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
+    if tensor == 4 && isOutputGradientExpanded { return scattered(4, 0, 0, 0, d) }
+    return scattered(tensor, b, h, n, d)
+  }
+
+  private func logSumExpGradient(_ b: Int, _ h: Int, _ n: Int) -> Float {
+    hasLogSumExpGradient ? scattered(9, b, h, n, 0) : 0
+  }
+
+  /// - Parameter program: what runs in place of a kernel; nil for its own.
+  /// - Throws: `Hazard`.
+  func run(
+    _ schedule: Schedule = .roundRobin, program: (any KernelSource) -> Program? = { _ in nil }
+  ) throws(Hazard) -> Outcome {
+    let memory = GlobalMemory()
+    let type = problem.scalarType
+    func bits(_ value: Float) -> UInt16 { type == .f16 ? Float16(value).bitPattern : BFloat16(value).bitPattern }
+    /// `values` of (b, h, n); nil for memory that nobody has written.
+    func place(
+      _ name: String, _ shape: TensorShape, _ values: ((Int, Int, Int) -> [Float])?
+    ) -> DeviceTensorView {
+      let strides = strides(of: shape)
+      let base = memory.allocate(
+        name, byteCount: max(shape.batch * strides.batch, 1) * 2, access: values == nil ? .readWrite : .readOnly)
+      for b in 0..<shape.batch {
+        for h in 0..<shape.heads {
+          for n in 0..<shape.length {
+            let gap = [UInt16](repeating: 0x7fff, count: rowGap)
+            let row = values.map { $0(b, h, n).map(bits) + gap } ?? gap
+            let skipped = values == nil ? shape.dimension : 0
+            memory.write(row, to: base + UInt64((strides.offset(batch: b, head: h, token: n) + skipped) * 2))
+          }
+        }
+      }
+      return DeviceTensorView(address: base, scalarType: type, shape: shape, strides: strides)
+    }
+
+    let parts = try! parts()
+    // What the forward pass made, rounded; NaN in rows of no sequence.
+    var output = [Float](repeating: .nan, count: problem.outputShape.elementCount)
+    var (logSumExp, ofLogSumExp) = (
+      [Float](repeating: .nan, count: problem.logSumExpCount), [Float](repeating: .nan, count: problem.logSumExpCount)
+    )
+    var (references, plains) = (GradientValues(for: problem), GradientValues(for: problem))
+    for part in parts {
+      let one = part.problem
+      func tensor(_ number: Int, _ shape: TensorShape, _ first: Int) -> Tensor {
+        try! Tensor(shape: shape, scalarType: type) { element(number, $0 + part.batch, $1, $2 + first, $3) }
+      }
+      let q = tensor(1, one.queryShape, part.query)
+      let (k, v) = (tensor(2, one.keyShape, part.key), tensor(3, one.valueShape, part.key))
+      let given = tensor(4, one.outputShape, part.query)
+      q.withView { q in
+        k.withView { k in
+          v.withView { v in
+            given.withView { given in
+              let forward = AttentionCheck.reference(one, queries: q, keys: k, values: v)
+              let rowCount = problem.packedQueries ?? problem.queries
+              func row(_ b: Int, _ h: Int, _ n: Int) -> Int {
+                ((b + part.batch) * problem.queryHeads + h) * rowCount + n + part.query
+              }
+              var gradients = [Float](repeating: 0, count: one.logSumExpCount)
+              for b in 0..<one.batch {
+                for h in 0..<one.queryHeads {
+                  for n in 0..<one.queries {
+                    let own = (b * one.queryHeads + h) * one.queries + n
+                    gradients[own] = logSumExpGradient(b + part.batch, h, n + part.query)
+                    (logSumExp[row(b, h, n)], ofLogSumExp[row(b, h, n)]) = (
+                      Float(forward.logSumExp[own]), gradients[own]
+                    )
+                    for c in 0..<one.valueDimension {
+                      output[row(b, h, n) * one.valueDimension + c] = type.rounded(
+                        Float(forward.output[own * one.valueDimension + c]))
+                    }
+                  }
+                }
+              }
+              let inputs = GradientInputs(
+                queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: gradients)
+              func put(_ made: GradientValues, _ all: inout GradientValues) {
+                func copy(
+                  _ rows: [Double], _ shape: TensorShape, _ to: inout [Double], _ toShape: TensorShape, _ first: Int
+                ) {
+                  for b in 0..<shape.batch {
+                    for h in 0..<shape.heads {
+                      let from = (b * shape.heads + h) * shape.length * shape.dimension
+                      let target = (((b + part.batch) * shape.heads + h) * toShape.length + first) * shape.dimension
+                      let count = shape.length * shape.dimension
+                      to.replaceSubrange(target..<target + count, with: rows[from..<from + count])
+                    }
+                  }
+                }
+                copy(made.queries, one.queryShape, &all.queries, problem.queryShape, part.query)
+                copy(made.keys, one.keyShape, &all.keys, problem.keyShape, part.key)
+                copy(made.values, one.valueShape, &all.values, problem.valueShape, part.key)
+              }
+              put(AttentionCheck.gradients(one, inputs), &references)
+              put(AttentionCheck.plainGradients(one, inputs, forward: forward), &plains)
+            }
+          }
+        }
+      }
+    }
+
+    func input(_ name: String, _ number: Int, _ shape: TensorShape, _ known: @escaping (Int) -> Bool) -> DeviceTensorView {
+      place(name, shape) { b, h, n in
+        (0..<shape.dimension).map { known(n) ? element(number, b, h, n, $0) : .nan }
+      }
+    }
+    func isQuery(_ n: Int) -> Bool { sequences?.contains { $0.queries.contains(n) } ?? true }
+    func isKey(_ n: Int) -> Bool { sequences?.contains { $0.keys.contains(n) } ?? true }
+    let q = input("q", 1, problem.queryShape, isQuery)
+    let (k, v) = (input("k", 2, problem.keyShape, isKey), input("v", 3, problem.valueShape, isKey))
+    let shape = problem.outputShape
+    let o = place("o", shape) { b, h, n in
+      let first = ((b * shape.heads + h) * shape.length + n) * shape.dimension
+      return Array(output[first..<first + shape.dimension])
+    }
+    var given = input("do", 4, shape, isQuery)
+    if isOutputGradientExpanded { given.strides = TensorStrides(batch: 0, heads: 0, length: 0) }
+    let written = [problem.queryShape, problem.keyShape, problem.valueShape]
+    let results = zip(["dq", "dk", "dv"], written).map { place($0, $1, nil) }
+    func list(_ name: String, _ starts: [Int]) -> UInt64 {
+      memory.allocate(name, starts.map(Int32.init), access: .readOnly)
+    }
+    let entries = CacheEntries<GPUMemory>(
+      queryStarts: sequences.map { list("cu_q", $0.map(\.queries.lowerBound) + [$0.last!.queries.upperBound]) },
+      keyStarts: sequences.map { list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound]) })
+    let tensors = GradientTensors<GPUMemory>(
+      queries: q, keys: k, values: v, output: o,
+      logSumExp: memory.allocate("lse", logSumExp, access: .readOnly), outputGradient: given,
+      logSumExpGradient: hasLogSumExpGradient ? memory.allocate("dlse", ofLogSumExp, access: .readOnly) : nil,
+      queryGradient: wanted[0] ? results[0] : nil, keyGradient: wanted[1] ? results[1] : nil,
+      valueGradient: wanted[2] ? results[2] : nil, entries: entries)
+    try! tensors.check(problem)
+    let counters = try plan.launches.emulate(KernelCall(tensors), memory: memory, schedule: schedule, program: program)
+
+    var (values, isConfined) = ([[Double]](), true)
+    for (view, isWanted) in zip(results, wanted) {
+      var all: [Double] = []
+      for b in 0..<view.shape.batch {
+        for h in 0..<view.shape.heads {
+          for n in 0..<view.shape.length {
+            let row = view.address + UInt64(view.strides.offset(batch: b, head: h, token: n) * 2)
+            let words = memory.read(UInt16.self, count: view.shape.dimension + rowGap, from: row)
+            if (words != nil) != isWanted { isConfined = false }
+            let known = words ?? [UInt16](repeating: 0, count: view.shape.dimension + rowGap)
+            if !known[view.shape.dimension...].allSatisfy({ words == nil || $0 == 0x7fff }) { isConfined = false }
+            all += known[..<view.shape.dimension].map {
+              Double(type == .f16 ? Float(Float16(bitPattern: $0)) : Float(BFloat16(bitPattern: $0)))
+            }
+          }
+        }
+      }
+      values.append(all)
+    }
+    let expected = [references.queries, references.keys, references.values]
+    let plain = [plains.queries, plains.keys, plains.values]
+    return Outcome(
+      counters: counters,
+      gradients: (0..<3).map {
+        Comparison(
+          actual: wanted[$0] ? values[$0] : expected[$0], plain: plain[$0], reference: expected[$0], type: type)
+      }, values: values, isConfined: isConfined)
+  }
+}
