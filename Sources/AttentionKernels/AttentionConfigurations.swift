@@ -42,7 +42,29 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         }
       }
     }
-    return list + (try decoding())
+    return list + (try decoding()) + (try gradients())
+  }
+
+  /// Gradients: what precedes them, dK and dV together and by a launch each, dQ.
+  private static func gradients() throws -> [AttentionConfiguration] {
+    var list: [AttentionConfiguration] = []
+    for (target, dimension, group, mask, softcap) in [
+      (Target.sm80, 64, 1, AttentionMask.causal, nil), (.sm80, 128, 8, .causal, nil),
+      (.sm89, 128, 1, .window(left: 4096, right: 0), nil), (.sm89, 256, 4, .causal, nil),
+      (.sm90, 64, 1, .none, nil), (.sm90, 72, 5, .chunks(of: 8192), nil), (.sm90, 128, 1, .causal, nil),
+      (.sm90, 128, 4, .causal, 50.0), (.sm90, 256, 1, .causal, nil),
+    ] {
+      let isPacked = group > 1 && softcap == nil
+      let problem = try AttentionProblem(
+        batch: 4, queries: 4096, packedQueries: isPacked ? 8192 : nil, queryHeads: 8 * group, keyValueHeads: 8,
+        dimension: dimension, keys: isPacked ? .packed(total: 8192, longest: 4096) : .whole(length: 4096),
+        scalarType: group == 4 ? .f16 : .bf16, mask: mask, softcap: softcap)
+      let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
+      list += try plan.launches.launches.filter { !($0.kernel is ZeroKernel) }.map {
+        AttentionConfiguration(kernel: try $0.kernel.kernel(), target: target, spillAllowance: 0)
+      }
+    }
+    return list
   }
 
   /// The kernels of a plan.

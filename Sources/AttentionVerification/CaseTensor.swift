@@ -15,6 +15,9 @@ package final class CaseTensor: @unchecked Sendable {
     package var isHeadsBroadcast = false
     /// The tokens lie backward in memory.
     package var isBackward = false
+
+    /// Contiguous.
+    package init(layout: TensorLayout = .bhnd) { self.layout = layout }
   }
 
   package let view: MutableTensorView

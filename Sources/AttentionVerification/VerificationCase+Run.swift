@@ -79,7 +79,7 @@ extension VerificationCase {
 
   private var surroundings: Float { isPoisoned ? .nan : 7 }
 
-  private func fill(_ q: CaseTensor, _ k: CaseTensor, _ v: CaseTensor) {
+  func fill(_ q: CaseTensor, _ k: CaseTensor, _ v: CaseTensor) {
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 40)
     switch inputs {
     case .normal:

@@ -23,6 +23,7 @@ INLINE double probe_residue(const Floats sum[24]) {
 #include "PairPanels.h"
 #include "Rows.h"
 #include "Careful.h"
+#include "Gradients.h"
 
 static double probe_arithmetic(int64_t steps) {
   Floats sum[24];
@@ -76,6 +77,12 @@ const CPUMicrokernels TABLE = {
     .row_softmax = row_softmax,
     .row_accumulate = row_accumulate,
     .store_row = store_row,
+    .product = product,
+    .product_carefully = product_carefully,
+    .transposed = transposed,
+    .score_gradients = score_gradients,
+    .dots = dots,
+    .store_scaled = store_scaled,
     .probe_arithmetic = probe_arithmetic,
     .probe_read = probe_read,
 };

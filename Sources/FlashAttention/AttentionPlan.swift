@@ -25,6 +25,8 @@ public struct AttentionPlan: Sendable {
   /// Why this device was chosen, as a sentence.
   public let reason: String
   private let path: Path
+  /// Threads at most on the CPU.
+  let threads: Int
 
   private enum Path: Sendable {
     case cpu(CPUPlan)
@@ -44,6 +46,7 @@ public struct AttentionPlan: Sendable {
   ) throws(AttentionError) {
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
+    self.threads = threads
     (path, reason) = try device.choose(for: problem.scalarType) { (ordinal) throws(AttentionError) in
       .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), kernels))
     } cpu: { () throws(AttentionError) in

@@ -17,12 +17,17 @@ final class GPUPlan: Sendable {
   struct ReadyLaunch: Sendable {
     let kernel: LoadedKernel
     let shape: LaunchShape
-    let arguments: ArgumentTemplate
+    let launch: LaunchSequence.Launch
+
+    var arguments: ArgumentTemplate { launch.arguments }
   }
 
-  init(_ problem: AttentionProblem, on gpu: GPU, _ options: KernelOptions) throws(AttentionError) {
+  init(
+    _ problem: AttentionProblem, on gpu: GPU, _ options: KernelOptions,
+    families: [any KernelFamily.Type] = KernelFamilies.all
+  ) throws(AttentionError) {
     self.gpu = gpu
-    plan = try KernelPlan(problem, on: gpu.limits, options: options)
+    plan = try KernelPlan(problem, on: gpu.limits, options: options, families: families)
   }
 
   /// Compiles and loads the kernels, unless that was done before.
@@ -37,7 +42,7 @@ final class GPUPlan: Sendable {
           shape: LaunchShape(
             blocks: launch.blocks, threads: launch.threads, sharedByteCount: launch.sharedByteCount,
             attributes: launch.overtakes ? [.programmaticStreamSerialization] : []),
-          arguments: launch.arguments))
+          launch: launch))
     }
     let all = made
     ready.withLock { $0 = all }
@@ -88,28 +93,52 @@ final class GPUPlan: Sendable {
       new.append((tensor, map))
     }
     if call.counters == nil && plan.launches.hasOwnCounters { call.counters = try gpu.drawCounter(stream: stream) }
-    try gpu.reporting { () throws(CUDAError) in
-      let launches = try prepare()
-      try gpu.context.use { () throws(CUDAError) in
-        for launch in launches {
-          try withUnsafeTemporaryAllocation(
-            byteCount: launch.arguments.byteCount, alignment: 64
-          ) { (buffer) throws(CUDAError) in
-            launch.arguments.write(call, to: buffer)
-            if !launch.arguments.offsets.isEmpty {
-              for (tensor, bytes) in zip(mapped, known) {
-                if let bytes { buffer.storeBytes(of: bytes, toByteOffset: tensor.offset, as: EncodedMaps.Bytes.self) }
-              }
-              for (tensor, map) in new {
-                let place = tensor.offset..<tensor.offset + TensorMap.byteCount
-                try launch.kernel.library.encode(map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[place]))
-                let bytes = buffer.loadUnaligned(fromByteOffset: tensor.offset, as: EncodedMaps.Bytes.self)
-                maps.withLock { $0.remember(bytes, of: tensor) }
-              }
+    let encoded = Array(zip(mapped, known))
+    try gpu.reporting { () throws(CUDAError) in try put(call, encoded, new: new, in: stream) }
+  }
+
+  /// Puts a call for gradients into a stream; nothing is waited for.
+  func launch(
+    _ tensors: GradientTensors<GPUMemory>, workspace: UInt64?, stream: StreamHandle
+  ) throws(AttentionError) {
+    try tensors.check(plan.problem)
+    if let workspace, workspace % 16 != 0 {
+      throw .alignment(tensor: "the workspace", what: "address", bytes: Int(truncatingIfNeeded: workspace))
+    }
+    var call = KernelCall(tensors, workspace: workspace ?? 0)
+    if workspace == nil {
+      call.workspace = try gpu.workspace(byteCount: plan.launches.workspaceByteCount, stream: stream)
+    }
+    try gpu.reporting { () throws(CUDAError) in try put(call, [], new: [], in: stream) }
+  }
+
+  /// - Parameters:
+  ///   - mapped: the tensors that have maps, with these where they are known.
+  ///   - new: those whose maps are not.
+  private func put(
+    _ call: KernelCall, _ mapped: [(tensor: ArgumentTemplate.MappedTensor, bytes: EncodedMaps.Bytes?)],
+    new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)], in stream: StreamHandle
+  ) throws(CUDAError) {
+    let launches = try prepare()
+    try gpu.context.use { () throws(CUDAError) in
+      for launch in launches where launch.launch.isNeeded(by: call) {
+        try withUnsafeTemporaryAllocation(
+          byteCount: launch.arguments.byteCount, alignment: 64
+        ) { (buffer) throws(CUDAError) in
+          launch.arguments.write(call, to: buffer)
+          if !launch.arguments.offsets.isEmpty {
+            for (tensor, bytes) in mapped {
+              if let bytes { buffer.storeBytes(of: bytes, toByteOffset: tensor.offset, as: EncodedMaps.Bytes.self) }
             }
-            try launch.kernel.library.launch(
-              launch.shape, arguments: buffer, offsets: launch.arguments.offsets, in: stream)
+            for (tensor, map) in new {
+              let place = tensor.offset..<tensor.offset + TensorMap.byteCount
+              try launch.kernel.library.encode(map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[place]))
+              let bytes = buffer.loadUnaligned(fromByteOffset: tensor.offset, as: EncodedMaps.Bytes.self)
+              maps.withLock { $0.remember(bytes, of: tensor) }
+            }
           }
+          try launch.kernel.library.launch(
+            launch.shape, arguments: buffer, offsets: launch.arguments.offsets, in: stream)
         }
       }
     }
@@ -155,6 +184,38 @@ final class GPUPlan: Sendable {
       // The caller gave it to be written.
       try HostCopy.download(
         uploaded, HostCopy.layout(of: view) ?? .bhnd, to: MutableTensorView(mutating: view))
+    }
+  }
+
+  /// Computes gradients on host memory: copies everything to the GPU and the results back.
+  func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
+    let problem = plan.problem
+    let upload = Upload(to: gpu)
+    // Freed in the stream's order, but not before the work is in it.
+    defer { withExtendedLifetime(upload) {} }
+    func statistics(_ floats: UnsafeMutableBufferPointer<Float>?) throws(AttentionError) -> UInt64? {
+      try upload.list(floats.map { Array($0) })
+    }
+    var results: [(buffer: GPUBuffer, layout: TensorLayout, host: MutableTensorView)] = []
+    func room(_ gradient: MutableTensorView?) throws(AttentionError) -> DeviceTensorView? {
+      guard let gradient else { return nil }
+      let buffer = try upload.room(gradient.shape.elementCount * gradient.scalarType.byteCount)
+      let layout = HostCopy.layout(of: gradient.readOnly) ?? .bhnd
+      results.append((buffer, layout, gradient))
+      return DeviceTensorView(
+        address: buffer.address, scalarType: gradient.scalarType, shape: gradient.shape, layout: layout)
+    }
+    let onGPU = GradientTensors<GPUMemory>(
+      queries: try upload.tensor(tensors.queries).view, keys: try upload.tensor(tensors.keys).view,
+      values: try upload.tensor(tensors.values).view, output: try upload.tensor(tensors.output).view,
+      logSumExp: try statistics(tensors.logSumExp) ?? 0, outputGradient: try upload.tensor(tensors.outputGradient).view,
+      logSumExpGradient: try statistics(tensors.logSumExpGradient), queryGradient: try room(tensors.queryGradient),
+      keyGradient: try room(tensors.keyGradient), valueGradient: try room(tensors.valueGradient),
+      entries: try upload.entries(tensors.entries, problem))
+    let workspace = try upload.room(plan.launches.workspaceByteCount)
+    try launch(onGPU, workspace: workspace.address, stream: gpu.stream.handle)
+    for (buffer, layout, host) in results where host.shape.elementCount > 0 {
+      try HostCopy.download(buffer, layout, to: host)
     }
   }
 

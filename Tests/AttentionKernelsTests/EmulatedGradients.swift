@@ -6,18 +6,13 @@ import PTXEmulator
 
 /// Gradients on an emulated GPU: tensors in its memory, gaps filled with NaN, and the result beside the reference.
 struct EmulatedGradients {
-  /// Rows of a packed sequence.
-  struct Sequence {
-    let queries, keys: Range<Int>
-  }
-
   var problem: AttentionProblem
   var plan: KernelPlan
   var layout = TensorLayout.bnhd
   /// Elements between rows, all NaN.
   var rowGap = 0
   /// Where each sequence is, where they are packed; nil where they are whole.
-  var sequences: [Sequence]?
+  var sequences: [PackedSequence]?
   /// Whether there is a gradient of the log-sum-exp.
   var hasLogSumExpGradient = true
   /// Whether the gradient of the output is one row for all queries and heads (strides of 0).
@@ -39,10 +34,10 @@ struct EmulatedGradients {
     _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1, dimension: Int = 64,
     mask: AttentionMask = .none, tiling: String = "", on target: Target = .sm90
   ) throws {
-    var (place, sequences) = ((queries: 3, keys: 5), [Sequence]())
+    var (place, sequences) = ((queries: 3, keys: 5), [PackedSequence]())
     for length in lengths {
       sequences.append(
-        Sequence(
+        PackedSequence(
           queries: place.queries..<place.queries + length.queries, keys: place.keys..<place.keys + length.keys))
       place = (place.queries + length.queries, place.keys + length.keys)
     }
@@ -74,17 +69,6 @@ struct EmulatedGradients {
     var passes: Bool { gradients.allSatisfy(\.passes) && isConfined }
   }
 
-  /// Each sequence as a problem of its own, and where its rows begin.
-  private func parts() throws -> [(problem: AttentionProblem, batch: Int, query: Int, key: Int)] {
-    guard let sequences else { return [(problem, 0, 0, 0)] }
-    return try sequences.map {
-      (
-        try problem.sequence(queries: $0.queries.count, length: $0.keys.count), 0, $0.queries.lowerBound,
-        $0.keys.lowerBound
-      )
-    }
-  }
-
   private func strides(of shape: TensorShape) -> TensorStrides {
     let pitch = shape.dimension + rowGap
     return layout == .bhnd
@@ -95,10 +79,6 @@ struct EmulatedGradients {
   private func element(_ tensor: Int, _ b: Int, _ h: Int, _ n: Int, _ d: Int) -> Float {
     if tensor == 4 && isOutputGradientExpanded { return scattered(4, 0, 0, 0, d) }
     return scattered(tensor, b, h, n, d)
-  }
-
-  private func logSumExpGradient(_ b: Int, _ h: Int, _ n: Int) -> Float {
-    hasLogSumExpGradient ? scattered(9, b, h, n, 0) : 0
   }
 
   /// - Parameter program: what runs in place of a kernel; nil for its own.
@@ -129,80 +109,39 @@ struct EmulatedGradients {
       return DeviceTensorView(address: base, scalarType: type, shape: shape, strides: strides)
     }
 
-    let parts = try! parts()
-    // What the forward pass made, rounded; NaN in rows of no sequence.
-    var output = [Float](repeating: .nan, count: problem.outputShape.elementCount)
-    var (logSumExp, ofLogSumExp) = (
-      [Float](repeating: .nan, count: problem.logSumExpCount), [Float](repeating: .nan, count: problem.logSumExpCount)
-    )
-    var (references, plains) = (GradientValues(for: problem), GradientValues(for: problem))
-    for part in parts {
-      let one = part.problem
-      func tensor(_ number: Int, _ shape: TensorShape, _ first: Int) -> Tensor {
-        try! Tensor(shape: shape, scalarType: type) { element(number, $0 + part.batch, $1, $2 + first, $3) }
-      }
-      let q = tensor(1, one.queryShape, part.query)
-      let (k, v) = (tensor(2, one.keyShape, part.key), tensor(3, one.valueShape, part.key))
-      let given = tensor(4, one.outputShape, part.query)
-      q.withView { q in
-        k.withView { k in
-          v.withView { v in
-            given.withView { given in
-              let forward = AttentionCheck.reference(one, queries: q, keys: k, values: v)
-              let rowCount = problem.packedQueries ?? problem.queries
-              func row(_ b: Int, _ h: Int, _ n: Int) -> Int {
-                ((b + part.batch) * problem.queryHeads + h) * rowCount + n + part.query
-              }
-              var gradients = [Float](repeating: 0, count: one.logSumExpCount)
-              for b in 0..<one.batch {
-                for h in 0..<one.queryHeads {
-                  for n in 0..<one.queries {
-                    let own = (b * one.queryHeads + h) * one.queries + n
-                    gradients[own] = logSumExpGradient(b + part.batch, h, n + part.query)
-                    (logSumExp[row(b, h, n)], ofLogSumExp[row(b, h, n)]) = (
-                      Float(forward.logSumExp[own]), gradients[own]
-                    )
-                    for c in 0..<one.valueDimension {
-                      output[row(b, h, n) * one.valueDimension + c] = type.rounded(
-                        Float(forward.output[own * one.valueDimension + c]))
-                    }
-                  }
-                }
-              }
-              let inputs = GradientInputs(
-                queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: gradients)
-              func put(_ made: GradientValues, _ all: inout GradientValues) {
-                func copy(
-                  _ rows: [Double], _ shape: TensorShape, _ to: inout [Double], _ toShape: TensorShape, _ first: Int
-                ) {
-                  for b in 0..<shape.batch {
-                    for h in 0..<shape.heads {
-                      let from = (b * shape.heads + h) * shape.length * shape.dimension
-                      let target = (((b + part.batch) * shape.heads + h) * toShape.length + first) * shape.dimension
-                      let count = shape.length * shape.dimension
-                      to.replaceSubrange(target..<target + count, with: rows[from..<from + count])
-                    }
-                  }
-                }
-                copy(made.queries, one.queryShape, &all.queries, problem.queryShape, part.query)
-                copy(made.keys, one.keyShape, &all.keys, problem.keyShape, part.key)
-                copy(made.values, one.valueShape, &all.values, problem.valueShape, part.key)
-              }
-              put(AttentionCheck.gradients(one, inputs), &references)
-              put(AttentionCheck.plainGradients(one, inputs, forward: forward), &plains)
-            }
+    func isQuery(_ n: Int) -> Bool { sequences?.contains { $0.queries.contains(n) } ?? true }
+    func isKey(_ n: Int) -> Bool { sequences?.contains { $0.keys.contains(n) } ?? true }
+    func tensor(_ number: Int, _ shape: TensorShape) -> Tensor {
+      try! Tensor(shape: shape, scalarType: type) { element(number, $0, $1, $2, $3) }
+    }
+    let rowsOfHead = problem.queryShape.length
+    let ofLogSumExp = (0..<problem.logSumExpCount).map { row -> Float in
+      let head = row / rowsOfHead
+      if !isQuery(row % rowsOfHead) { return .nan }
+      return hasLogSumExpGradient
+        ? scattered(9, head / problem.queryHeads, head % problem.queryHeads, row % rowsOfHead, 0) : 0
+    }
+    let yardstick = tensor(1, problem.queryShape).withView { q in
+      tensor(2, problem.keyShape).withView { k in
+        tensor(3, problem.valueShape).withView { v in
+          tensor(4, problem.outputShape).withView { given in
+            try! GradientYardstick(
+              problem, sequences: sequences,
+              GradientInputs(
+                queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: ofLogSumExp), sums: nil)
           }
         }
       }
     }
+    // What the forward pass made, rounded; NaN in rows of no sequence.
+    let output = yardstick.forward.output.map { type.rounded(Float($0)) }
+    let logSumExp = yardstick.forward.logSumExp.map { Float($0) }
 
     func input(_ name: String, _ number: Int, _ shape: TensorShape, _ known: @escaping (Int) -> Bool) -> DeviceTensorView {
       place(name, shape) { b, h, n in
         (0..<shape.dimension).map { known(n) ? element(number, b, h, n, $0) : .nan }
       }
     }
-    func isQuery(_ n: Int) -> Bool { sequences?.contains { $0.queries.contains(n) } ?? true }
-    func isKey(_ n: Int) -> Bool { sequences?.contains { $0.keys.contains(n) } ?? true }
     let q = input("q", 1, problem.queryShape, isQuery)
     let (k, v) = (input("k", 2, problem.keyShape, isKey), input("v", 3, problem.valueShape, isKey))
     let shape = problem.outputShape
@@ -248,13 +187,10 @@ struct EmulatedGradients {
       }
       values.append(all)
     }
-    let expected = [references.queries, references.keys, references.values]
-    let plain = [plains.queries, plains.keys, plains.values]
+    let expected = [yardstick.reference.queries, yardstick.reference.keys, yardstick.reference.values]
+    let judged = (0..<3).map { wanted[$0] ? values[$0] : expected[$0] }
     return Outcome(
-      counters: counters,
-      gradients: (0..<3).map {
-        Comparison(
-          actual: wanted[$0] ? values[$0] : expected[$0], plain: plain[$0], reference: expected[$0], type: type)
-      }, values: values, isConfined: isConfined)
+      counters: counters, gradients: yardstick.judge(queries: judged[0], keys: judged[1], values: judged[2]),
+      values: values, isConfined: isConfined)
   }
 }

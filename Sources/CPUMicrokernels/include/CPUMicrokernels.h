@@ -1,12 +1,14 @@
 // The vector code under CPUAttention: one source compiled once per instruction set, chosen at run time.
 //
-// Two families share the softmax mathematics of Vector.h:
+// Three families share the softmax mathematics of Vector.h:
 //
 // - *panels*, for many query rows. Up to `panel_vectors * lanes` query rows lie across vector lanes, the head
 //   dimension and the keys run down memory: queries [D][rows], scores [keys][rows], output [Dv][rows]. K and V of f32
 //   are read where they are, one broadcast element at a time, and the row statistics of the softmax are plain vectors.
 // - *rows*, for at most `FA_MAX_ROWS` query rows over many keys (decoding). The head dimension lies across lanes, so
 //   that no lane is wasted: queries [rows][D], scores [keys][rows], output [rows][Dv].
+//
+// - *gradients*: matrix products of tiles for the backward pass, and what lies between them.
 //
 // All scratch memory belongs to the caller. Every head dimension is a multiple of 8. Nothing here allocates, locks,
 // or reads a byte outside the rows it was given.
@@ -66,6 +68,13 @@ typedef struct {
   /// Rows there are; 0: nothing.
   int count;
 } FAPrefetch;
+
+/// The first factor of a product: element (i, k) is at `i * row + k * step`, so that either of its sides can be summed over.
+typedef struct {
+  const float *elements;
+  ptrdiff_t row;
+  ptrdiff_t step;
+} FAFactor;
 
 /// The functions of one instruction set.
 typedef struct {
@@ -138,6 +147,27 @@ typedef struct {
                          int rows, int dimension, int padded, const float *rescale, float *output, FAPrefetch next);
   /// Writes one row divided by `sum` (0 where the sum is 0).
   void (*store_row)(const float *output, float sum, int dimension, FAScalarType type, void *row);
+
+  // Gradients: f32 matrices whose rows are whole vectors long; `columns` is a multiple of `lanes`.
+
+  /// out[i][c] = sum over k of a[i][k] * b[k][c], or that much more where `adds`; rows of b and out are `b_row` and `out_row`
+  /// floats apart.
+  void (*product)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds, float *out,
+                  ptrdiff_t out_row);
+  /// As `product` where `adds`; b is not looked at where a is 0.
+  void (*product_carefully)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
+                            ptrdiff_t out_row);
+  /// out[c][r] = source[r][c]; `rows` is a multiple of `lanes`, too.
+  void (*transposed)(const float *source, ptrdiff_t source_row, int rows, int columns, float *out, ptrdiff_t out_row);
+  /// Products of Q and K become weights, and gradients of weights those of scores but for the scale, both `[rows][columns]`:
+  /// weight = 2^(score + offset), gradient = weight * (gradient - delta), times the slope of the cap; 0 where a row does not
+  /// see the key. The transform's scale has its sign here.
+  void (*score_gradients)(float *scores, float *gradients, int rows, int columns, FAScoreTransform transform,
+                          const float *offsets, const float *deltas, FAVisibleKeys visible);
+  /// out[r] = sum over c of a[r][c] * b[r][c].
+  void (*dots)(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out);
+  /// Writes one row, multiplied by a factor.
+  void (*store_scaled)(const float *source, float factor, int dimension, FAScalarType type, void *row);
 
   // Probes: what this instruction set can do at most.
 

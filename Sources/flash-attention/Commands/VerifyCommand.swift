@@ -55,6 +55,9 @@ struct VerifyCommand: ParsableCommand {
     help: "Draw problems over caches instead: lengths, pages, places and paddings; everything around the keys is NaN.")
   var cache = false
 
+  @Flag(help: "Draw problems for gradients instead, packed sequences among them; a forward pass comes first.")
+  var backward = false
+
   @Flag(
     help: """
       Let eight threads work at once instead, each with a stream of its own and a sequence in a cache that all share, for as many \
@@ -67,6 +70,11 @@ struct VerifyCommand: ParsableCommand {
   func validate() throws {
     if concurrent && (cache || emulate || variants || tiling.tiling != nil || only != nil) {
       throw ValidationError("--concurrent goes with --cases and --device alone.")
+    }
+    if backward
+      && (cache || concurrent || emulate || variants || tiling.tiling != nil || family != nil)
+    {
+      throw ValidationError("--backward goes with --cases, --seed, --only, --device and --kernels alone.")
     }
     if cache && (emulate || variants || tiling.tiling != nil) {
       throw ValidationError("--cache goes with --cases, --seed, --only, --device, --kernels and --family alone.")
@@ -99,6 +107,7 @@ struct VerifyCommand: ParsableCommand {
     }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     if cache { return try runOnCaches(numbers) }
+    if backward { return try runBackward(numbers) }
     if concurrent { return try runAtOnce() }
     let outcomes =
       emulate ? try runOnEmulator(numbers) : usesGPU ? try runOnGPU(numbers) : try runOnCPU(numbers)
@@ -219,6 +228,39 @@ struct VerifyCommand: ParsableCommand {
     }
     let failures = results.filter { $0.failure != nil }.count
     print("\(tests.count) problems over caches, worst ratio \(fixed(results.map(\.ratio).max() ?? 0, 2))")
+    print(failures == 0 ? "All passed." : "\(failures) failed.")
+    if failures > 0 { throw ExitCode.comparisonFailed }
+  }
+
+  private func runBackward(_ numbers: ClosedRange<Int>) throws {
+    let isForGPU = usesGPU
+    let device = isForGPU ? Device.gpu(device.ordinal ?? 0) : .cpu
+    let tests = numbers.map { GradientCase(seed: seed, number: $0, kernels: isForGPU ? kernels : nil) }
+    let outcomes = Mutex([CaseOutcome?](repeating: nil, count: tests.count))
+    let progress = Mutex(Progress())
+    try reportingFileErrors {
+      @Sendable func one(_ index: Int) throws(AttentionError) {
+        progress.withLock { $0.show("verify: case \(index) of \(tests.count), gradients") }
+        let outcome = try tests[index].run(on: device)
+        outcomes.withLock { $0[index] = outcome }
+      }
+      // On the CPU each case has all processors already.
+      if isForGPU {
+        try eachAtOnce(tests.count) { index throws(AttentionError) in try one(index) }
+      } else {
+        for index in tests.indices { try one(index) }
+      }
+    }
+    progress.withLock { $0.clear() }
+    let results = outcomes.withLock { $0 }.map { $0! }
+    for (test, outcome) in zip(tests, results) {
+      if only != nil { print("\(test.problem)\n\(test.sequences.map { "\($0)" } ?? "whole")") }
+      if let failure = outcome.failure {
+        print("FAILED  \(test.problem): \(failure)\n        \(test.command(device: device))")
+      }
+    }
+    let failures = results.filter { $0.failure != nil }.count
+    print("gradients of \(tests.count) problems, worst ratio \(fixed(results.map(\.ratio).max() ?? 0, 2))")
     print(failures == 0 ? "All passed." : "\(failures) failed.")
     if failures > 0 { throw ExitCode.comparisonFailed }
   }

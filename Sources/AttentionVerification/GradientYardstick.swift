@@ -1,0 +1,96 @@
+package import Attention
+
+/// The rows of a sequence in packed queries and keys.
+package struct PackedSequence: Hashable, Sendable {
+  package let queries, keys: Range<Int>
+
+  package init(queries: Range<Int>, keys: Range<Int>) { (self.queries, self.keys) = (queries, keys) }
+}
+
+/// What gradients of a problem are held against, packed or not: the definition, and the plain computations whose worse error is
+/// what is allowed. Rows of no sequence have gradients of zero.
+package struct GradientYardstick {
+  /// What the forward pass gives, exactly, in the order of the problem's tensors; NaN in rows of no sequence.
+  package private(set) var forward: AttentionValues
+  package private(set) var reference, plain: GradientValues
+  /// The plain computation with the sums of tensor cores, where the result may have them.
+  private var other: GradientValues?
+  private let type: ScalarType
+
+  /// - Parameters:
+  ///   - sequences: where each is, where they are packed; nil where the keys are whole.
+  ///   - inputs: all tensors as the problem has them, and dLSE `[B, H_q, N_q]`, packed `[H_q, total]`.
+  ///   - sums: how tensor cores made the result's sums; nil where none did.
+  package init(
+    _ problem: AttentionProblem, sequences: [PackedSequence]?, _ inputs: GradientInputs, sums: PlainAttention.Sums?
+  ) throws(AttentionError) {
+    type = problem.scalarType
+    (reference, plain) = (GradientValues(for: problem), GradientValues(for: problem))
+    if sums != nil { other = GradientValues(for: problem) }
+    forward = AttentionValues(for: problem)
+    guard let sequences else {
+      forward = AttentionCheck.reference(
+        problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+      (reference, plain) = (
+        AttentionCheck.gradients(problem, inputs), AttentionCheck.plainGradients(problem, inputs, forward: forward)
+      )
+      other = sums.map { AttentionCheck.plainGradients(problem, inputs, forward: forward, sums: $0) }
+      return
+    }
+    forward.output = forward.output.map { _ in .nan }
+    forward.logSumExp = forward.logSumExp.map { _ in .nan }
+    for sequence in sequences {
+      let one = try problem.sequence(queries: sequence.queries.count, length: sequence.keys.count)
+      let (q, k) = (sequence.queries, sequence.keys)
+      let rows = (0..<problem.queryHeads).flatMap { head in
+        q.map { head * problem.queryShape.length + $0 }
+      }
+      let own = GradientInputs(
+        queries: inputs.queries.rows(q), keys: inputs.keys.rows(k), values: inputs.values.rows(k),
+        outputGradient: inputs.outputGradient.rows(q),
+        logSumExpGradient: inputs.logSumExpGradient.map { all in rows.map { all[$0] } })
+      let made = AttentionCheck.reference(one, queries: own.queries, keys: own.keys, values: own.values)
+      forward.output.put(made.output, q, of: problem.outputShape)
+      for (row, value) in zip(rows, made.logSumExp) { forward.logSumExp[row] = value }
+      func put(_ made: GradientValues, _ all: inout GradientValues) {
+        all.queries.put(made.queries, q, of: problem.queryShape)
+        all.keys.put(made.keys, k, of: problem.keyShape)
+        all.values.put(made.values, k, of: problem.valueShape)
+      }
+      put(AttentionCheck.gradients(one, own), &reference)
+      put(AttentionCheck.plainGradients(one, own, forward: made), &plain)
+      if let sums { put(AttentionCheck.plainGradients(one, own, forward: made, sums: sums), &other!) }
+    }
+  }
+
+  /// dQ, dK and dV, each in the order batch, head, row.
+  package func judge(queries: [Double], keys: [Double], values: [Double]) -> [Comparison] {
+    [(queries, \GradientValues.queries), (keys, \.keys), (values, \.values)].map { actual, path in
+      Comparison(
+        actual: actual, plain: plain[keyPath: path], other: other?[keyPath: path], reference: reference[keyPath: path],
+        type: type)
+    }
+  }
+}
+
+extension TensorView {
+  /// Some rows of a packed tensor.
+  fileprivate func rows(_ rows: Range<Int>) -> TensorView {
+    var own = shape
+    own.length = rows.count
+    return TensorView(
+      base: rows.isEmpty ? base : row(batch: 0, head: 0, token: rows.lowerBound), scalarType: scalarType, shape: own,
+      strides: strides)
+  }
+}
+
+extension [Double] {
+  /// Copies `[heads, rows, dimension]` to some rows of `[1, heads, all, dimension]`.
+  fileprivate mutating func put(_ values: [Double], _ rows: Range<Int>, of shape: TensorShape) {
+    for head in 0..<shape.heads {
+      let (from, count) = (head * rows.count * shape.dimension, rows.count * shape.dimension)
+      let to = (head * shape.length + rows.lowerBound) * shape.dimension
+      replaceSubrange(to..<to + count, with: values[from..<from + count])
+    }
+  }
+}

@@ -1,0 +1,225 @@
+internal import Attention
+internal import CPUMicrokernels
+
+/// Computes the gradients of units, one after the other, in scratch memory of its own.
+final class GradientWorker {
+  private let plan: CPUGradientPlan
+  private let problem: AttentionProblem
+  private let functions: CPUMicrokernels
+  private let transform: FAScoreTransform
+  /// What dQ and dK are multiplied by at their end.
+  private let scale: Float
+  private let memory: UnsafeMutablePointer<Float>
+  private let visible: UnsafeMutablePointer<Int32>
+  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS; [tile]: offsets, deltas.
+  private let queries, given, output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
+  private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
+  /// -LSE log2(e) and delta of all rows of a unit.
+  private let offsets, deltas: UnsafeMutablePointer<Float>
+  /// dQ of a unit that has all of it.
+  private let querySums: UnsafeMutablePointer<Float>?
+
+  private var tile: Int { CPUGradientPlan.tile }
+  private var depth: Int { plan.padded(problem.dimension) }
+  private var width: Int { plan.padded(problem.valueDimension) }
+
+  init(_ plan: CPUGradientPlan) {
+    (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
+    let units = plan.problem.scoreUnits
+    var transform = units.microkernels
+    if units.isNegated {
+      (transform.scale_log2, transform.scale_log2_rest) = (-transform.scale_log2, -transform.scale_log2_rest)
+    }
+    self.transform = transform
+    scale = Float(plan.problem.scale)
+    let (tile, depth, width) = (
+      CPUGradientPlan.tile, plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension)
+    )
+    let sizes =
+      [depth, width, width, depth, width, depth, width, depth, width].map { $0 * tile } + [tile * tile, tile * tile]
+      + [plan.rows, plan.rows] + [plan.parts == 1 ? plan.rows * depth : 0]
+    memory = .allocate(capacity: sizes.reduce(0, +) + sizes.count * 16)
+    memory.initialize(repeating: 0, count: sizes.reduce(0, +) + sizes.count * 16)
+    var place = memory
+    let all = sizes.map { size in
+      defer { place += (size + 15) / 16 * 16 }
+      return place
+    }
+    (queries, given, output, keys, values) = (all[0], all[1], all[2], all[3], all[4])
+    (keySums, valueSums, keysTransposed, valuesTransposed) = (all[5], all[6], all[7], all[8])
+    (weights, gradients, offsets, deltas) = (all[9], all[10], all[11], all[12])
+    querySums = plan.parts == 1 ? all[13] : nil
+    visible = .allocate(capacity: 2 * tile)
+  }
+
+  deinit {
+    memory.deallocate()
+    visible.deallocate()
+  }
+
+  /// - Parameter sums: where dQ of this part goes; nil where it is all of it.
+  func compute(
+    batch: Int, keyValueHead: Int, part: Int, _ operands: GradientOperands, sums: UnsafeMutablePointer<Float>?
+  ) {
+    let tensors = operands.tensors
+    let rows = PackedRows(problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows)
+    let queryGradient = tensors.queryGradient == nil ? nil : sums ?? querySums
+    queryGradient?.update(repeating: 0, count: plan.rows * depth)
+    prepare(rows, tensors)
+    for start in stride(from: part * tile, to: problem.keys, by: plan.parts * tile) {
+      attend(start..<min(start + tile, problem.keys), rows, tensors, queryGradient)
+    }
+    if let queryGradient, sums == nil {
+      storeQueryGradients(batch: batch, keyValueHead: keyValueHead, queryGradient, operands)
+    }
+  }
+
+  /// Writes dQ of a (batch, key/value head).
+  func storeQueryGradients(
+    batch: Int, keyValueHead: Int, _ sums: UnsafeMutablePointer<Float>, _ operands: GradientOperands
+  ) {
+    guard let gradient = operands.tensors.queryGradient else { return }
+    let rows = PackedRows(problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows)
+    for row in 0..<plan.rows {
+      functions.store_scaled(
+        sums + row * depth, scale, Int32(problem.dimension), problem.scalarType.microkernelType,
+        gradient.row(batch: batch, head: rows.head(row), token: rows.query(row)))
+    }
+  }
+
+  /// Offsets and deltas of all rows.
+  private func prepare(_ rows: PackedRows, _ tensors: GradientTensors<HostMemory>) {
+    for start in stride(from: 0, to: plan.rows, by: tile) {
+      let block = start..<min(start + tile, plan.rows)
+      stage(tensors.outputGradient, rows, block, width, to: given)
+      stage(tensors.output, rows, block, width, to: output)
+      functions.dots(given, output, width, Int32(block.count), Int32(width), deltas + start)
+      for row in block {
+        let place = rows.index(row)
+        let logSumExp = tensors.logSumExp[place]
+        // A row that sees no key weighs nothing.
+        offsets[row] = logSumExp.isInfinite ? -.infinity : logSumExp * -1.4426950408889634
+        if let given = tensors.logSumExpGradient { deltas[row] -= given[place] }
+      }
+    }
+  }
+
+  /// Rows of queries, or of what has their shape, widened.
+  private func stage(
+    _ view: TensorView, _ rows: PackedRows, _ block: Range<Int>, _ columns: Int, to buffer: UnsafeMutablePointer<Float>
+  ) {
+    for (i, row) in block.enumerated() {
+      functions.widen(
+        view.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), 0, view.scalarType.microkernelType, 1,
+        Int32(view.shape.dimension), buffer + i * columns)
+    }
+  }
+
+  /// A tile of keys or values, widened; zeros behind the last.
+  private func stage(
+    _ view: TensorView, _ rows: PackedRows, keys block: Range<Int>, _ columns: Int,
+    to buffer: UnsafeMutablePointer<Float>
+  ) {
+    for (i, key) in block.enumerated() {
+      functions.widen(
+        view.row(batch: rows.batch, head: rows.keyValueHead, token: key), 0, view.scalarType.microkernelType, 1,
+        Int32(view.shape.dimension), buffer + i * columns)
+    }
+    (buffer + block.count * columns).update(repeating: 0, count: (tile - block.count) * columns)
+  }
+
+  /// A tile of keys and all rows that see some of it.
+  private func attend(
+    _ block: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
+    _ queryGradient: UnsafeMutablePointer<Float>?
+  ) {
+    func seeing(_ key: Int) -> Range<Int> {
+      problem.mask.seeingQueries(ofKey: key, queries: problem.queries, keys: problem.keys)
+    }
+    stage(tensors.keys, rows, keys: block, depth, to: keys)
+    stage(tensors.values, rows, keys: block, width, to: values)
+    functions.transposed(keys, depth, Int32(tile), Int32(depth), keysTransposed, tile)
+    functions.transposed(values, width, Int32(tile), Int32(width), valuesTransposed, tile)
+    keySums.update(repeating: 0, count: tile * depth)
+    valueSums.update(repeating: 0, count: tile * width)
+    // Some key of the tile may be seen by none, and the others still by some.
+    let seen = block.map(seeing).filter { !$0.isEmpty }
+    if let first = seen.map(\.lowerBound).min(), let end = seen.map(\.upperBound).max() {
+      let all = first * problem.groupSize..<end * problem.groupSize
+      for start in stride(from: all.lowerBound, to: all.upperBound, by: tile) {
+        pass(start..<min(start + tile, all.upperBound), block, rows, tensors, queryGradient)
+      }
+    }
+    let type = problem.scalarType.microkernelType
+    for (i, key) in block.enumerated() {
+      if let gradient = tensors.keyGradient {
+        functions.store_scaled(
+          keySums + i * depth, scale, Int32(problem.dimension), type,
+          gradient.row(batch: rows.batch, head: rows.keyValueHead, token: key))
+      }
+      if let gradient = tensors.valueGradient {
+        functions.store_scaled(
+          valueSums + i * width, 1, Int32(problem.valueDimension), type,
+          gradient.row(batch: rows.batch, head: rows.keyValueHead, token: key))
+      }
+    }
+  }
+
+  /// A pair of tiles.
+  private func pass(
+    _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
+    _ queryGradient: UnsafeMutablePointer<Float>?
+  ) {
+    stage(tensors.queries, rows, block, depth, to: queries)
+    stage(tensors.outputGradient, rows, block, width, to: given)
+    let (count, size) = (Int32(block.count), Int32(tile))
+    var seesAll = true
+    for (i, row) in block.enumerated() {
+      let own = rows.visibleKeys(row).clamped(to: keyBlock)
+      visible[i] = Int32(own.isEmpty ? 0 : own.lowerBound - keyBlock.lowerBound)
+      visible[tile + i] = Int32(own.isEmpty ? 0 : own.upperBound - keyBlock.lowerBound)
+      seesAll = seesAll && own.count == keyBlock.count
+    }
+    let seen = FAVisibleKeys(first: visible, end: visible + tile)
+    func rowMajor(_ elements: UnsafeMutablePointer<Float>, _ row: Int) -> FAFactor {
+      FAFactor(elements: elements, row: row, step: 1)
+    }
+    functions.product(
+      rowMajor(queries, depth), keysTransposed, tile, count, size, Int32(problem.dimension), 0, weights, tile)
+    functions.product(
+      rowMajor(given, width), valuesTransposed, tile, count, size, Int32(problem.valueDimension), 0, gradients, tile)
+    functions.score_gradients(
+      weights, gradients, count, size, transform, offsets + block.lowerBound, deltas + block.lowerBound, seen)
+
+    /// Products of which the first factor is 0 where the second must not be looked at.
+    func add(
+      _ factor: FAFactor, _ other: UnsafeMutablePointer<Float>, _ columns: Int, rows: Int, depth: Int,
+      to sums: UnsafeMutablePointer<Float>
+    ) {
+      let isCareful =
+        !seesAll
+        && functions.has_nonfinite(other, columns * 4, FA_F32, Int32(depth), Int32(columns)) != 0
+      if isCareful {
+        functions.product_carefully(
+          factor, other, columns, Int32(rows), Int32(columns), Int32(depth), sums, columns)
+      } else {
+        functions.product(factor, other, columns, Int32(rows), Int32(columns), Int32(depth), 1, sums, columns)
+      }
+    }
+    if tensors.valueGradient != nil {
+      add(
+        FAFactor(elements: weights, row: 1, step: tile), given, width, rows: keyBlock.count, depth: block.count,
+        to: valueSums)
+    }
+    if tensors.keyGradient != nil {
+      add(
+        FAFactor(elements: gradients, row: 1, step: tile), queries, depth, rows: keyBlock.count, depth: block.count,
+        to: keySums)
+    }
+    if let queryGradient {
+      add(
+        rowMajor(gradients, tile), keys, depth, rows: block.count, depth: keyBlock.count,
+        to: queryGradient + block.lowerBound * depth)
+    }
+  }
+}

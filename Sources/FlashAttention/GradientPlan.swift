@@ -1,0 +1,193 @@
+public import Attention
+package import AttentionKernels
+internal import CPUAttention
+internal import CUDADriver
+public import GPURuntime
+
+/// How the gradients of a problem will be computed, decided once: make it, print it, run it as often as the shape occurs.
+///
+///     let plan = try AttentionPlan(problem)
+///     try plan.run(queries: q, keys: k, values: v, output: o, logSumExp: statistics)
+///     try plan.backward().run(GradientTensors(
+///       queries: q, keys: k, values: v, output: o.readOnly, logSumExp: statistics, outputGradient: dO,
+///       queryGradient: dQ, keyGradient: dK, valueGradient: dV))
+///
+/// Gradients have the same bits in every run on the same device. Caches of keys and values have none, and neither have second
+/// derivatives. Any number of tasks may run a plan at once.
+public struct GradientPlan: Sendable {
+  /// What the gradients are of.
+  public let problem: AttentionProblem
+  /// Why this device was chosen, as a sentence.
+  public let reason: String
+  private let path: Path
+
+  private enum Path: Sendable {
+    case cpu(CPUGradientPlan)
+    /// One sequence after the other.
+    case cpuSequences(threads: Int)
+    case gpu(GPUPlan)
+  }
+
+  /// - Parameters:
+  ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
+  ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
+  /// - Throws: `AttentionError.unsupported` for problems that have no gradients, such as those over caches; otherwise as
+  ///   `AttentionPlan`. The GPU takes head dimensions up to 256 here.
+  public init(
+    _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
+  ) throws(AttentionError) {
+    try problem.checkHasGradients()
+    self.problem = problem
+    let threads = min(threads ?? .max, WorkerTeam.processors)
+    (path, reason) = try device.choose(for: problem.scalarType) { (ordinal) throws(AttentionError) in
+      .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), kernels, families: KernelFamilies.backward))
+    } cpu: { () throws(AttentionError) in
+      if let tiling = kernels.tiling {
+        throw .tiling("\(tiling)", reason: "is for the kernels of GPUs; leave it out on the CPU")
+      }
+      if let family = kernels.family {
+        throw .unsupported("The \(family) kernels are for GPUs; leave the choice to the plan on the CPU.")
+      }
+      if problem.hasWholeKeys { return .cpu(try CPUGradientPlan(problem, threads: threads)) }
+      // Refused now if it would be later.
+      _ = try CPUGradientPlan(try problem.sequence(queries: 1, length: 1), threads: 1)
+      return .cpuSequences(threads: threads)
+    }
+  }
+
+  /// Does what the first run would otherwise do: on a GPU, compiles and loads the kernels.
+  /// - Throws: `AttentionError.deviceFailed` where the driver refuses.
+  public func prepare() throws(AttentionError) {
+    if case .gpu(let plan) = path { try plan.gpu.reporting { () throws(CUDAError) in _ = try plan.prepare() } }
+  }
+
+  /// Computes the gradients on borrowed memory of the host. For a GPU, everything is copied there and the results back: for
+  /// tests and small things.
+  ///
+  /// - Throws: `AttentionError` where a tensor is not what the plan was made for, a number leads out of the packed rows, or
+  ///   the GPU fails.
+  public func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
+    try tensors.check(problem)
+    switch path {
+    case .cpu(let plan): try plan.run(tensors)
+    case .cpuSequences(let threads): try HostGradients(problem, tensors, threads: threads).run()
+    case .gpu(let plan): try plan.run(tensors)
+    }
+  }
+
+  /// Puts a call on a GPU's memory into a stream and returns at once; once the plan is prepared, nothing is allocated and nobody
+  /// waits where the caller brings a workspace, so that the call can be captured.
+  ///
+  /// - Parameters:
+  ///   - tensors: where everything is.
+  ///   - workspace: `workspaceByteCount` bytes at a multiple of 16, which may hold anything; nil where the library shall take
+  ///     some of its own, of the calling thread and the stream, which stay.
+  ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
+  /// - Throws: `AttentionError` where a view is not what the plan was made for or not aligned, the plan is for the CPU, or the
+  ///   driver refuses the launch.
+  public func launch(
+    _ tensors: GradientTensors<GPUMemory>, workspace: UInt64? = nil, stream: OpaquePointer? = nil
+  ) throws(AttentionError) {
+    guard case .gpu(let plan) = path else {
+      throw .unsupported("The plan is for the CPU; make one with device: .gpu to launch it.")
+    }
+    try plan.launch(tensors, workspace: workspace, stream: plan.gpu.handle(stream))
+  }
+
+  /// The GPU of the plan; nil where it is for the CPU.
+  public var gpu: GPU? {
+    if case .gpu(let plan) = path { plan.gpu } else { nil }
+  }
+
+  /// Bytes of the GPU's memory that a call works in: 8 for each query of each head. 0 on the CPU.
+  public var workspaceByteCount: Int { kernelPlan?.launches.workspaceByteCount ?? 0 }
+
+  /// What was chosen on a GPU; nil on the CPU.
+  package var kernelPlan: KernelPlan? {
+    if case .gpu(let plan) = path { plan.plan } else { nil }
+  }
+}
+
+extension GradientPlan: CustomStringConvertible {
+  /// Which path runs and why, in a few lines.
+  public var description: String {
+    switch path {
+    case .cpu(let plan): "\(plan)\n\(reason)"
+    case .cpuSequences(let threads): "CPU, \(threads) threads, one sequence after the other\n\(reason)"
+    case .gpu(let plan): "\(plan)\n\(reason)"
+    }
+  }
+}
+
+extension AttentionPlan {
+  /// The plan for the gradients of this one's results, on the same device.
+  ///
+  /// - Parameter kernels: what an experiment wants of the GPU's kernels.
+  /// - Throws: `AttentionError.unsupported` for problems that have no gradients.
+  public func backward(kernels: KernelOptions = KernelOptions()) throws(AttentionError) -> GradientPlan {
+    try GradientPlan(problem, device: gpu.map { .gpu($0.device.ordinal) } ?? .cpu, threads: threads, kernels: kernels)
+  }
+}
+
+/// The gradients of an attention's inputs, each of its input's shape and type, in the layout of the queries.
+public struct AttentionGradients: Sendable {
+  /// dQ, `[B, H_q, N_q, D]`.
+  public let queries: Tensor
+  /// dK, `[B, H_kv, N_k, D]`, summed over the query heads that read a head.
+  public let keys: Tensor
+  /// dV, `[B, H_kv, N_k, D_v]`, summed in the same way.
+  public let values: Tensor
+}
+
+/// The gradients of `attentionWithLogSumExp`, from its result.
+///
+///     let result = try attentionWithLogSumExp(queries: q, keys: k, values: v, mask: .causal)
+///     let gradients = try attentionGradients(of: result, queries: q, keys: k, values: v, outputGradient: dO, mask: .causal)
+///
+/// - Parameters:
+///   - result: what the forward pass gave for the same inputs, mask, scale and softcap.
+///   - outputGradient: dO, of the output's shape and type.
+///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
+/// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
+public func attentionGradients(
+  of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
+  logSumExpGradient: [Float]? = nil, mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil,
+  device: Device = .auto
+) throws(AttentionError) -> AttentionGradients {
+  let problem = try AttentionProblem(
+    queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
+  let plan = try GradientPlan(problem, device: device)
+  func made(
+    _ shape: TensorShape, _ body: (MutableTensorView) throws(AttentionError) -> Void
+  ) throws(AttentionError) -> Tensor {
+    try Tensor(shape: shape, scalarType: problem.scalarType, layout: queries.layout, initialize: body)
+  }
+  var (logSumExp, ofLogSumExp) = (result.logSumExp, logSumExpGradient ?? [])
+  var (dk, dv): (Tensor?, Tensor?)
+  let dq = try made(problem.queryShape) { (dq) throws(AttentionError) in
+    dk = try made(problem.keyShape) { (dk) throws(AttentionError) in
+      dv = try made(problem.valueShape) { (dv) throws(AttentionError) in
+        try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
+          try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in
+            try queries.withView { (q) throws(AttentionError) in
+              try keys.withView { (k) throws(AttentionError) in
+                try values.withView { (v) throws(AttentionError) in
+                  try result.output.withView { (output) throws(AttentionError) in
+                    try outputGradient.withView { (given) throws(AttentionError) in
+                      try plan.run(
+                        GradientTensors(
+                          queries: q, keys: k, values: v, output: output, logSumExp: logSumExp, outputGradient: given,
+                          logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp, queryGradient: dq,
+                          keyGradient: dk, valueGradient: dv))
+                    }
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return AttentionGradients(queries: dq, keys: dk!, values: dv!)
+}
