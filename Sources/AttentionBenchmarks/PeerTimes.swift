@@ -44,3 +44,40 @@ package struct PeerTimes {
     return result
   }
 }
+
+/// What other libraries need for gradients, as a file says: one JSON object a line.
+package struct GradientPeerTimes {
+  private struct Line: Decodable {
+    let kind, peer: String?
+    let dtype: String?
+    let B, Hq, Hkv, Nq, Nk, D, causal: Int?
+    let ms: Double?
+  }
+
+  private let lines: [Line]
+  /// The libraries, in the order in which they occur.
+  package let names: [String]
+
+  /// - Throws: `TensorFileError` where the file cannot be read or has no such line.
+  package init(_ path: String) throws(TensorFileError) {
+    guard let data = FileManager.default.contents(atPath: path) else {
+      throw .unreadable(path: path, reason: "no such file, or no right to read it")
+    }
+    lines = data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
+      .filter { $0.kind == "backward" && $0.peer != nil && $0.ms != nil }
+    if lines.isEmpty { throw .malformed(path: path, reason: "no line has kind backward, peer, B, Hq, Nq, D and ms") }
+    var names: [String] = []
+    for line in lines where !names.contains(line.peer!) { names.append(line.peer!) }
+    self.names = names
+  }
+
+  /// The median of a library's times of a case, in seconds; nil where there is none.
+  package func seconds(_ result: GradientBench.Result, _ name: String) -> Double? {
+    let own = lines.filter {
+      ($0.peer, $0.B, $0.Hq, $0.Hkv ?? $0.Hq) == (name, result.batch, result.queryHeads, result.keyValueHeads)
+        && ($0.Nq, $0.Nk ?? $0.Nq, $0.D) == (result.queries, result.keys, result.dimension)
+        && ($0.causal ?? 0) == (result.isCausal ? 1 : 0) && ($0.dtype ?? result.scalarType) == result.scalarType
+    }
+    return own.isEmpty ? nil : median(own.map { $0.ms! / 1000 })
+  }
+}

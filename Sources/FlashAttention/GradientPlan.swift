@@ -139,6 +139,66 @@ public struct AttentionGradients: Sendable {
   public let values: Tensor
 }
 
+extension GradientPlan {
+  /// Computes the gradients of tensors; they are new.
+  ///
+  /// - Parameters:
+  ///   - result: what the forward pass gave for the same inputs.
+  ///   - outputGradient: dO, of the output's shape and type.
+  ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
+  /// - Throws: `AttentionError` where a tensor is not what the plan was made for.
+  public func gradients(
+    of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
+    logSumExpGradient: [Float]? = nil
+  ) throws(AttentionError) -> AttentionGradients {
+    var (logSumExp, ofLogSumExp) = (result.logSumExp, logSumExpGradient ?? [])
+    let read = [queries, keys, values, result.output, outputGradient]
+    var made: [Tensor] = []
+    try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
+      try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in
+        try withViews(of: read) { (views) throws(AttentionError) in
+          made = try tensors(
+            [problem.queryShape, problem.keyShape, problem.valueShape], queries.layout
+          ) { (written) throws(AttentionError) in
+            try run(
+              GradientTensors<HostMemory>(
+                queries: views[0], keys: views[1], values: views[2], output: views[3], logSumExp: logSumExp,
+                outputGradient: views[4], logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp,
+                queryGradient: written[0], keyGradient: written[1], valueGradient: written[2]))
+          }
+        }
+      }
+    }
+    return AttentionGradients(queries: made[0], keys: made[1], values: made[2])
+  }
+
+  private func withViews(
+    of tensors: [Tensor], _ before: [TensorView] = [], _ body: ([TensorView]) throws(AttentionError) -> Void
+  ) throws(AttentionError) {
+    guard let next = tensors.first else { return try body(before) }
+    try next.withView { (view) throws(AttentionError) in
+      try withViews(of: Array(tensors.dropFirst()), before + [view], body)
+    }
+  }
+
+  /// New tensors, which `body` fills.
+  private func tensors(
+    _ shapes: [TensorShape], _ layout: TensorLayout, _ before: [MutableTensorView] = [],
+    _ body: ([MutableTensorView]) throws(AttentionError) -> Void
+  ) throws(AttentionError) -> [Tensor] {
+    guard let shape = shapes.first else {
+      try body(before)
+      return []
+    }
+    var others: [Tensor] = []
+    let own = try Tensor(shape: shape, scalarType: problem.scalarType, layout: layout) {
+      (view) throws(AttentionError) in
+      others = try tensors(Array(shapes.dropFirst()), layout, before + [view], body)
+    }
+    return [own] + others
+  }
+}
+
 /// The gradients of `attentionWithLogSumExp`, from its result.
 ///
 ///     let result = try attentionWithLogSumExp(queries: q, keys: k, values: v, mask: .causal)
@@ -156,38 +216,7 @@ public func attentionGradients(
 ) throws(AttentionError) -> AttentionGradients {
   let problem = try AttentionProblem(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
-  let plan = try GradientPlan(problem, device: device)
-  func made(
-    _ shape: TensorShape, _ body: (MutableTensorView) throws(AttentionError) -> Void
-  ) throws(AttentionError) -> Tensor {
-    try Tensor(shape: shape, scalarType: problem.scalarType, layout: queries.layout, initialize: body)
-  }
-  var (logSumExp, ofLogSumExp) = (result.logSumExp, logSumExpGradient ?? [])
-  var (dk, dv): (Tensor?, Tensor?)
-  let dq = try made(problem.queryShape) { (dq) throws(AttentionError) in
-    dk = try made(problem.keyShape) { (dk) throws(AttentionError) in
-      dv = try made(problem.valueShape) { (dv) throws(AttentionError) in
-        try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
-          try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in
-            try queries.withView { (q) throws(AttentionError) in
-              try keys.withView { (k) throws(AttentionError) in
-                try values.withView { (v) throws(AttentionError) in
-                  try result.output.withView { (output) throws(AttentionError) in
-                    try outputGradient.withView { (given) throws(AttentionError) in
-                      try plan.run(
-                        GradientTensors(
-                          queries: q, keys: k, values: v, output: output, logSumExp: logSumExp, outputGradient: given,
-                          logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp, queryGradient: dq,
-                          keyGradient: dk, valueGradient: dv))
-                    }
-                  }
-                }
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-  return AttentionGradients(queries: dq, keys: dk!, values: dv!)
+  return try GradientPlan(problem, device: device).gradients(
+    of: result, queries: queries, keys: keys, values: values, outputGradient: outputGradient,
+    logSumExpGradient: logSumExpGradient)
 }

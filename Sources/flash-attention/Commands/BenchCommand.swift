@@ -9,8 +9,8 @@ struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
     subcommands: [
-      BenchAttentionCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self, BenchEmulatorCommand.self,
-      BenchGEMMCommand.self, BenchProbesCommand.self,
+      BenchAttentionCommand.self, BenchBackwardCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self,
+      BenchEmulatorCommand.self, BenchGEMMCommand.self, BenchProbesCommand.self,
     ],
     defaultSubcommand: BenchAttentionCommand.self)
 }

@@ -35,6 +35,9 @@ struct EmitCommand: ParsableCommand {
       "The kernel that decodes, for packed queries over a cache of so many keys, on an sm_90 where no --arch is given.")
   var cache = false
 
+  @Flag(help: "The kernels that compute gradients, each a text of its own behind the other.")
+  var backward = false
+
   @Option(help: "An example instead of attention: gemm, softmax or hopper-gemm.")
   var example: Example?
 
@@ -54,9 +57,12 @@ struct EmitCommand: ParsableCommand {
       throw ValidationError("'\(arch)' is no GPU architecture; write sm_80, sm_90a and the like.")
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
+    if backward && (cache || example != nil) { throw ValidationError("--backward is for attention without a cache.") }
     if cache && example != nil { throw ValidationError("--cache is for attention; leave out --example.") }
     if let tiling {
-      if cache {
+      if backward {
+        try TilingOptions.check(tiling, BackwardTiling(), "with --backward, ")
+      } else if cache {
         try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
       } else {
         try TilingOptions.check(tiling)
@@ -102,12 +108,17 @@ struct EmitCommand: ParsableCommand {
       // The table has all families; a text is of those that were asked for.
       let kernels = KernelOptions(
         family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })
-      return (try KernelPlan(problem, on: gpu, options: kernels), try Choice(problem, on: gpu, options: kernels))
+      let families = backward ? KernelFamilies.backward : KernelFamilies.all
+      return (
+        try KernelPlan(problem, on: gpu, options: kernels, families: families),
+        try Choice(problem, on: gpu, options: kernels, families: families)
+      )
     }
     if explain {
       print("\(plan)\n\(choice)")
       return
     }
+    if backward { return try printGradients(plan, target, gpu) }
     do throws(KernelError) {
       let text = try plan.launches.attention.kernel.kernel().text(target: target, locations: lines)
       print(text, terminator: "")
@@ -128,6 +139,22 @@ struct EmitCommand: ParsableCommand {
     } catch {
       throw ValidationError("\(error)")
     }
+  }
+}
+
+extension EmitCommand {
+  private func printGradients(_ plan: KernelPlan, _ target: Target?, _ gpu: GPULimits) throws {
+    var facts = [("problem", "\(plan.problem)"), ("plan", "\(plan)")]
+    do throws(KernelError) {
+      for launch in plan.launches.launches {
+        let text = try launch.kernel.kernel().text(target: target, locations: lines)
+        print(text, terminator: "")
+        facts.append((launch.kernel.name, "registers: " + Self.registers(text, gpu.target)))
+      }
+    } catch {
+      throw ValidationError("\(error)")
+    }
+    printError(fields(facts))
   }
 }
 
