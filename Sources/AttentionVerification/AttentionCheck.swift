@@ -89,21 +89,21 @@ extension AttentionCheck {
     }
   }
 
-  /// The plain computation in the problem's precision, from an exact forward pass that is rounded.
+  /// The plain computation in the problem's precision, of its own forward pass.
   package static func plainGradients(
-    _ problem: AttentionProblem, _ inputs: GradientInputs, forward: AttentionValues,
-    sums: PlainAttention.Sums = .rounded
+    _ problem: AttentionProblem, _ inputs: GradientInputs, sums: PlainAttention.Sums = .rounded
   ) -> GradientValues {
-    eachGroup(of: problem, inputs) { batch, keyValueHead, inputs in
+    let forward = plain(
+      problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums)
+    return eachGroup(of: problem, inputs) { batch, keyValueHead, inputs in
       PlainGradients.group(
         keyValueHead, batch: batch, of: problem, inputs,
         forward: { head in
           let rows = (batch * problem.queryHeads + head) * problem.queries
           let columns = problem.valueDimension
           return HeadValues(
-            output: forward.output[rows * columns..<(rows + problem.queries) * columns].map {
-              Double(problem.scalarType.rounded(Float($0)))
-            }, logSumExp: Array(forward.logSumExp[rows..<rows + problem.queries]))
+            output: Array(forward.output[rows * columns..<(rows + problem.queries) * columns]),
+            logSumExp: Array(forward.logSumExp[rows..<rows + problem.queries]))
         }, sums: sums)
     }
   }

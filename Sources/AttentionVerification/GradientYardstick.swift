@@ -32,9 +32,9 @@ package struct GradientYardstick {
       forward = AttentionCheck.reference(
         problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values)
       (reference, plain) = (
-        AttentionCheck.gradients(problem, inputs), AttentionCheck.plainGradients(problem, inputs, forward: forward)
+        AttentionCheck.gradients(problem, inputs), AttentionCheck.plainGradients(problem, inputs)
       )
-      other = sums.map { AttentionCheck.plainGradients(problem, inputs, forward: forward, sums: $0) }
+      other = sums.map { AttentionCheck.plainGradients(problem, inputs, sums: $0) }
       return
     }
     forward.output = forward.output.map { _ in .nan }
@@ -58,8 +58,8 @@ package struct GradientYardstick {
         all.values.put(made.values, k, of: problem.valueShape)
       }
       put(AttentionCheck.gradients(one, own), &reference)
-      put(AttentionCheck.plainGradients(one, own, forward: made), &plain)
-      if let sums { put(AttentionCheck.plainGradients(one, own, forward: made, sums: sums), &other!) }
+      put(AttentionCheck.plainGradients(one, own), &plain)
+      if let sums { put(AttentionCheck.plainGradients(one, own, sums: sums), &other!) }
     }
   }
 

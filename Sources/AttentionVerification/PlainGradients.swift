@@ -6,8 +6,8 @@ package import Attention
   internal import Musl
 #endif
 
-/// Gradients as a careful programmer would first write them in the problem's own precision: from an output that was rounded to
-/// the type and a log-sum-exp in f32, with weights and gradients of scores rounded to the type before they are multiplied, and
+/// Gradients as a careful programmer would first write them in the problem's own precision: from the output and the log-sum-exp
+/// of `PlainAttention`, with weights and gradients of scores rounded to the type before they are multiplied, and
 /// sums in f32. Their error is the yardstick of `Comparison`.
 package enum PlainGradients {
   /// Those of one key/value head, as `ReferenceGradients.group`.

@@ -2,25 +2,50 @@ internal import FlashAttention
 internal import Synchronization
 
 /// Plans that were made before: a call with the same parameters finds its own.
-enum Plans {
+final class Plans<Plan: Sendable>: Sendable {
   private struct Key: Hashable {
     let problem: AttentionProblem
     let device: Device
   }
 
-  private static let plans = Mutex([Key: AttentionPlan]())
+  private let plans = Mutex([Key: Plan]())
+  private let make: @Sendable (AttentionProblem, Device) throws(AttentionError) -> Plan
   /// More than a program has shapes; a program that has more begins again.
-  private static let limit = 4096
+  private let limit = 4096
 
-  static func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> AttentionPlan {
+  init(_ make: @escaping @Sendable (AttentionProblem, Device) throws(AttentionError) -> Plan) { self.make = make }
+
+  func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> Plan {
     let key = Key(problem: problem, device: device)
     if let plan = plans.withLock({ $0[key] }) { return plan }
-    let plan = try AttentionPlan(problem, device: device)
+    let plan = try make(problem, device)
     plans.withLock { plans in
       if plans.count >= limit { plans.removeAll() }
       plans[key] = plan
     }
     return plan
+  }
+}
+
+extension AttentionPlan {
+  private static let made = Plans { (problem, device) throws(AttentionError) in
+    try AttentionPlan(problem, device: device)
+  }
+
+  /// A problem's plan, made once.
+  static func remembered(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> AttentionPlan {
+    try made.plan(problem, device)
+  }
+}
+
+extension GradientPlan {
+  private static let made = Plans { (problem, device) throws(AttentionError) in
+    try GradientPlan(problem, device: device)
+  }
+
+  /// A problem's plan, made once.
+  static func remembered(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> GradientPlan {
+    try made.plan(problem, device)
   }
 }
 

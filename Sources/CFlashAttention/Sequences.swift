@@ -61,7 +61,7 @@ extension fa_sequences_params {
   fileprivate var plan: AttentionPlan {
     get throws(AttentionError) {
       let device = try Device(code: device, ordinal: ordinal)
-      return try Plans.plan(try problem, device)
+      return try AttentionPlan.remembered(try problem, device)
     }
   }
 

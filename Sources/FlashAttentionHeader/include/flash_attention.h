@@ -167,6 +167,34 @@ typedef struct fa_sequences_params {
   size_t counters_size;
 } fa_sequences_params;
 
+/* Gradients of attention, from what its forward pass left: dq, dk and dv of the sum of o * d_o and log_sum_exp * d_log_sum_exp, with
+ * the same bits in every run. Of whole tensors, or of sequences packed behind each other, queries as well as keys; caches have none.
+ * Every element of the gradients is written: zeros where a query sees no key, where no query sees a key, and in rows of no sequence. */
+typedef struct fa_backward_params {
+  size_t size;      /* sizeof(fa_backward_params) */
+  int32_t device;
+  int32_t ordinal;
+  int32_t type;     /* of all tensors */
+  int32_t reserved; /* 0 */
+  int64_t batch;
+  int64_t queries, keys;             /* of each sequence; where they are packed, the most of one */
+  int64_t total_queries, total_keys; /* where query_starts and key_starts are given */
+  int64_t query_heads, key_value_heads;
+  int64_t dimension;                 /* on a GPU up to 256 here */
+  int64_t value_dimension;           /* 0 for dimension */
+  fa_scores scores;                  /* as of the forward pass */
+  fa_tensor q, k, v, o, d_o;         /* packed: [tokens, heads, dimension] */
+  fa_tensor dq, dk, dv;              /* data NULL where one is not wanted */
+  const float *log_sum_exp;          /* of the forward pass: [batch, query_heads, queries]; packed [query_heads, total_queries] */
+  const float *d_log_sum_exp;        /* the same; NULL for zeros */
+  const int32_t *query_starts, *key_starts; /* [batch + 1]: both, or neither */
+  const int32_t *query_counts, *key_counts; /* [batch]: how many of each packed sequence count; NULL for all */
+  void *workspace;                   /* GPU: fa_backward_workspace bytes that may hold anything; one for each stream. NULL for some of
+                                      * the library's own, of the calling thread and the stream, which stay */
+  size_t workspace_size;
+  void *stream;
+} fa_backward_params;
+
 /* Results over parts of the keys, put together. */
 typedef struct fa_combine_params {
   size_t size; /* sizeof(fa_combine_params) */
@@ -196,13 +224,16 @@ fa_status fa_gpu_check(int32_t ordinal);
 fa_status fa_forward(const fa_forward_params *params);
 fa_status fa_sequences(const fa_sequences_params *params);
 fa_status fa_combine(const fa_combine_params *params);
+fa_status fa_backward(const fa_backward_params *params);
 
 /* Does what the first call would otherwise do; tensors and lists need not be there, but say by not being NULL that they will be. */
 fa_status fa_forward_prepare(const fa_forward_params *params);
 fa_status fa_sequences_prepare(const fa_sequences_params *params);
+fa_status fa_backward_prepare(const fa_backward_params *params);
 
 /* The workspace that calls with such parameters need; 0 on the CPU. */
 fa_status fa_sequences_workspace(const fa_sequences_params *params, size_t *byte_count);
+fa_status fa_backward_workspace(const fa_backward_params *params, size_t *byte_count);
 
 /* Of that workspace, the bytes that must be zero before the first call: counters, which may be those of fa_counters instead. Where
  * `is_shared` (may be NULL) becomes 1, calls of one thread in one stream may share a workspace with others of which this is so, as
@@ -218,6 +249,7 @@ fa_status fa_counters(int32_t ordinal, void *stream, size_t size, void **counter
 /* Which path would run and why, in a few lines, as far as they fit. */
 fa_status fa_forward_describe(const fa_forward_params *params, char *text, size_t size);
 fa_status fa_sequences_describe(const fa_sequences_params *params, char *text, size_t size);
+fa_status fa_backward_describe(const fa_backward_params *params, char *text, size_t size);
 
 #ifdef __cplusplus
 }

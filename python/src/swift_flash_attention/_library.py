@@ -125,16 +125,43 @@ class CombineParams(ctypes.Structure):
     ]
 
 
+class BackwardParams(ctypes.Structure):
+    """``fa_backward_params``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *[(name, c_int32) for name in ("device", "ordinal", "type", "reserved")],
+        *[
+            (name, c_int64)
+            for name in (
+                "batch", "queries", "keys", "total_queries", "total_keys", "query_heads", "key_value_heads", "dimension",
+                "value_dimension")
+        ],
+        ("scores", Scores),
+        *[(name, Tensor) for name in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")],
+        *[
+            (name, c_void_p)
+            for name in (
+                "log_sum_exp", "d_log_sum_exp", "query_starts", "key_starts", "query_counts", "key_counts", "workspace")
+        ],
+        ("workspace_size", c_size_t),
+        ("stream", c_void_p),
+    ]
+
+
 library = ctypes.CDLL(str(Path(__file__).with_name("libflash_attention.so")))
-for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams), ("combine", CombineParams)):
+for _name, _params in (
+    ("forward", ForwardParams), ("sequences", SequencesParams), ("combine", CombineParams), ("backward", BackwardParams)
+):
     _function = getattr(library, f"fa_{_name}")
     _function.argtypes, _function.restype = [POINTER(_params)], c_int32
-for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams)):
+for _name, _params in (("forward", ForwardParams), ("sequences", SequencesParams), ("backward", BackwardParams)):
     _function = getattr(library, f"fa_{_name}_describe")
     _function.argtypes, _function.restype = [POINTER(_params), c_char_p, c_size_t], c_int32
     _function = getattr(library, f"fa_{_name}_prepare")
     _function.argtypes, _function.restype = [POINTER(_params)], c_int32
 library.fa_sequences_workspace.argtypes = [POINTER(SequencesParams), POINTER(c_size_t)]
+library.fa_backward_workspace.argtypes = [POINTER(BackwardParams), POINTER(c_size_t)]
 library.fa_sequences_counters.argtypes = [POINTER(SequencesParams), POINTER(c_size_t), POINTER(c_int32)]
 library.fa_counters.argtypes = [c_int32, c_void_p, c_size_t, POINTER(c_void_p)]
 library.fa_version.restype = library.fa_last_error.restype = c_char_p

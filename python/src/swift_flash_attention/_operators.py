@@ -7,6 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _library as c
+from ._gradients import backward
 from ._mask_rules import Rule
 from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
 from ._torch import SCORES, Words, forward, is_captured, sequences, unit_stride
@@ -22,23 +23,30 @@ def is_traced():
 # Looked up once: every call asks them.
 _len_dispatch_stack, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _functorch_level = torch._C._functorch.maybe_current_level
+_is_autocast = torch._C._is_any_autocast_enabled
 
 
 def needs_operator(*tensors):
-    """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind.
+    """Whether somebody traces, wants gradients of what is computed, may want another type of it, or has tensors of another kind.
 
     Raises:
-        NotImplementedError: ``torch.func`` wants gradients, which it would look for before it runs anything.
+        NotImplementedError: ``torch.func`` wants gradients, which it would look for before it runs anything, or forward mode does.
     """
     if is_traced():
         transform = None if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack()
         if transform is not None and transform.key() in _GRADIENTS:
-            _no_backward(None)
+            raise NotImplementedError(
+                "torch.func's gradients (grad, vjp, jvp, jacrev, ...) of swift_flash_attention are not supported; use torch.autograd "
+                "(backward, autograd.grad), or another attention function.")
         return True
     if forward_ad._current_level >= 0 and any(
         x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
     ):
-        _no_backward(None)
+        raise NotImplementedError(
+            "Forward-mode gradients of swift_flash_attention are not supported; use torch.autograd's backward, or another attention "
+            "function.")
+    if _is_autocast():
+        return True
     for x in tensors:
         if type(x) not in _KINDS:
             return True
@@ -57,19 +65,55 @@ _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.Transf
 _WAITS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 
 
-def _operator(name, function, fake, mutates=(), tags=()):
-    """An operator whose gradients raise."""
+def _operator(name, function, fake, mutates=(), tags=(), gradients=None):
+    """An operator.
+
+    Args:
+        gradients: How gradients are computed, ``(backward, setup_context)``; or why they are not, as a sentence.
+    """
     options = {"tags": tags} if tags else {}
     operator = torch.library.custom_op(f"swift_flash_attention::{name}", function, mutates_args=mutates, **options)
     operator.register_fake(fake)
-    if not mutates:
-        operator.register_autograd(_no_backward)
+    if isinstance(gradients, str):
+        operator.register_autograd(_refusing(gradients))
+    elif gradients is not None:
+        operator.register_autograd(gradients[0], setup_context=gradients[1])
     return operator
 
 
-def _no_backward(ctx, *gradients):
-    raise NotImplementedError(
-        "swift_flash_attention's attention has no backward pass; compute gradients with another attention function.")
+def _refusing(sentence):
+    def refuse(ctx, *gradients):
+        raise NotImplementedError(sentence)
+
+    return refuse
+
+
+def packs_gradients(qkv):
+    """Whether the gradient of packed q, k and v shall be one tensor: where there is one, and ``vmap`` has nothing to do with it."""
+    return wants_gradients(qkv) and (torch.compiler.is_compiling() or _functorch_level() is None)
+
+
+def wants_gradients(*tensors):
+    """Whether autograd records what is done with one of some tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def in_autocast_type(q, *others):
+    """Tensors in the type that autocast says, where it is on, as ``scaled_dot_product_attention`` has it."""
+    kind = q.device.type
+    if not torch.is_autocast_enabled(kind):
+        return q, *others
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x.to(dtype) if x.dtype in _AUTOCAST and x.device.type == kind else x for x in (q, *others))
+
+
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
+_SECOND = "Second derivatives of swift_flash_attention are not supported; compute them with another attention function."
+_OF_CACHES = (
+    "A cache of keys and values has no gradient in swift_flash_attention; train with flash_attn_func or flash_attn_varlen_func.")
+_OF_MASKS = (
+    "swift_flash_attention has no backward pass of this attention mask in a trace or under torch.compile; do not compile, or train "
+    "without padding in the mask.")
 
 
 def _no_vmap(operator, names):
@@ -101,7 +145,45 @@ def _fake_forward(q, k, v, causal, left, right, chunk, softcap, scale):
         q.new_empty((*q.shape[:3], v.shape[-1])), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32))
 
 
-forward_op = _operator("forward", _forward, _fake_forward)
+def _backward(
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+    lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, causal: bool, left: int, right: int, chunk: int,
+    softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
+    gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    backward(
+        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients)
+    return tuple(made)
+
+
+def _room(like, wanted):
+    """Memory for a gradient, contiguous; nothing where nobody wants it."""
+    return like.new_empty(like.shape if wanted else (0,))
+
+
+def _fake_backward(dout, dlse, q, k, v, out, lse, wants_q, wants_k, wants_v, *options):
+    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
+
+
+backward_op = _operator("backward", _backward, _fake_backward, gradients=_SECOND)
+_no_vmap(backward_op, "the backward pass of swift_flash_attention")
+
+
+def _save(ctx, inputs, output):
+    q, k, v, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dout, dlse):
+    q, k, v, out, lse = ctx.saved_tensors
+    wants = ctx.needs_input_grad[:3]
+    made = backward_op(torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, *wants, *ctx.options)
+    return *(x if wanted else None for x, wanted in zip(made, wants)), *[None] * len(ctx.options)
+
+
+forward_op = _operator("forward", _forward, _fake_forward, gradients=(_gradients, _save))
 
 
 def _vmap_forward(info, in_dims, q, k, v, *options):
@@ -115,6 +197,57 @@ def _vmap_forward(info, in_dims, q, k, v, *options):
 
 
 forward_op.register_vmap(_vmap_forward)
+
+
+# MARK: - Q, K and V in one tensor
+
+
+def _split(qkv, query_heads):
+    """q, k and v of ``[b, s, 3, h, d]``, or of ``[b, s, h_q + 2 h_k, d]`` where the query heads are not 0."""
+    if query_heads == 0:
+        return qkv.unbind(dim=-3)
+    heads = (qkv.shape[-2] - query_heads) // 2
+    return qkv.split([query_heads, heads, heads], dim=-2)
+
+
+def _packed(
+    qkv: torch.Tensor, query_heads: int, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return forward(*_split(_plain(qkv), query_heads), causal, left, right, chunk, softcap, scale, True)
+
+
+def _packed_backward(
+    dout: torch.Tensor, dlse: torch.Tensor | None, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, query_heads: int,
+    causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> torch.Tensor:
+    made = qkv.new_empty(qkv.shape)
+    backward(
+        dout, dlse, *_split(_plain(qkv), query_heads), out, lse, causal, left, right, chunk, softcap, scale,
+        *_split(made, query_heads))
+    return made
+
+
+packed_backward_op = _operator(
+    "packed_backward", _packed_backward, lambda dout, dlse, qkv, *rest: qkv.new_empty(qkv.shape), gradients=_SECOND)
+_no_vmap(packed_backward_op, "the backward pass of flash_attn_qkvpacked_func")
+
+
+def _save_packed(ctx, inputs, output):
+    qkv, *ctx.options = inputs
+    ctx.save_for_backward(qkv, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _packed_gradients(ctx, dout, dlse):
+    qkv, out, lse = ctx.saved_tensors
+    made = packed_backward_op(torch.zeros_like(out) if dout is None else dout, dlse, qkv, out, lse, *ctx.options)
+    return made, *[None] * len(ctx.options)
+
+
+packed_op = _operator(
+    "packed", _packed, lambda qkv, query_heads, *options: _fake_forward(*_split(qkv, query_heads), *options),
+    gradients=(_packed_gradients, _save_packed))
+_no_vmap(packed_op, "flash_attn_qkvpacked_func")
 
 
 # MARK: - Sequences
@@ -149,7 +282,52 @@ VARLEN = Words(
         ("key start of", "start by cu_seqlens_k of"), ("key count of", "number of keys by cu_seqlens_k (at most max_seqlen_k) of"),
         ("The length of", "The number of keys by seqused_k of"), ("of the cached keys is", "of k is"),
         ("of the cached values is", "of v is"), *SCORES))
-varlen_op = _operator("varlen", _varlen, lambda q, k, v, query_starts, *rest: _fake_sequences(q, v, query_starts, None))
+def _varlen_backward(
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+    lse: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, query_counts: torch.Tensor | None,
+    key_counts: torch.Tensor | None, longest_query: int, longest_key: int, wants_q: bool, wants_k: bool, wants_v: bool,
+    causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
+    gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    backward(
+        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients,
+        query_starts, key_starts, query_counts, key_counts, longest_query, longest_key)
+    return tuple(made)
+
+
+def _fake_varlen_backward(
+    dout, dlse, q, k, v, out, lse, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, wants_q, wants_k,
+    wants_v, *options
+):
+    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
+
+
+varlen_backward_op = _operator("varlen_backward", _varlen_backward, _fake_varlen_backward, gradients=_SECOND)
+_no_vmap(varlen_backward_op, "the backward pass of flash_attn_varlen_func")
+
+
+def _save_varlen(ctx, inputs, output):
+    q, k, v, *lists = inputs[:7]
+    ctx.longest, scales, ctx.options = inputs[7:9], inputs[9:12], inputs[12:]
+    ctx.has_scales = any(x is not None for x in scales) or q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn
+    ctx.save_for_backward(q, k, v, *output, *lists)
+    ctx.set_materialize_grads(False)
+
+
+def _varlen_gradients(ctx, dout, dlse):
+    if ctx.has_scales:
+        raise NotImplementedError("float8_e4m3fn numbers have no gradients in swift_flash_attention; train with float16 or bfloat16.")
+    q, k, v, out, lse, *lists = ctx.saved_tensors
+    wants = ctx.needs_input_grad[:3]
+    made = varlen_backward_op(
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, *lists, *ctx.longest, *wants, *ctx.options)
+    return *(x if wanted else None for x, wanted in zip(made, wants)), *[None] * 15
+
+
+varlen_op = _operator(
+    "varlen", _varlen, lambda q, k, v, query_starts, *rest: _fake_sequences(q, v, query_starts, None),
+    gradients=(_varlen_gradients, _save_varlen))
 _no_vmap(varlen_op, "flash_attn_varlen_func")
 
 
@@ -196,7 +374,7 @@ def _fake_kvcache(q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_inde
 
 # Appends in place, which autograd and vmap cannot follow; without new keys, the other operator computes.
 append_op = _operator("with_kvcache", _kvcache, _fake_kvcache, mutates=("k_cache", "v_cache"))
-cache_op = _operator("over_cache", _kvcache, _fake_kvcache)
+cache_op = _operator("over_cache", _kvcache, _fake_kvcache, gradients=_OF_CACHES)
 _no_vmap(cache_op, "flash_attn_with_kvcache")
 
 
@@ -248,7 +426,9 @@ def _fake_combine(partials, log_sum_exps, dtype):
     return partials.new_empty(partials.shape[1:], dtype=dtype), log_sum_exps.new_empty(log_sum_exps.shape[1:])
 
 
-combine_op = _operator("combine", _combine, _fake_combine)
+combine_op = _operator(
+    "combine", _combine, _fake_combine,
+    gradients="flash_attn_combine has no gradient; differentiate through the parts' log-sum-exps with torch's own operations.")
 _no_vmap(combine_op, "flash_attn_combine")
 
 
@@ -293,9 +473,12 @@ def _padded_as_found(
     return _padded(q, k, v, numbers, bool(overhangs), left, right, chunk, softcap, scale)
 
 
-padded_op = _operator("padded", _padded, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])))
-padded_as_found_op = _operator(
-    "padded_as_found", _padded_as_found, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])), tags=_WAITS)
+def _fake_output(q, k, v, *rest):
+    return q.new_empty((*q.shape[:3], v.shape[-1]))
+
+
+padded_op = _operator("padded", _padded, _fake_output, gradients=_OF_MASKS)
+padded_as_found_op = _operator("padded_as_found", _padded_as_found, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
 
 
 def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
@@ -306,6 +489,10 @@ def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
         overhangs: Whether it makes a difference that keys end elsewhere than the queries; a tensor on the host where only the trace
             will know.
     """
+    if wants_gradients(q, k, v) and not is_traced():
+        _refuse_capture(q)
+        made = runs_of_ranges(*ranges_of(rule, numbers.expand(3, q.shape[0]), q.shape[1]))
+        return _by_sequences(made, q, k, v, softcap, scale)
     run = padded_op if needs_operator(q, k, v) else _padded
     if isinstance(overhangs, torch.Tensor):
         run = padded_as_found_op
@@ -326,16 +513,51 @@ def _masked(
     return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap)
 
 
-masked_op = _operator("masked", _masked, lambda q, k, v, *rest: q.new_empty((*q.shape[:3], v.shape[-1])), tags=_WAITS)
+masked_op = _operator("masked", _masked, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
+
+
+def _by_sequences(made, q, k, v, softcap, scale):
+    """Runs with gradients: each run of queries and a copy of the keys that it sees are a packed sequence."""
+    batch, count, heads, dimension = q.shape
+    if made.order is not None:
+        order = made.order.to(k.device)[:, :, None, None]
+        k, v = (x.gather(1, order.expand(-1, -1, *x.shape[2:])) for x in (k, v))
+    rule = made.rule(batch, k.shape[1])
+    if rule is not None:
+        return forward_op(q, k, v, rule.right == 0, rule.left, rule.right, 0, softcap, scale)[0]
+    keys = k.shape[1]
+    queries = q.reshape(batch * count, heads, dimension)
+    k, v = (x.reshape(batch * keys, *x.shape[2:]) for x in (k, v))
+    whole = q.new_zeros((batch * count, heads, v.shape[-1]))
+    for group in made.groups:
+        first = group.sequence.long() * keys
+        lengths = (group.end - group.begin).long()
+        starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        starts[1:] = lengths.cumsum(0)
+        # Of each key of each run, its row.
+        rows = torch.repeat_interleave(first + group.begin - starts[:-1], lengths) + torch.arange(int(starts[-1]))
+        own = (torch.arange(batch * count) if group.rows is None else group.rows).to(q.device)
+        rows = rows.to(q.device)
+        out, _ = varlen_op(
+            queries.index_select(0, own), k.index_select(0, rows), v.index_select(0, rows), group.starts.to(q.device),
+            starts.to(q.device), None, None, group.longest, int(lengths.max()), None, None, None, group.causal, group.left,
+            0 if group.causal else -1, 0, softcap, scale)
+        whole = whole.index_copy(0, own, out)
+    return whole.view(batch, count, heads, v.shape[-1])
 
 
 def masked(q, k, v, mask, softcap, scale):
     """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
+    if wants_gradients(q, k, v) and not is_traced():
+        _refuse_capture(q)
+        return _by_sequences(runs(boolean(mask).expand(q.shape[0], -1, -1)), q, k, v, softcap, scale)
     return (masked_op if needs_operator(q, k, v) else _masked)(q, k, v, mask, softcap, scale)
 
 
 def by_runs(q, k, v, made, softcap, scale):
     """A mask of which the runs are known already; None where an operator is needed, which must find them itself."""
+    if wants_gradients(q, k, v) and not is_traced():
+        return _by_sequences(made, q, k, v, softcap, scale)
     return None if needs_operator(q, k, v) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap)
 
 
@@ -359,7 +581,8 @@ def _check_padding(
 
 check_padding_op = _operator(
     "check_padding", _check_padding,
-    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")), tags=_WAITS)
+    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")), tags=_WAITS,
+    gradients=_OF_MASKS)
 
 
 def checked_padding(numbers, fits, rule):

@@ -3,7 +3,7 @@
 import torch
 
 from . import _arguments as given
-from ._operators import forward_op, needs_operator
+from ._operators import forward_op, in_autocast_type, needs_operator
 from ._torch import forward, output_fits
 
 _SHAPE = "[batch, tokens, heads, dimension]"
@@ -15,6 +15,7 @@ def attention(q, k, v, options, out, return_lse):
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device or x.dtype != q.dtype:
             raise ValueError(f"{name} must have the device and the element type of q: {x.dtype} on {x.device}, {q.dtype} on {q.device}.")
+    q, k, v = in_autocast_type(q, k, v)
     if out is None:
         if needs_operator(q, k, v):
             result, lse = forward_op(q, k, v, *options)

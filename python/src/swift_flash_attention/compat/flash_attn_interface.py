@@ -12,7 +12,9 @@ from swift_flash_attention import _arguments as given
 from swift_flash_attention._library import ALL_KEYS
 from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import (
-    KVCACHE, VARLEN, combine_op, forward_op, kvcache_op, needs_operator, varlen_op)
+    KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, kvcache_op, needs_operator, packed_op, packs_gradients,
+    varlen_op)
+from swift_flash_attention._gradients import backward
 from swift_flash_attention._overlap import overlaps_itself
 from swift_flash_attention._torch import forward, output_fits_parts, sequences, unit_stride
 
@@ -98,7 +100,7 @@ def flash_attn_func(
         if known is not None:
             return known if return_attn_probs else known[0]
     _refuse(qv=qv)
-    q, k, v = _tensors("qkv", (q, k, v), 4, _WHOLE)
+    q, k, v = in_autocast_type(*_tensors("qkv", (q, k, v), 4, _WHOLE))
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
@@ -142,6 +144,13 @@ def flash_attn_qkvpacked_func(
         q, k, v = qkv.split([num_heads_q, heads, heads], dim=-2)
     else:
         raise ValueError(f"qkv has the shape {tuple(qkv.shape)}; it must have four or five axes.")
+    # Whose gradient is one tensor, too.
+    if packs_gradients(qkv) and qkv.dtype != torch.float8_e4m3fn and q_descale is k_descale is v_descale is None:
+        (qkv,) = in_autocast_type(qkv)
+        options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
+        needs_operator(qkv)
+        out, lse = packed_op(qkv, 0 if num_heads_q is None else num_heads_q, *options)
+        return (out, lse) if flag("return_attn_probs", return_attn_probs) else out
     try:
         return flash_attn_func(
             q, k, v, softmax_scale=softmax_scale, causal=causal, q_descale=q_descale, k_descale=k_descale,
@@ -161,7 +170,7 @@ def flash_attn_varlen_func(
     Rows that ``seqused_q`` or ``cu_seqlens_q`` leave out are not written: they may be anything.
     """
     _refuse(qv=qv)
-    q, k, v = _tensors("qkv", (q, k, v), 3, _PACKED)
+    q, k, v = in_autocast_type(*_tensors("qkv", (q, k, v), 3, _PACKED))
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
@@ -409,6 +418,40 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     needs_operator(out_partial)
     result, lse = combine_op(out_partial, lse_partial, dtype)
     return (result if out is None else out.copy_(result)), lse
+
+
+def _flash_attn_backward(
+    dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None, sequed_k=None, max_seqlen_q=None,
+    max_seqlen_k=None, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False, window_size_left=-1, window_size_right=-1,
+    softcap=0.0, deterministic=False, sm_margin=0,
+):
+    """Writes the gradients to ``dq``, ``dk`` and ``dv``, those that are given; always deterministic.
+
+    Returns softmax_d: the sums of ``dout * out`` over each row, float32, of ``softmax_lse``'s shape (FlashAttention 3 rounds the last
+    axis up).
+    """
+    axes, shape = (4, _WHOLE) if cu_seqlens_q is None else (3, _PACKED)
+    dout, q, k, v, out = _tensors(("dout", "q", "k", "v", "out"), (dout, q, k, v, out), axes, shape)
+    if dq is dk is dv is None:
+        raise ValueError("Gradients are written to dq, dk and dv; give at least one of them.")
+    for name, own, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        if own is not None and (own.shape != like.shape or own.dtype != like.dtype or own.device != like.device):
+            raise ValueError(f"{name} must have the shape, the type and the device of {name[1]}; it is {tuple(own.shape)}, {own.dtype}.")
+        if own is not None and own.shape[-1] > 1 and own.stride(-1) != 1:
+            raise ValueError(f"{name}: elements must lie side by side along the last axis; its stride is {own.stride(-1)}.")
+    causal, left, right, chunk, softcap, scale = _options(
+        softmax_scale, is_causal, (window_size_left, window_size_right), 0, softcap)
+    lists = ()
+    if cu_seqlens_q is not None:
+        cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
+        batch = cu_seqlens_q.shape[0] - 1
+        lists = (
+            cu_seqlens_q, given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it"),
+            _list("sequed_q", sequed_q, q, (batch,)), _list("sequed_k", sequed_k, q, (batch,)), _most("max_seqlen_q", max_seqlen_q),
+            _most("max_seqlen_k", max_seqlen_k))
+    with torch.no_grad():
+        backward(dout, None, q, k, v, out, softmax_lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, *lists)
+        return (dout.float() * out.float()).sum(-1).transpose(-1, -2).contiguous()
 
 
 def get_scheduler_metadata(

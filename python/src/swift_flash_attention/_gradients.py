@@ -1,0 +1,95 @@
+"""``fa_backward`` on torch tensors: structs that are filled once for a shape."""
+
+import ctypes
+
+import torch
+
+from . import _library as c
+from ._torch import _device, _remembered, _set_scores, _strides, _type, unit_stride
+
+# How sentences speak of what the library calls otherwise.
+_PHRASES = (
+    ("the gradient of the output", "the gradient of out"), ("the gradient of the queries", "the gradient of q"),
+    ("the gradient of the keys", "the gradient of k"), ("the gradient of the values", "the gradient of v"))
+
+
+def backward(
+    dout, dlse, q, k, v, out, lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, query_starts=None,
+    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None
+):
+    """Writes the gradients of ``[B, N, H, D]`` tensors, or of packed ``[total, H, D]`` ones, to ``dq``, ``dk`` and ``dv``.
+
+    Args:
+        dout: Of the output; copied where its elements do not lie side by side along the last axis, or, on a GPU, its rows do not begin
+            at multiples of 16 bytes.
+        dlse: Of the log-sum-exp; None for zeros.
+        dq, dk, dv: None for those that nobody wants.
+    """
+    q, k, v, out = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(out)
+    dout = _readable(dout.resolve_neg())
+    is_packed = query_starts is not None
+    tensors = (q, k, v, out, dout, dq, dk, dv)
+    key = (
+        tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
+        scale, None if query_starts is None else (query_starts.shape[0], longest_query, longest_key), query_counts is None,
+        key_counts is None)
+    calls = _remembered("backward")
+    found = calls.get(key)
+    if found is None:
+        found = calls[key] = _call(
+            tensors, (causal, left, right, chunk, softcap, scale), query_starts, key_starts, query_counts, key_counts,
+            longest_query, longest_key)
+    call, places, size = found
+    for place, x in zip(places, tensors):
+        place.data = None if x is None else x.data_ptr()
+    lse = lse.contiguous()
+    call.log_sum_exp = lse.data_ptr()
+    if dlse is not None:
+        dlse = dlse.resolve_neg().contiguous()
+    call.d_log_sum_exp = None if dlse is None else dlse.data_ptr()
+    for name, x in (
+        ("query_starts", query_starts), ("key_starts", key_starts), ("query_counts", query_counts), ("key_counts", key_counts)
+    ):
+        setattr(call, name, None if x is None else x.data_ptr())
+    if q.is_cuda:
+        call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
+        # A graph that is captured owns its memory.
+        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+        call.workspace, call.workspace_size = workspace.data_ptr(), size
+    c.check(c.library.fa_backward(call), _PHRASES)
+
+
+def _readable(x):
+    """A tensor that the library can read: elements side by side, rows at multiples of 16 bytes; otherwise a copy."""
+    bytes_of = x.element_size()
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        return x.contiguous()
+    if x.is_cuda and (x.data_ptr() % 16 or any(s * bytes_of % 16 for s, n in zip(x.stride()[:-1], x.shape) if n > 1)):
+        return x.contiguous()
+    return x
+
+
+def _call(tensors, scores, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key):
+    q, k, v = tensors[:3]
+    is_packed = query_starts is not None
+    device, ordinal = _device("q", q)
+    batch = query_starts.shape[0] - 1 if is_packed else q.shape[0]
+    call = c.BackwardParams(
+        size=ctypes.sizeof(c.BackwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=batch,
+        queries=longest_query if is_packed else q.shape[1], keys=longest_key if is_packed else k.shape[1],
+        total_queries=q.shape[0] if is_packed else 0, total_keys=k.shape[0] if is_packed else 0, query_heads=q.shape[-2],
+        key_value_heads=k.shape[-2], dimension=q.shape[-1], value_dimension=v.shape[-1])
+    _set_scores(call.scores, *scores)
+    places = [getattr(call, name) for name in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")]
+    for place, x in zip(places, tensors):
+        if x is not None:
+            _strides(place, x, is_packed)
+    # What is given decides the plan; the addresses are those of a call.
+    for name, x in (
+        ("query_starts", query_starts), ("key_starts", key_starts), ("query_counts", query_counts), ("key_counts", key_counts)
+    ):
+        setattr(call, name, None if x is None else x.data_ptr())
+    size = ctypes.c_size_t()
+    if device == c.GPU:
+        c.check(c.library.fa_backward_workspace(call, size), _PHRASES)
+    return call, places, size.value
