@@ -70,7 +70,8 @@ extension GradientTensors {
   private func checkTensors(_ problem: AttentionProblem) throws(AttentionError) {
     let type = problem.scalarType
     for (view, name, shape) in [
-      (queries, "queries", problem.queryShape), (keys, "keys", problem.keyShape), (values, "values", problem.valueShape),
+      (queries, "queries", problem.queryShape), (keys, "keys", problem.keyShape),
+      (values, "values", problem.valueShape),
       (output, "output", problem.outputShape), (outputGradient, "the gradient of the output", problem.outputShape),
     ] as [(Memory.View, StaticString, TensorShape)] {
       try Memory.check(view, name, isFor: shape, type, isWritten: false)

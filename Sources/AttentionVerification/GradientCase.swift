@@ -140,7 +140,11 @@ package struct GradientCase: Sendable {
     }
     let written = try results.map { (tensor) throws(AttentionError) in try upload(tensor) }
     let read = try inputs.map { (tensor) throws(AttentionError) in try upload(tensor) }
-    let entries = try tensors.entries.moved(to: GPUMemory.self, numbers: upload) { _ in nil } factors: { _ in nil }
+    let entries = try tensors.entries.moved(to: GPUMemory.self, numbers: upload) { _ in
+      nil
+    } factors: { _ in
+      nil
+    }
     try plan.launch(
       GradientTensors<GPUMemory>(
         queries: read[0], keys: read[1], values: read[2], output: read[3],

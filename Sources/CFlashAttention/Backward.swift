@@ -19,7 +19,8 @@ extension fa_backward_params {
         throw .unsupported("Sequences are packed with both query_starts and key_starts; give both, or neither.")
       }
       if !isPacked && (query_counts != nil || key_counts != nil) {
-        throw .unsupported("query_counts and key_counts are of packed sequences; give query_starts and key_starts with them.")
+        throw .unsupported(
+          "query_counts and key_counts are of packed sequences; give query_starts and key_starts with them.")
       }
       let width = value_dimension == 0 ? dimension : value_dimension
       let type = try ScalarType("type", code: type)
@@ -74,7 +75,9 @@ extension fa_backward_params {
     if plan.gpu == nil {
       func statistics(_ floats: UnsafePointer<Float>?) -> UnsafeMutableBufferPointer<Float>? {
         // Never written.
-        floats.map { UnsafeMutableBufferPointer(start: UnsafeMutablePointer(mutating: $0), count: problem.logSumExpCount) }
+        floats.map {
+          UnsafeMutableBufferPointer(start: UnsafeMutablePointer(mutating: $0), count: problem.logSumExpCount)
+        }
       }
       let entries = CacheEntries<HostMemory>(
         lengths: numbers(key_counts, problem.batch), queryStarts: numbers(query_starts, problem.batch + 1),
@@ -90,7 +93,8 @@ extension fa_backward_params {
     }
     if workspace != nil && workspace_size < plan.workspaceByteCount {
       throw .unsupported(
-        "The workspace has \(workspace_size) bytes; fa_backward_workspace says that \(plan.workspaceByteCount) are needed.")
+        "The workspace has \(workspace_size) bytes; fa_backward_workspace says that \(plan.workspaceByteCount) are needed."
+      )
     }
     let entries = CacheEntries<GPUMemory>(
       lengths: address(key_counts), queryStarts: address(query_starts), queryCounts: address(query_counts),

@@ -48,7 +48,9 @@ public struct CPUGradientPlan: Sendable {
     try tensors.check(problem)
     let heads = problem.batch * problem.keyValueHeads
     if heads == 0 { return }
-    let sums = parts > 1 && tensors.queryGradient != nil ? QuerySums(heads * parts, count: rows * padded(problem.dimension)) : nil
+    let sums =
+      parts > 1 && tensors.queryGradient != nil
+      ? QuerySums(heads * parts, count: rows * padded(problem.dimension)) : nil
     let operands = GradientOperands(tensors)
     WorkerTeam.run(items: heads * parts, threads: threads) { queue in
       let worker = GradientWorker(self)

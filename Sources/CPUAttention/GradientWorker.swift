@@ -110,7 +110,8 @@ final class GradientWorker {
   ) {
     for (i, row) in block.enumerated() {
       functions.widen(
-        view.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), 0, view.scalarType.microkernelType, 1,
+        view.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), 0, view.scalarType.microkernelType,
+        1,
         Int32(view.shape.dimension), buffer + i * columns)
     }
   }

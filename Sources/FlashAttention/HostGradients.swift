@@ -49,7 +49,8 @@ struct HostGradients {
       view.map { MutableTensorView(mutating: part($0.readOnly)) }
     }
     var (logSumExp, ofLogSumExp) = (
-      statistics(tensors.logSumExp, sequence, queries), tensors.logSumExpGradient.map { statistics($0, sequence, queries) } ?? []
+      statistics(tensors.logSumExp, sequence, queries),
+      tensors.logSumExpGradient.map { statistics($0, sequence, queries) } ?? []
     )
     try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
       try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in

@@ -102,7 +102,8 @@ import Testing
     Clause("one stage, two row tiles") {
       try EmulatedGradients(
         problem(queries: 150, keys: 150),
-        tiling: "dkv-stages=1,dkv-row-tiles=2,dkv-rows=32,dkv-warps=2,dkv-operands=shared,dq-stages=1,dq-row-tiles=2,dq-rows=32,"
+        tiling:
+          "dkv-stages=1,dkv-row-tiles=2,dkv-rows=32,dkv-warps=2,dkv-operands=shared,dq-stages=1,dq-row-tiles=2,dq-rows=32,"
           + "dq-warps=4,dq-operands=shared")
     },
   ]
@@ -131,7 +132,8 @@ import Testing
   /// Every kind of kernel that differs in its barriers, waits and fences.
   @Test(arguments: [
     "", "dkv-stages=1,dq-stages=1,dkv-operands=shared,dq-operands=shared", "dkv-operands=shared,dq-operands=shared",
-    "dkv-stages=3,dq-stages=3,dkv-operands=shared,dq-operands=shared,dkv-launches=2", "dkv-stages=3,dq-stages=3,dkv-operands=registers,dq-operands=registers,dkv-warps=2",
+    "dkv-stages=3,dq-stages=3,dkv-operands=shared,dq-operands=shared,dkv-launches=2",
+    "dkv-stages=3,dq-stages=3,dkv-operands=registers,dq-operands=registers,dkv-warps=2",
     "dkv-stages=1,dkv-operands=registers,dq-stages=1,dq-operands=registers,dkv-warps=2",
   ])
   func everyMutationIsCaught(tiling: String) throws {

@@ -31,7 +31,8 @@ struct EmulatedGradients {
 
   /// Packed sequences of so many queries and keys, some rows before the first and behind the last.
   init(
-    _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1, dimension: Int = 64,
+    _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1,
+    dimension: Int = 64,
     mask: AttentionMask = .none, tiling: String = "", on target: Target = .sm90
   ) throws {
     var (place, sequences) = ((queries: 3, keys: 5), [PackedSequence]())
@@ -137,7 +138,9 @@ struct EmulatedGradients {
     let output = yardstick.forward.output.map { type.rounded(Float($0)) }
     let logSumExp = yardstick.forward.logSumExp.map { Float($0) }
 
-    func input(_ name: String, _ number: Int, _ shape: TensorShape, _ known: @escaping (Int) -> Bool) -> DeviceTensorView {
+    func input(
+      _ name: String, _ number: Int, _ shape: TensorShape, _ known: @escaping (Int) -> Bool
+    ) -> DeviceTensorView {
       place(name, shape) { b, h, n in
         (0..<shape.dimension).map { known(n) ? element(number, b, h, n, $0) : .nan }
       }

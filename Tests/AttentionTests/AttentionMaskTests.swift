@@ -39,7 +39,8 @@ import Testing
     for left in sides {
       for right in sides {
         for chunk in [nil, 1, 2, 3, 5, 100, Int.max] as [Int?] {
-          let mask = chunk.map { AttentionMask.chunks(of: $0, left: left, right: right) } ?? .window(left: left, right: right)
+          let mask =
+            chunk.map { AttentionMask.chunks(of: $0, left: left, right: right) } ?? .window(left: left, right: right)
           for key in 0..<keys {
             let seeing = mask.seeingQueries(ofKey: key, queries: queries, keys: keys)
             let expected = (0..<queries).filter {

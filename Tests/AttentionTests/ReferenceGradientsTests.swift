@@ -58,7 +58,8 @@ import Testing
     func loss() throws -> Double {
       let all = try tensors()
       let values = all[0].withView { q in
-        all[1].withView { k in all[2].withView { ReferenceAttention.compute(problem, queries: q, keys: k, values: $0) } }
+        all[1].withView { k in all[2].withView { ReferenceAttention.compute(problem, queries: q, keys: k, values: $0) }
+        }
       }
       let weights = given.withView { view in
         (0..<batch).flatMap { b in (0..<problem.queryHeads).flatMap { view.widened(batch: b, head: $0) } }

@@ -294,12 +294,17 @@ def functions():
 
 
 @pytest.mark.parametrize("name", functions())
-def test_gradients_raise(name):
+def test_gradients_are_there_or_say_why_not(name):
     q = Q.clone().requires_grad_()
     out = functions()[name](q)
     assert out.requires_grad and torch.equal(out, functions()[name](Q))
-    with pytest.raises(NotImplementedError, match="no backward pass"):
+    words = {"kvcache": "^A cache of keys and values has no gradient", "combine": "^flash_attn_combine has no gradient"}
+    if name in words:
+        with pytest.raises(NotImplementedError, match=words[name]):
+            out.sum().backward()
+    else:
         out.sum().backward()
+        assert torch.isfinite(q.grad).all() and q.grad.any()
     with torch.no_grad():
         assert not functions()[name](q).requires_grad
 
@@ -351,7 +356,7 @@ def test_vmap_is_refused_elsewhere(name, words):
 
 
 def test_function_transforms_raise():
-    with pytest.raises(NotImplementedError, match="no backward pass"):
+    with pytest.raises(NotImplementedError, match="^torch.func's gradients"):
         torch.func.grad(lambda q: flash_attn_func(q, q, q).sum())(Q)
 
 
@@ -381,7 +386,7 @@ def test_numbers_in_tensors_are_refused_by_traces():
 
 
 def test_forward_mode_gradients_raise():
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no backward pass"):
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="^Forward-mode gradients"):
         fa.attention(torch.autograd.forward_ad.make_dual(Q, torch.ones_like(Q)), Q, Q)
 
 

@@ -315,7 +315,37 @@ def test_exports():
     assert (own - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_training_raises():
-    loss = small(NAME).train()(TOKENS, labels=TOKENS).loss
-    with pytest.raises(NotImplementedError, match="no backward pass"):
-        loss.backward()
+RIGHT = torch.ones(2, 15, dtype=torch.long)
+RIGHT[1, 9:] = 0
+LEFT, MIDDLE = RIGHT.flip(1), RIGHT.clone()
+MIDDLE[0, 4:6] = 0
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"attention_mask": RIGHT}, {"attention_mask": LEFT}, {"attention_mask": MIDDLE}, {"position_ids": POSITIONS, "use_cache": False},
+    {"position_ids": POSITIONS, "use_cache": False, **KEYWORDS}], ids=["whole", "right", "left", "middle", "documents", "starts"])
+def test_trains_as_with_eager(options):
+    """Gradients of all parameters; padding has no label. (Lists of documents are not for eager, which finds them in position_ids.)"""
+    rows = 2 if "attention_mask" in options else 1
+    tokens = TOKENS.repeat(rows, 1)
+    labels = tokens.clone()
+    if "attention_mask" in options:
+        real = options["attention_mask"].bool()
+        # Nor has what a row of padding would have to foresee.
+        real[:, 1:] &= options["attention_mask"][:, :-1].bool()
+        labels[~real] = -100
+    found = []
+    for name in ("eager", NAME):
+        model = small(name).train()
+        own = {key: value for key, value in options.items() if name == NAME or key not in KEYWORDS}
+        model(tokens, labels=labels, **own).loss.backward()
+        found.append({key: value.grad for key, value in model.named_parameters()})
+    for key, expected in found[0].items():
+        assert (found[1][key] - expected).abs().max() <= 1e-4 * max(expected.abs().max().item(), 1e-3), key
+
+
+def test_compiled_training_of_padding_raises():
+    torch._dynamo.reset()
+    model = torch.compile(small(NAME).train(), backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="has no backward pass of this attention mask in a trace"):
+        model(TOKENS.repeat(2, 1), attention_mask=RIGHT, labels=TOKENS.repeat(2, 1)).loss.backward()

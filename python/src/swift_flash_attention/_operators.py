@@ -101,7 +101,7 @@ def wants_gradients(*tensors):
 def in_autocast_type(q, *others):
     """Tensors in the type that autocast says, where it is on, as ``scaled_dot_product_attention`` has it."""
     kind = q.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not _is_autocast() or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return q, *others
     dtype = torch.get_autocast_dtype(kind)
     return tuple(x.to(dtype) if x.dtype in _AUTOCAST and x.device.type == kind else x for x in (q, *others))

@@ -92,7 +92,8 @@ struct BackwardMemory {
       SharedTile(rows: cut.rows, columns: s.dimension), SharedTile(rows: cut.rows, columns: s.valueDimension)
     )
     passing = (
-      SharedTile(rows: cut.passingRows, columns: s.dimension), SharedTile(rows: cut.passingRows, columns: s.valueDimension)
+      SharedTile(rows: cut.passingRows, columns: s.dimension),
+      SharedTile(rows: cut.passingRows, columns: s.valueDimension)
     )
     if s.hasScoreGradients {
       (keptOffset, ringOffset) = (kept.scores.byteCount, kept.scores.byteCount + kept.weights.byteCount)
