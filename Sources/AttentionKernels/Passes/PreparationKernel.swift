@@ -82,7 +82,7 @@ package struct PreparationKernel: KernelSource {
 }
 
 /// The parameters of a preparation kernel.
-struct PreparationParameters {
+final class PreparationParameters {
   let queryBase, preparedBase, keyBase, valueBase, newKeyBase, newValueBase: Register<U64>
   let queryStrides, preparedStrides, keyStrides, valueStrides, newKeyStrides, newValueStrides: StrideParameters
   /// As in `DecodeParameters`.
@@ -137,7 +137,7 @@ struct PreparationParameters {
 }
 
 /// The kernel while it is emitted.
-private struct PreparationBody {
+private final class PreparationBody {
   let k: KernelBuilder
   let s: PreparationKernel.Specialization
   let p: PreparationParameters

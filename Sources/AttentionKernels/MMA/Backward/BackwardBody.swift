@@ -3,7 +3,7 @@ internal import PTX
 
 /// A gradients' kernel while it is emitted. What a block keeps is called kept here, keys or rows of queries; what passes by, the
 /// other. Products of scores are those of K and Q; products of weights those of V and dO.
-struct BackwardBody {
+final class BackwardBody {
   private let k: KernelBuilder
   private let s: BackwardSpecialization
   private let memory: BackwardMemory

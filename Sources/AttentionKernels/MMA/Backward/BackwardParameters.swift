@@ -40,7 +40,7 @@ struct GradientScales: Hashable, Sendable {
 }
 
 /// The parameters of a gradients' kernel.
-struct BackwardParameters {
+final class BackwardParameters {
   let queryBase, keyBase, valueBase, outputGradientBase: Register<U64>
   /// 0 where nobody wants them.
   let queryGradientBase, keyGradientBase, valueGradientBase: Register<U64>

@@ -3,7 +3,7 @@ internal import PTX
 /// The ring of what passes by in shared memory: while a tile is read, the copies of those behind it are under way. A barrier a
 /// tile says both that it has arrived for all and that all have read the one before, whose place is filled then; with one
 /// place, a second one has to say the latter, and nothing is copied meanwhile.
-struct PassingTiles {
+final class PassingTiles {
   /// A tensor of which rows pass: where its first is, and the strides of rows and heads.
   typealias Source = (base: Register<U64>, strides: StrideParameters)
 

@@ -4,7 +4,7 @@ internal import PTX
 /// nobody else.
 ///
 /// A step's keys are rows of the cache, found by number or by the page table. Pages are looked up one step ahead.
-struct CacheRing {
+final class CacheRing {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
   private let memory: DecodeMemoryPlan

@@ -36,7 +36,7 @@ package struct DecodeKernel: KernelSource {
 }
 
 /// The kernel while it is emitted.
-struct DecodeBody {
+final class DecodeBody {
   let k: KernelBuilder
   let s: DecodeSpecialization
   let tiling: DecodeTiling

@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// The parameters of a decode kernel, and of the launch that puts its parts together.
-struct DecodeParameters {
+final class DecodeParameters {
   let queryBase, keyBase, valueBase, outputBase: Register<U64>
   /// 0 where nobody wants it.
   let logSumExpBase: Register<U64>

@@ -2,7 +2,7 @@ internal import PTX
 
 /// Puts together what the groups of a block made of their keys: their maxima are agreed on, and O is summed through
 /// shared memory.
-struct KeyGroupMerge {
+final class KeyGroupMerge {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
   private let memory: DecodeMemoryPlan

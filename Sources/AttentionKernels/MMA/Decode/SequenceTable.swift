@@ -23,7 +23,7 @@ struct SequenceLists {
 
 /// What the GPU's memory says of each sequence of a call: its keys and queries, and where they begin. The host knows
 /// none of it, so that every number is held within the tensors here.
-struct SequenceTable {
+final class SequenceTable {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
   private let p: DecodeParameters

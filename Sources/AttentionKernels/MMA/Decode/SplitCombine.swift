@@ -5,7 +5,7 @@ internal import PTX
 ///
 /// Block i leaves a unit that it begins in place 2 i + 1, any other in place 2 i, so that the places of a unit are
 /// known from the blocks that have its first and last tile. Splits of a fixed length have a place each.
-struct SplitCombine {
+final class SplitCombine {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
   private let p: DecodeParameters

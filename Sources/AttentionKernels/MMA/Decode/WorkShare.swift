@@ -1,7 +1,7 @@
 internal import PTX
 
 /// A block's share of the work, found from the lengths in the GPU's memory, so that no host ever waits for them.
-struct WorkShare {
+final class WorkShare {
   /// A unit of which the block has some tiles.
   struct Unit {
     /// The sequence, its keys and queries, and the first tile of keys that some query sees.

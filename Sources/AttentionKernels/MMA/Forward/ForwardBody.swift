@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// The kernel while it is emitted: its parts, and the order in which they work.
-struct ForwardBody {
+final class ForwardBody {
   let k: KernelBuilder
   let s: ForwardSpecialization
   let tiling: ForwardTiling

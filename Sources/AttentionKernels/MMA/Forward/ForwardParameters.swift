@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// The parameters of a forward kernel.
-struct ForwardParameters {
+final class ForwardParameters {
   let queryBase, keyBase, valueBase, outputBase: Register<U64>
   /// 0 where nobody wants it.
   let logSumExpBase: Register<U64>

@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// The parameters of Hopper's decode kernel: those of the others, and the copy engine's maps.
-struct HopperDecodeParameters {
+final class HopperDecodeParameters {
   let work: DecodeParameters
   let keyMap, valueMap: TensorMapParameter
   let keyBoxes: KeyBoxes.Parameters

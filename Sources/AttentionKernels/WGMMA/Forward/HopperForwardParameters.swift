@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// The parameters of Hopper's forward kernel.
-struct HopperForwardParameters {
+final class HopperForwardParameters {
   let queryMap, keyMap, valueMap: TensorMapParameter
   let outputBase: Register<U64>
   let outputStrides: StrideParameters

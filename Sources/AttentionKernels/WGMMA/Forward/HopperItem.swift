@@ -33,7 +33,7 @@ struct HopperItem {
 
 /// Which items there are, and which of them is a block's next: the producer's, by all lanes of a warp where sequences have
 /// lengths of their own, and by any one where they have not.
-struct HopperItemQueue {
+final class HopperItemQueue {
   private let k: KernelBuilder
   private let s: HopperForwardSpecialization
   private let p: HopperForwardParameters
