@@ -91,7 +91,7 @@ extension AttentionCheck {
 
   /// The plain computation in the problem's precision, of its own forward pass.
   package static func plainGradients(
-    _ problem: AttentionProblem, _ inputs: GradientInputs, sums: PlainAttention.Sums = .rounded
+    _ problem: AttentionProblem, _ inputs: GradientInputs, sums: PlainAttention.Sums = .rounded, isNudged: Bool = false
   ) -> GradientValues {
     let forward = plain(
       problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums)
@@ -104,7 +104,7 @@ extension AttentionCheck {
           return HeadValues(
             output: Array(forward.output[rows * columns..<(rows + problem.queries) * columns]),
             logSumExp: Array(forward.logSumExp[rows..<rows + problem.queries]))
-        }, sums: sums)
+        }, sums: sums, isNudged: isNudged)
     }
   }
 

@@ -50,7 +50,7 @@ package struct GradientCase: Sendable {
     }
     let (q, k) = (input(problem.queryShape, base.queryPlacement), input(problem.keyShape, base.keyPlacement))
     let v = input(problem.valueShape, base.valuePlacement)
-    base.fill(q, k, v)
+    base.fill(q, k, v, magnitude: 2)
     let (output, given) = (
       input(problem.outputShape, base.outputPlacement), input(problem.outputShape, base.queryPlacement)
     )

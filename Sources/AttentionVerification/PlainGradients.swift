@@ -12,10 +12,13 @@ package import Attention
 package enum PlainGradients {
   /// Those of one key/value head, as `ReferenceGradients.group`.
   ///
-  /// - Parameter forward: what the forward pass made of each query head of the group: rounded outputs, f32 log-sum-exps.
+  /// - Parameters:
+  ///   - forward: what the forward pass made of each query head of the group: rounded outputs, f32 log-sum-exps.
+  ///   - isNudged: whether the log-sum-exps are one ulp larger: a forward pass rounds them more than once, and where one is large,
+  ///     that is the largest error of a gradient in f32.
   package static func group(
     _ keyValueHead: Int, batch: Int, of problem: AttentionProblem, _ inputs: GradientInputs,
-    forward: (_ head: Int) -> HeadValues, sums: PlainAttention.Sums = .rounded
+    forward: (_ head: Int) -> HeadValues, sums: PlainAttention.Sums = .rounded, isNudged: Bool = false
   ) -> GroupGradients {
     let (d, dv, type) = (problem.dimension, problem.valueDimension, problem.scalarType)
     let (keys, queries) = (problem.keys, problem.queries)
@@ -50,7 +53,8 @@ package enum PlainGradients {
             let t = tanhf(score / cap)
             (score, slope) = (cap * t, 1 - t * t)
           }
-          let weight = expf(score - Float(made.logSumExp[i]))
+          let logSumExp = Float(made.logSumExp[i])
+          let weight = expf(score - (isNudged ? logSumExp.nextUp : logSumExp))
           let product = sums.sum(0, count: dv) { (given[i * dv + $0], v[j * dv + $0]) }
           weights[row + j] = type.rounded(weight)
           scoreGradients[row + j] = type.rounded(weight * (product - delta) * slope)

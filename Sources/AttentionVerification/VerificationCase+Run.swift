@@ -79,14 +79,15 @@ extension VerificationCase {
 
   private var surroundings: Float { isPoisoned ? .nan : 7 }
 
-  func fill(_ q: CaseTensor, _ k: CaseTensor, _ v: CaseTensor) {
+  /// - Parameter magnitude: of huge queries and keys. Not larger: where nearly every row has one winner, the largest error is a
+  ///   single draw, for the yardstick too; of gradients it is sooner.
+  func fill(_ q: CaseTensor, _ k: CaseTensor, _ v: CaseTensor, magnitude: Float = 6) {
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 40)
     switch inputs {
     case .normal:
       for tensor in [q, k, v] { tensor.fill { _, _, _, _ in random.normal() } }
     case .huge:
-      // Not larger: where nearly every row has one winner, the largest error is a single draw, for the yardstick too.
-      for tensor in [q, k] { tensor.fill { _, _, _, _ in 6 * random.normal() } }
+      for tensor in [q, k] { tensor.fill { _, _, _, _ in magnitude * random.normal() } }
       v.fill { _, _, _, _ in 300 * random.normal() }
     case .shifted:
       q.fill { _, _, _, _ in 8 + random.normal() }

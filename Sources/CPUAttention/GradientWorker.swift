@@ -6,16 +6,16 @@ final class GradientWorker {
   private let plan: CPUGradientPlan
   private let problem: AttentionProblem
   private let functions: CPUMicrokernels
-  private let transform: FAScoreTransform
+  private let transform: FAGradientTransform
   /// What dQ and dK are multiplied by at their end.
   private let scale: Float
   private let memory: UnsafeMutablePointer<Float>
   private let visible: UnsafeMutablePointer<Int32>
-  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS; [tile]: offsets, deltas.
+  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS; [rows]: log-sum-exps, deltas.
   private let queries, given, output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
   private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
-  /// -LSE log2(e) and delta of all rows of a unit.
-  private let offsets, deltas: UnsafeMutablePointer<Float>
+  /// The log-sum-exp and delta of all rows of a unit.
+  private let logSumExps, deltas: UnsafeMutablePointer<Float>
   /// dQ of a unit that has all of it.
   private let querySums: UnsafeMutablePointer<Float>?
 
@@ -25,13 +25,10 @@ final class GradientWorker {
 
   init(_ plan: CPUGradientPlan) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
-    let units = plan.problem.scoreUnits
-    var transform = units.microkernels
-    if units.isNegated {
-      (transform.scale_log2, transform.scale_log2_rest) = (-transform.scale_log2, -transform.scale_log2_rest)
-    }
-    self.transform = transform
     scale = Float(plan.problem.scale)
+    transform = FAGradientTransform(
+      scale: scale, scale_rest: Float(plan.problem.scale - Double(scale)), cap: Float(plan.problem.softcap ?? 0),
+      scale_over_cap: Float(plan.problem.scoreUnits.cap ?? 0))
     let (tile, depth, width) = (
       CPUGradientPlan.tile, plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension)
     )
@@ -47,7 +44,7 @@ final class GradientWorker {
     }
     (queries, given, output, keys, values) = (all[0], all[1], all[2], all[3], all[4])
     (keySums, valueSums, keysTransposed, valuesTransposed) = (all[5], all[6], all[7], all[8])
-    (weights, gradients, offsets, deltas) = (all[9], all[10], all[11], all[12])
+    (weights, gradients, logSumExps, deltas) = (all[9], all[10], all[11], all[12])
     querySums = plan.parts == 1 ? all[13] : nil
     visible = .allocate(capacity: 2 * tile)
   }
@@ -87,7 +84,7 @@ final class GradientWorker {
     }
   }
 
-  /// Offsets and deltas of all rows.
+  /// Log-sum-exps and deltas of all rows.
   private func prepare(_ rows: PackedRows, _ tensors: GradientTensors<HostMemory>) {
     for start in stride(from: 0, to: plan.rows, by: tile) {
       let block = start..<min(start + tile, plan.rows)
@@ -96,9 +93,7 @@ final class GradientWorker {
       functions.dots(given, output, width, Int32(block.count), Int32(width), deltas + start)
       for row in block {
         let place = rows.index(row)
-        let logSumExp = tensors.logSumExp[place]
-        // A row that sees no key weighs nothing.
-        offsets[row] = logSumExp.isInfinite ? -.infinity : logSumExp * -1.4426950408889634
+        logSumExps[row] = tensors.logSumExp[place]
         if let given = tensors.logSumExpGradient { deltas[row] -= given[place] }
       }
     }
@@ -190,7 +185,7 @@ final class GradientWorker {
     functions.product(
       rowMajor(given, width), valuesTransposed, tile, count, size, Int32(problem.valueDimension), 0, gradients, tile)
     functions.score_gradients(
-      weights, gradients, count, size, transform, offsets + block.lowerBound, deltas + block.lowerBound, seen)
+      weights, gradients, count, size, transform, logSumExps + block.lowerBound, deltas + block.lowerBound, seen)
 
     /// Products of which the first factor is 0 where the second must not be looked at.
     func add(

@@ -1,25 +1,29 @@
 // The gradients family: products of f32 matrices, small enough to stay in the cache, and what turns their results into weights
 // and gradients of scores. See CPUMicrokernels.h for the shapes. Rows of matrices are whole vectors long.
 
-/// out = A B (or out += A B) for `strip` rows by `vectors` vectors of columns.
+/// out = A B (or out += A B) for `strip` rows by `vectors` vectors of columns, in pieces of 32 as the scores of the forward pass
+/// are summed: few roundings at the size of the whole, and a score that is the forward pass's to the bit.
 INLINE void product_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, int strip,
                           int vectors, int depth, int adds, float *out, ptrdiff_t out_row) {
-  Floats sum[STRIP][PANEL_VECTORS];
-  UNROLL for (int i = 0; i < strip; i++) {
-    UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = (Floats){0};
-  }
-  ROLLED for (int k = 0; k < depth; k++) {
-    Floats row[PANEL_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + k * b_row + v * LANES);
+  for (int start = 0; start < depth; start += 32) {
+    const int end = start + 32 < depth ? start + 32 : depth;
+    Floats sum[STRIP][PANEL_VECTORS];
     UNROLL for (int i = 0; i < strip; i++) {
-      const Floats factor = splat(a[i * a_row + k * a_step]);
-      UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = multiply_add(factor, row[v], sum[i][v]);
+      UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = (Floats){0};
     }
-  }
-  UNROLL for (int i = 0; i < strip; i++) {
-    UNROLL for (int v = 0; v < vectors; v++) {
-      float *p = out + i * out_row + v * LANES;
-      store(p, adds ? load(p) + sum[i][v] : sum[i][v]);
+    ROLLED for (int k = start; k < end; k++) {
+      Floats row[PANEL_VECTORS];
+      UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + k * b_row + v * LANES);
+      UNROLL for (int i = 0; i < strip; i++) {
+        const Floats factor = splat(a[i * a_row + k * a_step]);
+        UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = multiply_add(factor, row[v], sum[i][v]);
+      }
+    }
+    UNROLL for (int i = 0; i < strip; i++) {
+      UNROLL for (int v = 0; v < vectors; v++) {
+        float *p = out + i * out_row + v * LANES;
+        store(p, adds || start > 0 ? load(p) + sum[i][v] : sum[i][v]);
+      }
     }
   }
 }
@@ -37,18 +41,21 @@ INLINE void product_columns(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, c
 
 static void product(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds, float *out,
                     ptrdiff_t out_row) {
+#define COLUMNS(VECTORS) \
+  product_columns(a.elements, a.row, a.step, b + c, b_row, rows, VECTORS, depth, adds, out + c, out_row)
   int c = 0;
-  for (; c + PANEL_VECTORS * LANES <= columns; c += PANEL_VECTORS * LANES) {
-    product_columns(a.elements, a.row, a.step, b + c, b_row, rows, PANEL_VECTORS, depth, adds, out + c, out_row);
+  while (c < columns) {
+    const int left = (columns - c) / LANES;
+    // Four are two and two: one alone has too few sums to keep the multiply-add units busy.
+    const int vectors = left < PANEL_VECTORS ? left : left == PANEL_VECTORS + 1 && PANEL_VECTORS > 2 ? 2 : PANEL_VECTORS;
+    switch (vectors) {
+      case 1: COLUMNS(1); break;
+      case 2: COLUMNS(2); break;
+      default: COLUMNS(PANEL_VECTORS); break;
+    }
+    c += vectors * LANES;
   }
-#if PANEL_VECTORS > 2
-  for (; c + 2 * LANES <= columns; c += 2 * LANES) {
-    product_columns(a.elements, a.row, a.step, b + c, b_row, rows, 2, depth, adds, out + c, out_row);
-  }
-#endif
-  for (; c < columns; c += LANES) {
-    product_columns(a.elements, a.row, a.step, b + c, b_row, rows, 1, depth, adds, out + c, out_row);
-  }
+#undef COLUMNS
 }
 
 static void product_carefully(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
@@ -76,24 +83,27 @@ static void transposed(const float *source, ptrdiff_t source_row, int rows, int 
   }
 }
 
-static void score_gradients(float *scores, float *gradients, int rows, int columns, FAScoreTransform transform,
-                            const float *offsets, const float *deltas, FAVisibleKeys visible) {
+static void score_gradients(float *scores, float *gradients, int rows, int columns, FAGradientTransform transform,
+                            const float *log_sum_exps, const float *deltas, FAVisibleKeys visible) {
   Ints places;
   UNROLL for (int l = 0; l < LANES; l++) places[l] = l;
   for (int r = 0; r < rows; r++) {
-    const Floats offset = splat(offsets[r]), delta = splat(deltas[r]);
+    const Floats offset = splat(-log_sum_exps[r]), delta = splat(deltas[r]);
     for (int c = 0; c < columns; c += LANES) {
       float *p = scores + (ptrdiff_t)r * columns + c, *q = gradients + (ptrdiff_t)r * columns + c;
-      Floats score = load(p), slope = splat(1.0f);
-      if (transform.cap_log2 != 0) {
+      const Floats score = load(p);
+      Floats difference, slope = splat(1.0f);
+      // The sum is subtracted before anything is rounded: what is left is small where a weight is large.
+      if (transform.cap != 0) {
         const Floats t = tanh_accurate(score * transform.scale_over_cap);
-        score = transform.cap_log2 * t;
+        difference = multiply_add(t, splat(transform.cap), offset);
         slope = 1.0f - t * t;
       } else {
-        score = multiply_add(score, splat(transform.scale_log2_rest), score * transform.scale_log2);
+        difference =
+            multiply_add(score, splat(transform.scale_rest), multiply_add(score, splat(transform.scale), offset));
       }
-      Floats weight = exp2_nonlarge(score + offset);
-      Floats gradient = weight * (load(q) - delta) * slope;
+      const Floats weight = exp2_nonlarge(difference * 1.4426950408889634f);
+      const Floats gradient = weight * (load(q) - delta) * slope;
       const Ints column = places + c;
       const Ints is_seen = (Ints)(column >= visible.first[r]) & (Ints)(column < visible.end[r]);
       store(p, masked(is_seen, weight));

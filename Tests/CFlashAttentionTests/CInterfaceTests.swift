@@ -345,4 +345,102 @@ import Testing
       #expect((0...2).contains(fa_combine(&c)))
     }
   }
+
+  // MARK: - Gradients
+
+  /// Those of the forward pass above, whole, and packed as two sequences of the same lengths.
+  @Test func gradientsAreThoseOfSwift() throws {
+    func values(_ heads: Int, _ length: Int, _ shift: Int) throws -> Tensor {
+      try Tensor(
+        shape: TensorShape(batch: 2, heads: heads, length: length, dimension: 16), scalarType: .f32, layout: .bnhd
+      ) { b, h, n, d in number(((b * length + n) * heads + h) * 16 + d + shift) }
+    }
+    let (q, k, v, given) = (
+      try values(4, 5, 0), try values(2, 9, 1), try values(2, 9, 2), try values(4, 5, 3)
+    )
+    let result = try attentionWithLogSumExp(queries: q, keys: k, values: v, mask: .causal, device: .cpu)
+    let expected = try attentionGradients(
+      of: result, queries: q, keys: k, values: v, outputGradient: given, mask: .causal, device: .cpu)
+    func pointer(_ tensor: Tensor) -> UnsafeMutableRawPointer {
+      tensor.withBytes { UnsafeMutableRawPointer(mutating: $0.baseAddress!) }
+    }
+    for isPacked in [false, true] {
+      var p = fa_backward_params()
+      p.size = MemoryLayout<fa_backward_params>.size
+      (p.batch, p.queries, p.keys, p.query_heads, p.key_value_heads, p.dimension) = (2, 5, 9, 4, 2, 16)
+      p.scores.mask = Int32(FA_MASK_CAUSAL)
+      var statistics = result.logSumExp
+      if isPacked {
+        // [H, total] of packed queries.
+        for row in 0..<40 {
+          let (head, query) = (row / 10, row % 10)
+          statistics[row] = result.logSumExp[(query / 5 * 4 + head) * 5 + query % 5]
+        }
+      }
+      let (queryStarts, keyStarts) = ([0, 5, 10] as [Int32], [0, 9, 18] as [Int32])
+      let made = try [(4, 5), (2, 9), (2, 9)].map { heads, length in
+        try Tensor(
+          shape: TensorShape(batch: 2, heads: heads, length: length, dimension: 16), scalarType: .f32, layout: .bnhd
+        ) { _, _, _, _ in .nan }
+      }
+      func place(_ tensor: Tensor) -> fa_tensor {
+        fa_tensor(
+          data: pointer(tensor), batch_stride: Int64(tensor.shape.length * tensor.shape.heads * 16),
+          token_stride: Int64(tensor.shape.heads * 16), head_stride: 16)
+      }
+      (p.q, p.k, p.v, p.o, p.d_o) = (place(q), place(k), place(v), place(result.output), place(given))
+      (p.dq, p.dk, p.dv) = (place(made[0]), place(made[1]), place(made[2]))
+      let code = statistics.withUnsafeBufferPointer { statistics in
+        queryStarts.withUnsafeBufferPointer { queryStarts in
+          keyStarts.withUnsafeBufferPointer { keyStarts in
+            p.log_sum_exp = statistics.baseAddress
+            if isPacked {
+              (p.query_starts, p.key_starts) = (queryStarts.baseAddress, keyStarts.baseAddress)
+              (p.total_queries, p.total_keys) = (10, 18)
+            }
+            return fa_backward(&p)
+          }
+        }
+      }
+      #expect(code == FA_OK, "\(lastError)")
+      for (own, other) in zip(made, [expected.queries, expected.keys, expected.values]) {
+        for b in 0..<2 {
+          for h in 0..<own.shape.heads {
+            for n in 0..<own.shape.length {
+              for d in 0..<16 { #expect((own[b, h, n, d] - other[b, h, n, d]).magnitude < 1e-5) }
+            }
+          }
+        }
+      }
+      var size = 1
+      #expect(fa_backward_workspace(&p, &size) == FA_OK && size == 0)
+    }
+  }
+
+  @Test func whatGradientsCannotBeIsASentence() {
+    var p = fa_backward_params()
+    p.size = MemoryLayout<fa_backward_params>.size
+    (p.batch, p.queries, p.keys, p.query_heads, p.key_value_heads, p.dimension) = (2, 5, 9, 4, 2, 16)
+    #expect(fa_backward(nil) == FA_INVALID && !lastError.isEmpty)
+    #expect(fa_backward(&p) == FA_INVALID)
+    #expect(lastError == "log_sum_exp is NULL; give what the forward pass wrote.")
+    p.reserved = 1
+    #expect(fa_backward_prepare(&p) == FA_INVALID && lastError == "reserved is 1; it must be 0.")
+    p.reserved = 0
+    let starts: [Int32] = [0, 5, 10]
+    starts.withUnsafeBufferPointer { starts in
+      p.query_starts = starts.baseAddress
+      #expect(fa_backward(&p) == FA_INVALID)
+      #expect(lastError == "Sequences are packed with both query_starts and key_starts; give both, or neither.")
+      (p.query_starts, p.query_counts) = (nil, starts.baseAddress)
+      #expect(fa_backward(&p) == FA_INVALID)
+      #expect(
+        lastError == "query_counts and key_counts are of packed sequences; give query_starts and key_starts with them.")
+    }
+    p.query_counts = nil
+    #expect(fa_backward_workspace(&p, nil) == FA_INVALID)
+    #expect(lastError == "There is no room for the number of bytes; give its address.")
+    p.type = Int32(FA_E4M3)
+    #expect(fa_backward(&p) == FA_INVALID && lastError.contains("e4m3"), "\(lastError)")
+  }
 }

@@ -1,3 +1,4 @@
+import FlashAttention
 import Foundation
 import TensorFiles
 import Testing
@@ -11,6 +12,40 @@ import Testing
   }
 
   private func path(_ name: String) -> String { folder.appending(path: name).path }
+
+  /// Gradients of a file: those of the library, and sentences for what cannot be.
+  @Test func gradientsAreWrittenBeside() throws {
+    let (input, output) = (path("input.safetensors"), path("output.safetensors"))
+    let shape = "--batch 2 --query-heads 4 --kv-heads 2 --queries 9 --keys 13 --dim 16 --layout bnhd --seed 5"
+    #expect(try CommandLineTool.run("generate \(shape) -o \(input)").code == 0)
+    let file = try SafetensorsFile(path: input)
+    let given = try StoredArray(extents: [2, 9, 4, 16], floats: (0..<2 * 9 * 4 * 16).map { Float($0 % 7) - 3 })
+    let ofLogSumExp = try StoredArray(extents: [2, 4, 9], floats: (0..<72).map { Float($0 % 5) - 2 })
+    let all = try file.names.map { ($0, try file.array($0)) }
+    try SafetensorsFile.write(
+      all + [("dout", given), ("dout_lse", ofLogSumExp)], metadata: file.metadata, to: input)
+    let result = try CommandLineTool.run("run \(input) --causal --gradients dout -o \(output)")
+    #expect(result.code == 0, "\(result.errors)")
+    let written = try SafetensorsFile(path: output)
+    #expect(Set(written.names) == ["output", "lse", "dq", "dk", "dv"])
+    let tensors = try ["q", "k", "v"].map { try #require(try file.array($0).tensor(layout: .bnhd)) }
+    let forward = try attentionWithLogSumExp(queries: tensors[0], keys: tensors[1], values: tensors[2], mask: .causal)
+    let expected = try attentionGradients(
+      of: forward, queries: tensors[0], keys: tensors[1], values: tensors[2],
+      outputGradient: try #require(try given.tensor(layout: .bnhd)), logSumExpGradient: ofLogSumExp.floats,
+      mask: .causal)
+    for (name, gradient) in [("dq", expected.queries), ("dk", expected.keys), ("dv", expected.values)] {
+      #expect(try written.array(name).floats == StoredArray(gradient).floats, "\(name)")
+    }
+    for (options, message) in [
+      ("--gradients dout", "--gradients reads a .safetensors FILE and writes one; give both FILE and --output."),
+      ("--gradients dout_lse -o \(output)", "the output has [2, 9, 4, 16]"),
+      ("--gradients none -o \(output)", "none"),
+    ] {
+      let refused = try CommandLineTool.run("run \(input) \(options)")
+      #expect(refused.code != 0 && refused.errors.contains(message), "\(refused.errors)")
+    }
+  }
 
   /// The main job, on real activations, in every type.
   @Test(arguments: ["f32", "f16", "bf16"], ["", "--causal"])

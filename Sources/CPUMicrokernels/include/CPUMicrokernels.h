@@ -69,6 +69,17 @@ typedef struct {
   int count;
 } FAPrefetch;
 
+/// What makes a product of Q and K a score in the backward pass, in natural units and with its sign: `scale * x`, or with a cap
+/// `cap * tanh(x * scale_over_cap)`.
+typedef struct {
+  /// In two parts, the second what the first is short of.
+  float scale;
+  float scale_rest;
+  /// Zero where there is no cap.
+  float cap;
+  float scale_over_cap;
+} FAGradientTransform;
+
 /// The first factor of a product: element (i, k) is at `i * row + k * step`, so that either of its sides can be summed over.
 typedef struct {
   const float *elements;
@@ -160,10 +171,10 @@ typedef struct {
   /// out[c][r] = source[r][c]; `rows` is a multiple of `lanes`, too.
   void (*transposed)(const float *source, ptrdiff_t source_row, int rows, int columns, float *out, ptrdiff_t out_row);
   /// Products of Q and K become weights, and gradients of weights those of scores but for the scale, both `[rows][columns]`:
-  /// weight = 2^(score + offset), gradient = weight * (gradient - delta), times the slope of the cap; 0 where a row does not
-  /// see the key. The transform's scale has its sign here.
-  void (*score_gradients)(float *scores, float *gradients, int rows, int columns, FAScoreTransform transform,
-                          const float *offsets, const float *deltas, FAVisibleKeys visible);
+  /// weight = e^(score - its row's log-sum-exp), gradient = weight * (gradient - delta), times the slope of the cap; 0 where a
+  /// row does not see the key.
+  void (*score_gradients)(float *scores, float *gradients, int rows, int columns, FAGradientTransform transform,
+                          const float *log_sum_exps, const float *deltas, FAVisibleKeys visible);
   /// out[r] = sum over c of a[r][c] * b[r][c].
   void (*dots)(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out);
   /// Writes one row, multiplied by a factor.

@@ -21,7 +21,8 @@ struct RunCommand: ParsableCommand {
       heads, dimension].
 
       Writes `output` and `lse` (log-sum-exp, natural logarithm) to a .safetensors file; to a .npy file, the output, \
-      and the log-sum-exp beside it with -lse before the .npy.
+      and the log-sum-exp beside it with -lse before the .npy. With --gradients, `dq`, `dk` and `dv` are written to the \
+      .safetensors file, too.
       """)
 
   @Argument(help: "A .safetensors file.")
@@ -52,6 +53,12 @@ struct RunCommand: ParsableCommand {
   @Option(name: [.customShort("o"), .long], help: "File to write the output and the log-sum-exp to.")
   var output: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Also compute gradients: the tensor of FILE that is the gradient of the output; NAME_lse, if it is there, is that of the log-sum-exp.",
+      valueName: "NAME"))
+  var gradients: String?
+
   @Option(help: "Compare with this tensor of FILE (the output, or the log-sum-exp by its shape); exit 1 if it differs.")
   var compare: String?
 
@@ -67,6 +74,9 @@ struct RunCommand: ParsableCommand {
     }
     if let output, !output.hasSuffix(".safetensors") && !output.hasSuffix(".npy") {
       throw ValidationError("The output '\(output)' must end in .safetensors or .npy.")
+    }
+    if gradients != nil && (isNPY || output?.hasSuffix(".safetensors") != true) {
+      throw ValidationError("--gradients reads a .safetensors FILE and writes one; give both FILE and --output.")
     }
     if compare != nil && isNPY && compareFile == nil {
       throw ValidationError("--compare names a tensor of FILE; with .npy inputs, give --compare-file.")
@@ -93,6 +103,10 @@ struct RunCommand: ParsableCommand {
         )
       }
       if let container, container.names.contains("cache_lengths") {
+        if gradients != nil {
+          throw AttentionError.unsupported(
+            "\(file!) has 'cache_lengths', and caches of keys and values have no gradients; leave out --gradients.")
+        }
         let run = try CacheRun(
           container, path: file!, queries: inputs.queries, keys: inputs.keys, values: inputs.values, options, dtype)
         let (result, isOnGPU) = try run.compute(on: device)
@@ -127,8 +141,16 @@ struct RunCommand: ParsableCommand {
       while times.reduce(0, +) < 0.2 && times.count < 20 {
         times.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
       }
+      let made = try gradients.map { name in
+        try RunGradients(container!, path: file!, name, layout, problem).compute(
+          of: result!, queries: queries, keys: keys, values: values, plan)
+      }
       progress.clear()
-      if let output { try write(result!, batch: problem.batch, heads: problem.queryHeads, to: output) }
+      if let output {
+        try write(
+          result!, batch: problem.batch, heads: problem.queryHeads, to: output,
+          beside: made.map { [("dq", $0.queries), ("dk", $0.keys), ("dv", $0.values)] } ?? [])
+      }
       report(plan, times)
       guard let expected else { return true }
       progress.show("run: comparing with the 64-bit reference", isSure: true)
@@ -195,7 +217,9 @@ struct RunCommand: ParsableCommand {
     return Expected(name: name, array: array, isLogSumExp: array.extents == lseExtents)
   }
 
-  private func write(_ result: AttentionResult, batch: Int, heads: Int, to path: String) throws {
+  private func write(
+    _ result: AttentionResult, batch: Int, heads: Int, to path: String, beside others: [(String, Tensor)] = []
+  ) throws {
     let output = StoredArray(result.output)
     let lse = try StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
     if path.hasSuffix(".npy") {
@@ -204,7 +228,8 @@ struct RunCommand: ParsableCommand {
       ])
     } else {
       try SafetensorsFile.write(
-        [("output", output), ("lse", lse)], metadata: ["layout": result.output.layout.rawValue], to: path)
+        [("output", output), ("lse", lse)] + others.map { ($0, StoredArray($1)) },
+        metadata: ["layout": result.output.layout.rawValue], to: path)
     }
   }
 

@@ -27,9 +27,15 @@ struct BackwardCost {
     let launch = BackwardLaunch(problem, s)
     let all = Double(problem.queries) * Double(problem.keys)
     let seen = all > 0 ? problem.visiblePairs / all : 0
-    let passing = s.kind == .queries ? problem.keys : problem.queries * problem.groupSize
-    // Tiles at the mask's edges count whole.
-    let tiles = seen * Double(passing) / Double(s.cut.passingRows) + (problem.mask.isLimited ? 1 : 0)
+    let keeps = s.kind != .queries
+    let passing = Double(keeps ? problem.queries * problem.groupSize : problem.keys)
+    // What only some of a block see counts as much as the rest, at each edge of the mask.
+    let edges = MaskEdges(problem.mask)
+    let edge = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
+    let group = Double(problem.groupSize)
+    let ofBlock = Double(s.cut.rows) * (keeps ? group : 1 / group)
+    let tiles =
+      min(seen * passing + edge * (ofBlock + Double(s.cut.passingRows)) / 2, passing) / Double(s.cut.passingRows)
     let terms = [products, sharedMemory, weights]
     let longest = max(products, sharedMemory, weights)
     let cycles = longest + (terms.reduce(0, +) - longest) * ForwardCost.uncovered + waits
