@@ -14,6 +14,7 @@ step "machine" "$tool" info
 step "2000 random problems against the 64-bit reference" "$tool" verify --device gpu --cases 2000
 step "1000 random problems over all rungs of the ladder" "$tool" verify --device gpu --variants --cases 1000 --kernels 216
 step "1000 random problems over caches" "$tool" verify --device gpu --cache --cases 1000 --kernels 96
+step "1000 random problems for gradients" "$tool" verify --device gpu --backward --cases 1000 --kernels 128
 step "1000 rounds of eight threads at once, with streams of their own and one KVCache" \
   "$tool" verify --device gpu --concurrent --cases 1000
 step "the emulator against the GPU" "$tool" verify --device gpu --emulate --cases 128
@@ -25,6 +26,8 @@ if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
     cases=48; if [ $check = racecheck ]; then cases=10; fi
     step "compute-sanitizer $check, caches" compute-sanitizer --tool $check --error-exitcode 9 \
       "$tool" verify --device gpu --cache --cases $cases --kernels $cases
+    step "compute-sanitizer $check, gradients" compute-sanitizer --tool $check --error-exitcode 9 \
+      "$tool" verify --device gpu --backward --cases $((cases / 2)) --kernels $((cases / 2))
     step "compute-sanitizer $check, every rung" compute-sanitizer --tool $check --error-exitcode 9 \
       "$tool" verify --device gpu --variants --cases 54 --kernels 54
   done
@@ -42,6 +45,8 @@ step "the emulator's time" "$tool" bench emulator
 if python3 -c 'import torch, swift_flash_attention' 2> /dev/null; then
   step "what a call costs the host" python3 "$(dirname "$0")/call_overhead.py"
 fi
+step "gradients" "$tool" bench backward --device gpu --dtype bf16 --json "$out/backward.json"
+step "20 repeats of gradients" "$tool" bench backward --device gpu --dtype bf16 --queries 2048 --dim 128 --causal --repeats 20
 step "decoding" "$tool" bench decode --json "$out/decode.json"
 for context in 4096 8192; do
   step "decoding, a cache of e4m3" "$tool" bench decode --batch 128 --context $context --cache-dtype e4m3

@@ -69,6 +69,9 @@ extension AttentionProblem {
 extension GradientTensors {
   private func checkTensors(_ problem: AttentionProblem) throws(AttentionError) {
     let type = problem.scalarType
+    if queryGradient == nil && keyGradient == nil && valueGradient == nil {
+      throw .unsupported("No gradient is asked for; give memory for that of the queries, the keys or the values.")
+    }
     for (view, name, shape) in [
       (queries, "queries", problem.queryShape), (keys, "keys", problem.keyShape),
       (values, "values", problem.valueShape),

@@ -60,10 +60,13 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         dimension: dimension, keys: isPacked ? .packed(total: 8192, longest: 4096) : .whole(length: 4096),
         scalarType: group == 4 ? .f16 : .bf16, mask: mask, softcap: softcap)
       let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
-      list += try plan.launches.launches.filter { !($0.kernel is ZeroKernel) }.map {
-        AttentionConfiguration(
-          // As much as an address, needed once a tile, where the sums take most registers.
-          kernel: try $0.kernel.kernel(), target: target, spillAllowance: dimension >= 128 ? 8 : 0)
+      for launch in plan.launches.launches {
+        let kernel = try launch.kernel.kernel()
+        // Zeros are written in the same way everywhere.
+        if launch.kernel is ZeroKernel && list.contains(where: { $0.kernel.name == kernel.name }) { continue }
+        // As much as an address, needed once a tile, where the sums take most registers.
+        list.append(
+          AttentionConfiguration(kernel: kernel, target: target, spillAllowance: dimension >= 128 ? 8 : 0))
       }
     }
     return list

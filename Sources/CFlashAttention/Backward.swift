@@ -22,6 +22,10 @@ extension fa_backward_params {
         throw .unsupported(
           "query_counts and key_counts are of packed sequences; give query_starts and key_starts with them.")
       }
+      if !isPacked && (total_queries != 0 || total_keys != 0) {
+        throw .unsupported(
+          "total_queries and total_keys are of packed sequences; give query_starts and key_starts with them.")
+      }
       let width = value_dimension == 0 ? dimension : value_dimension
       let type = try ScalarType("type", code: type)
       if isPacked {
@@ -128,7 +132,7 @@ extension fa_backward_params {
 ) -> fa_status {
   status { () throws(AttentionError) in
     let plan = try fa_backward_params.read(params).plan
-    guard let byteCount else { throw .unsupported("There is no room for the number of bytes; give its address.") }
+    guard let byteCount else { throw .unsupported("There is no place for the number of bytes; give its address.") }
     byteCount.pointee = plan.workspaceByteCount
   }
 }

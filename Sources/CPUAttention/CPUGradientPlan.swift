@@ -53,7 +53,7 @@ public struct CPUGradientPlan: Sendable {
       ? QuerySums(heads * parts, count: rows * padded(problem.dimension)) : nil
     let operands = GradientOperands(tensors)
     WorkerTeam.run(items: heads * parts, threads: threads) { queue in
-      let worker = GradientWorker(self)
+      let worker = GradientWorker(self, hasQuerySums: sums == nil && operands.tensors.queryGradient != nil)
       while let unit = queue.next() {
         worker.compute(
           batch: unit / parts / problem.keyValueHeads, keyValueHead: unit / parts % problem.keyValueHeads,
@@ -62,7 +62,7 @@ public struct CPUGradientPlan: Sendable {
     }
     guard let sums else { return }
     WorkerTeam.run(items: heads, threads: threads) { queue in
-      let worker = GradientWorker(self)
+      let worker = GradientWorker(self, hasQuerySums: false)
       while let head = queue.next() {
         let first = sums.of(head * parts)
         for part in 1..<parts {

@@ -23,7 +23,8 @@ final class GradientWorker {
   private var depth: Int { plan.padded(problem.dimension) }
   private var width: Int { plan.padded(problem.valueDimension) }
 
-  init(_ plan: CPUGradientPlan) {
+  /// - Parameter hasQuerySums: whether a unit's dQ is added up here.
+  init(_ plan: CPUGradientPlan, hasQuerySums: Bool) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
@@ -34,7 +35,7 @@ final class GradientWorker {
     )
     let sizes =
       [depth, width, width, depth, width, depth, width, depth, width].map { $0 * tile } + [tile * tile, tile * tile]
-      + [plan.rows, plan.rows] + [plan.parts == 1 ? plan.rows * depth : 0]
+      + [plan.rows, plan.rows] + [hasQuerySums ? plan.rows * depth : 0]
     memory = .allocate(capacity: sizes.reduce(0, +) + sizes.count * 16)
     memory.initialize(repeating: 0, count: sizes.reduce(0, +) + sizes.count * 16)
     var place = memory
@@ -45,7 +46,7 @@ final class GradientWorker {
     (queries, given, output, keys, values) = (all[0], all[1], all[2], all[3], all[4])
     (keySums, valueSums, keysTransposed, valuesTransposed) = (all[5], all[6], all[7], all[8])
     (weights, gradients, logSumExps, deltas) = (all[9], all[10], all[11], all[12])
-    querySums = plan.parts == 1 ? all[13] : nil
+    querySums = hasQuerySums ? all[13] : nil
     visible = .allocate(capacity: 2 * tile)
   }
 

@@ -2,7 +2,7 @@
 // and gradients of scores. See CPUMicrokernels.h for the shapes. Rows of matrices are whole vectors long.
 
 /// out = A B (or out += A B) for `strip` rows by `vectors` vectors of columns, in pieces of 32 as the scores of the forward pass
-/// are summed: few roundings at the size of the whole, and a score that is the forward pass's to the bit.
+/// are summed: few roundings at the size of the whole, and in f32 with many rows a score that is the forward pass's to the bit.
 INLINE void product_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, int strip,
                           int vectors, int depth, int adds, float *out, ptrdiff_t out_row) {
   for (int start = 0; start < depth; start += 32) {

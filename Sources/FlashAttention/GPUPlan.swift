@@ -107,7 +107,8 @@ final class GPUPlan: Sendable {
     }
     var call = KernelCall(tensors, workspace: workspace ?? 0)
     if workspace == nil {
-      call.workspace = try gpu.workspace(byteCount: plan.launches.workspaceByteCount, stream: stream)
+      // Not a workspace of attention, whose first bytes are counters that must stay zero.
+      call.workspace = try gpu.scratch(byteCount: plan.launches.workspaceByteCount, stream: stream)
     }
     try gpu.reporting { () throws(CUDAError) in try put(call, [], new: [], in: stream) }
   }
@@ -224,8 +225,8 @@ final class GPUPlan: Sendable {
 
   private var kernel: LoadedKernel? {
     // Those without blocks are never loaded.
-    guard let ready = ready.withLock({ $0 }), ready.count > plan.launches.main else { return nil }
-    return ready[plan.launches.main].kernel
+    let own = plan.launches.attention.kernel.name
+    return ready.withLock { $0 }?.first { $0.launch.kernel.name == own }?.kernel
   }
 }
 

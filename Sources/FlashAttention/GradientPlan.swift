@@ -99,7 +99,8 @@ public struct GradientPlan: Sendable {
     if case .gpu(let plan) = path { plan.gpu } else { nil }
   }
 
-  /// Bytes of the GPU's memory that a call works in: 8 for each query of each head. 0 on the CPU.
+  /// Bytes of the GPU's memory that a call works in: 8 for each query of each head, whose number is rounded up to 128 for each
+  /// key/value head of a sequence. 0 on the CPU.
   public var workspaceByteCount: Int { kernelPlan?.launches.workspaceByteCount ?? 0 }
 
   /// What was chosen on a GPU; nil on the CPU.

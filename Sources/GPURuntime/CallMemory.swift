@@ -27,6 +27,8 @@ final class CallMemory: Sendable {
     var counters: [Owner: [GPUBuffer]] = [:]
     /// The same of workspaces, whose counters are in their beginning and which hold anything behind.
     var workspaces: [Owner: [GPUBuffer]] = [:]
+    /// Workspaces without counters, which hold anything.
+    var scratch: [Owner: [GPUBuffer]] = [:]
     /// Where each owner's counter of draws is, and what of the last room is left.
     var draws: [Owner: UInt64] = [:]
     var rooms: [GPUBuffer] = []
@@ -47,6 +49,13 @@ final class CallMemory: Sendable {
     var size = 1 << 20
     while size < byteCount { size *= 2 }
     return try address(\.workspaces, byteCount: size, on: gpu, stream)
+  }
+
+  /// The same of a workspace without counters.
+  func scratch(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    var size = 1 << 20
+    while size < byteCount { size *= 2 }
+    return try address(\.scratch, byteCount: size, on: gpu, stream)
   }
 
   private func address(
@@ -121,6 +130,11 @@ extension GPU {
   /// A workspace for calls that bring none, whose counters are in its beginning, of the same owners.
   package func workspace(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
     try callMemory.workspace(byteCount: byteCount, on: self, stream: stream)
+  }
+
+  /// A workspace without counters, which may hold anything, apart from the one above.
+  package func scratch(byteCount: Int, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try callMemory.scratch(byteCount: byteCount, on: self, stream: stream)
   }
 
   /// A counter of 32 bits for calls that hand out their work by one, of the same owners.

@@ -84,6 +84,16 @@ import Testing
     Clause("D 256: dK and dV by a launch each") {
       try EmulatedGradients(problem(.bf16, queries: 80, keys: 130, dimension: 256, mask: .causal))
     },
+    Clause("D 200, D_v 256 by a launch each: rows of dV do not lie where those of K lay") {
+      try EmulatedGradients(
+        problem(queries: 150, keys: 130, dimension: 200, valueDimension: 256),
+        tiling: "dkv-launches=2,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
+    },
+    Clause("D 256, D_v 136 by a launch each") {
+      try EmulatedGradients(
+        problem(.bf16, queries: 150, keys: 130, dimension: 256, valueDimension: 136),
+        tiling: "dkv-launches=2,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
+    },
     Clause("D 256 with little shared memory") {
       try EmulatedGradients(problem(queries: 80, keys: 130, dimension: 256), on: .sm89)
     },
@@ -118,15 +128,42 @@ import Testing
     }
   }
 
-  /// Any of the gradients alone: what nobody wants is not written, and not computed.
-  @Test(arguments: 0..<8) func computesWhatIsWanted(bits: Int) throws {
+  /// Any of the gradients alone: what nobody wants is not written, and not computed where a launch is for it alone.
+  @Test(arguments: 1..<8) func computesWhatIsWanted(bits: Int) throws {
     for launches in [1, 2] {
       var gradients = try EmulatedGradients(
         problem(queries: 70, keys: 90, mask: .causal), tiling: "dkv-launches=\(launches)")
       gradients.wanted = (0..<3).map { bits >> $0 & 1 == 1 }
       let outcome = try gradients.run()
       #expect(outcome.passes, "\(outcome.gradients), \(outcome.isConfined)")
+      let (q, isRead) = (70 * 64 * 2, try #require(outcome.counters.traffic["q"]).bytesRead > 0)
+      #expect(isRead)
+      // Of dQ alone, Q is read by the blocks that keep it, once.
+      if bits == 1 { #expect(try #require(outcome.counters.traffic["q"]).bytesRead == q) }
     }
+  }
+
+  /// No number in a list of starts makes a kernel touch memory that is not its own; what comes of it is nobody's.
+  @Test(
+    arguments: [
+      [-5, 1 << 30, 3, -1], [60, 20, 10, 0], [.max, .max, .max, .max], [0, 0, 0, 0], [.min, 7, .min, 90],
+      [80, 81, 200, 300],
+    ] as [[Int32]])
+  func garbageInListsHarmsNobody(starts: [Int32]) throws {
+    var gradients = try EmulatedGradients(.bf16, packed: [(33, 50), (20, 20), (9, 9)], group: 2, mask: .causal)
+    for (queries, keys) in [(starts, nil), (nil, starts), (starts, starts)] as [([Int32]?, [Int32]?)] {
+      (gradients.spoiledQueryStarts, gradients.spoiledKeyStarts) = (queries, keys)
+      _ = try gradients.run()
+    }
+  }
+
+  /// A tiling that would read statistics that nobody wrote is refused by name.
+  @Test func tilesDivideTheStatistics() throws {
+    #expect(
+      throws: AttentionError.self,
+      performing: {
+        _ = try EmulatedGradients(problem(queries: 200), tiling: "dkv-rows=96")
+      })
   }
 
   /// Every kind of kernel that differs in its barriers, waits and fences.

@@ -17,6 +17,8 @@ struct EmulatedGradients {
   var hasLogSumExpGradient = true
   /// Whether the gradient of the output is one row for all queries and heads (strides of 0).
   var isOutputGradientExpanded = false
+  /// Lists in the place of the right ones.
+  var spoiledQueryStarts, spoiledKeyStarts: [Int32]?
   /// Which of dQ, dK and dV are asked for.
   var wanted = [true, true, true]
 
@@ -156,12 +158,16 @@ struct EmulatedGradients {
     if isOutputGradientExpanded { given.strides = TensorStrides(batch: 0, heads: 0, length: 0) }
     let written = [problem.queryShape, problem.keyShape, problem.valueShape]
     let results = zip(["dq", "dk", "dv"], written).map { place($0, $1, nil) }
-    func list(_ name: String, _ starts: [Int]) -> UInt64 {
-      memory.allocate(name, starts.map(Int32.init), access: .readOnly)
+    func list(_ name: String, _ starts: [Int], _ spoiled: [Int32]?) -> UInt64 {
+      memory.allocate(name, spoiled ?? starts.map(Int32.init), access: .readOnly)
     }
     let entries = CacheEntries<GPUMemory>(
-      queryStarts: sequences.map { list("cu_q", $0.map(\.queries.lowerBound) + [$0.last!.queries.upperBound]) },
-      keyStarts: sequences.map { list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound]) })
+      queryStarts: sequences.map {
+        list("cu_q", $0.map(\.queries.lowerBound) + [$0.last!.queries.upperBound], spoiledQueryStarts)
+      },
+      keyStarts: sequences.map {
+        list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound], spoiledKeyStarts)
+      })
     let tensors = GradientTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o,
       logSumExp: memory.allocate("lse", logSumExp, access: .readOnly), outputGradient: given,

@@ -439,7 +439,12 @@ import Testing
     }
     p.query_counts = nil
     #expect(fa_backward_workspace(&p, nil) == FA_INVALID)
-    #expect(lastError == "There is no room for the number of bytes; give its address.")
+    #expect(lastError == "There is no place for the number of bytes; give its address.")
+    p.total_keys = 3
+    #expect(fa_backward(&p) == FA_INVALID)
+    #expect(
+      lastError == "total_queries and total_keys are of packed sequences; give query_starts and key_starts with them.")
+    p.total_keys = 0
     p.type = Int32(FA_E4M3)
     #expect(fa_backward(&p) == FA_INVALID && lastError.contains("e4m3"), "\(lastError)")
   }

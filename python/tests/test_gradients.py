@@ -178,8 +178,26 @@ def test_flash_attn_backward(device):
     assert torch.allclose(sums, (dout.float() * out.float()).sum(-1).transpose(1, 2))
     with pytest.raises(ValueError, match="^Gradients are written to dq, dk and dv"):
         _flash_attn_backward(dout, q, k, v, out, lse)
-    with pytest.raises(ValueError, match=r"^dk must have the shape, the type and the device of k; it is"):
-        _flash_attn_backward(dout, q, k, v, out, lse, dq=made[0], dk=made[1][:1], dv=made[2])
+    into = dict(zip(("dq", "dk", "dv"), made))
+    for given, message in (
+        ({"dk": made[1][:1]}, r"^dk has the shape \(1, "), ({"dv": made[2].double()}, "^dv is torch.float64"),
+        ({"dout": dout[:, :-1]}, r"^dout has the shape"), ({"dout": dout.double()}, "^dout is torch.float64"),
+        ({"softmax_lse": lse.double()}, "^softmax_lse is torch.float64"), ({"softmax_lse": lse[:, :1]}, "^softmax_lse has the shape"),
+        ({"out": out[..., :8]}, "^out has the shape"), ({"k": k.double()}, "^k is torch.float64"),
+        ({"sequed_k": int32([1, 2], device)}, "^sequed_k is of packed sequences"), ({"max_seqlen_q": 3}, "^max_seqlen_q is of packed"),
+        ({"dq": made[0].transpose(-1, -2).contiguous().transpose(-1, -2)}, "^dq: elements must lie side by side"),
+    ):
+        call = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse, **into, **given}
+        with pytest.raises(ValueError, match=message):
+            _flash_attn_backward(**call)
+
+
+def test_preparing_computes_nothing(device):
+    q, k, v = (x.detach() for x in inputs(device, half(device)))
+    out, lse = flash_attn_func(q, k, v, return_attn_probs=True)
+    made = [torch.full_like(x, 7) for x in (q, k, v)]
+    fa.prepare(_flash_attn_backward, out, q, k, v, out, lse, dq=made[0], dk=made[1], dv=made[2])
+    assert all((x == 7).all() for x in made)
 
 
 # MARK: - What autograd and compilers do
@@ -268,6 +286,13 @@ def test_autocast(device):
     expected = torch.autograd.grad(fa.attention(*low, causal=True).float().square().sum(), low)
     for a, b in zip(own, expected):
         assert a.dtype == torch.float32 and torch.equal(a, b.float())
+
+
+def test_autocast_of_mixed_types(device):
+    q, k, v = (x.detach() for x in inputs(device, torch.float32))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        own = fa.attention(q, k.bfloat16(), v.bfloat16())
+    assert torch.equal(own, fa.attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
 
 
 def test_same_bits_every_time(device):

@@ -26,13 +26,10 @@ struct PackedQueries {
   }
 
   /// Starts the copies of the block's rows of Q; rows beyond the end become zeros.
-  ///
-  /// - Parameter end: where the rows end that are read; nil for the end of the pack.
   func load(
     _ tile: SharedTile, from source: Register<U64>, _ strides: StrideParameters, to slot: Register<U32>,
-    thread: Register<U32>, threads: Int, before end: Register<U32>? = nil
+    thread: Register<U32>, threads: Int
   ) {
-    let count = end ?? count
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
       let destination = slot + tile.place(row: line, chunk: chunk, width: width)

@@ -17,13 +17,18 @@ struct RowStatistics {
   /// tile.
   private static let packedPadding = rowMultiple + 4
 
+  /// Rows of a sequence, those behind the last included; a length that no kernel takes is one of those, too.
+  static func padded(_ queries: Int, group: Int) -> Int {
+    guard let rows = checkedProduct([queries, group]), rows < .max - rowMultiple else { return .max }
+    return (rows + rowMultiple - 1) / rowMultiple * rowMultiple
+  }
+
   /// Rows of all sequences of a key/value head.
   static func rows(of problem: AttentionProblem) -> Int {
     if let packed = problem.packedQueries {
       return (packed * problem.groupSize + problem.batch * packedPadding + 2 * rowMultiple) / 4 * 4
     }
-    let rows = problem.queries * problem.groupSize
-    return problem.batch * ((rows + rowMultiple - 1) / rowMultiple * rowMultiple)
+    return problem.batch * padded(problem.queries, group: problem.groupSize)
   }
 
   /// Bytes of all.

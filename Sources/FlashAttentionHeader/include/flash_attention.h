@@ -169,7 +169,9 @@ typedef struct fa_sequences_params {
 
 /* Gradients of attention, from what its forward pass left: dq, dk and dv of the sum of o * d_o and log_sum_exp * d_log_sum_exp, with
  * the same bits in every run. Of whole tensors, or of sequences packed behind each other, queries as well as keys; caches have none.
- * Every element of the gradients is written: zeros where a query sees no key, where no query sees a key, and in rows of no sequence. */
+ * Every element of the gradients is written: zeros where a query sees no key, where no query sees a key, and in rows of no sequence. Lists
+ * are int32 in the memory of the device; what is wrong in them is FA_INVALID on the CPU, and on a GPU makes no call touch memory that it
+ * was not given. */
 typedef struct fa_backward_params {
   size_t size;      /* sizeof(fa_backward_params) */
   int32_t device;

@@ -55,6 +55,12 @@ struct BenchBackwardCommand: ParsableCommand {
     if let threads, !(1...Machine.processors).contains(threads) {
       throw ValidationError("--threads is \(threads); it must be from 1 to \(Machine.processors), the processors here.")
     }
+    if repeats < 0 { throw ValidationError("--repeats is \(repeats); it must be 0 or more.") }
+    if device == .cpu && (candidates != nil || repeats > 0 || tiling != nil) {
+      throw ValidationError(
+        "--candidates, --repeats and --tiling are for the kernels of GPUs; leave them out on the CPU.")
+    }
+    if threads != nil && device.ordinal != nil { throw ValidationError("--threads is for the CPU; leave it out.") }
     if candidates != nil && tiling != nil {
       throw ValidationError("--candidates measures tilings, and --tiling gives one; leave out one of them.")
     }

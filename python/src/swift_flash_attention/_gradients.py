@@ -5,12 +5,13 @@ import ctypes
 import torch
 
 from . import _library as c
-from ._torch import _device, _remembered, _set_scores, _strides, _type, unit_stride
+from ._torch import SCORES, _device, _preparing, _prepares, _remembered, _set_scores, _strides, _type, unit_stride
 
 # How sentences speak of what the library calls otherwise.
 _PHRASES = (
     ("the gradient of the output", "the gradient of out"), ("the gradient of the queries", "the gradient of q"),
-    ("the gradient of the keys", "the gradient of k"), ("the gradient of the values", "the gradient of v"))
+    ("the gradient of the keys", "the gradient of k"), ("the gradient of the values", "the gradient of v"),
+    *SCORES)
 
 
 def backward(
@@ -27,7 +28,6 @@ def backward(
     """
     q, k, v, out = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(out)
     dout = _readable(dout.resolve_neg())
-    is_packed = query_starts is not None
     tensors = (q, k, v, out, dout, dq, dk, dv)
     key = (
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
@@ -56,7 +56,8 @@ def backward(
         # A graph that is captured owns its memory.
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         call.workspace, call.workspace_size = workspace.data_ptr(), size
-    c.check(c.library.fa_backward(call), _PHRASES)
+    status = c.library.fa_backward_prepare(call) if _preparing and _prepares() else c.library.fa_backward(call)
+    c.check(status, _PHRASES)
 
 
 def _readable(x):

@@ -110,7 +110,8 @@ def in_autocast_type(q, *others):
 _AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
 _SECOND = "Second derivatives of swift_flash_attention are not supported; compute them with another attention function."
 _OF_CACHES = (
-    "A cache of keys and values has no gradient in swift_flash_attention; train with flash_attn_func or flash_attn_varlen_func.")
+    "A cache of keys and values has no gradient in swift_flash_attention, nor have float8_e4m3fn numbers; train with flash_attn_func or "
+    "flash_attn_varlen_func, in float16 or bfloat16.")
 _OF_MASKS = (
     "swift_flash_attention has no backward pass of this attention mask in a trace or under torch.compile; do not compile, or train "
     "without padding in the mask.")

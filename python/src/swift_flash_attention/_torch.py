@@ -87,7 +87,7 @@ def _set_scores(scores, causal, left, right, chunk, softcap, scale):
         scores.scale_is_given, scores.scale = 1, scale
 
 
-def _fits(name, tensor, shape, like, dtype=None):
+def fits(name, tensor, shape, like, dtype=None):
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is needed.")
     if tensor.device != like.device:
@@ -173,8 +173,8 @@ def _whole_shapes(q, k, v):
         if x.dim() != 4:
             raise ValueError(f"{name} has the shape {tuple(x.shape)}; it must be [batch, tokens, heads, dimension].")
     b, _, _, d = q.shape
-    _fits("k", k, (b, k.shape[1], k.shape[2], d), q, q.dtype)
-    _fits("v", v, (b, k.shape[1], k.shape[2], v.shape[-1]), q, q.dtype)
+    fits("k", k, (b, k.shape[1], k.shape[2], d), q, q.dtype)
+    fits("v", v, (b, k.shape[1], k.shape[2], v.shape[-1]), q, q.dtype)
 
 
 def output_fits(out, q, k, v):
@@ -183,7 +183,7 @@ def output_fits(out, q, k, v):
     Raises:
         ValueError: Why not.
     """
-    _fits("out", out, (*q.shape[:3], v.shape[-1]), q, q.dtype)
+    fits("out", out, (*q.shape[:3], v.shape[-1]), q, q.dtype)
     _is_writable(out, (("q", q), ("k", k), ("v", v)))
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(f"out: elements must lie side by side along the last axis; its stride is {out.stride(-1)}.")
@@ -375,7 +375,7 @@ def _sequences_call(
     heads = k.shape[-2]
     if not (is_e4m3 or k.dtype in (q.dtype, torch.float8_e4m3fn)):
         raise ValueError(f"{words.of('k')} is {k.dtype}, and {words.of('q')} is {q.dtype}; they must have one type.")
-    _fits(words.of("v"), v, (*k.shape[:-1], v.shape[-1]), q)
+    fits(words.of("v"), v, (*k.shape[:-1], v.shape[-1]), q)
     if k.shape[-1] != d:
         raise ValueError(f"{words.of('k')} has the head dimension {k.shape[-1]}, and {words.of('q')} {d}.")
     call = c.SequencesParams(
@@ -393,12 +393,12 @@ def _sequences_call(
         ("key_starts", batch + 1), ("new_key_starts", batch + 1), ("positions", batch),
     ):
         if lists[name] is not None:
-            _fits(words.of(name), lists[name], (extent,), q, torch.int32)
+            fits(words.of(name), lists[name], (extent,), q, torch.int32)
     if paged:
-        _fits(words.of("page_table"), lists["page_table"], (batch, lists["page_table"].shape[1]), q, torch.int32)
+        fits(words.of("page_table"), lists["page_table"], (batch, lists["page_table"].shape[1]), q, torch.int32)
     for name, value in zip(_SCALES, scales):
         if value is not None:
-            _fits(words.of(name), value, (batch, heads), q, torch.float32)
+            fits(words.of(name), value, (batch, heads), q, torch.float32)
             if (q if name == "query_scales" else k).dtype != torch.float8_e4m3fn:
                 raise ValueError(f"{words.of(name)} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
     _set_scores(call.scores, causal, left, right, chunk, softcap, scale)
@@ -411,8 +411,8 @@ def _sequences_call(
         if new_k.dtype != out_dtype:
             raise ValueError(f"{words.of('new_k')} is {new_k.dtype}; new keys and values must be {out_dtype} here.")
         lead = (new_k.shape[0],) if packed_new else (batch, new_k.shape[1])
-        _fits(words.of("new_k"), new_k, (*lead, heads, d), q)
-        _fits(words.of("new_v"), new_v, (*lead, heads, dv), q, out_dtype)
+        fits(words.of("new_k"), new_k, (*lead, heads, d), q)
+        fits(words.of("new_v"), new_v, (*lead, heads, dv), q, out_dtype)
         capacity = k.shape[1] * (lists["page_table"].shape[1] if paged else 1)
         call.new_keys = min(new_k.shape[0], capacity) if packed_new else new_k.shape[1]
         call.total_new_keys = new_k.shape[0] if packed_new else 0
@@ -426,8 +426,8 @@ def _sequences_call(
         if cosines.dim() != 2:
             raise ValueError(
                 f"{words.of('cosines')} has the shape {tuple(cosines.shape)}; it must be [positions, rotary dimension / 2].")
-        _fits(words.of("cosines"), cosines, cosines.shape, q, out_dtype)
-        _fits(words.of("sines"), sines, cosines.shape, q, out_dtype)
+        fits(words.of("cosines"), cosines, cosines.shape, q, out_dtype)
+        fits(words.of("sines"), sines, cosines.shape, q, out_dtype)
         call.rotary_dimension, call.rotary_positions = 2 * cosines.shape[1], cosines.shape[0]
         call.rotary_interleaved = int(interleaved)
     # What is given decides the plan; the addresses are those of this call.

@@ -11,11 +11,10 @@ _SHAPE = "[batch, tokens, heads, dimension]"
 
 def attention(q, k, v, options, out, return_lse):
     """See ``swift_flash_attention.attention``."""
-    q, k, v = (given.tensor(name, x, 4, _SHAPE) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = in_autocast_type(*(given.tensor(name, x, 4, _SHAPE) for name, x in (("q", q), ("k", k), ("v", v))))
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device or x.dtype != q.dtype:
             raise ValueError(f"{name} must have the device and the element type of q: {x.dtype} on {x.device}, {q.dtype} on {q.device}.")
-    q, k, v = in_autocast_type(q, k, v)
     if out is None:
         if needs_operator(q, k, v):
             result, lse = forward_op(q, k, v, *options)

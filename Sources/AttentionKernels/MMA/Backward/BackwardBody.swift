@@ -64,8 +64,10 @@ final class BackwardBody {
     let mask = keepsKeys ? Mask.seeing(seeingRows(visible)) : .visible(scoreMask(visible))
     let tiles = mask.tiles(of: cut.passingRows)
     k.if(tiles.first .< tiles.end) { pass(tiles, mask) }
-    // Others of the warp may still read what is kept.
-    if !cut.keepsOperands && cut.stages > 1 { k.warpBarrier() }
+    // Others of the warp may still read what is kept; of other warps, where rows do not lie where they lay.
+    if !cut.keepsOperands && cut.stages > 1 {
+      if s.kind == .values && memory.kept.scores != memory.kept.weights { k.barrier() } else { k.warpBarrier() }
+    }
     if keepsKeys {
       store(
         sums.first, scaled: true, p.keyGradientBase, p.keyGradientStrides, memory.kept.scores, at: 0, heads: 1)

@@ -26,7 +26,10 @@ struct BackwardCost {
   func seconds(_ problem: AttentionProblem, _ s: BackwardSpecialization, on gpu: GPULimits) -> Double {
     let launch = BackwardLaunch(problem, s)
     let all = Double(problem.queries) * Double(problem.keys)
-    let seen = all > 0 ? problem.visiblePairs / all : 0
+    // Of chunks about, without a loop over all queries for each candidate.
+    let pairs =
+      problem.mask.chunk.map { Double(problem.queries) * Double(min($0, problem.keys)) } ?? problem.visiblePairs
+    let seen = all > 0 ? pairs / all : 0
     let keeps = s.kind != .queries
     let passing = Double(keeps ? problem.queries * problem.groupSize : problem.keys)
     // What only some of a block see counts as much as the rest, at each edge of the mask.

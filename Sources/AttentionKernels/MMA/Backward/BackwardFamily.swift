@@ -30,7 +30,8 @@ package enum BackwardFamily: KernelFamily {
       counts: [
         ("queries x group", [problem.queries, problem.groupSize]), ("keys", [problem.keys]),
         ("packed queries x group", [problem.packedQueries ?? 0, problem.groupSize]),
-        ("batch x \(RowStatistics.rowMultiple)", [problem.batch, RowStatistics.rowMultiple]),
+        ("batch x rows of queries", [problem.batch, RowStatistics.padded(problem.queries, group: problem.groupSize)]),
+        ("batch x heads", [problem.batch, problem.queryHeads]),
       ], limit: lengthLimit)
     if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }
   }

@@ -117,8 +117,9 @@ extension BackwardSpecialization {
     if memory > gpu.sharedBytesPerBlock {
       return "needs \(memory) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
-    if cut.rows > RowStatistics.rowMultiple {
-      return "keeps \(cut.rows) rows; statistics are there for multiples of \(RowStatistics.rowMultiple)"
+    let ofQueries = kind == .queries ? cut.rows : cut.passingRows
+    if RowStatistics.rowMultiple % ofQueries != 0 {
+      return "takes \(ofQueries) rows of queries at a time; \(RowStatistics.rowMultiple) must be a multiple of them"
     }
     if registerEstimate > 255 {
       return "needs about \(registerEstimate) registers a thread; there are 255"

@@ -52,7 +52,7 @@ package struct BackwardTiling: Hashable, Sendable {
 extension BackwardTiling: KernelTiling {
   /// What `changed(by:)` reads, for help and errors.
   package static let changeSyntax =
-    "dkv-warps=1|2|4|8, dkv-row-tiles=1|2, dkv-rows=16...128 in 16s, dkv-stages=1|2|3, dkv-operands=registers|shared, "
+    "dkv-warps=1|2|4|8, dkv-row-tiles=1|2, dkv-rows=16...128 in 16s (of queries: 16|32|64|128), dkv-stages=1|2|3, dkv-operands=registers|shared, "
     + "dkv-blocks=1...4, dkv-launches=1|2, and the same of dq (but launches)"
 
   /// This tiling as a text that makes it of any that a plan chooses by itself.

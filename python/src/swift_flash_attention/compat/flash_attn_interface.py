@@ -16,7 +16,7 @@ from swift_flash_attention._operators import (
     varlen_op)
 from swift_flash_attention._gradients import backward
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import forward, output_fits_parts, sequences, unit_stride
+from swift_flash_attention._torch import fits, forward, output_fits_parts, sequences, unit_stride
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
@@ -432,23 +432,43 @@ def _flash_attn_backward(
     """
     axes, shape = (4, _WHOLE) if cu_seqlens_q is None else (3, _PACKED)
     dout, q, k, v, out = _tensors(("dout", "q", "k", "v", "out"), (dout, q, k, v, out), axes, shape)
-    if dq is dk is dv is None:
-        raise ValueError("Gradients are written to dq, dk and dv; give at least one of them.")
-    for name, own, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
-        if own is not None and (own.shape != like.shape or own.dtype != like.dtype or own.device != like.device):
-            raise ValueError(f"{name} must have the shape, the type and the device of {name[1]}; it is {tuple(own.shape)}, {own.dtype}.")
-        if own is not None and own.shape[-1] > 1 and own.stride(-1) != 1:
-            raise ValueError(f"{name}: elements must lie side by side along the last axis; its stride is {own.stride(-1)}.")
-    causal, left, right, chunk, softcap, scale = _options(
-        softmax_scale, is_causal, (window_size_left, window_size_right), 0, softcap)
+    softmax_lse = given.tensor("softmax_lse", softmax_lse, axes - 1, "[batch, heads, tokens], packed [heads, total]")
     lists = ()
-    if cu_seqlens_q is not None:
+    if cu_seqlens_q is None:
+        for name, value in (
+            ("cu_seqlens_k", cu_seqlens_k), ("sequed_q", sequed_q), ("sequed_k", sequed_k), ("max_seqlen_q", max_seqlen_q),
+            ("max_seqlen_k", max_seqlen_k),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q with it, or leave it out.")
+    else:
         cu_seqlens_q = _starts("cu_seqlens_q", cu_seqlens_q, q)
         batch = cu_seqlens_q.shape[0] - 1
         lists = (
             cu_seqlens_q, given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it"),
             _list("sequed_q", sequed_q, q, (batch,)), _list("sequed_k", sequed_k, q, (batch,)), _most("max_seqlen_q", max_seqlen_q),
             _most("max_seqlen_k", max_seqlen_k))
+        for name, x in zip(("cu_seqlens_q", "cu_seqlens_k", "sequed_q", "sequed_k"), lists):
+            if x is not None and x.device != q.device:
+                raise ValueError(f"{name} is on {x.device}, and q is on {q.device}; all tensors must be on one device.")
+    rows, width = q.shape[:-1], v.shape[-1]
+    fits("k", k, (*k.shape[:-1], q.shape[-1]), q, q.dtype)
+    fits("v", v, (*k.shape[:-1], width), q, q.dtype)
+    fits("out", out, (*rows, width), q, q.dtype)
+    fits("dout", dout, (*rows, width), q, q.dtype)
+    fits("softmax_lse", softmax_lse, (*rows[:-2], rows[-1], rows[-2]), q, torch.float32)
+    if dq is dk is dv is None:
+        raise ValueError("Gradients are written to dq, dk and dv; give at least one of them.")
+    for name, own, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        if own is not None:
+            own = given.tensor(name, own, axes, shape)
+            fits(name, own, like.shape, q, q.dtype)
+            if own.is_neg():
+                raise ValueError(f"{name} is a lazily negated view; give a tensor whose memory holds its numbers.")
+            if own.shape[-1] > 1 and own.stride(-1) != 1:
+                raise ValueError(f"{name}: elements must lie side by side along the last axis; its stride is {own.stride(-1)}.")
+    causal, left, right, chunk, softcap, scale = _options(
+        softmax_scale, is_causal, (window_size_left, window_size_right), 0, softcap)
     with torch.no_grad():
         backward(dout, None, q, k, v, out, softmax_lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, *lists)
         return (dout.float() * out.float()).sum(-1).transpose(-1, -2).contiguous()
