@@ -10,6 +10,8 @@ package struct GradientBench {
     package let scalarType: String
     package let batch, queryHeads, keyValueHeads, queries, keys, dimension: Int
     package let isCausal: Bool
+    /// Whether there is nothing else to know of the problem: its mask is causal or none, its scale the usual one.
+    package let isPlain: Bool
     package let tiling: String?
     package let flops: Double
     package let seconds: [Double]
@@ -127,6 +129,9 @@ package struct GradientBench {
       problem: "\(problem)", scalarType: problem.scalarType.rawValue, batch: problem.batch,
       queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads, queries: problem.queries,
       keys: problem.keys, dimension: problem.dimension, isCausal: problem.mask == .causal,
+      isPlain: (problem.mask == .none || problem.mask == .causal) && problem.softcap == nil
+        && problem.valueDimension == problem.dimension
+        && problem.scale == 1 / Double(problem.dimension).squareRoot(),
       tiling: plan.kernelPlan?.tiling.changes, flops: problem.gradientFlops, seconds: seconds,
       predictedSeconds: plan.kernelPlan?.cost.seconds, areRepeatsEqual: areRepeatsEqual)
   }

@@ -16,11 +16,8 @@ package struct PeerTimes {
 
   /// - Throws: `TensorFileError` where the file cannot be read or has no such line.
   package init(_ path: String) throws(TensorFileError) {
-    guard let data = FileManager.default.contents(atPath: path) else {
-      throw .unreadable(path: path, reason: "no such file, or no right to read it")
-    }
     // Other lines of such files are about other things: other operations, and caches on pages.
-    lines = data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
+    lines = try readLines(of: Line.self, path)
       .filter { $0.ms_graph != nil && $0.peer?.includes("+page") == false }
     if lines.isEmpty { throw .malformed(path: path, reason: "no line has peer, B, Nk, Nq, Hq, Hkv and ms_graph") }
     var names: [String] = []
@@ -60,10 +57,7 @@ package struct GradientPeerTimes {
 
   /// - Throws: `TensorFileError` where the file cannot be read or has no such line.
   package init(_ path: String) throws(TensorFileError) {
-    guard let data = FileManager.default.contents(atPath: path) else {
-      throw .unreadable(path: path, reason: "no such file, or no right to read it")
-    }
-    lines = data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
+    lines = try readLines(of: Line.self, path)
       .filter { $0.kind == "backward" && $0.peer != nil && $0.ms != nil }
     if lines.isEmpty { throw .malformed(path: path, reason: "no line has kind backward, peer, B, Hq, Nq, D and ms") }
     var names: [String] = []
@@ -71,8 +65,10 @@ package struct GradientPeerTimes {
     self.names = names
   }
 
-  /// The median of a library's times of a case, in seconds; nil where there is none.
+  /// The median of a library's times of a case, in seconds; nil where there is none, as of masks, scales and softcaps that no line
+  /// speaks of.
   package func seconds(_ result: GradientBench.Result, _ name: String) -> Double? {
+    if !result.isPlain { return nil }
     let own = lines.filter {
       ($0.peer, $0.B, $0.Hq, $0.Hkv ?? $0.Hq) == (name, result.batch, result.queryHeads, result.keyValueHeads)
         && ($0.Nq, $0.Nk ?? $0.Nq, $0.D) == (result.queries, result.keys, result.dimension)
@@ -80,4 +76,12 @@ package struct GradientPeerTimes {
     }
     return own.isEmpty ? nil : median(own.map { $0.ms! / 1000 })
   }
+}
+
+/// The lines of a file that are JSON objects of a kind.
+private func readLines<Line: Decodable>(of _: Line.Type, _ path: String) throws(TensorFileError) -> [Line] {
+  guard let data = FileManager.default.contents(atPath: path) else {
+    throw .unreadable(path: path, reason: "no such file, or no right to read it")
+  }
+  return data.split(separator: 0x0a).compactMap { try? JSONDecoder().decode(Line.self, from: Data($0)) }
 }

@@ -1,4 +1,12 @@
 public import Attention
+internal import CPUMicrokernels
+internal import Synchronization
+
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
 
 /// How the gradients of a problem are computed on the CPU: every choice, made once.
 ///
@@ -43,35 +51,51 @@ public struct CPUGradientPlan: Sendable {
 
   /// Computes the gradients of a problem with whole keys.
   ///
-  /// - Throws: `AttentionError` where the tensors are not what was planned.
+  /// - Throws: `AttentionError` where the tensors are not what was planned, and `.memory` where there is not enough for dQ in f32.
   public func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
     try tensors.check(problem)
     let heads = problem.batch * problem.keyValueHeads
     if heads == 0 { return }
-    let sums =
-      parts > 1 && tensors.queryGradient != nil
-      ? QuerySums(heads * parts, count: rows * padded(problem.dimension)) : nil
+    let (units, columns) = (heads * parts, tensors.queryGradient == nil ? 0 : padded(problem.dimension))
+    // Of all parts, which are added up in the end; or of a thread's unit, which is done with it.
+    let ofParts = parts > 1 ? try FloatRooms(units, factors: [rows, columns]) : nil
+    let ofThreads = try FloatRooms(min(threads, units), factors: [rows, 2 + (parts > 1 ? 0 : columns)])
     let operands = GradientOperands(tensors)
-    WorkerTeam.run(items: heads * parts, threads: threads) { queue in
-      let worker = GradientWorker(self, hasQuerySums: sums == nil && operands.tensors.queryGradient != nil)
+    let taken = Atomic<Int>(0)
+    WorkerTeam.run(items: units, threads: threads) { queue in
+      let own = ofThreads[taken.add(1, ordering: .relaxed).oldValue]
+      let worker = GradientWorker(self, statistics: own)
       while let unit = queue.next() {
         worker.compute(
           batch: unit / parts / problem.keyValueHeads, keyValueHead: unit / parts % problem.keyValueHeads,
-          part: unit % parts, operands, sums: sums?.of(unit))
+          part: unit % parts, operands, sums: ofParts?[unit] ?? own + 2 * rows)
+        if ofParts == nil { store(own + 2 * rows, ofHead: unit, operands) }
       }
     }
-    guard let sums else { return }
+    guard let ofParts else { return }
     WorkerTeam.run(items: heads, threads: threads) { queue in
-      let worker = GradientWorker(self, hasQuerySums: false)
       while let head = queue.next() {
-        let first = sums.of(head * parts)
+        let first = ofParts[head * parts]
         for part in 1..<parts {
-          let other = sums.of(head * parts + part)
-          for i in 0..<rows * padded(problem.dimension) { first[i] += other[i] }
+          let other = ofParts[head * parts + part]
+          for i in 0..<rows * columns { first[i] += other[i] }
         }
-        worker.storeQueryGradients(
-          batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, first, operands)
+        store(first, ofHead: head, operands)
       }
+    }
+  }
+
+  /// Writes dQ of a (batch, key/value head), where it is wanted.
+  private func store(_ sums: UnsafeMutablePointer<Float>, ofHead head: Int, _ operands: GradientOperands) {
+    guard let gradient = operands.tensors.queryGradient else { return }
+    let functions = instructionSet.functions.pointee
+    let packed = PackedRows(
+      problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: 0..<rows)
+    for row in 0..<rows {
+      functions.store_scaled(
+        sums + row * padded(problem.dimension), Float(problem.scale), Int32(problem.dimension),
+        problem.scalarType.microkernelType,
+        gradient.row(batch: packed.batch, head: packed.head(row), token: packed.query(row)))
     }
   }
 }
@@ -91,18 +115,23 @@ struct GradientOperands: @unchecked Sendable {
   init(_ tensors: GradientTensors<HostMemory>) { self.tensors = tensors }
 }
 
-/// dQ of units that have a part each, before they are added up.
-final class QuerySums: @unchecked Sendable {
+/// Rooms of as many floats each, handed to threads of which no two have the same.
+final class FloatRooms: @unchecked Sendable {
   private let base: UnsafeMutablePointer<Float>
-  private let count: Int
+  private let size: Int
 
-  init(_ units: Int, count: Int) {
-    self.count = count
-    base = .allocate(capacity: max(units * count, 1))
+  /// - Parameter factors: of the floats of a room.
+  /// - Throws: `AttentionError.memory` where there is not so much.
+  init(_ count: Int, factors: [Int]) throws(AttentionError) {
+    let bytes = checkedProduct(factors + [count, 4])
+    guard let bytes, let memory = calloc(max(bytes, 4), 1) else {
+      throw .memory(what: "The gradients of the queries in f32", byteCount: bytes ?? .max)
+    }
+    size = factors.reduce(1, *)
+    base = memory.assumingMemoryBound(to: Float.self)
   }
 
-  deinit { base.deallocate() }
+  deinit { free(base) }
 
-  /// A unit's own.
-  func of(_ unit: Int) -> UnsafeMutablePointer<Float> { base + unit * count }
+  subscript(room: Int) -> UnsafeMutablePointer<Float> { base + room * size }
 }

@@ -7,81 +7,64 @@ final class GradientWorker {
   private let problem: AttentionProblem
   private let functions: CPUMicrokernels
   private let transform: FAGradientTransform
-  /// What dQ and dK are multiplied by at their end.
+  /// What dK is multiplied by at its end.
   private let scale: Float
-  private let memory: UnsafeMutablePointer<Float>
+  private let scratch: Scratch
   private let visible: UnsafeMutablePointer<Int32>
-  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS; [rows]: log-sum-exps, deltas.
+  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS.
   private let queries, given, output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
   private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
   /// The log-sum-exp and delta of all rows of a unit.
   private let logSumExps, deltas: UnsafeMutablePointer<Float>
-  /// dQ of a unit that has all of it.
-  private let querySums: UnsafeMutablePointer<Float>?
 
   private var tile: Int { CPUGradientPlan.tile }
   private var depth: Int { plan.padded(problem.dimension) }
   private var width: Int { plan.padded(problem.valueDimension) }
 
-  /// - Parameter hasQuerySums: whether a unit's dQ is added up here.
-  init(_ plan: CPUGradientPlan, hasQuerySums: Bool) {
+  /// - Parameter statistics: room for two floats of each row of a unit.
+  init(_ plan: CPUGradientPlan, statistics: UnsafeMutablePointer<Float>) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
       scale: scale, scale_rest: Float(plan.problem.scale - Double(scale)), cap: Float(plan.problem.softcap ?? 0),
       scale_over_cap: Float(plan.problem.scoreUnits.cap ?? 0))
+    (logSumExps, deltas) = (statistics, statistics + plan.rows)
     let (tile, depth, width) = (
       CPUGradientPlan.tile, plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension)
     )
-    let sizes =
-      [depth, width, width, depth, width, depth, width, depth, width].map { $0 * tile } + [tile * tile, tile * tile]
-      + [plan.rows, plan.rows] + [hasQuerySums ? plan.rows * depth : 0]
-    memory = .allocate(capacity: sizes.reduce(0, +) + sizes.count * 16)
-    memory.initialize(repeating: 0, count: sizes.reduce(0, +) + sizes.count * 16)
-    var place = memory
-    let all = sizes.map { size in
-      defer { place += (size + 15) / 16 * 16 }
-      return place
-    }
-    (queries, given, output, keys, values) = (all[0], all[1], all[2], all[3], all[4])
-    (keySums, valueSums, keysTransposed, valuesTransposed) = (all[5], all[6], all[7], all[8])
-    (weights, gradients, logSumExps, deltas) = (all[9], all[10], all[11], all[12])
-    querySums = hasQuerySums ? all[13] : nil
-    visible = .allocate(capacity: 2 * tile)
+    let bytes =
+      4 * Scratch.byteCount(tile * depth, of: Float.self) + 5 * Scratch.byteCount(tile * width, of: Float.self)
+      + 2 * Scratch.byteCount(tile * tile, of: Float.self) + Scratch.byteCount(2 * tile, of: Int32.self)
+    var scratch = Scratch(byteCount: bytes)
+    queries = scratch.take(tile * depth, of: Float.self)
+    keys = scratch.take(tile * depth, of: Float.self)
+    keySums = scratch.take(tile * depth, of: Float.self)
+    keysTransposed = scratch.take(tile * depth, of: Float.self)
+    given = scratch.take(tile * width, of: Float.self)
+    output = scratch.take(tile * width, of: Float.self)
+    values = scratch.take(tile * width, of: Float.self)
+    valueSums = scratch.take(tile * width, of: Float.self)
+    valuesTransposed = scratch.take(tile * width, of: Float.self)
+    weights = scratch.take(tile * tile, of: Float.self)
+    gradients = scratch.take(tile * tile, of: Float.self)
+    // Zeros behind a row's last element stay.
+    for buffer in [queries, keys] { buffer.initialize(repeating: 0, count: tile * depth) }
+    for buffer in [given, output, values] { buffer.initialize(repeating: 0, count: tile * width) }
+    visible = scratch.take(2 * tile, of: Int32.self)
+    self.scratch = scratch
   }
 
-  deinit {
-    memory.deallocate()
-    visible.deallocate()
-  }
-
-  /// - Parameter sums: where dQ of this part goes; nil where it is all of it.
+  /// - Parameter sums: where dQ of this part is added up, `[rows][padded]`; of no meaning where nobody wants it.
   func compute(
-    batch: Int, keyValueHead: Int, part: Int, _ operands: GradientOperands, sums: UnsafeMutablePointer<Float>?
+    batch: Int, keyValueHead: Int, part: Int, _ operands: GradientOperands, sums: UnsafeMutablePointer<Float>
   ) {
     let tensors = operands.tensors
     let rows = PackedRows(problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows)
-    let queryGradient = tensors.queryGradient == nil ? nil : sums ?? querySums
+    let queryGradient = tensors.queryGradient == nil ? nil : sums
     queryGradient?.update(repeating: 0, count: plan.rows * depth)
     prepare(rows, tensors)
     for start in stride(from: part * tile, to: problem.keys, by: plan.parts * tile) {
       attend(start..<min(start + tile, problem.keys), rows, tensors, queryGradient)
-    }
-    if let queryGradient, sums == nil {
-      storeQueryGradients(batch: batch, keyValueHead: keyValueHead, queryGradient, operands)
-    }
-  }
-
-  /// Writes dQ of a (batch, key/value head).
-  func storeQueryGradients(
-    batch: Int, keyValueHead: Int, _ sums: UnsafeMutablePointer<Float>, _ operands: GradientOperands
-  ) {
-    guard let gradient = operands.tensors.queryGradient else { return }
-    let rows = PackedRows(problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows)
-    for row in 0..<plan.rows {
-      functions.store_scaled(
-        sums + row * depth, scale, Int32(problem.dimension), problem.scalarType.microkernelType,
-        gradient.row(batch: batch, head: rows.head(row), token: rows.query(row)))
     }
   }
 
@@ -91,7 +74,7 @@ final class GradientWorker {
       let block = start..<min(start + tile, plan.rows)
       stage(tensors.outputGradient, rows, block, width, to: given)
       stage(tensors.output, rows, block, width, to: output)
-      functions.dots(given, output, width, Int32(block.count), Int32(width), deltas + start)
+      functions.dots(given, output, width, Int32(block.count), Int32(problem.valueDimension), deltas + start)
       for row in block {
         let place = rows.index(row)
         logSumExps[row] = tensors.logSumExp[place]

@@ -114,15 +114,14 @@ static void score_gradients(float *scores, float *gradients, int rows, int colum
 
 static void dots(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out) {
   for (int r = 0; r < rows; r++) {
-    Floats sum = (Floats){0};
-    for (int c = 0; c < columns; c += LANES) sum = multiply_add(load(a + r * row + c), load(b + r * row + c), sum);
-    float lanes[LANES];
-    store(lanes, sum);
-    // Halves first: fewer roundings at the size of the whole.
-    for (int n = LANES / 2; n >= 1; n /= 2) {
-      for (int l = 0; l < n; l++) lanes[l] += lanes[l + n];
+    Floats total = (Floats){0};
+    for (int start = 0; start < columns; start += 32) {
+      const int end = start + 32 < columns ? start + 32 : columns;
+      Floats sum = (Floats){0};
+      ROLLED for (int c = start; c < end; c++) sum = multiply_add(splat(a[r * row + c]), splat(b[r * row + c]), sum);
+      total = start == 0 ? sum : total + sum;
     }
-    out[r] = lanes[0];
+    out[r] = total[0];
   }
 }
 

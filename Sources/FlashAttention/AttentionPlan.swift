@@ -31,7 +31,7 @@ public struct AttentionPlan: Sendable {
   private enum Path: Sendable {
     case cpu(CPUPlan)
     /// One sequence after the other.
-    case cpuSequences(threads: Int)
+    case cpuSequences
     case gpu(GPUPlan)
   }
 
@@ -59,7 +59,7 @@ public struct AttentionPlan: Sendable {
       if problem.hasWholeKeys { return .cpu(try CPUPlan(problem, threads: threads)) }
       // Refused now if it would be later.
       _ = try CPUPlan(try problem.sequence(queries: 1, length: 1), threads: 1)
-      return .cpuSequences(threads: threads)
+      return .cpuSequences
     }
   }
 
@@ -87,7 +87,7 @@ public struct AttentionPlan: Sendable {
       try plan.run(
         queries: tensors.queries, keys: tensors.keys, values: tensors.values, output: tensors.output,
         logSumExp: tensors.logSumExp)
-    case .cpuSequences(let threads): try HostSequences(problem, tensors, threads: threads).run()
+    case .cpuSequences: try HostSequences(problem, tensors, threads: threads).run()
     case .gpu(let plan): try plan.run(tensors)
     }
   }
@@ -194,7 +194,7 @@ extension AttentionPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
-    case .cpuSequences(let threads): "CPU, \(threads) threads, one sequence after the other\n\(reason)"
+    case .cpuSequences: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

@@ -20,11 +20,13 @@ public struct GradientPlan: Sendable {
   /// Why this device was chosen, as a sentence.
   public let reason: String
   private let path: Path
+  /// Threads at most on the CPU.
+  private let threads: Int
 
   private enum Path: Sendable {
     case cpu(CPUGradientPlan)
     /// One sequence after the other.
-    case cpuSequences(threads: Int)
+    case cpuSequences
     case gpu(GPUPlan)
   }
 
@@ -39,6 +41,7 @@ public struct GradientPlan: Sendable {
     try problem.checkHasGradients()
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
+    self.threads = threads
     (path, reason) = try device.choose(for: problem.scalarType) { (ordinal) throws(AttentionError) in
       .gpu(try GPUPlan(problem, on: try GPU.device(ordinal), kernels, families: KernelFamilies.backward))
     } cpu: { () throws(AttentionError) in
@@ -51,7 +54,7 @@ public struct GradientPlan: Sendable {
       if problem.hasWholeKeys { return .cpu(try CPUGradientPlan(problem, threads: threads)) }
       // Refused now if it would be later.
       _ = try CPUGradientPlan(try problem.sequence(queries: 1, length: 1), threads: 1)
-      return .cpuSequences(threads: threads)
+      return .cpuSequences
     }
   }
 
@@ -70,7 +73,7 @@ public struct GradientPlan: Sendable {
     try tensors.check(problem)
     switch path {
     case .cpu(let plan): try plan.run(tensors)
-    case .cpuSequences(let threads): try HostGradients(problem, tensors, threads: threads).run()
+    case .cpuSequences: try HostGradients(problem, tensors, threads: threads).run()
     case .gpu(let plan): try plan.run(tensors)
     }
   }
@@ -114,7 +117,7 @@ extension GradientPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
-    case .cpuSequences(let threads): "CPU, \(threads) threads, one sequence after the other\n\(reason)"
+    case .cpuSequences: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

@@ -46,16 +46,18 @@ final class CallMemory: Sendable {
 
   /// The same of a workspace. Its size is a power of two, so that few are outgrown.
   func workspace(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
-    var size = 1 << 20
-    while size < byteCount { size *= 2 }
-    return try address(\.workspaces, byteCount: size, on: gpu, stream)
+    try address(\.workspaces, byteCount: Self.rounded(byteCount), on: gpu, stream)
   }
 
   /// The same of a workspace without counters.
   func scratch(byteCount: Int, on gpu: GPU, stream: StreamHandle) throws(AttentionError) -> UInt64 {
+    try address(\.scratch, byteCount: Self.rounded(byteCount), on: gpu, stream)
+  }
+
+  private static func rounded(_ byteCount: Int) -> Int {
     var size = 1 << 20
     while size < byteCount { size *= 2 }
-    return try address(\.scratch, byteCount: size, on: gpu, stream)
+    return size
   }
 
   private func address(

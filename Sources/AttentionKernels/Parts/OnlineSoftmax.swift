@@ -216,11 +216,6 @@ struct OnlineSoftmax {
     }
   }
 
-  /// Weights that stand in their scores' place, as `weights` gives them.
-  func operands(_ weights: Accumulators, chunk: Int, as inputs: Matrix.Inputs) -> [[Register<U32>]] {
-    weights.operands(chunk: chunk, as: inputs)
-  }
-
   private func weight(of score: Register<F32>, row: Int) -> Register<F32> {
     k.exp2(k.multiplyAdd(score, scale, shifts[row]))
   }

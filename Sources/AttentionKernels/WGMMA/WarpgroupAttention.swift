@@ -64,7 +64,7 @@ struct WarpgroupAttention {
       }
     }
     func weights() -> [[Register<U32>]] {
-      (0..<s.tileKeys / 16).map { softmax.operands(scores, chunk: $0, as: s.inputs)[0] }
+      (0..<s.tileKeys / 16).map { scores.operands(chunk: $0, as: s.inputs)[0] }
     }
 
     k.comment("the first tile's scores")

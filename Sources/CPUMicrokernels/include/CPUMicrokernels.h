@@ -175,7 +175,8 @@ typedef struct {
   /// row does not see the key.
   void (*score_gradients)(float *scores, float *gradients, int rows, int columns, FAGradientTransform transform,
                           const float *log_sum_exps, const float *deltas, FAVisibleKeys visible);
-  /// out[r] = sum over c of a[r][c] * b[r][c].
+  /// out[r] = sum over c of a[r][c] * b[r][c], in the order of `product`: where a row of O is one of V, because its query sees one
+  /// key, the gradient of its score then is zero to the bit.
   void (*dots)(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out);
   /// Writes one row, multiplied by a factor.
   void (*store_scaled)(const float *source, float factor, int dimension, FAScalarType type, void *row);

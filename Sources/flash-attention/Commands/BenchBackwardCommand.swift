@@ -80,6 +80,10 @@ struct BenchBackwardCommand: ParsableCommand {
         ] : try Self.grid(shape.dtype ?? .bf16)
     }
     let all = try reportingOptionErrors { try problems.map { try plans(of: $0) } }
+    if (candidates != nil || repeats > 0) && all.contains(where: { $0.contains { $0.gpu == nil } }) {
+      throw ValidationError(
+        "--candidates and --repeats are for the kernels of GPUs, and this runs on the CPU; leave them out.")
+    }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try GradientPeerTimes(path) } }
     for problem in problems { try requireMemory(for: problem) }

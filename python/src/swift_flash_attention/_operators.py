@@ -23,11 +23,11 @@ def is_traced():
 # Looked up once: every call asks them.
 _len_dispatch_stack, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _functorch_level = torch._C._functorch.maybe_current_level
-_is_autocast = torch._C._is_any_autocast_enabled
+is_autocast = torch._C._is_any_autocast_enabled
 
 
 def needs_operator(*tensors):
-    """Whether somebody traces, wants gradients of what is computed, may want another type of it, or has tensors of another kind.
+    """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind.
 
     Raises:
         NotImplementedError: ``torch.func`` wants gradients, which it would look for before it runs anything, or forward mode does.
@@ -45,8 +45,6 @@ def needs_operator(*tensors):
         raise NotImplementedError(
             "Forward-mode gradients of swift_flash_attention are not supported; use torch.autograd's backward, or another attention "
             "function.")
-    if _is_autocast():
-        return True
     for x in tensors:
         if type(x) not in _KINDS:
             return True
@@ -101,7 +99,7 @@ def wants_gradients(*tensors):
 def in_autocast_type(q, *others):
     """Tensors in the type that autocast says, where it is on, as ``scaled_dot_product_attention`` has it."""
     kind = q.device.type
-    if not _is_autocast() or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+    if not is_autocast() or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return q, *others
     dtype = torch.get_autocast_dtype(kind)
     return tuple(x.to(dtype) if x.dtype in _AUTOCAST and x.device.type == kind else x for x in (q, *others))

@@ -70,14 +70,13 @@ final class BackwardBody {
     }
     if keepsKeys {
       store(
-        sums.first, scaled: true, p.keyGradientBase, p.keyGradientStrides, memory.kept.scores, at: 0, heads: 1)
+        sums.first, scaled: true, p.keyGradientBase, p.keyGradientStrides, memory.kept.scores, at: 0)
       store(
         sums.values, scaled: false, p.valueGradientBase, p.valueGradientStrides, memory.kept.weights,
-        at: memory.keptOffset, heads: 1)
+        at: memory.keptOffset)
     } else {
       store(
-        sums.first, scaled: true, p.queryGradientBase, p.queryGradientStrides, memory.kept.scores, at: 0,
-        heads: s.groupSize)
+        sums.first, scaled: true, p.queryGradientBase, p.queryGradientStrides, memory.kept.scores, at: 0)
     }
   }
 
@@ -288,7 +287,7 @@ final class BackwardBody {
   /// Writes a gradient by the place of what was kept, of which the warp alone has read its rows.
   private func store(
     _ gradient: Accumulators?, scaled: Bool, _ base: Register<U64>, _ strides: StrideParameters, _ tile: SharedTile,
-    at offset: Int, heads: Int
+    at offset: Int
   ) {
     guard let gradient else { return }
     if scaled { gradient.scale(by: p.gradientScale) }

@@ -11,14 +11,8 @@ package enum BackwardFamily: KernelFamily {
   /// The most queries times group, and the most keys: differences of a key and an edge of the mask must fit 32 bits.
   private static let lengthLimit = 1 << 29
 
-  package static func limitation(for problem: AttentionProblem) -> String? {
-    do throws(AttentionError) {
-      try problem.checkHasGradients()
-      return nil
-    } catch {
-      return "such problems: \(error)"
-    }
-  }
+  /// What has no gradients is an error of the problem, by `check`.
+  package static func limitation(for problem: AttentionProblem) -> String? { nil }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
     try problem.checkHasGradients()
@@ -30,7 +24,10 @@ package enum BackwardFamily: KernelFamily {
       counts: [
         ("queries x group", [problem.queries, problem.groupSize]), ("keys", [problem.keys]),
         ("packed queries x group", [problem.packedQueries ?? 0, problem.groupSize]),
-        ("batch x rows of queries", [problem.batch, RowStatistics.padded(problem.queries, group: problem.groupSize)]),
+        (
+          "batch x rows of queries",
+          [problem.batch, RowStatistics.padded(max(problem.queries, 1), group: problem.groupSize)]
+        ),
         ("batch x heads", [problem.batch, problem.queryHeads]),
       ], limit: lengthLimit)
     if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }

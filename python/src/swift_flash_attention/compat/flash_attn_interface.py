@@ -9,12 +9,12 @@ names the argument. Lists of numbers are int32 tensors on the device of ``q``; o
 import torch
 
 from swift_flash_attention import _arguments as given
+from swift_flash_attention._gradients import backward
 from swift_flash_attention._library import ALL_KEYS
 from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import (
-    KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, kvcache_op, needs_operator, packed_op, packs_gradients,
+    KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, is_autocast, kvcache_op, needs_operator, packed_op, packs_gradients,
     varlen_op)
-from swift_flash_attention._gradients import backward
 from swift_flash_attention._overlap import overlaps_itself
 from swift_flash_attention._torch import fits, forward, output_fits_parts, sequences, unit_stride
 
@@ -91,7 +91,7 @@ def flash_attn_func(
     if qv is q_descale is k_descale is v_descale is None and _are_plain(window_size, return_attn_probs):
         known = None
         try:
-            if not needs_operator(q, k, v):
+            if not (needs_operator(q, k, v) or is_autocast()):
                 known = forward(
                     q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs, None, True)
         except (AttributeError, TypeError, RuntimeError) as error:
