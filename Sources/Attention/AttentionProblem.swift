@@ -79,6 +79,16 @@ public struct AttentionProblem: Hashable, Sendable {
   public static let allKeys = Int(Int32.max)
   /// Whether the results of the splits are left as they are, for `PartialResults`, instead of being put together.
   public let leavesParts: Bool
+  /// In which order gradients may be added up; of the results, nothing depends on it.
+  public var gradientOrder = GradientOrder.fixed
+
+  /// In which order the parts of a gradient may be added up.
+  public enum GradientOrder: Hashable, Sendable {
+    /// In one and the same: the gradients have the same bits in every run on a device.
+    case fixed
+    /// In any, where that is faster: on a GPU, blocks of keys add up dQ in memory as they come, by f32 atomics.
+    case any
+  }
 
   /// Whole keys: `[B, H_kv, N_k, D]`.
   ///

@@ -48,17 +48,20 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   /// Gradients: what precedes them, dK and dV together and by a launch each, dQ.
   private static func gradients() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
-    for (target, dimension, group, mask, softcap) in [
-      (Target.sm80, 64, 1, AttentionMask.causal, nil), (.sm80, 128, 8, .causal, nil),
-      (.sm89, 128, 1, .window(left: 4096, right: 0), nil), (.sm89, 256, 4, .causal, nil),
-      (.sm90, 64, 1, .none, nil), (.sm90, 72, 5, .chunks(of: 8192), nil), (.sm90, 128, 1, .causal, nil),
-      (.sm90, 128, 4, .causal, 50.0), (.sm90, 256, 1, .causal, nil),
+    for (target, dimension, group, mask, softcap, order) in [
+      (Target.sm80, 64, 1, AttentionMask.causal, nil, AttentionProblem.GradientOrder.fixed),
+      (.sm80, 128, 8, .causal, nil, .fixed), (.sm89, 128, 1, .window(left: 4096, right: 0), nil, .fixed),
+      (.sm89, 256, 4, .causal, nil, .fixed), (.sm90, 64, 1, .none, nil, .fixed),
+      (.sm90, 72, 5, .chunks(of: 8192), nil, .fixed), (.sm90, 128, 1, .causal, nil, .fixed),
+      (.sm90, 128, 4, .causal, 50.0, .fixed), (.sm90, 256, 1, .causal, nil, .fixed),
+      (.sm80, 128, 1, .none, nil, .any), (.sm90, 128, 4, .causal, 50.0, .any), (.sm90, 256, 1, .none, nil, .any),
     ] {
       let isPacked = group > 1 && softcap == nil
-      let problem = try AttentionProblem(
+      var problem = try AttentionProblem(
         batch: 4, queries: 4096, packedQueries: isPacked ? 8192 : nil, queryHeads: 8 * group, keyValueHeads: 8,
         dimension: dimension, keys: isPacked ? .packed(total: 8192, longest: 4096) : .whole(length: 4096),
         scalarType: group == 4 ? .f16 : .bf16, mask: mask, softcap: softcap)
+      problem.gradientOrder = order
       let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
       for launch in plan.launches.launches {
         let kernel = try launch.kernel.kernel()

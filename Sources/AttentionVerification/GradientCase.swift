@@ -1,7 +1,8 @@
 package import FlashAttention
 
 /// A random problem for gradients: that of a `VerificationCase`, or for every third number packed sequences with its sizes, a
-/// gradient of the output and, for every other number, one of the log-sum-exp. NaN in rows of no sequence.
+/// gradient of the output and, for every other number, one of the log-sum-exp. NaN in rows of no sequence. Half may be added up in any
+/// order.
 package struct GradientCase: Sendable {
   package let base: VerificationCase
   package let problem: AttentionProblem
@@ -28,7 +29,7 @@ package struct GradientCase: Sendable {
     }
     self.sequences = sequences
     // Every draw is valid; one that is not is a mistake here.
-    problem = try! AttentionProblem(
+    var problem = try! AttentionProblem(
       batch: sequences?.count ?? own.batch, queries: own.queries,
       packedQueries: sequences.map { $0.last!.queries.upperBound + random.int(0...5) }, queryHeads: own.queryHeads,
       keyValueHeads: own.keyValueHeads, dimension: dimension(own.dimension),
@@ -36,6 +37,8 @@ package struct GradientCase: Sendable {
       keys: sequences.map { .packed(total: $0.last!.keys.upperBound + random.int(0...5), longest: own.keys) }
         ?? .whole(length: own.keys),
       scalarType: own.scalarType, mask: own.mask, scale: own.scale, softcap: own.softcap)
+    problem.gradientOrder = number % 4 < 2 ? .any : .fixed
+    self.problem = problem
   }
 
   /// The command that runs this case alone.

@@ -6,7 +6,9 @@ extension fa_backward_params {
     _ pointer: UnsafePointer<fa_backward_params>?
   ) throws(AttentionError) -> fa_backward_params {
     let params = try parameters(pointer, fa_backward_params())
-    if params.reserved != 0 { throw .unsupported("reserved is \(params.reserved); it must be 0.") }
+    if ![Int32(FA_ORDER_FIXED), Int32(FA_ORDER_ANY)].contains(params.order) {
+      throw .unsupported("order is \(params.order); it must be FA_ORDER_FIXED or FA_ORDER_ANY.")
+    }
     return params
   }
 
@@ -47,7 +49,9 @@ extension fa_backward_params {
 
   fileprivate var plan: GradientPlan {
     get throws(AttentionError) {
-      try GradientPlan.remembered(try problem, try Device(code: device, ordinal: ordinal))
+      var problem = try problem
+      problem.gradientOrder = order == Int32(FA_ORDER_ANY) ? .any : .fixed
+      return try GradientPlan.remembered(problem, try Device(code: device, ordinal: ordinal))
     }
   }
 

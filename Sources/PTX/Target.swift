@@ -119,6 +119,7 @@ extension Instruction {
     case .conversion(.packE4M3), .conversion(.f16x2FromE4M3x2):
       // 7.8 has them for sm_90; sm_89 came with 8.1.
       Requirement(version: PTXVersion(8, 1), target: .sm89)
+    case .memory(.add(let values, _, _)) where values.count > 1: Requirement(version: PTXVersion(8, 1), target: .sm90)
     case .memory(.load(_, _, .noL1, _, _, _, _)), .memory(.load(_, _, .evictFirst, _, _, _, _)),
       .memory(.load(_, _, .evictLast, _, _, _, _)):
       Requirement(version: PTXVersion(7, 4), target: .sm80)

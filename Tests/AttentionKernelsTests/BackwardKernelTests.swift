@@ -10,10 +10,12 @@ import Testing
   /// One row for each clause of the contract.
   struct Clause: Sendable, CustomTestStringConvertible {
     let testDescription: String
+    /// Whether five products are possible, too.
+    let takesFive: Bool
     let make: @Sendable () throws -> EmulatedGradients
 
-    init(_ name: String, _ make: @escaping @Sendable () throws -> EmulatedGradients) {
-      (testDescription, self.make) = (name, make)
+    init(_ name: String, takesFive: Bool = true, _ make: @escaping @Sendable () throws -> EmulatedGradients) {
+      (testDescription, self.takesFive, self.make) = (name, takesFive, make)
     }
   }
 
@@ -84,18 +86,32 @@ import Testing
     Clause("D 256: dK and dV by a launch each") {
       try EmulatedGradients(problem(.bf16, queries: 80, keys: 130, dimension: 256, mask: .causal))
     },
-    Clause("D 200, D_v 256 by a launch each: rows of dV do not lie where those of K lay") {
+    Clause("D 200, D_v 256 by a launch each: rows of dV do not lie where those of K lay", takesFive: false) {
       try EmulatedGradients(
         problem(queries: 150, keys: 130, dimension: 200, valueDimension: 256),
-        tiling: "dkv-launches=2,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
+        tiling: "dkv-launches=2,dkv-sharers=1,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
     },
-    Clause("D 256, D_v 136 by a launch each") {
+    Clause("D 256, D_v 136 by a launch each", takesFive: false) {
       try EmulatedGradients(
         problem(.bf16, queries: 150, keys: 130, dimension: 256, valueDimension: 136),
-        tiling: "dkv-launches=2,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
+        tiling: "dkv-launches=2,dkv-sharers=1,dkv-rows=32,dkv-stages=2,dkv-operands=shared")
     },
     Clause("D 256 with little shared memory") {
       try EmulatedGradients(problem(queries: 80, keys: 130, dimension: 256), on: .sm89)
+    },
+    Clause("D 128, two warps share rows") {
+      try EmulatedGradients(
+        problem(.bf16, group: 2, queries: 75, keys: 140, dimension: 128, mask: .window(left: 60, right: 3), softcap: 3),
+        tiling: Self.shared(2, rows: 64))
+    },
+    Clause("D 256, four warps share rows, dK and dV together") {
+      try EmulatedGradients(
+        problem(queries: 80, keys: 130, dimension: 256, mask: .causal), tiling: Self.shared(4, rows: 64))
+    },
+    Clause("D 64, D_v 192, two warps share rows, one stage") {
+      try EmulatedGradients(
+        problem(.bf16, queries: 80, keys: 130, dimension: 64, valueDimension: 192, mask: .causal),
+        tiling: Self.shared(2, rows: 32, stages: 1))
     },
     Clause("packed sequences: one without queries, one without keys, rows of nobody") {
       try EmulatedGradients(
@@ -107,20 +123,56 @@ import Testing
     Clause("dK and dV by a launch each, three stages, kept in registers") {
       try EmulatedGradients(
         problem(queries: 150, keys: 150, mask: .causal),
-        tiling: "dkv-launches=2,dkv-stages=3,dkv-operands=registers,dq-stages=3,dq-operands=registers,dkv-warps=2")
+        tiling: Self.alone
+          + "dkv-launches=2,dkv-stages=3,dkv-operands=registers,dq-stages=3,dq-operands=registers,dkv-warps=2")
     },
     Clause("one stage, two row tiles") {
       try EmulatedGradients(
         problem(queries: 150, keys: 150),
         tiling:
-          "dkv-stages=1,dkv-row-tiles=2,dkv-rows=32,dkv-warps=2,dkv-operands=shared,dq-stages=1,dq-row-tiles=2,dq-rows=32,"
+          Self.alone
+          + "dkv-stages=1,dkv-row-tiles=2,dkv-rows=32,dkv-warps=2,dkv-operands=shared,dq-stages=1,dq-row-tiles=2,dq-rows=32,"
           + "dq-warps=4,dq-operands=shared")
     },
   ]
 
+  /// No warps share rows.
+  private static let alone = "dkv-sharers=1,dq-sharers=1,"
+
+  /// Eight warps of 32 rows, so many of which share them.
+  private static func shared(_ sharers: Int, rows: Int, stages: Int = 2) -> String {
+    let cut = ["warps=8", "row-tiles=2", "sharers=\(sharers)", "rows=\(rows)", "stages=\(stages)", "operands=shared"]
+    return "dkv-launches=1" + ["dkv", "dq"].flatMap { kind in cut.map { ",\(kind)-\($0)" } }.joined()
+  }
+
   @Test(arguments: clauses)
   func fulfilsTheContract(clause: Clause) throws {
-    let gradients = try clause.make()
+    try fulfils(try clause.make())
+  }
+
+  /// The same clauses, by five products with dQ added up in memory.
+  @Test(arguments: clauses.filter(\.takesFive))
+  func fulfilsTheContractInAnyOrder(clause: Clause) throws {
+    try fulfils(try clause.make().inAnyOrder())
+  }
+
+  /// What five products may be cut into.
+  @Test(arguments: [
+    ("dkv-sharers=1,dkv-warps=4,dkv-rows=32,dkv-stages=1,dkv-operands=shared", 64, Target.sm90),
+    ("dkv-sharers=1,dkv-warps=4,dkv-rows=64,dkv-stages=3,dkv-operands=registers", 72, .sm80),
+    ("dkv-warps=8,dkv-row-tiles=2,dkv-sharers=2,dkv-rows=32,dkv-operands=shared,dkv-stages=1", 64, .sm90),
+    ("dkv-warps=8,dkv-row-tiles=2,dkv-sharers=2,dkv-rows=64,dkv-operands=shared,dkv-stages=1", 128, .sm80),
+    ("dkv-warps=8,dkv-row-tiles=2,dkv-sharers=4,dkv-rows=64,dkv-operands=shared,dkv-stages=1", 256, .sm90),
+    ("dkv-warps=4,dkv-row-tiles=2,dkv-sharers=4,dkv-rows=64,dkv-operands=shared,dkv-stages=2", 192, .sm90),
+    ("dkv-warps=2,dkv-rows=32,dkv-stages=2", 40, .sm89),
+  ])
+  func fulfilsTheContractInAnyOrder(tiling: String, dimension: Int, target: Target) throws {
+    let problem = try problem(
+      .bf16, heads: 2, group: 2, queries: 70, keys: 131, dimension: dimension, mask: .causal)
+    try fulfils(try EmulatedGradients(problem).inAnyOrder(tiling, on: target))
+  }
+
+  private func fulfils(_ gradients: EmulatedGradients) throws {
     for schedule in [Schedule.roundRobin, .random(seed: 11)] {
       let outcome = try gradients.run(schedule)
       #expect(outcome.passes, "\(outcome.gradients), \(outcome.isConfined)")
@@ -132,7 +184,7 @@ import Testing
   @Test(arguments: 1..<8) func computesWhatIsWanted(bits: Int) throws {
     for launches in [1, 2] {
       var gradients = try EmulatedGradients(
-        problem(queries: 70, keys: 90, mask: .causal), tiling: "dkv-launches=\(launches)")
+        problem(queries: 70, keys: 90, mask: .causal), tiling: Self.alone + "dkv-launches=\(launches)")
       gradients.wanted = (0..<3).map { bits >> $0 & 1 == 1 }
       let outcome = try gradients.run()
       #expect(outcome.passes, "\(outcome.gradients), \(outcome.isConfined)")
@@ -175,7 +227,26 @@ import Testing
     "dkv-stages=1,dkv-operands=registers,dq-stages=1,dq-operands=registers,dkv-warps=2",
   ])
   func everyMutationIsCaught(tiling: String) throws {
-    let gradients = try EmulatedGradients(problem(queries: 150, keys: 160), tiling: tiling)
+    let gradients = try EmulatedGradients(
+      problem(queries: 150, keys: 160), tiling: tiling.isEmpty ? tiling : Self.alone + tiling)
+    try everyMutationIsCaught(gradients)
+  }
+
+  /// The same of kernels that pass weights from warp to warp, and add up dQ in memory.
+  @Test(arguments: [
+    (alone + "dkv-warps=4,dkv-rows=32,dkv-operands=shared,dkv-stages=1", 64, true),
+    (alone + "dkv-warps=4,dkv-rows=64,dkv-operands=registers,dkv-stages=2", 40, true),
+    ("dkv-warps=4,dkv-row-tiles=1,dkv-sharers=2,dkv-rows=32,dkv-operands=shared,dkv-stages=2", 128, true),
+    (shared(2, rows: 32), 64, false), (shared(2, rows: 32), 128, false), (shared(4, rows: 64, stages: 1), 64, false),
+  ])
+  func everyMutationIsCaught(tiling: String, dimension: Int, inAnyOrder: Bool) throws {
+    let problem = try problem(queries: 100, keys: 150, dimension: dimension, mask: .causal)
+    try everyMutationIsCaught(
+      inAnyOrder
+        ? EmulatedGradients(problem).inAnyOrder(tiling) : EmulatedGradients(problem, tiling: tiling))
+  }
+
+  private func everyMutationIsCaught(_ gradients: EmulatedGradients) throws {
     for kernel in gradients.kernels {
       let built = try kernel.kernel()
       #expect(Mutation.all(of: built).count >= 3)
@@ -188,7 +259,7 @@ import Testing
 
   /// Seven products, or eight with a launch each; each tensor read once a tile that passes; no atomics.
   @Test func countsWhatIsClaimed() throws {
-    let cut = "dkv-warps=4,dkv-row-tiles=1,dkv-rows=64,dkv-stages=2,dkv-operands=shared,"
+    let cut = "dkv-sharers=1,dkv-warps=4,dkv-row-tiles=1,dkv-rows=64,dkv-stages=2,dkv-operands=shared,"
     let same = cut + cut.replacing("dkv", with: "dq")
     func counters(_ launches: Int) throws -> Counters {
       let outcome = try EmulatedGradients(
@@ -220,7 +291,7 @@ import Testing
 
   @Test func skipsTilesThatAreHidden() throws {
     func products(_ mask: AttentionMask, queries: Int, keys: Int) throws -> Int {
-      let cut = "dkv-warps=4,dkv-row-tiles=1,dkv-rows=64"
+      let cut = "dkv-sharers=1,dkv-warps=4,dkv-row-tiles=1,dkv-rows=64"
       return try EmulatedGradients(problem(queries: queries, keys: keys, mask: mask), tiling: cut).run().counters
         .matrixInstructions
     }

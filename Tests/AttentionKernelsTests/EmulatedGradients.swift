@@ -52,6 +52,15 @@ struct EmulatedGradients {
     plan = try Self.plan(problem, tiling, target)
   }
 
+  /// The same by five products, with dQ added up in memory.
+  func inAnyOrder(_ tiling: String = "", on target: Target = .sm90) throws -> EmulatedGradients {
+    var gradients = self
+    gradients.problem.gradientOrder = .any
+    gradients.plan = try Self.plan(
+      gradients.problem, "products=5,dkv-launches=1" + (tiling.isEmpty ? "" : ",") + tiling, target)
+    return gradients
+  }
+
   private static func plan(_ problem: AttentionProblem, _ tiling: String, _ target: Target) throws -> KernelPlan {
     try KernelPlan(
       problem, on: .typical(of: target),

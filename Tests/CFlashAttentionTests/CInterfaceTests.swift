@@ -424,9 +424,12 @@ import Testing
     #expect(fa_backward(nil) == FA_INVALID && !lastError.isEmpty)
     #expect(fa_backward(&p) == FA_INVALID)
     #expect(lastError == "log_sum_exp is NULL; give what the forward pass wrote.")
-    p.reserved = 1
-    #expect(fa_backward_prepare(&p) == FA_INVALID && lastError == "reserved is 1; it must be 0.")
-    p.reserved = 0
+    p.order = 2
+    #expect(
+      fa_backward_prepare(&p) == FA_INVALID && lastError == "order is 2; it must be FA_ORDER_FIXED or FA_ORDER_ANY.")
+    p.order = 1
+    #expect(fa_backward_prepare(&p) == FA_OK)
+    p.order = 0
     let starts: [Int32] = [0, 5, 10]
     starts.withUnsafeBufferPointer { starts in
       p.query_starts = starts.baseAddress

@@ -165,6 +165,16 @@ extension PlantedFault {
   ]
 
   private static let strongAccesses = [
+    PlantedFault("a sum in memory is read while others may add to it", .race) { s in
+      s.k.add([s.k.constant(1)], global: s.scratch)
+      s.here(#line - 1)
+      s.k.when(s.thread .== 31) { s.storeOutput(s.k.load(U32.self, global: s.scratch)) }
+      s.here(#line - 1)
+    } clean: { s in
+      s.k.add([s.k.constant(1)], global: s.scratch)
+      s.k.barrier()
+      s.k.when(s.thread .== 31) { s.storeOutput(s.k.load(U32.self, global: s.scratch)) }
+    },
     PlantedFault("a plain read comes after one lane's atomic, but not after the others'", .race) { s in
       let shared = s.zeroedShared()
       _ = s.k.atomic(.add, shared: shared, s.thread)

@@ -63,6 +63,7 @@ enum InstructionCatalogue {
       _ = k.atomic(.add, global: place, offset: 8, d, ordering: .release)
       _ = k.atomic(.add, global: place, f, ordering: .acquire)
       _ = k.atomic(.max, global: place, s)
+      k.add([f], global: place, offset: 8)
       _ = k.compareAndSwap(global: place, expected: u, value: u)
 
       var loaded = k.load(U32.self, count: 4, global: place, hint: .readOnly)
@@ -117,6 +118,7 @@ enum InstructionCatalogue {
       k.launchDependents()
       k.store(k.special(.clusterRank), global: k.pointer("rank"))
       let shared = k.shared("buffer", byteCount: 1024)
+      for count in [2, 4] { k.add((0..<count).map { _ in f }, global: k.pointer("sums\(count)"), offset: 16) }
       let word = k.parameter("word", U32.self)
       for count in [1, 2, 4] {
         k.storeMatrix((0..<count).map { _ in word }, shared: shared, offset: 256, isTransposed: count == 2)

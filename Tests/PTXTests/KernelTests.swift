@@ -160,7 +160,7 @@ import Testing
   @Test func theTargetIsTheOldestThatHasAll() throws {
     #expect(try InstructionCatalogue.ampere().requirement.target == .sm80)
     #expect(try InstructionCatalogue.ada().text().hasPrefix(".version 8.1\n.target sm_89\n"))
-    #expect(try InstructionCatalogue.hopper().text().hasPrefix(".version 7.8\n.target sm_90\n"))
+    #expect(try InstructionCatalogue.hopper().text().hasPrefix(".version 8.1\n.target sm_90\n"))
     #expect(try InstructionCatalogue.ampere().text(target: .sm90a).hasPrefix(".version 8.0\n.target sm_90a\n"))
     let error = #expect(throws: KernelError.self) { try InstructionCatalogue.ada().text(target: .sm80) }
     #expect(error?.message.hasSuffix("` needs sm_89; sm_80 was asked for.") == true)

@@ -36,6 +36,9 @@ struct RowStatistics {
     problem.keyValueHeads * rows(of: problem) * byteCount
   }
 
+  /// The same, rounded up to where the sums of dQ may begin.
+  static func roundedByteCount(of problem: AttentionProblem) -> Int { (byteCount(of: problem) + 127) / 128 * 128 }
+
   /// The row of a key/value head at which a sequence begins, a multiple of 2.
   ///
   /// - Parameter firstQuery: where it begins among packed queries; nil where none are.
@@ -51,25 +54,36 @@ struct RowStatistics {
 /// Where the statistics of a block's sequence and head are.
 struct StatisticsParameters {
   private let base: Register<U64>
+  /// From the statistics to the sums of dQ, where there are some.
+  private let sumsOffset: Register<U64>
   /// Rows of a key/value head, and of one of its sequences where all are as long.
   private let rowsOfHead, rowsOfSequence: Register<U32>
 
   init<Launch>(_ list: ParameterList<Launch>, _ problem: @escaping @Sendable (Launch) -> AttentionProblem) {
     base = list.pointer("statistics", .workspace)
+    sumsOffset = list.number("query_sums_offset", U64.self) { RowStatistics.roundedByteCount(of: problem($0)) }
     rowsOfHead = list.number("statistics_of_head", U32.self) { RowStatistics.rows(of: problem($0)) }
     rowsOfSequence = list.number("statistics_of_sequence", U32.self) {
       RowStatistics.rows(of: problem($0)) / max(problem($0).batch, 1)
     }
   }
 
-  /// The address of a sequence's first row.
-  func address(
+  /// The address of a row.
+  func address(ofRow row: Register<U64>) -> Register<U64> { base + row * RowStatistics.byteCount }
+
+  /// The address of a row's sums (`QuerySums`).
+  func sums(ofRow row: Register<U64>, dimension: Int) -> Register<U64> {
+    base + sumsOffset + row * QuerySums.rowByteCount(dimension)
+  }
+
+  /// A sequence's first row, among all of the workspace.
+  func firstRow(
     _ k: KernelBuilder, batch: Register<U32>, keyValueHead: Register<U32>, groupSize: Int, isPacked: Bool,
     firstQuery: Register<U32>?
   ) -> Register<U64> {
     // Queries are packed only where sequences have lengths, and not always then: the first row of a sequence is 0 otherwise.
     let first = RowStatistics.firstRow(
       k, batch: batch, rowsOfSequence: rowsOfSequence, groupSize: groupSize, firstQuery: isPacked ? firstQuery : nil)
-    return base + (k.multiplyWide(keyValueHead, rowsOfHead) + first) * RowStatistics.byteCount
+    return k.multiplyWide(keyValueHead, rowsOfHead) + first
   }
 }

@@ -18,6 +18,8 @@ struct TileReader {
   private let skipped: Int
   /// The lane's own distance, for each width.
   private let offsets: [Int: Register<U32>]
+  /// The same for each step, where the warp has some of a tile's columns.
+  private var ofSteps: [Register<U32>]? = nil
 
   /// - Parameters:
   ///   - firstRow: the row of the tile that row 0 means, a multiple of 16.
@@ -46,9 +48,32 @@ struct TileReader {
     addresses = [:]
   }
 
+  /// Reads some of the columns of a tile whose panels all have eight chunks: as many as others read, which part is known to the
+  /// warp alone.
+  ///
+  /// - Parameter columns: the number of the part, and the steps of 16 columns that each has.
+  init(
+    _ k: KernelBuilder, _ tile: SharedTile, _ order: Order, lane: Register<U32>,
+    columns: (part: Register<U32>, steps: Int)
+  ) {
+    self.init(k, tile, order, lane: lane)
+    precondition(tile.widths == [8])
+    let panelBytes = tile.rows * tile.panels[0].rowBytes
+    ofSteps = (0..<columns.steps).map { step in
+      let all = columns.part * columns.steps + step
+      // Steps are pairs of chunks, and the pattern is an exclusive or: a pair flips the bits above the lowest.
+      return (offsets[8]! ^ ((all % 4) * 32)) + (all / 4) * panelBytes
+    }
+  }
+
   private init(_ reader: TileReader, at slot: Register<U32>, skipping skipped: Int) {
     (k, tile, offsets, self.skipped) = (reader.k, reader.tile, reader.offsets, skipped)
     var addresses: [Int: [(address: Register<U32>, offset: Int)]] = [:]
+    if let ofSteps = reader.ofSteps {
+      self.addresses = [8: ofSteps.map { (slot + $0, 0) }]
+      self.ofSteps = ofSteps
+      return
+    }
     for width in tile.widths {
       let first = slot + offsets[width]!
       addresses[width] = (0..<width / 2).map { reader.tile.beside(first, chunks: 2 * $0) }
@@ -64,6 +89,11 @@ struct TileReader {
 
   /// The fragments of 16 rows from `row` on and 16 columns; `count` 2 stops after the first chunk of `.rowsFirst`.
   func load(row: Int, step: Int, count: Int = 4, isTransposed: Bool = false) -> [Register<U32>] {
+    if ofSteps != nil {
+      let place = addresses[8]![step]
+      return k.loadMatrix(
+        count: count, shared: place.address, offset: row * tile.panels[0].rowBytes, isTransposed: isTransposed)
+    }
     let panel = tile.panel(ofChunk: 2 * step)
     let place = addresses[panel.width]![step - panel.firstChunk / 2]
     return k.loadMatrix(

@@ -41,23 +41,9 @@ struct WarpExchangeBuffer {
 
   /// Writes the weights of the warp's keys to their place in the tile of weights.
   func put(weights: [[[Register<U32>]]]) {
-    let tile = memory.weights
-    let panel = tile.panels[0]
-    let (group, pair) = (warp.lane / 4, warp.lane % 4)
-    let firstChunk = warp.sharer * (tiling.keysPerWarp / 8)
-    let place = tile.place(
-      row: warp.firstRow + group, chunk: firstChunk % panel.width, width: panel.width, patternRow: group)
-    var base = warp.shared + memory.weightsOffset + (place + pair * 4)
-    if tile.panels.count > 1 { base = base + (firstChunk / panel.width) * (tile.rows * panel.rowBytes) }
-    for (chunk, rowTiles) in weights.enumerated() {
-      for (rowTile, fragment) in rowTiles.enumerated() {
-        for i in 0..<4 {
-          // a0, a1: rows g and g + 8 of the first 8 keys; a2, a3: of the second.
-          let (address, offset) = tile.beside(base, chunks: 2 * chunk + i / 2)
-          k.store(
-            fragment[i], shared: address, offset: offset + (rowTile * 16 + i % 2 * 8) * panel.rowBytes)
-        }
-      }
-    }
+    let tile = OperandTile(
+      k, memory.weights, at: warp.shared + memory.weightsOffset, firstRow: warp.firstRow,
+      firstChunk: warp.sharer * (tiling.keysPerWarp / 8), lane: warp.lane)
+    for (chunk, operands) in weights.enumerated() { tile.put(operands, chunk: chunk) }
   }
 }

@@ -6,6 +6,7 @@ package import PTX
 ///     some lanes of a warp for each row, 16 bytes of O and dO each
 ///       delta = sum of dO * O - dLSE
 ///       one lane stores (-LSE log2(e), delta)
+///     where blocks of keys will add up dQ in memory, its sums become zero
 ///
 /// Reads O and dO once: nothing beside the kernels that follow.
 package struct DeltaKernel: KernelSource {
@@ -16,9 +17,12 @@ package struct DeltaKernel: KernelSource {
   package let inputs: Matrix.Inputs
   package let valueDimension, groupSize: Int
   package let hasSequences, hasPackedQueries: Bool
+  /// D, where sums of dQ are to become zero; nil where there are none.
+  package let sumsOf: Int?
 
-  package init(_ problem: AttentionProblem, inputs: Matrix.Inputs) {
+  package init(_ problem: AttentionProblem, inputs: Matrix.Inputs, clearsSums: Bool) {
     self.inputs = inputs
+    sumsOf = clearsSums ? problem.dimension : nil
     (valueDimension, groupSize) = (problem.valueDimension, problem.groupSize)
     (hasSequences, hasPackedQueries) = (!problem.hasWholeKeys, problem.packedQueries != nil)
   }
@@ -26,7 +30,7 @@ package struct DeltaKernel: KernelSource {
   /// The entry point's name.
   package var name: String {
     "delta_\(inputs.rawValue)_v\(valueDimension)" + (groupSize > 1 ? "_group\(groupSize)" : "")
-      + (hasSequences ? hasPackedQueries ? "_packed" : "_sequences" : "")
+      + (hasSequences ? hasPackedQueries ? "_packed" : "_sequences" : "") + (sumsOf.map { "_sums\($0)" } ?? "")
   }
 
   /// Blocks of one batch and key/value head.
@@ -35,9 +39,11 @@ package struct DeltaKernel: KernelSource {
   }
 
   /// A launch of it.
-  static func launch(_ problem: AttentionProblem, inputs: Matrix.Inputs) -> LaunchSequence.Launch {
+  static func launch(
+    _ problem: AttentionProblem, inputs: Matrix.Inputs, clearsSums: Bool
+  ) -> LaunchSequence.Launch {
     LaunchSequence.Launch(
-      DeltaKernel(problem, inputs: inputs),
+      DeltaKernel(problem, inputs: inputs, clearsSums: clearsSums),
       blocks: blocksPerHead(problem) * problem.keyValueHeads * problem.batch, threads: threads,
       arguments: ArgumentTemplate(parameters, for: problem))
   }
@@ -93,9 +99,10 @@ package struct DeltaKernel: KernelSource {
       let rows = PackedQueries(
         k, groupSize: groupSize, firstRow: (block - unit * p.blocksPerHead) * Self.rows,
         queries: sequence?.queries ?? p.queries)
-      let statistics = p.statistics.address(
+      let firstRow = p.statistics.firstRow(
         k, batch: batch, keyValueHead: keyValueHead, groupSize: groupSize, isPacked: hasPackedQueries,
         firstQuery: sequence?.firstQuery)
+      let statistics = p.statistics.address(ofRow: firstRow)
       let firstHead = groupSize == 1 ? keyValueHead : keyValueHead * groupSize
       func first(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
         let own = base + k.wide(batch) * strides.batch + k.wide(firstHead) * strides.head
@@ -109,6 +116,12 @@ package struct DeltaKernel: KernelSource {
 
       // Blocks behind a short sequence's last row have nothing to do.
       k.if(rows.firstRow .< rows.count) {
+        if let sumsOf {
+          let zeros = (0..<4).map { _ in k.constant(0) }
+          let sums = p.statistics.sums(ofRow: firstRow + k.wide(rows.firstRow), dimension: sumsOf)
+          let chunks = k.constant(Self.rows * QuerySums.rowByteCount(sumsOf) / 16, U32.self)
+          k.loop(from: thread, to: chunks, by: Self.threads) { k.store(zeros, global: sums + k.wide($0 * 16)) }
+        }
         k.loop(from: rows.firstRow + line, to: rows.firstRow + Self.rows, by: Self.threads / lanes) { row in
           let (offset, sum) = (k.variable(k.constant(-.infinity)), k.variable(k.constant(0)))
           k.if(row .< rows.count) {

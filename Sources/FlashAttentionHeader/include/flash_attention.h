@@ -60,6 +60,12 @@ enum {
   FA_MASK_WINDOW = 2   /* window_left keys before its own and window_right after it; below 0 is unlimited */
 };
 
+/* In which order the parts of a gradient are added up. */
+enum {
+  FA_ORDER_FIXED = 0, /* in one and the same: gradients have the same bits in every run on a device */
+  FA_ORDER_ANY = 1    /* in any, where that is faster: on a GPU, blocks of keys may add up dq in the workspace as they come */
+};
+
 /* How the keys of fa_sequences lie in memory. */
 enum {
   FA_CACHE_CONTIGUOUS = 0, /* [cache_batch, cache_tokens, H_kv, D], a sequence each */
@@ -177,7 +183,7 @@ typedef struct fa_backward_params {
   int32_t device;
   int32_t ordinal;
   int32_t type;     /* of all tensors */
-  int32_t reserved; /* 0 */
+  int32_t order;    /* FA_ORDER_FIXED or FA_ORDER_ANY */
   int64_t batch;
   int64_t queries, keys;             /* of each sequence; where they are packed, the most of one */
   int64_t total_queries, total_keys; /* where query_starts and key_starts are given */

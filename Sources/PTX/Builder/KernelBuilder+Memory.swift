@@ -211,6 +211,20 @@ extension KernelBuilder {
     return result
   }
 
+  /// Adds 1, 2 or 4 neighbouring numbers to those of global memory, each in one step; the places are aligned to all of them.
+  /// More than one need sm_90.
+  public func add(
+    _ values: [Register<F32>], global address: Register<U64>, offset: Int = 0, file: String = #fileID,
+    line: Int = #line
+  ) {
+    at(file, line)
+    check(address)
+    values.forEach { check($0) }
+    guard checkVector(.f32, values.count, offset) else { return }
+    emit(
+      .memory(.add(values: RegisterGroup(values.map(\.id)), address: address.id, offset: checkOffset(offset))))
+  }
+
   // MARK: - Asynchronous copies
 
   /// Starts copying 4, 8 or 16 bytes from global to shared memory; both places are aligned to that. Of the source, only

@@ -30,7 +30,8 @@ extension Instruction {
     case .memory(let instruction):
       switch instruction {
       case .load(_, _, _, _, let d, let address, _): return ([address], d.all)
-      case .store(_, _, _, let values, let address, _): return (values.all + [address], [])
+      case .store(_, _, _, let values, let address, _), .add(let values, let address, _):
+        return (values.all + [address], [])
       case .loadParameter(_, let d), .sharedAddress(_, let d), .tensorMapAddress(_, let d): return ([], [d])
       }
     case .atomic(let operation):

@@ -1,7 +1,9 @@
-/// Loads and stores (sections 9.7.9.8 and 9.7.9.11, ld and st).
+/// Loads and stores (sections 9.7.9.8 and 9.7.9.11, ld and st), and sums in memory (9.7.13.6, red).
 public enum Memory: Hashable, Sendable {
   case load(Space, Ordering, CacheHint, Width, d: RegisterGroup, address: RegisterID, offset: Int32)
   case store(Space, Ordering, Width, values: RegisterGroup, address: RegisterID, offset: Int32)
+  /// Adds f32 to those of global memory, each in one step, for all of the GPU; 2 and 4 neighbours at once need sm_90.
+  case add(values: RegisterGroup, address: RegisterID, offset: Int32)
   /// A kernel parameter, by its place in the list.
   case loadParameter(Int32, d: RegisterID)
   /// The address of a shared buffer, by its place in the kernel's list; -1 is the dynamic one.
@@ -71,6 +73,8 @@ public enum Memory: Hashable, Sendable {
     case .store(let space, let ordering, let width, let values, let address, let offset):
       return "st\(order(ordering)).\(space.rawValue)\(vector(values))\(width.suffix) \(name.place(address, offset)), "
         + name(values)
+    case .add(let values, let address, let offset):
+      return "red.relaxed.gpu.global.add\(vector(values)).f32 \(name.place(address, offset)), \(name(values))"
     case .loadParameter(let index, let d):
       return "ld.param\(d.kind.suffix) \(name(d)), [\(Kernel.parameterName(Int(index)))]"
     case .sharedAddress(let index, let d):

@@ -304,8 +304,6 @@ extension Machine {
   }
 
   private func floating(_ operation: Arithmetic.UnaryOperation, _ a: Float) -> Float {
-    // ftz: subnormals are zero, going in and coming out.
-    func flushed(_ x: Float) -> Float { x.isSubnormal ? (x.sign == .minus ? -0.0 : 0.0) : x }
     switch operation {
     case .neg: return -a
     case .abs: return a.magnitude
@@ -375,3 +373,6 @@ extension Machine {
     return result
   }
 }
+
+/// What `.ftz` makes of a number: subnormals are zero, going in and coming out.
+func flushed(_ x: Float) -> Float { x.isSubnormal ? (x.sign == .minus ? -0.0 : 0.0) : x }

@@ -59,6 +59,29 @@ extension Machine {
         }
         sectors.finish(isRead: false)
       }
+    case .add(let values, let address, let offset):
+      let length = 4 * values.count
+      let addresses = warp.registers.longs(address)
+      var sectors = SectorCount()
+      try eachLane(mask) { (lane) throws(Hazard) in
+        let place = addresses[lane] &+ UInt64(bitPattern: Int64(offset))
+        for kind in [ShadowMemory.Kind.read, .write] {
+          let (allocation, page, within) = try checkGlobal(
+            kind, place, length, length, warp, block, lane, isStrong: true)
+          if kind == .read { continue }
+          for (number, value) in values.all.enumerated() {
+            let sum = page.bytes + (within + 4 * number)
+            let added = flushed(Float(bitPattern: warp.registers.words(value)[lane]))
+            sum.storeBytes(of: flushed(flushed(sum.load(as: Float.self)) + added), as: Float.self)
+            publish(
+              &allocation.published[Int(place - allocation.base) + 4 * number, default: Publication()],
+              isRelease: false, keepsChain: true, warp, block, lane)
+          }
+          sectors.add(place, length, allocation)
+        }
+      }
+      sectors.finish(isRead: true)
+      sectors.finish(isRead: false)
     case .loadParameter(let index, let d):
       switch launch.arguments[Int(index)] {
       case .u32(let value): fill(warp.registers.words(d), value, mask)

@@ -28,6 +28,9 @@ struct BenchBackwardCommand: ParsableCommand {
       valueName: "CHANGES"))
   var tiling: String?
 
+  @Flag(help: ArgumentHelp(anyOrderHelp))
+  var anyOrder = false
+
   @Option(help: "On a GPU, measure so many of the tilings that the plan considers, its own first. (default: its own)")
   var candidates: Int?
 
@@ -56,9 +59,12 @@ struct BenchBackwardCommand: ParsableCommand {
       throw ValidationError("--threads is \(threads); it must be from 1 to \(Machine.processors), the processors here.")
     }
     if repeats < 0 { throw ValidationError("--repeats is \(repeats); it must be 0 or more.") }
-    if device == .cpu && (candidates != nil || repeats > 0 || tiling != nil) {
+    if device == .cpu && (candidates != nil || repeats > 0 || tiling != nil || anyOrder) {
       throw ValidationError(
-        "--candidates, --repeats and --tiling are for the kernels of GPUs; leave them out on the CPU.")
+        "--candidates, --repeats, --tiling and --any-order are for the kernels of GPUs; leave them out on the CPU.")
+    }
+    if anyOrder && repeats > 0 {
+      throw ValidationError("With --any-order bits may differ from run to run; leave out --repeats.")
     }
     if threads != nil && device.ordinal != nil { throw ValidationError("--threads is for the CPU; leave it out.") }
     if candidates != nil && tiling != nil {
@@ -71,7 +77,7 @@ struct BenchBackwardCommand: ParsableCommand {
   }
 
   func run() throws {
-    let problems = try reportingOptionErrors {
+    var problems = try reportingOptionErrors {
       shape.isGiven
         ? [
           try shape.problem(
@@ -79,6 +85,7 @@ struct BenchBackwardCommand: ParsableCommand {
             defaultType: device.ordinal != nil ? .bf16 : .f32)
         ] : try Self.grid(shape.dtype ?? .bf16)
     }
+    if anyOrder { for index in problems.indices { problems[index].gradientOrder = .any } }
     let all = try reportingOptionErrors { try problems.map { try plans(of: $0) } }
     if (candidates != nil || repeats > 0) && all.contains(where: { $0.contains { $0.gpu == nil } }) {
       throw ValidationError(

@@ -38,6 +38,9 @@ struct EmitCommand: ParsableCommand {
   @Flag(help: "The kernels that compute gradients, each a text of its own behind the other.")
   var backward = false
 
+  @Flag(help: ArgumentHelp(anyOrderHelp))
+  var anyOrder = false
+
   @Option(help: "An example instead of attention: gemm, softmax or hopper-gemm.")
   var example: Example?
 
@@ -58,6 +61,7 @@ struct EmitCommand: ParsableCommand {
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
     if backward && (cache || example != nil) { throw ValidationError("--backward is for attention without a cache.") }
+    if anyOrder && !backward { throw ValidationError("--any-order is for gradients; give --backward too.") }
     if cache && example != nil { throw ValidationError("--cache is for attention; leave out --example.") }
     if let tiling {
       if backward {
@@ -105,6 +109,7 @@ struct EmitCommand: ParsableCommand {
           keys: .contiguous(sequences: problem.batch, capacity: problem.keys), scalarType: problem.scalarType,
           mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
       }
+      if anyOrder { problem.gradientOrder = .any }
       // The table has all families; a text is of those that were asked for.
       let kernels = KernelOptions(
         family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })
@@ -196,3 +201,7 @@ struct TilingOptions: ParsableArguments {
     }
   }
 }
+
+/// Of the commands that know gradients.
+let anyOrderHelp =
+  "Gradients may be added up in any order, which is faster on a GPU; otherwise bits are the same in every run."

@@ -10,13 +10,31 @@ from . import _library as c
 from . import _numbers
 from ._arrays import array, empty, finished, is_torch, stream, writable
 
-__all__ = ["__version__", "attention", "gpu_is_usable", "plan", "prepare"]
+__all__ = ["__version__", "attention", "gpu_is_usable", "gradient_order", "plan", "prepare", "set_gradient_order"]
 __version__ = c.library.fa_version().decode()
 
 
 def gpu_is_usable(ordinal=0):
     """Whether the library can use a GPU: an NVIDIA GPU of the Ampere generation or newer, and its driver."""
     return c.library.fa_gpu_check(ordinal) == c.OK
+
+
+def set_gradient_order(order):
+    """Says in which order the parts of gradients are added up, for all that is computed from now on, by whatever thread.
+
+    Args:
+        order: ``"fixed"``, as it is at first: the gradients have the same bits in every run on a device. Or ``"any"``: where it is
+            faster, on a GPU, they are added up as they come (``dq``, by float32 atomics), and bits differ from run to run. Then
+            ``torch.use_deterministic_algorithms(True)`` makes backward passes raise.
+    """
+    if not isinstance(order, str) or order not in c.ORDERS:
+        raise ValueError(f"order is {order!r}; it must be 'fixed' or 'any'.")
+    c.gradient_order = order
+
+
+def gradient_order():
+    """What ``set_gradient_order`` said last."""
+    return c.gradient_order
 
 
 def _options(causal, window, chunk, softcap, scale):

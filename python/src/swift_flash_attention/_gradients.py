@@ -1,6 +1,7 @@
 """``fa_backward`` on torch tensors: structs that are filled once for a shape."""
 
 import ctypes
+import warnings
 
 import torch
 
@@ -29,7 +30,9 @@ def backward(
     q, k, v, out = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(out)
     dout = _readable(dout.resolve_neg())
     tensors = (q, k, v, out, dout, dq, dk, dv)
+    order = _order()
     key = (
+        order,
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
         scale, None if query_starts is None else (query_starts.shape[0], longest_query, longest_key), query_counts is None,
         key_counts is None)
@@ -37,7 +40,7 @@ def backward(
     found = calls.get(key)
     if found is None:
         found = calls[key] = _call(
-            tensors, (causal, left, right, chunk, softcap, scale), query_starts, key_starts, query_counts, key_counts,
+            tensors, order, (causal, left, right, chunk, softcap, scale), query_starts, key_starts, query_counts, key_counts,
             longest_query, longest_key)
     call, places, size = found
     for place, x in zip(places, tensors):
@@ -60,6 +63,22 @@ def backward(
     c.check(status, _PHRASES)
 
 
+def _order():
+    """The order in which gradients may be added up.
+
+    Raises:
+        RuntimeError: any will do, and PyTorch was told to be deterministic.
+    """
+    if c.gradient_order == "any" and torch.are_deterministic_algorithms_enabled():
+        message = (
+            "set_gradient_order('any') lets gradients be added up in no fixed order, and torch.use_deterministic_algorithms(True) forbids "
+            "that; call set_gradient_order('fixed').")
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(message)
+        warnings.warn(message)
+    return c.ORDERS[c.gradient_order]
+
+
 def _readable(x):
     """A tensor that the library can read: elements side by side, rows at multiples of 16 bytes; otherwise a copy."""
     bytes_of = x.element_size()
@@ -70,13 +89,13 @@ def _readable(x):
     return x
 
 
-def _call(tensors, scores, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key):
+def _call(tensors, order, scores, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key):
     q, k, v = tensors[:3]
     is_packed = query_starts is not None
     device, ordinal = _device("q", q)
     batch = query_starts.shape[0] - 1 if is_packed else q.shape[0]
     call = c.BackwardParams(
-        size=ctypes.sizeof(c.BackwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=batch,
+        size=ctypes.sizeof(c.BackwardParams), device=device, ordinal=ordinal, type=_type("q", q), order=order, batch=batch,
         queries=longest_query if is_packed else q.shape[1], keys=longest_key if is_packed else k.shape[1],
         total_queries=q.shape[0] if is_packed else 0, total_keys=k.shape[0] if is_packed else 0, query_heads=q.shape[-2],
         key_value_heads=k.shape[-2], dimension=q.shape[-1], value_dimension=v.shape[-1])

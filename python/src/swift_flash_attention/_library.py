@@ -9,6 +9,9 @@ F32, F16, BF16, E4M3 = range(4)
 CPU, GPU = range(2)
 MASK_NONE, MASK_CAUSAL, MASK_WINDOW = range(3)
 CONTIGUOUS, PAGED, PACKED = range(3)
+ORDERS = {"fixed": 0, "any": 1}
+# What set_gradient_order said last.
+gradient_order = "fixed"
 # Of keys_per_split: one part.
 ALL_KEYS = 0x7FFFFFFF
 
@@ -130,7 +133,7 @@ class BackwardParams(ctypes.Structure):
 
     _fields_ = [
         ("size", c_size_t),
-        *[(name, c_int32) for name in ("device", "ordinal", "type", "reserved")],
+        *[(name, c_int32) for name in ("device", "ordinal", "type", "order")],
         *[
             (name, c_int64)
             for name in (

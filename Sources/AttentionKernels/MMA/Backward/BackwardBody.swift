@@ -27,9 +27,11 @@ final class BackwardBody {
     (self.k, self.s, memory, p) = (k, s, BackwardMemory(s), BackwardParameters(ParameterList(k)))
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
+    let (warp, sharers) = (thread / 32, s.cut.sharers)
     place = WarpPlace(
       shared: shared, thread: thread, lane: lane,
-      firstRow: ((thread / 32) * s.cut.rowsPerWarp).named("warp_row"), sharer: k.constant(0, U32.self))
+      firstRow: ((sharers == 1 ? warp : warp / sharers) * s.cut.rowsPerWarp).named("warp_row"),
+      sharer: sharers == 1 ? k.constant(0, U32.self) : (warp % sharers).named("sharer"))
 
     k.comment("block: (batch, key/value head, what is kept); what most passes by under a right edge comes first")
     let block = k.special(.blockX)
@@ -50,7 +52,7 @@ final class BackwardBody {
     func accumulators(_ columns: Int, _ name: String) -> Accumulators? {
       columns == 0 ? nil : Accumulators(k, rowTiles: s.cut.rowTilesPerWarp, columns: columns, named: name)
     }
-    sums = (accumulators(s.sums.first, keysKept ? "dk" : "dq"), accumulators(s.sums.values, "dv"))
+    sums = (accumulators(s.ownSums.first, keysKept ? "dk" : "dq"), accumulators(s.ownSums.values, "dv"))
   }
 
   func emit() {
@@ -64,10 +66,7 @@ final class BackwardBody {
     let mask = keepsKeys ? Mask.seeing(seeingRows(visible)) : .visible(scoreMask(visible))
     let tiles = mask.tiles(of: cut.passingRows)
     k.if(tiles.first .< tiles.end) { pass(tiles, mask) }
-    // Others of the warp may still read what is kept; of other warps, where rows do not lie where they lay.
-    if !cut.keepsOperands && cut.stages > 1 {
-      if s.kind == .values && memory.kept.scores != memory.kept.weights { k.barrier() } else { k.warpBarrier() }
-    }
+    waitForReaders()
     if keepsKeys {
       store(
         sums.first, scaled: true, p.keyGradientBase, p.keyGradientStrides, memory.kept.scores, at: 0)
@@ -77,6 +76,23 @@ final class BackwardBody {
     } else {
       store(
         sums.first, scaled: true, p.queryGradientBase, p.queryGradientStrides, memory.kept.scores, at: 0)
+    }
+  }
+
+  /// Gradients leave by the places of what was kept, which others may still read: of the warp; of other warps, where they make dQ,
+  /// or where a gradient's rows lie elsewhere than those that it was kept in. (With one stage, all have ended their tile together.
+  /// Warps that share rows have waited for one another since they read theirs.)
+  private func waitForReaders() {
+    if cut.stages == 1 { return }
+    let own = [s.ownSums.first, s.ownSums.values]
+    let liesElsewhere =
+      cut.sharers > 1
+      ? cut.sharers < cut.warps && !own.allSatisfy { $0 % 64 == 0 }
+      : s.kind == .values && !cut.keepsOperands && memory.kept.scores != memory.kept.weights
+    if s.kind == .all || liesElsewhere {
+      k.barrier()
+    } else if cut.sharers == 1 && !cut.keepsOperands {
+      k.warpBarrier()
     }
   }
 
@@ -121,9 +137,10 @@ final class BackwardBody {
   // MARK: - What passes
 
   private func pass(_ tiles: (first: Register<S32>, end: Register<S32>), _ mask: Mask) {
-    let statistics = p.statistics.address(
+    let firstRow = p.statistics.firstRow(
       k, batch: batch, keyValueHead: keyValueHead, groupSize: s.groupSize, isPacked: s.hasPackedQueries,
       firstQuery: sequence?.firstQuery)
+    let statistics = p.statistics.address(ofRow: firstRow)
     let queryTensors: (PassingTiles.Source, PassingTiles.Source) = (
       (ofQueries(p.queryBase, p.queryStrides), p.queryStrides),
       (ofQueries(p.outputGradientBase, p.outputGradientStrides), p.outputGradientStrides)
@@ -151,11 +168,18 @@ final class BackwardBody {
       fragments(memory.kept.scores, at: 0),
       s.hasScoreGradients ? fragments(memory.kept.weights, at: memory.keptOffset) : nil
     )
-    let scores = Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRows, named: "s")
+    let scores = Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRowsPerWarp, named: "s")
     let gradients =
       s.hasScoreGradients
-      ? Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRows, named: "ds") : nil
-    let readers = Readers(k, memory, lane: place.lane)
+      ? Accumulators(k, rowTiles: cut.rowTilesPerWarp, columns: cut.passingRowsPerWarp, named: "ds") : nil
+    let readers = Readers(k, s, memory, place)
+    let exchange = OperandExchange(k, s, memory, place, kept: kept)
+    let queries =
+      s.kind == .all
+      ? PassingQueries(
+        k, s, memory, place, sums: p.statistics.sums(ofRow: firstRow, dimension: s.dimension),
+        if: p.queryGradientBase .!= 0) : nil
+    let firstOwn = place.sharer * cut.passingRowsPerWarp
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let slot = passing.next(tile)
       k.comment(keepsKeys ? "S^T = K Q^T" : "S = Q K^T")
@@ -165,18 +189,28 @@ final class BackwardBody {
         multiply(keptWeights, readers.weights.at(slot + memory.passingOffset), memory.passing.weights, into: gradients)
       }
       k.comment("weights, and the gradients of the scores")
-      weigh(scores, gradients, own, slot)
+      weigh(scores, gradients, own, cut.sharers == 1 ? slot : slot + firstOwn * RowStatistics.byteCount)
       let start = tile * cut.passingRows
       if let isNeeded = mask.isNeeded(tileStart: start, size: cut.passingRows) {
-        k.if(isNeeded) { mask.hide(in: [scores] + (gradients.map { [$0] } ?? []), tileStart: start) }
+        let ofWarp = cut.sharers == 1 ? start : start + firstOwn.reinterpreted(as: S32.self)
+        k.if(isNeeded) { mask.hide(in: [scores] + (gradients.map { [$0] } ?? []), tileStart: ofWarp) }
       }
+      exchange.put(weights: scores)
+      if let gradients { exchange.put(gradients: gradients) }
+      if cut.sharers > 1 { exchange.wait() }
       if let values = sums.values {
         k.comment("dV += P^T dO")
-        accumulate(scores, readers.weightRows.at(slot + memory.passingOffset), into: values)
+        accumulate(
+          { exchange.weights($0, scores) }, readers.weightRows.at(slot + memory.passingOffset), into: values)
       }
       if let first = sums.first, let gradients {
         k.comment(keepsKeys ? "dK += dS^T Q" : "dQ += dS K")
-        accumulate(gradients, readers.scoreRows.at(slot), into: first)
+        accumulate({ exchange.gradients($0, gradients) }, readers.scoreRows.at(slot), into: first)
+      }
+      if let queries {
+        if cut.sharers == 1 { exchange.wait() }
+        k.comment("dQ += dS K, of the block's keys, in memory")
+        queries.add(tile)
       }
       passing.finish()
     }
@@ -186,11 +220,21 @@ final class BackwardBody {
   private struct Readers {
     let scores, weights, scoreRows, weightRows: TileReader
 
-    init(_ k: KernelBuilder, _ memory: BackwardMemory, lane: Register<U32>) {
-      scores = TileReader(k, memory.passing.scores, .chunksFirst, lane: lane)
-      weights = TileReader(k, memory.passing.weights, .chunksFirst, lane: lane)
-      scoreRows = TileReader(k, memory.passing.scores, .rowsFirst, lane: lane)
-      weightRows = TileReader(k, memory.passing.weights, .rowsFirst, lane: lane)
+    init(_ k: KernelBuilder, _ s: BackwardSpecialization, _ memory: BackwardMemory, _ place: WarpPlace) {
+      let isShared = s.cut.sharers > 1
+      func columns(_ tile: SharedTile) -> TileReader {
+        TileReader(
+          k, tile, .chunksFirst, lane: place.lane,
+          firstRow: isShared ? place.sharer * s.cut.passingRowsPerWarp : nil)
+      }
+      func rows(_ tile: SharedTile, _ own: Int) -> TileReader {
+        isShared && own > 0
+          ? TileReader(k, tile, .rowsFirst, lane: place.lane, columns: (place.sharer, own / 16))
+          : TileReader(k, tile, .rowsFirst, lane: place.lane)
+      }
+      (scores, weights) = (columns(memory.passing.scores), columns(memory.passing.weights))
+      scoreRows = rows(memory.passing.scores, s.ownSums.first)
+      weightRows = rows(memory.passing.weights, s.ownSums.values)
     }
   }
 
@@ -229,7 +273,7 @@ final class BackwardBody {
   ) {
     result.clear(columnTiles: 0..<result.columnTiles)
     for step in 0..<tile.steps {
-      products.addScores(kept.atStep(step), passing, step: step, keys: 0..<cut.passingRows, to: result)
+      products.addScores(kept.atStep(step), passing, step: step, keys: 0..<cut.passingRowsPerWarp, to: result)
     }
   }
 
@@ -274,10 +318,12 @@ final class BackwardBody {
     }
   }
 
-  /// sums += A B, with A in accumulators and B the rows that pass.
-  private func accumulate(_ factors: Accumulators, _ passing: TileReader, into result: Accumulators) {
+  /// sums += A B, with A of 16 rows that pass after the other, and B the rows that pass.
+  private func accumulate(
+    _ factors: (_ chunk: Int) -> [[Register<U32>]], _ passing: TileReader, into result: Accumulators
+  ) {
     for chunk in 0..<cut.passingRows / 16 {
-      let operands = factors.operands(chunk: chunk, as: s.inputs)
+      let operands = factors(chunk)
       for pair in 0..<(result.columnTiles + 1) / 2 {
         products.addOutput(operands, passing, row: chunk * 16, pair: pair, to: result)
       }
@@ -291,12 +337,17 @@ final class BackwardBody {
   ) {
     guard let gradient else { return }
     if scaled { gradient.scale(by: p.gradientScale) }
+    // Warps that share rows have columns of them.
+    let part = cut.sharers == 1 ? tile : SharedTile(rows: tile.rows, columns: tile.columns / cut.sharers)
+    let shared = place.shared + offset
     let epilogue = Epilogue(
-      k: k, inputs: s.inputs, tile: tile, place: place.shared + offset, firstRow: place.firstRow, lane: place.lane,
-      rows: kept)
+      k: k, inputs: s.inputs, tile: part, place: cut.sharers == 1 ? shared : shared + place.sharer * part.byteCount,
+      firstRow: place.firstRow, lane: place.lane, rows: kept)
     k.if(base .!= 0) {
+      let first = keepsKeys ? ofKeys(base, strides) : ofQueries(base, strides)
       epilogue.store(
-        gradient, to: keepsKeys ? ofKeys(base, strides) : ofQueries(base, strides), strides, .throughSharedMemory)
+        gradient, to: cut.sharers == 1 ? first : first + k.wide(place.sharer * (part.columns * 2)), strides,
+        .throughSharedMemory)
     }
   }
 }

@@ -6,20 +6,37 @@ struct BackwardCost {
   /// Of 16 weights and gradients of scores, where the forward pass has its exponentials: some more arithmetic.
   private static let cyclesOfWeights = 3.0
 
-  private let products, sharedMemory, weights, waits: Double
+  /// Bytes that a multiprocessor adds to memory in a cycle.
+  private static let bytesAddedInCycle = 24.0
+
+  private let products, sharedMemory, weights, reductions, waits: Double
 
   init(_ s: BackwardSpecialization) {
     let (cut, memory) = (s.cut, BackwardMemory(s))
     let (rows, passing, warps) = (Double(cut.rows), Double(cut.passingRows), Double(cut.warps))
     products = rows / 16 * passing / 8 * Double(s.productsOfPair) / 16 * ForwardCost.cyclesOfProduct / 4
     let depths = Double(memory.kept.scores.steps + (s.hasScoreGradients ? memory.kept.weights.steps : 0))
-    let keptReads = cut.keepsOperands ? 0 : Double(cut.rowTilesPerWarp) * depths
-    let passingReads = passing / 16 * (depths + Double(s.sums.first + s.sums.values) / 16)
+    let rowTiles = Double(cut.rowTilesPerWarp)
+    let keptReads = cut.keepsOperands ? 0 : rowTiles * depths
+    let passingReads = passing / 16 * (depths + Double(s.sums.first + s.sums.values) / 16) / Double(cut.sharers)
+    // Weights and gradients of scores through shared memory: operands of 16 x 16 written, and read by all that share rows.
+    let exchanged = (s.exchangesWeights ? 1.0 : 0) + (s.exchangesGradients ? 1.0 : 0)
+    let written = exchanged * rowTiles * passing / 16 / Double(cut.sharers)
+    let read = cut.sharers > 1 ? exchanged * rowTiles * passing / 16 : 0
+    var ofQueries = 0.0
+    if s.kind == .all, let shares = s.queryShares {
+      ofQueries =
+        rows / 16 * (passing / Double(shares.ofRows) + Double(s.dimension) / Double(shares.ofColumns)) / 16
+      reductions = passing * Double(QuerySums.rowByteCount(s.dimension)) / Self.bytesAddedInCycle
+    } else {
+      reductions = 0
+    }
     let bytes = Double(memory.statisticsOffset)
-    sharedMemory = (4 * warps * (keptReads + passingReads) + bytes / 128) * ForwardCost.cyclesOfPass
+    let reads = keptReads + passingReads + written + read + ofQueries
+    sharedMemory = (4 * warps * reads + bytes / 128) * ForwardCost.cyclesOfPass
     weights = rows * passing / 16 * Self.cyclesOfWeights
     let blocks = Double(cut.blocksPerMultiprocessor)
-    waits = Double(cut.stages > 1 ? 1 : 3) * ForwardCost.cyclesOfBarrier / (blocks * blocks)
+    waits = (Double(cut.stages > 1 ? 1 : 3) + (exchanged > 0 ? 1 : 0)) * ForwardCost.cyclesOfBarrier / (blocks * blocks)
   }
 
   /// All tiles of a launch, those of the busiest multiprocessor one after the other.
@@ -39,8 +56,8 @@ struct BackwardCost {
     let ofBlock = Double(s.cut.rows) * (keeps ? group : 1 / group)
     let tiles =
       min(seen * passing + edge * (ofBlock + Double(s.cut.passingRows)) / 2, passing) / Double(s.cut.passingRows)
-    let terms = [products, sharedMemory, weights]
-    let longest = max(products, sharedMemory, weights)
+    let terms = [products, sharedMemory, weights, reductions]
+    let longest = terms.max()!
     let cycles = longest + (terms.reduce(0, +) - longest) * ForwardCost.uncovered + waits
     let perMultiprocessor = max(Double(launch.blocks) / Double(max(gpu.multiprocessors, 1)), 1)
     return ForwardCost.launch + perMultiprocessor * tiles * cycles / gpu.clock * ForwardCost.sustained

@@ -1,7 +1,8 @@
 package import Attention
 internal import PTX
 
-/// The gradients by `mma.sync`, of the same bits in every run: delta, then dK and dV, then dQ (`BackwardKernel`).
+/// The gradients by `mma.sync` (`BackwardKernel`): delta, then dK and dV, then dQ, of the same bits in every run; or, where any
+/// order will do, delta, then all by one kernel, whose sums of dQ are rounded by a third (`QuerySumsKernel`).
 package enum BackwardFamily: KernelFamily {
   package static let name = "backward"
   package static let architecture = Architecture.from(80)
@@ -33,42 +34,64 @@ package enum BackwardFamily: KernelFamily {
     if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }
   }
 
-  /// Each cut with the cheapest of the other kind: what one kind costs does not depend on the other.
+  /// Each cut with the cheapest of the other kind: what one kind costs does not depend on the other. And, where any order will
+  /// do, each cut of the kernel that makes all.
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [BackwardTiling] {
-    var (keys, queries) = ([(cut: BackwardTiling.Cut, separates: Bool)](), [BackwardTiling.Cut]())
+    var cuts: [BackwardTiling.Cut] = []
     for warps in [4, 8] {
       for rowTiles in [1, 2] {
         for passing in [32, 64] {
           for stages in [1, 2] {
-            for keeps in [false, true] {
-              let cut = BackwardTiling.Cut(
-                warps: warps, rowTilesPerWarp: rowTiles, passingRows: passing, stages: stages, keepsOperands: keeps)
-              keys += [(cut, false), (cut, true)]
-              queries.append(cut)
+            for (sharers, keeps) in [(1, false), (1, true), (2, false), (4, false)] where passing >= 16 * sharers {
+              cuts.append(
+                BackwardTiling.Cut(
+                  warps: warps, rowTilesPerWarp: rowTiles, sharers: sharers, passingRows: passing, stages: stages,
+                  keepsOperands: keeps))
             }
           }
         }
       }
     }
-    func tiling(_ keys: (cut: BackwardTiling.Cut, separates: Bool), _ queries: BackwardTiling.Cut) -> BackwardTiling {
-      completed(
-        BackwardTiling(keys: keys.cut, queries: queries, separatesKeysAndValues: keys.separates), for: problem, on: gpu)
+    func had(_ kind: BackwardSpecialization.Kind) -> [BackwardTiling.Cut] {
+      cuts.filter { parts(kind, $0, problem, gpu).obstacle(on: gpu) == nil }
     }
-    func seconds(_ tiling: BackwardTiling) -> Double {
-      obstacle(to: tiling, for: problem, on: gpu) == nil ? cost(of: tiling, for: problem, on: gpu).seconds : .infinity
+    func seconds(_ kinds: [BackwardSpecialization.Kind], _ cut: BackwardTiling.Cut) -> Double {
+      kinds.reduce(0) { sum, kind in
+        let part = fitted(parts(kind, cut, problem, gpu), gpu)
+        return sum + BackwardCost(part).seconds(problem, part, on: gpu)
+      }
     }
-    // What is cheapest beside some cut of the other kind that can be had.
-    guard let other = queries.first(where: { cut in parts(.queries, cut, problem).obstacle(on: gpu) == nil }),
-      let bestKeys = keys.min(by: { seconds(tiling($0, other)) < seconds(tiling($1, other)) }),
-      let bestQueries = queries.min(by: { seconds(tiling(bestKeys, $0)) < seconds(tiling(bestKeys, $1)) })
-    else { return [tiling(keys[0], queries[0])] }
-    return keys.map { tiling($0, bestQueries) } + queries.filter { $0 != bestQueries }.map { tiling(bestKeys, $0) }
+    typealias Keys = (cut: BackwardTiling.Cut, kinds: [BackwardSpecialization.Kind])
+    let together: [Keys] = had(.keysAndValues).map { ($0, [.keysAndValues]) }
+    let values = had(.values)
+    let keys = together + had(.keys).filter(values.contains).map { ($0, [.keys, .values]) }
+    let queries = had(.queries)
+    var tilings: [BackwardTiling] = []
+    if let bestKeys = keys.min(by: { seconds($0.kinds, $0.cut) < seconds($1.kinds, $1.cut) }),
+      let bestQueries = queries.min(by: { seconds([.queries], $0) < seconds([.queries], $1) })
+    {
+      func tiling(_ keys: Keys, _ queries: BackwardTiling.Cut) -> BackwardTiling {
+        BackwardTiling(keys: keys.cut, queries: queries, separatesKeysAndValues: keys.kinds.count == 2)
+      }
+      tilings = keys.map { tiling($0, bestQueries) }
+      tilings += queries.filter { $0 != bestQueries }.map { tiling(bestKeys, $0) }
+      if problem.gradientOrder == .any {
+        tilings += had(.all).map { BackwardTiling(keys: $0, queries: bestQueries, addsQueries: true) }
+      }
+    }
+    return tilings.isEmpty ? [BackwardTiling(keys: cuts[0], queries: cuts[0])] : tilings
   }
 
   package static func obstacle(
     to tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
-    for part in parts(tiling, problem) {
+    if tiling.addsQueries {
+      if problem.gradientOrder == .fixed {
+        return "adds up dQ in whatever order blocks come; gradients of the same bits in every run were asked for"
+      }
+      if tiling.separatesKeysAndValues { return "makes dK and dV together where it adds up dQ" }
+    }
+    for part in parts(tiling, problem, gpu) {
       if let obstacle = part.obstacle(on: gpu) { return "by its \(part.kind.rawValue) kernel " + obstacle }
     }
     return nil
@@ -79,23 +102,36 @@ package enum BackwardFamily: KernelFamily {
     _ tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> BackwardTiling {
     var tiling = tiling
-    func blocks(_ parts: [BackwardSpecialization]) -> Int { parts.map { $0.blocksThatFit(gpu) }.min()! }
-    tiling.keys.blocksPerMultiprocessor = blocks(parts(tiling, problem).filter { $0.kind != .queries })
-    tiling.queries.blocksPerMultiprocessor = blocks(parts(tiling, problem).filter { $0.kind == .queries })
+    func blocks(_ parts: [BackwardSpecialization]) -> Int? { parts.map { $0.blocksThatFit(gpu) }.min() }
+    let all = parts(tiling, problem, gpu)
+    tiling.keys.blocksPerMultiprocessor = blocks(all.filter { $0.kind != .queries }) ?? 1
+    tiling.queries.blocksPerMultiprocessor = blocks(all.filter { $0.kind == .queries }) ?? 1
     return tiling
+  }
+
+  private static func fitted(_ part: BackwardSpecialization, _ gpu: GPULimits) -> BackwardSpecialization {
+    var part = part
+    part.cut.blocksPerMultiprocessor = part.blocksThatFit(gpu)
+    return part
   }
 
   package static func cost(
     of tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
-    let all = parts(tiling, problem).map { (kind: $0.kind, seconds: BackwardCost($0).seconds(problem, $0, on: gpu)) }
+    let all = parts(tiling, problem, gpu).map {
+      (kind: $0.kind, seconds: BackwardCost($0).seconds(problem, $0, on: gpu))
+    }
     func seconds(_ kinds: Set<BackwardSpecialization.Kind>) -> Double {
       all.filter { kinds.contains($0.kind) }.reduce(0) { $0 + $1.seconds }
     }
-    let rowBytes = 2 * problem.valueDimension * problem.scalarType.byteCount
-    let delta =
-      ForwardCost.launch + Double(problem.outputShape.elementCount / max(problem.valueDimension, 1) * rowBytes)
-      / max(gpu.bandwidth, 1)
+    func passing(_ bytes: Int) -> Double { ForwardCost.launch + Double(bytes) / max(gpu.bandwidth, 1) }
+    let sums = tiling.addsQueries ? QuerySums.byteCount(of: problem) : 0
+    let delta = passing(2 * problem.outputShape.elementCount * problem.scalarType.byteCount + sums)
+    if tiling.addsQueries {
+      let rounding = passing(sums + problem.queryShape.elementCount * problem.scalarType.byteCount)
+      let one = seconds([.all])
+      return KernelCost(["delta": delta, "all": one, "rounding": rounding], seconds: delta + one + rounding)
+    }
     let (keys, queries) = (seconds([.keys, .values, .keysAndValues]), seconds([.queries]))
     return KernelCost(
       ["delta": delta, "dK and dV": keys, "dQ": queries], seconds: delta + keys + queries)
@@ -113,9 +149,9 @@ package enum BackwardFamily: KernelFamily {
       launches.append(ZeroKernel.launch(.keyGradient, problem.keyShape, problem.scalarType))
       launches.append(ZeroKernel.launch(.valueGradient, problem.valueShape, problem.scalarType))
     }
-    launches.append(DeltaKernel.launch(problem, inputs: inputs))
+    launches.append(DeltaKernel.launch(problem, inputs: inputs, clearsSums: tiling.addsQueries))
     let main = launches.count
-    for part in parts(tiling, problem) {
+    for part in parts(tiling, problem, gpu) {
       let launch = BackwardLaunch(problem, part)
       launches.append(
         LaunchSequence.Launch(
@@ -123,25 +159,33 @@ package enum BackwardFamily: KernelFamily {
           sharedByteCount: launch.sharedByteCount, blocksPerMultiprocessor: part.cut.blocksPerMultiprocessor,
           gradients: part.kind.gradients, arguments: ArgumentTemplate(BackwardParameters.all, for: launch)))
     }
+    if tiling.addsQueries { launches.append(QuerySumsKernel.launch(problem, inputs: inputs, on: gpu)) }
     for launch in launches where launch.blocks > Int32.max {
       throw .lengthOnDevice(
         tensor: "batch x heads x tiles", length: launch.blocks, device: "GPU", limit: Int(Int32.max))
     }
     return LaunchSequence(
-      launches, main: main, workspaceByteCount: max(RowStatistics.byteCount(of: problem), 16))
+      launches, main: main,
+      workspaceByteCount: tiling.addsQueries
+        ? RowStatistics.roundedByteCount(of: problem) + QuerySums.byteCount(of: problem)
+        : max(RowStatistics.byteCount(of: problem), 16))
   }
 
   /// The kernels of a tiling, in the order of their launches.
-  private static func parts(_ tiling: BackwardTiling, _ problem: AttentionProblem) -> [BackwardSpecialization] {
-    (tiling.separatesKeysAndValues ? [.keys, .values] : [.keysAndValues]).map { parts($0, tiling.keys, problem) }
-      + [parts(.queries, tiling.queries, problem)]
+  private static func parts(
+    _ tiling: BackwardTiling, _ problem: AttentionProblem, _ gpu: GPULimits
+  ) -> [BackwardSpecialization] {
+    if tiling.addsQueries { return [parts(.all, tiling.keys, problem, gpu)] }
+    return (tiling.separatesKeysAndValues ? [.keys, .values] : [.keysAndValues]).map {
+      parts($0, tiling.keys, problem, gpu)
+    } + [parts(.queries, tiling.queries, problem, gpu)]
   }
 
   /// The problem is one that these kernels take.
   private static func parts(
-    _ kind: BackwardSpecialization.Kind, _ cut: BackwardTiling.Cut, _ problem: AttentionProblem
+    _ kind: BackwardSpecialization.Kind, _ cut: BackwardTiling.Cut, _ problem: AttentionProblem, _ gpu: GPULimits
   ) -> BackwardSpecialization {
-    BackwardSpecialization(kind, problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, cut: cut)
+    BackwardSpecialization(kind, problem, inputs: problem.scalarType == .f16 ? .f16 : .bf16, cut: cut, on: gpu)
   }
 }
 
@@ -150,6 +194,7 @@ extension BackwardSpecialization.Kind {
   fileprivate var gradients: [CallValue] {
     switch self {
     case .keysAndValues: [.keyGradient, .valueGradient]
+    case .all: [.queryGradient, .keyGradient, .valueGradient]
     case .keys: [.keyGradient]
     case .values: [.valueGradient]
     case .queries: [.queryGradient]
