@@ -4,7 +4,7 @@
     python3 backward_beside_pytorch.py [--device cpu|cuda] [--threads N] [--dtypes bf16,f32] [--hdims 64,128] [--seqlens 1024,4096]
         [--causal 0,1] [--tokens 16384] [--columns 2048] [--seconds 2] [--json OUT.jsonl]
 
-On a GPU, PyTorch's are FlashAttention-2 and cuDNN; each call is timed by events after the L2 cache was filled with something else by
+Ours twice on a GPU: with the same bits in every run, and in any order. PyTorch's there are FlashAttention-2 and cuDNN; each call is timed by events after the L2 cache was filled with something else by
 reading. On the CPU, its own flash attention. Only the backward pass is timed (autograd.grad with the graph kept). TFLOPS count five
 products, half of them where causal.
 """
@@ -16,6 +16,7 @@ import time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from swift_flash_attention import set_gradient_order
 from swift_flash_attention.compat.flash_attn_interface import flash_attn_func
 
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -79,7 +80,12 @@ def main():
                         run = lambda: torch.autograd.grad(out, (q, k, v), weights, retain_graph=True)  # noqa: E731
                         found[name] = measure(run, options.device, options.seconds, flusher)
 
-                    timed("ours", flash_attn_func(q, k, v, causal=bool(causal)))
+                    out = flash_attn_func(q, k, v, causal=bool(causal))
+                    timed("ours", out)
+                    if options.device == "cuda":
+                        set_gradient_order("any")
+                        timed("ours_any", out)
+                        set_gradient_order("fixed")
                     for name, backend in PEERS[options.device].items():
                         with sdpa_kernel(backend):
                             out = torch.nn.functional.scaled_dot_product_attention(
@@ -87,15 +93,20 @@ def main():
                         timed(name, out)
                     flops = 10 * b * h * n * n * d / (2 if causal else 1)
                     text = f"{dtype} B{b} H{h} N{n} D{d} causal {causal}: ours {found['ours'] * 1e3:9.3f} ms {flops / found['ours'] / 1e12:7.2f} TFLOPS"
+                    if "ours_any" in found:
+                        text += f"  in any order {found['ours_any'] * 1e3:9.3f} ms {flops / found['ours_any'] / 1e12:7.2f}"
                     for name in PEERS[options.device]:
-                        ratio = found[name] / found["ours"]
-                        ratios.setdefault(name, []).append(ratio)
-                        text += f"  {name} {found[name] * 1e3:9.3f} {ratio:5.2f}"
+                        text += f"  {name} {found[name] * 1e3:9.3f}"
+                        for own in ("ours", "ours_any"):
+                            if own in found:
+                                ratio = found[name] / found[own]
+                                ratios.setdefault(f"{name} to {own}", []).append(ratio)
+                                text += f" {ratio:5.2f}"
                     print(text, flush=True)
                     lines.append(dict(dtype=dtype, B=b, H=h, N=n, D=d, causal=causal, flops=flops, seconds=found))
     for name, values in ratios.items():
         mean = statistics.geometric_mean(values)
-        print(f"{name} needs {mean:.3f} times as long, geometric mean of {len(values)} cases; from {min(values):.2f} to {max(values):.2f}")
+        print(f"{name}: {mean:.3f} times as long, geometric mean of {len(values)} cases; from {min(values):.2f} to {max(values):.2f}")
     if options.json:
         with open(options.json, "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -49,12 +49,13 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   private static func gradients() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for (target, dimension, group, mask, softcap, order) in [
-      (Target.sm80, 64, 1, AttentionMask.causal, nil, AttentionProblem.GradientOrder.fixed),
-      (.sm80, 128, 8, .causal, nil, .fixed), (.sm89, 128, 1, .window(left: 4096, right: 0), nil, .fixed),
+      (Target.sm80, 128, 8, AttentionMask.causal, nil, AttentionProblem.GradientOrder.fixed),
+      (.sm89, 128, 1, .window(left: 4096, right: 0), nil, .fixed),
       (.sm89, 256, 4, .causal, nil, .fixed), (.sm90, 64, 1, .none, nil, .fixed),
       (.sm90, 72, 5, .chunks(of: 8192), nil, .fixed), (.sm90, 128, 1, .causal, nil, .fixed),
       (.sm90, 128, 4, .causal, 50.0, .fixed), (.sm90, 256, 1, .causal, nil, .fixed),
       (.sm80, 128, 1, .none, nil, .any), (.sm90, 128, 4, .causal, 50.0, .any), (.sm90, 256, 1, .none, nil, .any),
+      (.sm90, 512, 1, .causal, nil, .fixed),
     ] {
       let isPacked = group > 1 && softcap == nil
       var problem = try AttentionProblem(
@@ -65,8 +66,12 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
       let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
       for launch in plan.launches.launches {
         let kernel = try launch.kernel.kernel()
-        // Zeros are written in the same way everywhere.
-        if launch.kernel is ZeroKernel && list.contains(where: { $0.kernel.name == kernel.name }) { continue }
+        // What comes before the products is the same everywhere.
+        if (launch.kernel is ZeroKernel || launch.kernel is DeltaKernel)
+          && list.contains(where: { $0.kernel.name == kernel.name })
+        {
+          continue
+        }
         // As much as an address, needed once a tile, where the sums take most registers.
         list.append(
           AttentionConfiguration(kernel: kernel, target: target, spillAllowance: dimension >= 128 ? 8 : 0))

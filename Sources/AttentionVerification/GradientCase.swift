@@ -13,8 +13,9 @@ package struct GradientCase: Sendable {
   package init(seed: UInt64, number: Int, kernels: Int? = nil) {
     base = VerificationCase(seed: seed, number: number, kernels: kernels)
     let own = base.problem
-    // On a GPU there are gradients up to D 256.
-    func dimension(_ d: Int) -> Int { kernels != nil && d > 256 ? d - 256 : d }
+    // On a GPU there are gradients up to D 256, and of some that are wider.
+    let isDivided = [own.dimension, own.valueDimension].allSatisfy { $0 % 64 == 0 && $0 <= 320 }
+    func dimension(_ d: Int) -> Int { kernels != nil && d > 256 && !isDivided ? d - 256 : d }
     var random = RandomSource(seed: seed, stream: UInt64(number) | 1 << 41)
     var sequences: [PackedSequence]?
     if number % 3 == 2 {

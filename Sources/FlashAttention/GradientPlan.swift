@@ -12,7 +12,7 @@ public import GPURuntime
 ///       queries: q, keys: k, values: v, output: o.readOnly, logSumExp: statistics, outputGradient: dO,
 ///       queryGradient: dQ, keyGradient: dK, valueGradient: dV))
 ///
-/// Gradients have the same bits in every run on the same device. Caches of keys and values have none, and neither have second
+/// Gradients have the same bits in every run on the same device, unless the problem's `gradientOrder` is `.any`. Caches of keys and values have none, and neither have second
 /// derivatives. Any number of tasks may run a plan at once.
 public struct GradientPlan: Sendable {
   /// What the gradients are of.
@@ -34,7 +34,7 @@ public struct GradientPlan: Sendable {
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
   /// - Throws: `AttentionError.unsupported` for problems that have no gradients, such as those over caches; otherwise as
-  ///   `AttentionPlan`. The GPU takes head dimensions up to 256 here.
+  ///   `AttentionPlan`. The GPU takes head dimensions up to 256 here, and multiples of 64 up to 512.
   public init(
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
@@ -103,7 +103,7 @@ public struct GradientPlan: Sendable {
   }
 
   /// Bytes of the GPU's memory that a call works in: 8 for each query of each head, whose number is rounded up to 128 for each
-  /// key/value head of a sequence. 0 on the CPU.
+  /// key/value head of a sequence; in any order, also 4 for each of its numbers in dQ. 0 on the CPU.
   public var workspaceByteCount: Int { kernelPlan?.launches.workspaceByteCount ?? 0 }
 
   /// What was chosen on a GPU; nil on the CPU.

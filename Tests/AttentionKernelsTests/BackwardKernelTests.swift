@@ -108,6 +108,12 @@ import Testing
       try EmulatedGradients(
         problem(queries: 80, keys: 130, dimension: 256, mask: .causal), tiling: Self.shared(4, rows: 64))
     },
+    Clause("D 512, four warps share rows", takesFive: false) {
+      try EmulatedGradients(problem(.bf16, queries: 40, keys: 70, dimension: 512, mask: .causal))
+    },
+    Clause("D 320, D_v 448") {
+      try EmulatedGradients(problem(queries: 40, keys: 70, dimension: 320, valueDimension: 448), on: .sm80)
+    },
     Clause("D 64, D_v 192, two warps share rows, one stage") {
       try EmulatedGradients(
         problem(.bf16, queries: 80, keys: 130, dimension: 64, valueDimension: 192, mask: .causal),
@@ -207,6 +213,18 @@ import Testing
       (gradients.spoiledQueryStarts, gradients.spoiledKeyStarts) = (queries, keys)
       _ = try gradients.run()
     }
+  }
+
+  /// Above 256, columns are divided in 64s; little shared memory has no room for 512.
+  @Test(arguments: [
+    (264, 264, Target.sm90, "The head dimension of queries and keys is 264"), (320, 72, .sm90, "values is 72"),
+    (576, 512, .sm90, "576"), (512, 512, .sm89, "needs more shared memory or registers than"),
+  ])
+  func refusesByName(dimension: Int, valueDimension: Int, target: Target, words: String) throws {
+    let error = try #require(throws: AttentionError.self) {
+      try EmulatedGradients(problem(dimension: dimension, valueDimension: valueDimension), on: target)
+    }
+    #expect("\(error)".contains(words), "\(error)")
   }
 
   /// A tiling that would read statistics that nobody wrote is refused by name.

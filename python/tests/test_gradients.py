@@ -1,6 +1,7 @@
 """Gradients against float64 autograd of the formula, and what autograd, compilers and trainers do with them."""
 
 import copy
+import gc
 import math
 
 import pytest
@@ -62,6 +63,14 @@ def check(function, reference, tensors, weights, of_lse=None):
     return own
 
 
+@pytest.fixture(params=["fixed", "any"])
+def order(request):
+    """The order in which gradients may be added up."""
+    fa.set_gradient_order(request.param)
+    yield request.param
+    fa.set_gradient_order("fixed")
+
+
 CLAUSES = [
     {}, {"causal": True}, {"window": (7, 3)}, {"window": (5, 0)}, {"causal": True, "softcap": 3.0}, {"scale": 0.3}, {"chunk": 9, "causal": True},
     {"scale": -0.2},
@@ -70,7 +79,7 @@ CLAUSES = [
 
 @pytest.mark.parametrize("options", CLAUSES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_are_those_of_the_formula(device, dtype, options):
+def test_are_those_of_the_formula(device, order, dtype, options):
     if device == "cuda" and dtype == torch.float32:
         pytest.skip("float32 is for the CPU")
     for sizes in ({}, {"queries": 40, "keys": 20, "heads": 3, "kv_heads": 1, "dimension": 72, "value_dimension": 40}):
@@ -115,7 +124,7 @@ def packed(device, dtype, lengths, heads=4, kv_heads=2, dimension=64):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_of_packed_sequences(device, causal):
+def test_of_packed_sequences(device, order, causal):
     """Also of sequences without queries or keys; rows of no sequence get zeros, whatever is in them."""
     lengths = [(17, 30), (0, 4), (5, 0), (40, 40)]
     (q, k, v), (cu_q, cu_k) = packed(device, half(device), lengths)
@@ -304,10 +313,49 @@ def test_same_bits_every_time(device):
         assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
-def test_replays_of_a_graph(device):
+def test_of_many_keys_in_any_order(device):
+    """Whose parts come from many blocks of a GPU."""
+    q, k, v = inputs(device, half(device), queries=300, keys=700, dimension=128)
+    weights = torch.randn(q.shape, device=device)
+    fa.set_gradient_order("any")
+    try:
+        check(
+            lambda q, k, v: fa.attention(q, k, v, causal=True, return_lse=True), lambda q, k, v: formula(q, k, v, causal=True),
+            [q, k, v], weights)
+    finally:
+        fa.set_gradient_order("fixed")
+
+
+def test_any_order_is_asked_for_and_not_deterministic(device):
+    assert fa.gradient_order() == "fixed"
+    for wrong in ("fastest", None, ["any"]):
+        with pytest.raises(ValueError, match="it must be 'fixed' or 'any'"):
+            fa.set_gradient_order(wrong)
+    q, k, v = inputs(device, half(device))
+    out = fa.attention(q, k, v)
+    fa.set_gradient_order("any")
+    try:
+        assert fa.gradient_order() == "any"
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(RuntimeError, match="call set_gradient_order\\('fixed'\\)"):
+            torch.autograd.grad(out.sum(), q, retain_graph=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match="in no fixed order"):
+            torch.autograd.grad(out.sum(), q, retain_graph=True)
+        torch.use_deterministic_algorithms(True)
+        fa.set_gradient_order("fixed")
+        torch.autograd.grad(out.sum(), q)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        fa.set_gradient_order("fixed")
+
+
+def test_replays_of_a_graph(device, order):
     if device != "cuda":
         pytest.skip("graphs are of GPUs")
     q, k, v = inputs(device, torch.float16)
+    # Graphs of another test may not go while one is captured.
+    gc.collect()
 
     class Block(torch.nn.Module):
         def forward(self, q, k, v):
@@ -317,6 +365,7 @@ def test_replays_of_a_graph(device):
     weights = torch.randn_like(q)
     own = torch.autograd.grad(block(q, k, v), (q, k, v), weights)
     expected = torch.autograd.grad(fa.attention(q, k, v, causal=True), (q, k, v), weights)
+    # So few keys are one block's.
     assert all(torch.equal(a, b) for a, b in zip(own, expected))
 
 
@@ -339,7 +388,11 @@ class Layer(torch.nn.Module):
         return x + self.mlp(self.second(x))
 
 
-def losses(model, attend, steps, text, device, dtype):
+def losses(model, attend, steps, text, device, dtype, cut=None):
+    """
+    Args:
+        cut: What makes inputs and targets of ``[4, 65]`` tokens; the last is of the next tokens otherwise.
+    """
     model = copy.deepcopy(model)
     embedding, layers, head = model
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -348,11 +401,12 @@ def losses(model, attend, steps, text, device, dtype):
     for _ in range(steps):
         places = torch.randint(0, len(text) - 65, (4,), generator=generator)
         batch = torch.stack([text[p : p + 65] for p in places.tolist()]).to(device)
+        tokens, targets = (batch[:, :-1], batch[:, 1:]) if cut is None else cut(batch)
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            x = embedding(batch[:, :-1])
+            x = embedding(tokens)
             for layer in layers:
                 x = layer(x, attend)
-            loss = torch.nn.functional.cross_entropy(head(x).flatten(0, 1).float(), batch[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(head(x).flatten(0, 1).float(), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -360,35 +414,96 @@ def losses(model, attend, steps, text, device, dtype):
     return torch.tensor(made)
 
 
-def test_a_small_transformer_learns_as_with_sdpa(device):
-    """Two layers with grouped heads, 200 steps: the losses differ from sdpa's by at most twice what two of its ways differ by."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+HEADS, KV_HEADS = 4, 2
 
+
+def small_model(device):
+    """Embedding, two layers with grouped heads, head; and text that can be learnt: words of a small grammar."""
     torch.manual_seed(0)
-    # Text that can be learnt: words of a small grammar.
     words = ["the", "cat", "dog", "sees", "hears", "a", "bird", "and", "sleeps", "now"]
     generator = torch.Generator().manual_seed(3)
     text = " ".join(words[i] for i in torch.randint(0, len(words), (2000,), generator=generator).tolist())
     tokens = torch.tensor([ord(c) - 32 for c in text])
-    width, heads, kv_heads = 64, 4, 2
     model = torch.nn.ModuleList([
-        torch.nn.Embedding(96, width), torch.nn.ModuleList([Layer(width, heads, kv_heads) for _ in range(2)]),
-        torch.nn.Linear(width, 96)]).to(device)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        torch.nn.Embedding(96, 64), torch.nn.ModuleList([Layer(64, HEADS, KV_HEADS) for _ in range(2)]),
+        torch.nn.Linear(64, 96)]).to(device)
+    return model, tokens, torch.bfloat16 if device == "cuda" else torch.float32
 
-    def sdpa(backend):
-        def attend(q, k, v):
-            k, v = (x.repeat_interleave(heads // kv_heads, 2) for x in (k, v))
-            with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
 
-        return attend
+def learns_as_with_sdpa(own, sdpa):
+    """The losses differ from sdpa's by at most twice what two of its ways differ by."""
+    from torch.nn.attention import SDPBackend
 
-    run = lambda attend: losses(model, attend, 200, tokens, device, dtype)  # noqa: E731
-    math_way, flash_way = run(sdpa(SDPBackend.MATH)), run(sdpa(SDPBackend.FLASH_ATTENTION))
-    own = run(lambda q, k, v: flash_attn_func(q, k, v, causal=True))
+    own, math_way, other_way = own(), sdpa(SDPBackend.MATH), sdpa(SDPBackend.FLASH_ATTENTION)
     assert own[-1] < 0.6 * own[0]
-    difference = (math_way - flash_way).abs().max()
-    distance = torch.minimum((own - math_way).abs().max(), (own - flash_way).abs().max())
+    difference = (math_way - other_way).abs().max()
+    distance = torch.minimum((own - math_way).abs().max(), (own - other_way).abs().max())
     assert distance <= 2 * difference, f"{distance} of {difference}"
+
+
+def by_sdpa(backend, q, k, v, **mask):
+    from torch.nn.attention import sdpa_kernel
+
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 2) for x in (k, v))
+    with sdpa_kernel(backend):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **mask).transpose(1, 2)
+
+
+def test_a_small_transformer_learns_as_with_sdpa(device, order):
+    model, text, dtype = small_model(device)
+    run = lambda attend: losses(model, attend, 200, text, device, dtype)  # noqa: E731
+    learns_as_with_sdpa(
+        lambda: run(lambda q, k, v: flash_attn_func(q, k, v, causal=True)),
+        lambda backend: run(lambda q, k, v: by_sdpa(backend, q, k, v, is_causal=True)))
+
+
+def test_packed_documents_learn_as_with_sdpa(device):
+    """Each row of four is three documents of 10, 33 and 21 tokens, of which none sees another's."""
+    model, text, dtype = small_model(device)
+    lengths = [10, 33, 21]
+    starts = int32([0, *torch.tensor(lengths * 4).cumsum(0).tolist()], device)
+
+    def cut(batch):
+        return batch[:, :-1].reshape(1, -1), batch[:, 1:].reshape(1, -1)
+
+    def packed(q, k, v):
+        return flash_attn_varlen_func(q[0], k[0], v[0], starts, starts, 33, 33, causal=True)[None]
+
+    def one_by_one(backend):
+        def attend(q, k, v):
+            parts = zip(*(x.split(lengths * 4, 1) for x in (q, k, v)))
+            return torch.cat([by_sdpa(backend, *part, is_causal=True) for part in parts], 1)
+
+        return losses(model, attend, 100, text, device, dtype, cut)
+
+    learns_as_with_sdpa(lambda: losses(model, packed, 100, text, device, dtype, cut), one_by_one)
+
+
+def one_of_two(rank, file, results):
+    """A process of ``test_data_parallel``."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model, text, _ = small_model("cpu")
+    layer = torch.nn.parallel.DistributedDataParallel(model[1][0])
+    x = model[0](text[64 * rank : 64 * rank + 64][None]).detach()
+    layer(x, lambda q, k, v: flash_attn_func(q, k, v, causal=True)).square().sum().backward()
+    results[rank] = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel(device, tmp_path):
+    """Two processes have the mean of what each would have alone."""
+    if device == "cuda":
+        pytest.skip("as on the CPU")
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(one_of_two, (str(tmp_path / "meeting"), results), nprocs=2)
+        first, second = results[0], results[1]
+    model, text, _ = small_model("cpu")
+    for rank in range(2):
+        x = model[0](text[64 * rank : 64 * rank + 64][None]).detach()
+        loss = model[1][0](x, lambda q, k, v: flash_attn_func(q, k, v, causal=True)).square().sum() / 2
+        loss.backward()
+    alone = torch.cat([p.grad.flatten() for p in model[1][0].parameters()])
+    assert torch.equal(first, second)
+    assert torch.allclose(first, alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())

@@ -188,7 +188,7 @@ typedef struct fa_backward_params {
   int64_t queries, keys;             /* of each sequence; where they are packed, the most of one */
   int64_t total_queries, total_keys; /* where query_starts and key_starts are given */
   int64_t query_heads, key_value_heads;
-  int64_t dimension;                 /* on a GPU up to 256 here */
+  int64_t dimension;                 /* on a GPU up to 256 here, or a multiple of 64 up to 512 */
   int64_t value_dimension;           /* 0 for dimension */
   fa_scores scores;                  /* as of the forward pass */
   fa_tensor q, k, v, o, d_o;         /* packed: [tokens, heads, dimension] */

@@ -7,8 +7,11 @@ package enum BackwardFamily: KernelFamily {
   package static let name = "backward"
   package static let architecture = Architecture.from(80)
 
-  /// The largest head dimension: a warp of 16 rows can hold no more of a gradient in registers.
-  package static let dimensionLimit = 256
+  /// The largest head dimension of which a warp can hold all columns of a gradient, for 16 rows, in registers; beyond, warps
+  /// divide them, in 64s.
+  package static let dimensionOfWarp = 256
+  /// The largest head dimension.
+  package static let dimensionLimit = 512
   /// The most queries times group, and the most keys: differences of a key and an edge of the mask must fit 32 bits.
   private static let lengthLimit = 1 << 29
 
@@ -18,9 +21,15 @@ package enum BackwardFamily: KernelFamily {
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
     try problem.checkHasGradients()
     _ = try Matrix.Inputs(of: problem.scalarType)
+    let (path, widest) = ("backward pass on a GPU", max(problem.dimension, problem.valueDimension))
     try GPULimits.check(
-      dimension: problem.dimension, valueDimension: problem.valueDimension, path: "backward pass on a GPU",
-      limit: dimensionLimit)
+      dimension: problem.dimension, valueDimension: problem.valueDimension, path: path, limit: dimensionLimit)
+    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
+    where widest > dimensionOfWarp && value % 64 != 0 {
+      throw .dimension(
+        tensor: tensor, value: value, path: path + " with a head dimension above \(dimensionOfWarp)", multiple: 64,
+        limit: dimensionLimit)
+    }
     try GPULimits.check(
       counts: [
         ("queries x group", [problem.queries, problem.groupSize]), ("keys", [problem.keys]),
@@ -92,7 +101,7 @@ package enum BackwardFamily: KernelFamily {
       if tiling.separatesKeysAndValues { return "makes dK and dV together where it adds up dQ" }
     }
     for part in parts(tiling, problem, gpu) {
-      if let obstacle = part.obstacle(on: gpu) { return "by its \(part.kind.rawValue) kernel " + obstacle }
+      if let obstacle = part.obstacle(on: gpu) { return "\(obstacle), in its \(part.kind.rawValue) kernel" }
     }
     return nil
   }
