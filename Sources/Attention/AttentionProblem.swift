@@ -79,6 +79,11 @@ public struct AttentionProblem: Hashable, Sendable {
   public static let allKeys = Int(Int32.max)
   /// Whether the results of the splits are left as they are, for `PartialResults`, instead of being put together.
   public let leavesParts: Bool
+  /// The type of attention sinks, f32, f16 or bf16; nil where there are none. A sink is a logit of a query head, not scaled, that
+  /// every query sees beside its keys and that has no value: it is in the softmax's denominator alone (learnt in gpt-oss, 2025).
+  /// The log-sum-exp is the denominator's, the sink's part in it; that of partial results is without. A query that sees no key
+  /// gets output 0 and its head's sink as log-sum-exp.
+  public var sinkType: ScalarType?
   /// In which order gradients may be added up; of the results, nothing depends on it.
   public var gradientOrder = GradientOrder.fixed
 
@@ -207,11 +212,23 @@ public struct AttentionProblem: Hashable, Sendable {
   public func sequence(
     queries count: Int? = nil, length: Int, batch: Int = 1, type: ScalarType? = nil
   ) throws(AttentionError) -> AttentionProblem {
-    try AttentionProblem(
+    var one = try AttentionProblem(
       batch: batch, queries: count ?? queries, queryHeads: queryHeads, keyValueHeads: keyValueHeads,
       dimension: dimension, valueDimension: valueDimension, keys: .whole(length: length),
       scalarType: type ?? scalarType,
       mask: mask, scale: scale, softcap: softcap)
+    (one.sinkType, one.gradientOrder) = (sinkType, gradientOrder)
+    return one
+  }
+
+  /// - Throws: `AttentionError` where sinks cannot be had: of a type that they are not of, or in parts that the caller puts
+  ///   together, which would each count them.
+  package func checkSinks() throws(AttentionError) {
+    guard let sinkType else { return }
+    if sinkType == .e4m3 { throw .unsupported("Sinks are e4m3; they must be f32, f16 or bf16.") }
+    if leavesParts {
+      throw .unsupported("Partial results are without sinks; give the sinks to what puts the parts together.")
+    }
   }
 }
 
@@ -323,6 +340,6 @@ extension AttentionProblem: CustomStringConvertible {
     let new = newKeys.map { " and \($0.count) new" } ?? ""
     let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
     return "batch \(batch), heads \(heads), \(count) \(keys)\(new), dimension \(dimension)\(values), \(types), \(mask)"
-      + (softcap.map { ", softcap \($0)" } ?? "") + (leavesParts ? ", \(parts) parts" : "")
+      + (softcap.map { ", softcap \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks") + (leavesParts ? ", \(parts) parts" : "")
   }
 }

@@ -12,6 +12,8 @@ public protocol TensorMemory {
   associatedtype PageTable: Hashable, Sendable
   /// An f32 for each sequence and key/value head.
   associatedtype Factors: Hashable, Sendable
+  /// A number for each query head.
+  associatedtype Sinks: Hashable, Sendable
 
   /// - Throws: `AttentionError` where a view is not what a problem needs.
   static func check(
@@ -37,6 +39,8 @@ public enum HostMemory: TensorMemory {
   public typealias PageTable = [[Int]]
   /// `[B, H_kv]`.
   public typealias Factors = [Float]
+  /// `[H_q]`; f32 alone.
+  public typealias Sinks = [Float]
 
   /// As the protocol says.
   public static func check(
@@ -70,6 +74,8 @@ public enum GPUMemory: TensorMemory {
   public typealias PageTable = UInt64
   /// The address of f32.
   public typealias Factors = UInt64
+  /// `[H_q]`, of the problem's `sinkType`.
+  public typealias Sinks = UInt64
 
   /// As the protocol says.
   public static func check(
@@ -148,14 +154,17 @@ public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
   public var keyScales: Memory.Factors?
   /// `[B, H_kv]`, above 0: what e4m3 values are multiplied by; nil for 1.
   public var valueScales: Memory.Factors?
+  /// `[H_q]`: attention sinks (`AttentionProblem.sinkType`), finite or -inf; nil where there are none.
+  public var sinks: Memory.Sinks?
 
   /// A list for all sequences, where there is something to say.
   public init(
     lengths: Memory.Numbers? = nil, batchIndex: Memory.Numbers? = nil, leftPadding: Memory.Numbers? = nil,
     pageTable: Memory.PageTable? = nil, queryStarts: Memory.Numbers? = nil, queryCounts: Memory.Numbers? = nil,
     keyStarts: Memory.Numbers? = nil, queryScales: Memory.Factors? = nil, keyScales: Memory.Factors? = nil,
-    valueScales: Memory.Factors? = nil
+    valueScales: Memory.Factors? = nil, sinks: Memory.Sinks? = nil
   ) {
+    self.sinks = sinks
     (self.lengths, self.batchIndex, self.leftPadding, self.pageTable) = (lengths, batchIndex, leftPadding, pageTable)
     (self.queryStarts, self.queryCounts, self.keyStarts) = (queryStarts, queryCounts, keyStarts)
     (self.queryScales, self.keyScales, self.valueScales) = (queryScales, keyScales, valueScales)
@@ -167,13 +176,14 @@ extension CacheEntries {
   package func moved<Other: TensorMemory>(
     to: Other.Type = Other.self, numbers: (Memory.Numbers?) throws(AttentionError) -> Other.Numbers?,
     pages: (Memory.PageTable?) throws(AttentionError) -> Other.PageTable?,
-    factors: (Memory.Factors?) throws(AttentionError) -> Other.Factors?
+    factors: (Memory.Factors?) throws(AttentionError) -> Other.Factors?,
+    sinks: (Memory.Sinks?) throws(AttentionError) -> Other.Sinks?
   ) throws(AttentionError) -> CacheEntries<Other> {
     CacheEntries<Other>(
       lengths: try numbers(lengths), batchIndex: try numbers(batchIndex), leftPadding: try numbers(leftPadding),
       pageTable: try pages(pageTable), queryStarts: try numbers(queryStarts), queryCounts: try numbers(queryCounts),
       keyStarts: try numbers(keyStarts), queryScales: try factors(queryScales), keyScales: try factors(keyScales),
-      valueScales: try factors(valueScales))
+      valueScales: try factors(valueScales), sinks: try sinks(self.sinks))
   }
 }
 
@@ -271,6 +281,7 @@ extension CacheEntries {
     try expect("query scale", queryScales != nil, queriesAreBytes ? nil : false)
     try expect("key scale", keyScales != nil, cacheIsBytes ? nil : false)
     try expect("value scale", valueScales != nil, cacheIsBytes ? nil : false)
+    try expect("list of sinks", sinks != nil, problem.sinkType != nil)
     try expect("batch index", batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
   }
 }
@@ -288,6 +299,7 @@ extension AttentionTensors where Memory == HostMemory {
   package func check(_ problem: AttentionProblem) throws(AttentionError) {
     try checkWithoutLists(problem)
     try checkPresence(problem)
+    try entries.checkSinks(problem)
     if let positions = newKeys?.positions, positions.count != problem.batch {
       throw .cacheEntries("positions", count: positions.count, batch: problem.batch)
     }
@@ -298,6 +310,17 @@ extension AttentionTensors where Memory == HostMemory {
 }
 
 extension CacheEntries where Memory == HostMemory {
+  /// - Throws: where sinks are not one f32 for each head.
+  func checkSinks(_ problem: AttentionProblem) throws(AttentionError) {
+    guard let sinks, let type = problem.sinkType else { return }
+    if type != .f32 {
+      throw .unsupported("The sinks of the problem are \(type); in the host's memory they are f32: set sinkType to .f32.")
+    }
+    if sinks.count != problem.queryHeads {
+      throw .unsupported("There are \(sinks.count) sinks and \(problem.queryHeads) query heads; give one for each.")
+    }
+  }
+
   /// - Parameters:
   ///   - newStarts: of new keys, where they are packed.
   ///   - positions: of each sequence's first new key; nil for its length.
@@ -342,6 +365,7 @@ extension AttentionTensors where Memory == GPUMemory {
   package func check(_ problem: AttentionProblem) throws(AttentionError) {
     try checkWithoutLists(problem)
     try checkPresence(problem)
+    try entries.checkSinks(problem)
     if problem.hasWholeKeys { return }
     try entries.checkAligned()
     guard let newKeys else { return }
@@ -359,6 +383,13 @@ extension GPUMemory {
 }
 
 extension CacheEntries where Memory == GPUMemory {
+  /// - Throws: where the address of sinks is no multiple of their size.
+  func checkSinks(_ problem: AttentionProblem) throws(AttentionError) {
+    guard let sinks, let size = problem.sinkType?.byteCount, sinks % UInt64(size) != 0 else { return }
+    throw .alignment(
+      tensor: "the list of sinks", what: "address", bytes: Int(truncatingIfNeeded: sinks), multiple: size)
+  }
+
   // A call for each, not lists: these checks are a part of what every call costs the host.
   func checkAligned() throws(AttentionError) {
     try GPUMemory.checkAligned("list of lengths", lengths)

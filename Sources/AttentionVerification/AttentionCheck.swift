@@ -7,10 +7,10 @@ internal import Synchronization
 package enum AttentionCheck {
   /// The definition in 64-bit floats.
   package static func reference(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
-      ReferenceAttention.head(head, batch: batch, of: problem, queries: queries, keys: keys, values: values)
+      ReferenceAttention.head(head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
     }
   }
 
@@ -18,11 +18,11 @@ package enum AttentionCheck {
   /// tensor cores make them.
   package static func plain(
     _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    sums: PlainAttention.Sums = .rounded
+    sums: PlainAttention.Sums = .rounded, sinks: [Float]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
       PlainAttention.head(
-        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums)
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums, sinks: sinks)
     }
   }
 
@@ -55,12 +55,15 @@ package struct Yardstick: Sendable {
   ///   - sums: how tensor cores made the result's sums; nil where none did.
   package init(
     _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    exact: (queries: TensorView, keys: TensorView, values: TensorView)? = nil, sums: PlainAttention.Sums?
+    exact: (queries: TensorView, keys: TensorView, values: TensorView)? = nil, sums: PlainAttention.Sums?,
+    sinks: [Float]? = nil
   ) {
     let (q, k, v) = exact ?? (queries, keys, values)
-    reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v)
-    plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values)
-    other = sums.map { AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0) }
+    reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v, sinks: sinks)
+    plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sinks: sinks)
+    other = sums.map {
+      AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0, sinks: sinks)
+    }
     type = problem.scalarType
   }
 

@@ -83,7 +83,7 @@ package struct CacheCase: Sendable {
       ? RotaryEmbedding(
         dimension: rotaryDimension, isInterleaved: isInterleaved, positions: capacity + max(queries, longestNew)) : nil
     // Every draw is valid; one that is not is a mistake here.
-    let problem = try! AttentionProblem(
+    var problem = try! AttentionProblem(
       batch: batch, queries: queries, packedQueries: hasPackedQueries ? queryCounts.reduce(0, +) : nil,
       queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension,
       keys: cache,
@@ -91,6 +91,7 @@ package struct CacheCase: Sendable {
       newKeys: appends ? .init(longestNew, packedTotal: hasPackedNew ? new.reduce(0, +) : nil, rotary: rotary) : nil,
       scalarType: type, queryType: queryType, cacheType: cacheType, mask: mask, scale: scale, softcap: softcap,
       keysPerSplit: keysPerSplit, leavesParts: leavesParts)
+    problem.sinkType = !leavesParts && number % kernels % 3 == 1 ? .f32 : nil
     func scales(_ isThere: Bool) -> [Float]? {
       isThere ? (0..<batch * heads).map { _ in Float(random.int(1...400)) / 100 } : nil
     }
@@ -99,7 +100,8 @@ package struct CacheCase: Sendable {
       lengths: hasPackedKeys && random.int(0...1) == 0 ? nil : lengths, batchIndex: batchIndex,
       leftPadding: hasLeftPadding ? lengths.map { random.int(0...$0) } : nil, pageTable: pageTable,
       queryStarts: hasPackedQueries ? starts(queryCounts) : nil, keyStarts: hasPackedKeys ? starts(lengths) : nil,
-      queryScales: scales(queryType == .e4m3), keyScales: scales(hasScales), valueScales: scales(hasScales))
+      queryScales: scales(queryType == .e4m3), keyScales: scales(hasScales), valueScales: scales(hasScales),
+      sinks: problem.exampleSinks)
     scenario = CacheScenario(
       problem, entries, newStarts: hasPackedNew ? starts(new) : nil,
       positions: hasRotary && random.int(0...2) == 0 ? lengths.map { $0 / 2 } : nil, seed: seed &+ UInt64(number) << 20)

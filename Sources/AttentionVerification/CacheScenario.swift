@@ -279,10 +279,12 @@ package struct CacheScenario: Sendable {
       TensorShape(batch: 1, heads: 1, length: length, dimension: dimension)
     }
     // Valid, as the whole problem is.
-    let one = try! AttentionProblem(
+    var one = try! AttentionProblem(
       queries: shape(queries.count, problem.dimension), keys: shape(rows.count, problem.dimension),
       values: shape(rows.count, problem.valueDimension), scalarType: problem.scalarType, mask: problem.mask,
       scale: problem.scale * factor, softcap: problem.softcap)
+    one.sinkType = problem.sinkType
+    let sinks = problem.exampleSinks.map { [$0[h]] }
     func numbers(isKey: Bool, _ shape: TensorShape) -> Tensor {
       let all = rows.map { row in
         guard let cache else { return cached(isKey: isKey, b, shared, row: row) }
@@ -306,12 +308,14 @@ package struct CacheScenario: Sendable {
     return k.withView { k in
       v.withView { v in
         var results = [
-          exact.withView { ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v) },
-          rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v) },
+          exact.withView { ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks) },
+          rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks) },
         ]
         if hasCutSums {
           results.append(
-            rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut) })
+            rounded.withView {
+              PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut, sinks: sinks)
+            })
         }
         for i in results.indices { results[i].output = results[i].output.map { $0 * ofValues } }
         return results

@@ -148,6 +148,12 @@ package struct GradientCase: Sendable {
       nil
     } factors: { _ in
       nil
+    } sinks: { (sinks) throws(AttentionError) in
+      try sinks.map { (sinks) throws(AttentionError) in
+        try sinks.withUnsafeBufferPointer { (sinks) throws(AttentionError) in
+          try upload(UnsafeRawBufferPointer(sinks))
+        }
+      }
     }
     try plan.launch(
       GradientTensors<GPUMemory>(

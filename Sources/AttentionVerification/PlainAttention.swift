@@ -72,7 +72,7 @@ package enum PlainAttention {
   /// The result for one query head, as `ReferenceAttention.head`.
   package static func head(
     _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    sums: Sums = .rounded
+    sums: Sums = .rounded, sinks: [Float]? = nil
   ) -> HeadValues {
     let shared = head / problem.groupSize
     let type = problem.scalarType
@@ -87,15 +87,19 @@ package enum PlainAttention {
     var weights = [Float](repeating: 0, count: problem.keys)
     for i in 0..<problem.queries {
       let visible = problem.visibleKeys(ofQuery: i)
-      if visible.isEmpty { continue }
-      var largest = -Float.infinity
+      let sink = sinks?[head] ?? -.infinity
+      if visible.isEmpty {
+        result.logSumExp[i] = Double(sink)
+        continue
+      }
+      var largest = sink
       for j in visible {
         var score = sums.sum(0, count: d) { (q[i * d + $0], k[j * d + $0]) } * scale
         if let cap = problem.softcap.map(Float.init) { score = cap * tanhf(score / cap) }
         weights[j] = score
         largest = max(largest, score)
       }
-      var sum: Float = 0
+      var sum: Float = sink == -.infinity ? 0 : expf(sink - largest)
       for j in visible {
         let weight = expf(weights[j] - largest)
         sum += weight

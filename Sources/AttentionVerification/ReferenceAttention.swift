@@ -41,8 +41,11 @@ package struct HeadValues: Sendable {
 /// It shares nothing with the fast paths but the validated problem: no tiles, no running maximum, no base 2.
 package enum ReferenceAttention {
   /// The result for one query head. Work that is independent for each (batch, head), for callers with threads.
+  ///
+  /// - Parameter sinks: `[H_q]`, where the problem has some.
   package static func head(
-    _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
+    _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
+    sinks: [Float]? = nil
   ) -> HeadValues {
     let shared = head / problem.groupSize
     let q = queries.widened(batch: batch, head: head)
@@ -56,8 +59,12 @@ package enum ReferenceAttention {
 
     for i in 0..<problem.queries {
       let visible = problem.visibleKeys(ofQuery: i)
-      if visible.isEmpty { continue }
-      var largest = -Double.infinity
+      let sink = sinks.map { Double($0[head]) } ?? -.infinity
+      if visible.isEmpty {
+        result.logSumExp[i] = sink
+        continue
+      }
+      var largest = sink
       for j in visible {
         var score = 0.0
         for c in 0..<d { score += q[i * d + c] * k[j * d + c] }
@@ -66,7 +73,7 @@ package enum ReferenceAttention {
         weights[j] = score
         largest = max(largest, score)
       }
-      var sum = 0.0
+      var sum = sink == -.infinity ? 0.0 : exp(sink - largest)
       for j in visible {
         weights[j] = exp(weights[j] - largest)
         sum += weights[j]
@@ -82,12 +89,12 @@ package enum ReferenceAttention {
 
   /// The whole result, one head after the other.
   package static func compute(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil
   ) -> AttentionValues {
     var result = AttentionValues(for: problem)
     for b in 0..<problem.batch {
       for h in 0..<problem.queryHeads {
-        let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values)
+        let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
         result.set(rows, batch: b, head: h, of: problem)
       }
     }

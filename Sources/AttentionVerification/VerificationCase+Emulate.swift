@@ -38,7 +38,11 @@ extension VerificationCase {
     let logSumExp = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     return Emulation(
       memory: memory,
-      call: KernelCall(AttentionTensors(queries: q, keys: k, values: v, output: o, logSumExp: logSumExp)),
+      call: KernelCall(
+        AttentionTensors(
+          queries: q, keys: k, values: v, output: o, logSumExp: logSumExp,
+          entries: CacheEntries(
+            sinks: problem.exampleSinks.map { memory.allocate("sinks", $0, access: .readOnly) }))),
       tensors: tensors, outputAddress: o.address - UInt64(tensors.output.byteOffset), logSumExpAddress: logSumExp,
       problem: problem)
   }

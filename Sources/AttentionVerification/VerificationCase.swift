@@ -48,7 +48,9 @@ package struct VerificationCase: Sendable {
         isLarge: kernelNumber % 8 == 7)
     }
     draw.limitWork()
-    problem = draw.problem
+    var problem = draw.problem
+    problem.sinkType = kernelNumber % 4 == 3 ? .f32 : nil
+    self.problem = problem
     inputs = family == .magnitudes ? random.pick([.huge, .shifted, .oneHot]) : .normal
     isPoisoned = family == .nanTails || random.int(0...3) == 0
 

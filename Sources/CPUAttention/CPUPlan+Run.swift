@@ -6,19 +6,22 @@ extension CPUPlan {
   /// - Parameters:
   ///   - output: `[B, H_q, N_q, D_v]` in the problem's type; overwritten.
   ///   - logSumExp: `[B, H_q, N_q]`, contiguous, natural logarithm; or nil.
+  ///   - sinks: `[H_q]`, where the problem has some.
   /// - Throws: `AttentionError.notThePlan`, `.mixedTypes` or `.logSumExpCount` where the views are not what was
   ///   planned.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
-    logSumExp: UnsafeMutableBufferPointer<Float>? = nil
+    logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinks: [Float]? = nil
   ) throws(AttentionError) {
     try AttentionTensors<HostMemory>(
-      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp,
+      entries: CacheEntries(sinks: sinks)
     ).check(problem)
     if problem.logSumExpCount == 0 { return }
 
     let operands = Operands(
-      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp?.baseAddress)
+      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp?.baseAddress,
+      sinks: sinks)
     let partials = keySplits > 1 ? SplitPartials(self) : nil
     WorkerTeam.run(items: units, threads: threads) { queue in
       switch path {

@@ -54,4 +54,6 @@ struct Operands: Sendable {
   let output: MutableTensorView
   /// `[b, h_q, n_q]`, or nil.
   nonisolated(unsafe) let logSumExp: UnsafeMutablePointer<Float>?
+  /// `[h_q]`, or nil.
+  let sinks: [Float]?
 }

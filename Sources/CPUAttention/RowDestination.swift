@@ -21,18 +21,18 @@ struct RowDestination: ~Copyable {
   ) {
     let functions = plan.instructionSet.functions.pointee
     var pointers: [UnsafeMutableRawPointer?] = range.map { self.row($0, rows) }
+    for (lane, row) in range.enumerated() { finish(state, lane, row, rows) }
     functions.store_output(
       output, state.sum, Int32(vectors), Int32(range.count), Int32(plan.problem.valueDimension), type, &pointers)
-    for (lane, row) in range.enumerated() { storeStatistics(state, lane, row, rows) }
   }
 
   /// Stores the rows of a row worker: `output` `[rows][stride]`.
   func storeRows(_ output: UnsafePointer<Float>, stride: Int, _ state: FASoftmaxState, _ rows: PackedRows) {
     let functions = plan.instructionSet.functions.pointee
     for (r, row) in rows.rows.enumerated() {
+      finish(state, r, row, rows)
       functions.store_row(
         output + r * stride, state.sum[r], Int32(plan.problem.valueDimension), type, self.row(row, rows))
-      storeStatistics(state, r, row, rows)
     }
   }
 
@@ -43,15 +43,40 @@ struct RowDestination: ~Copyable {
     return operands.output.row(batch: rows.batch, head: rows.head(row), token: rows.query(row))
   }
 
-  private func storeStatistics(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
+  /// Stores a row's log-sum-exp, and takes its sink into its sum, by which the output is divided then.
+  private func finish(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
     // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
     let unit = plan.problem.scoreUnits.maximumUnit
-    let logSumExp2 = sum == 0 ? -.infinity : Double(state.maximum[lane]) * unit + log2(sum)
+    var logSumExp2 = sum == 0 ? -.infinity : Double(state.maximum[lane]) * unit + log2(sum)
     if let partials {
       partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2
-    } else if let logSumExp = operands.logSumExp {
+      return
+    }
+    if let sinks = operands.sinks {
+      let withSink = Sink(sinks[rows.head(row)], logSumExp2)
+      state.sum[lane] = Float(sum * withSink.ratio)
+      logSumExp2 = withSink.logSumExp2
+    }
+    if let logSumExp = operands.logSumExp {
       logSumExp[rows.index(row)] = Float(logSumExp2 * 0.6931471805599453)
+    }
+  }
+}
+
+/// What a sink, a natural logarithm, makes of a row.
+private struct Sink {
+  /// What its sum is multiplied by: infinite where the row sees no key, or none that counts.
+  let ratio: Double
+  let logSumExp2: Double
+
+  init(_ sink: Float, _ logSumExp2: Double) {
+    let sink = Double(sink) * 1.4426950408889634
+    // Beside nothing, a sink of -inf is nothing, too.
+    if logSumExp2 == -.infinity { (ratio, self.logSumExp2) = (1, sink) } else {
+      ratio = 1 + exp2(sink - logSumExp2)
+      let (larger, smaller) = (max(sink, logSumExp2), min(sink, logSumExp2))
+      self.logSumExp2 = sink == -.infinity ? logSumExp2 : larger + log2(1 + exp2(smaller - larger))
     }
   }
 }
@@ -111,9 +136,14 @@ final class SplitPartials: @unchecked Sendable {
     let query = index % problem.queries
     let head = index / problem.queries % problem.queryHeads
     let batch = index / problem.queries / problem.queryHeads
+    var logSumExp2 = offset + log2(sum)
+    if let sinks = operands.sinks {
+      let withSink = Sink(sinks[head], sum == 0 ? -.infinity : logSumExp2)
+      (sum, logSumExp2) = (sum * withSink.ratio, withSink.logSumExp2)
+    }
     plan.instructionSet.functions.pointee.store_row(
       total, Float(sum), Int32(problem.valueDimension), problem.scalarType.microkernelType,
       operands.output.row(batch: batch, head: head, token: query))
-    operands.logSumExp?[index] = Float((offset + log2(sum)) * 0.6931471805599453)
+    operands.logSumExp?[index] = Float(logSumExp2 * 0.6931471805599453)
   }
 }

@@ -2,7 +2,7 @@
 public struct AttentionResult: Sendable {
   /// `[B, H_q, N_q, D_v]`, in the layout of the queries.
   public let output: Tensor
-  /// `[B, H_q, N_q]`, natural logarithm, scale included; -inf for a query that sees no key.
+  /// `[B, H_q, N_q]`, natural logarithm, scale and sink included; -inf for a query that sees no key, and no sink.
   public let logSumExp: [Float]
 
   package init(output: Tensor, logSumExp: [Float]) { (self.output, self.logSumExp) = (output, logSumExp) }
@@ -19,26 +19,29 @@ public struct AttentionResult: Sendable {
 ///   - mask: which keys a query sees, aligned to the last key.
 ///   - scale: nil for `1/sqrt(D)`.
 ///   - softcap: c of `c * tanh(scale * s / c)`; nil for none.
+///   - sinks: `[H_q]`, a logit for each query head that is in the softmax's denominator and has no value; nil for none.
 ///   - device: where; `.auto` picks.
 /// - Returns: `[B, H_q, N_q, D_v]` in the type and layout of the queries.
 /// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
 public func attention(
   queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask = .none, scale: Double? = nil,
-  softcap: Double? = nil, device: Device = .auto
+  softcap: Double? = nil, sinks: [Float]? = nil, device: Device = .auto
 ) throws(AttentionError) -> Tensor {
   try attentionWithLogSumExp(
-    queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap, device: device
+    queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap,
+    sinks: sinks, device: device
   ).output
 }
 
 /// As `attention`, with the log-sum-exp, from which results over parts of the keys can be combined.
 public func attentionWithLogSumExp(
   queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask = .none, scale: Double? = nil,
-  softcap: Double? = nil, device: Device = .auto
+  softcap: Double? = nil, sinks: [Float]? = nil, device: Device = .auto
 ) throws(AttentionError) -> AttentionResult {
-  let problem = try AttentionProblem(
+  var problem = try AttentionProblem(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
-  return try AttentionPlan(problem, device: device).run(queries: queries, keys: keys, values: values)
+  problem.sinkType = sinks == nil ? nil : .f32
+  return try AttentionPlan(problem, device: device).run(queries: queries, keys: keys, values: values, sinks: sinks)
 }
 
 extension AttentionProblem {
@@ -60,8 +63,12 @@ extension AttentionProblem {
 
 extension AttentionPlan {
   /// Computes the problem on tensors; the output is new.
+  ///
+  /// - Parameter sinks: `[H_q]`, where the problem has some.
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for.
-  public func run(queries: Tensor, keys: Tensor, values: Tensor) throws(AttentionError) -> AttentionResult {
+  public func run(
+    queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]? = nil
+  ) throws(AttentionError) -> AttentionResult {
     var logSumExp = [Float](repeating: 0, count: problem.logSumExpCount)
     let output = try Tensor(
       shape: problem.outputShape, scalarType: problem.scalarType, layout: queries.layout
@@ -70,7 +77,8 @@ extension AttentionPlan {
         try queries.withView { (q) throws(AttentionError) in
           try keys.withView { (k) throws(AttentionError) in
             try values.withView { (v) throws(AttentionError) in
-              try run(queries: q, keys: k, values: v, output: destination, logSumExp: statistics)
+              try run(queries: q, keys: k, values: v, output: destination, logSumExp: statistics,
+                entries: CacheEntries(sinks: sinks))
             }
           }
         }

@@ -44,6 +44,7 @@ public struct AttentionPlan: Sendable {
   public init(
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
+    try problem.checkSinks()
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
     self.threads = threads
@@ -86,7 +87,7 @@ public struct AttentionPlan: Sendable {
     case .cpu(let plan):
       try plan.run(
         queries: tensors.queries, keys: tensors.keys, values: tensors.values, output: tensors.output,
-        logSumExp: tensors.logSumExp)
+        logSumExp: tensors.logSumExp, sinks: tensors.entries.sinks)
     case .cpuSequences: try HostSequences(problem, tensors, threads: threads).run()
     case .gpu(let plan): try plan.run(tensors)
     }
@@ -101,7 +102,7 @@ public struct AttentionPlan: Sendable {
   ///   - output: `problem.outputShape`, such as `[B, H_q, N_q, D_v]`; overwritten.
   ///   - logSumExp: `[B, H_q, N_q]`, packed `[H_q, total]`, contiguous f32, natural logarithm, scale included; nil
   ///     where it is not needed.
-  ///   - entries: where the keys of each sequence are; nothing of whole keys.
+  ///   - entries: where the keys of each sequence are, and the sinks, where there are some; nothing of other whole keys.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
     logSumExp: UnsafeMutableBufferPointer<Float>? = nil, entries: CacheEntries<HostMemory> = CacheEntries()

@@ -39,6 +39,7 @@ public struct GradientPlan: Sendable {
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
     try problem.checkHasGradients()
+    try problem.checkSinks()
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
     self.threads = threads

@@ -84,7 +84,7 @@ struct HostSequences {
     }
     let plan = try CPUPlan(one, threads: threads)
     if let k = contiguous(keys, of: sequence, one.keyShape), let v = contiguous(values, of: sequence, one.valueShape) {
-      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics)
+      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks)
     }
     let heads = 0..<problem.keyValueHeads
     let (k, v) = (
@@ -93,7 +93,7 @@ struct HostSequences {
     )
     try k.withView { (k) throws(AttentionError) in
       try v.withView { (v) throws(AttentionError) in
-        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics)
+        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks)
       }
     }
   }
@@ -109,10 +109,11 @@ struct HostSequences {
     func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
       TensorShape(batch: 1, heads: heads, length: length, dimension: dimension)
     }
-    let one = try AttentionProblem(
+    var one = try AttentionProblem(
       queries: shape(group, all.queries, all.dimension), keys: shape(1, all.keys, all.dimension),
       values: shape(1, all.keys, all.valueDimension), scalarType: .f32, mask: all.mask, scale: all.scale * factor,
       softcap: all.softcap)
+    one.sinkType = all.sinkType
     let (k, v) = (
       try gathered(keys, of: sequence, head..<head + 1, one.keyShape, .f32),
       try gathered(values, of: sequence, head..<head + 1, one.valueShape, .f32)
@@ -122,12 +123,13 @@ struct HostSequences {
     }
     let plan = try CPUPlan(one, threads: threads)
     let rows = group * all.queries
+    let sinks = entries.sinks.map { Array($0[head * group..<(head + 1) * group]) }
     let own = UnsafeMutableBufferPointer(rebasing: statistics[head * rows..<(head + 1) * rows])
     let result = try Tensor(shape: one.outputShape, scalarType: .f32) { (wide) throws(AttentionError) in
       try widened.withView { (q) throws(AttentionError) in
         try k.withView { (k) throws(AttentionError) in
           try v.withView { (v) throws(AttentionError) in
-            try plan.run(queries: q, keys: k, values: v, output: wide, logSumExp: own)
+            try plan.run(queries: q, keys: k, values: v, output: wide, logSumExp: own, sinks: sinks)
           }
         }
       }

@@ -46,6 +46,8 @@ final class Upload {
       try numbers(pages?.flatMap { list in (0..<perSequence).map { $0 < list.count ? list[$0] : 0 } })
     } factors: { (factors) throws(AttentionError) in
       try list(factors)
+    } sinks: { (sinks) throws(AttentionError) in
+      try list(sinks)
     }
   }
 

@@ -25,8 +25,11 @@ struct EmulatedAttention {
 
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bhnd, tail: Int = 0, rowGap: Int = 0, batchStride: Int? = nil,
-    tiling: String = "", family: String = ForwardFamily.name, multiprocessors: Int? = nil, on target: Target = .sm90
+    tiling: String = "", family: String = ForwardFamily.name, multiprocessors: Int? = nil, sinks: ScalarType? = nil,
+    on target: Target = .sm90
   ) throws {
+    var problem = problem
+    problem.sinkType = sinks
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
     var gpu = GPULimits.typical(of: target)
     if let multiprocessors { gpu.multiprocessors = multiprocessors }
@@ -111,7 +114,8 @@ struct EmulatedAttention {
     let (v, o) = (place("v", 3, problem.valueShape, .readOnly), place("o", 4, problem.outputShape, .readWrite))
     let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     let tensors = AttentionTensors<GPUMemory>(
-      queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil)
+      queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil,
+      entries: CacheEntries(sinks: memory.allocate(sinks: problem)))
     let own = givesCounters && plan.launches.hasOwnCounters
     let draws = own ? memory.allocate("counters", [UInt8](repeating: 0, count: 4), access: .readWrite) : nil
     let counters = try plan.launches.emulate(
@@ -129,13 +133,13 @@ struct EmulatedAttention {
           for b in 0..<problem.batch {
             for h in 0..<problem.queryHeads {
               reference.set(
-                ReferenceAttention.head(h, batch: b, of: problem, queries: qs, keys: ks, values: vs), batch: b, head: h,
-                of: problem)
+                ReferenceAttention.head(h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks),
+                batch: b, head: h, of: problem)
               plain.set(
                 PlainAttention.head(
                   h, batch: b, of: problem, queries: qs, keys: ks, values: vs,
-                  sums: (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .rounded), batch: b, head: h,
-                of: problem)
+                  sums: (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .rounded,
+                  sinks: problem.exampleSinks), batch: b, head: h, of: problem)
             }
           }
         }
@@ -176,6 +180,18 @@ struct EmulatedAttention {
         actual: isWhole ? statistics.map(Double.init) : reference.logSumExp.map { _ in .nan }, plain: plain.logSumExp,
         reference: reference.logSumExp, type: .f32),
       isConfined: isConfined && isWhole)
+  }
+}
+
+extension GlobalMemory {
+  /// The example sinks of a problem in their type; nil where there are none.
+  func allocate(sinks problem: AttentionProblem) -> UInt64? {
+    guard let type = problem.sinkType, let sinks = problem.exampleSinks else { return nil }
+    switch type {
+    case .f32, .e4m3: return allocate("sinks", sinks, access: .readOnly)
+    case .f16: return allocate("sinks", sinks.map { Float16($0).bitPattern }, access: .readOnly)
+    case .bf16: return allocate("sinks", sinks.map { BFloat16($0).bitPattern }, access: .readOnly)
+    }
   }
 }
 

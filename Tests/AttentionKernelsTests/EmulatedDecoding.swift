@@ -31,7 +31,7 @@ struct EmulatedDecoding {
     softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
-    target: Target = .sm90,
+    sinks: ScalarType? = nil, target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeTiling.Combination? = .lastBlock, changes: String? = nil,
     family: String = DecodeFamily.name, seed: UInt64 = 1
   ) throws {
@@ -57,13 +57,14 @@ struct EmulatedDecoding {
       AttentionProblem.NewKeys(
         $0.counts.max()!, packedTotal: $0.isPacked ? $0.counts.reduce(0, +) : nil, rotary: $0.rotary)
     }
-    let problem = try AttentionProblem(
+    var problem = try AttentionProblem(
       batch: batch, queries: queryCounts?.max() ?? queries, packedQueries: queryCounts?.reduce(0, +),
       queryHeads: heads * group, keyValueHeads: heads, dimension: dimension, valueDimension: valueDimension,
       keys: cache,
       hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType,
       cacheType: cacheType,
       mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit, leavesParts: leavesParts)
+    problem.sinkType = sinks
     func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
     scenario = CacheScenario(
       problem,
@@ -171,7 +172,7 @@ struct EmulatedDecoding {
       leftPadding: words("left_padding", lists.leftPadding), pageTable: words("page_table", lists.pageTable),
       queryStarts: words("query_starts", lists.queryStarts), keyStarts: words("key_starts", lists.keyStarts),
       queryScales: floats("query_scales", entries.queryScales), keyScales: floats("key_scales", entries.keyScales),
-      valueScales: floats("value_scales", entries.valueScales))
+      valueScales: floats("value_scales", entries.valueScales), sinks: memory.allocate(sinks: problem))
     let (q, k, v) = (
       put("q", scenario.queries), put("k", keys, isWritten: appends), put("v", values, isWritten: appends)
     )

@@ -15,7 +15,7 @@ package enum CallValue: Int, CaseIterable, Sendable {
   case valueGradient, valueGradientBatch, valueGradientHead, valueGradientRow
   case logSumExp, lengths, batchIndex, leftPadding, pageTable, queryStarts, queryCounts, keyStarts
   case queryScales, keyScales, valueScales, newKeyStarts, cosines, sines, positions, workspace, counters
-  case logSumExpGradient
+  case logSumExpGradient, sinks, sinkGradient
 }
 
 /// A call on memory of a GPU: its tensors, and the memory that its kernels work in.
@@ -85,6 +85,7 @@ package struct KernelCall {
       put(.queryScales, entries.queryScales)
       put(.keyScales, entries.keyScales)
       put(.valueScales, entries.valueScales)
+      put(.sinks, entries.sinks)
       if let new = tensors.newKeys {
         put(.newKeys, new.keys)
         put(.newValues, new.values)

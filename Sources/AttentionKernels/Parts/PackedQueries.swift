@@ -18,6 +18,11 @@ struct PackedQueries {
   /// The query of a row of the pack.
   func query(ofRow row: Register<U32>) -> Register<U32> { groupSize == 1 ? row : row / groupSize }
 
+  /// The query head of a row of the pack.
+  func head(ofRow row: Register<U32>, keyValueHead: Register<U32>) -> Register<U32> {
+    groupSize == 1 ? keyValueHead : keyValueHead * groupSize + row % groupSize
+  }
+
   /// The bytes from the group's first head to a row of the pack.
   func distance(ofRow row: Register<U32>, _ strides: StrideParameters) -> Register<U64> {
     let query = query(ofRow: row)

@@ -173,7 +173,7 @@ package enum DecodeFamily: KernelFamily {
       LaunchSequence.Launch(
         DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
         blocksPerMultiprocessor: tiling.blocksPerMultiprocessor, overtakes: s.waitsForPreparation,
-        arguments: ArgumentTemplate(DecodeParameters.all, for: launch))
+        arguments: ArgumentTemplate(DecodeParameters.all(problem), for: launch))
     }
   }
 
@@ -215,7 +215,7 @@ package enum DecodeFamily: KernelFamily {
         LaunchSequence.Launch(
           CombineKernel(s, rows: launch.combineRows), blocks: launch.combineBlocks, threads: CombineKernel.threads,
           overtakes: s.combination == .dependentLaunch,
-          arguments: ArgumentTemplate(DecodeParameters.all, for: launch)))
+          arguments: ArgumentTemplate(DecodeParameters.all(problem), for: launch)))
     }
     return LaunchSequence(
       launches, main: preparation == nil ? 0 : 1, workspaceByteCount: launch.workspace.byteCount,

@@ -55,7 +55,7 @@ final class DecodeBody {
     }
     self.products = products
     (self.k, self.s, tiling, memory) = (k, s, s.tiling, DecodeMemoryPlan(s))
-    parameters = DecodeParameters(ParameterList(k))
+    parameters = DecodeParameters(ParameterList(k), hasSinks: s.sinkType != nil)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
     let keyGroup = (thread / tiling.groupThreads).named("key_group")
     groupThread = (thread % tiling.groupThreads).named("group_thread")

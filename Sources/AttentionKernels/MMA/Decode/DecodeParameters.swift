@@ -41,10 +41,17 @@ final class DecodeParameters {
   /// Keys of a chunk.
   let chunk: Register<S32>
   let softmax: SoftmaxParameters
+  /// nil where there are none.
+  let sinkBase: Register<U64>?
 
-  static let all = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0) }
+  private static let plain = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0, hasSinks: false) }
+  private static let withSinks = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0, hasSinks: true) }
+  /// Those of a problem's kernels.
+  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] {
+    problem.sinkType == nil ? plain : withSinks
+  }
 
-  init(_ list: ParameterList<DecodeLaunch>) {
+  init(_ list: ParameterList<DecodeLaunch>, hasSinks: Bool) {
     queryBase = list.pointer("queries") { $0.preparedQueries }
     (keyBase, valueBase) = (list.pointer("keys", .keys), list.pointer("values", .values))
     (outputBase, logSumExpBase) = (list.pointer("output", .output), list.pointer("log_sum_exp", .logSumExp))
@@ -85,5 +92,6 @@ final class DecodeParameters {
     right = list.number("right", S32.self) { MaskWords($0.problem.mask).right }
     chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
     softmax = SoftmaxParameters(list) { $0.scales }
+    sinkBase = AttentionSinks.base(list, if: hasSinks)
   }
 }

@@ -36,6 +36,8 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package var hasFixedSplits: Bool
   /// Whether another launch must be waited for, which brings keys or turns queries.
   package var waitsForPreparation: Bool
+  /// The type of attention sinks; nil where there are none.
+  package var sinkType: ScalarType?
   /// How the work is cut.
   package var tiling: DecodeTiling
   /// Whether the results of splits are left to the caller.
@@ -116,6 +118,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     }
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
+    sinkType = problem.sinkType
     (hasLengths, hasLeftPadding) = (!problem.hasWholeKeys, problem.hasLeftPadding)
     self.tiling = tiling
     // Who does, where nobody does, makes no other kernel.
@@ -152,6 +155,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     if hasScales { name += "_scaled" }
     if hasFixedSplits { name += "_fixed" }
     if waitsForPreparation { name += "_waits" }
+    if let sinkType { name += "_sinks_\(sinkType)" }
     return name + "_" + tiling.name + combination.name
   }
 }

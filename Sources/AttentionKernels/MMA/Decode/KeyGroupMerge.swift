@@ -75,6 +75,18 @@ final class KeyGroupMerge {
     softmax.logSumExps(get(offset: memory.statisticsByteCount) { $0 + $1 }, ln2: ln2)
   }
 
+  /// The log-sum-exps of the lane's rows with their sinks; what the rows' outputs are multiplied by then lies where their maxima
+  /// did.
+  private func logSumExps(_ softmax: OnlineSoftmax, with sinks: AttentionSinks) -> [Register<F32>] {
+    k.comment("sinks: in the denominator, without a value")
+    let finished = zip(logSumExps(softmax), ownRows).map {
+      sinks.with(sinks.sink(ofHead: rows.head(ofRow: $1)), logSumExp: $0)
+    }
+    put(finished.map(\.factor), offset: 0)
+    k.barrier()
+    return finished.map(\.logSumExp)
+  }
+
   /// Calls `body` with each chunk of 4 columns of each row that exists, shared out over the threads, and O there.
   private func forEachChunk(
     _ body: (_ row: Register<U32>, _ chunk: Register<U32>, _ values: [Register<F32>]) -> Void
@@ -110,12 +122,18 @@ final class KeyGroupMerge {
     k.comment("all tiles of the unit were here: O")
     let (p, packed) = (parameters, rows.packed)
     let base = rows.address(in: p.outputBase, p.outputStrides)
+    let withSinks = AttentionSinks(k, p.sinkBase, type: s.sinkType).map { logSumExps(softmax, with: $0) }
     forEachChunk { row, chunk, values in
+      var values = values
+      if withSinks != nil {
+        let factor = k.load(F32.self, shared: statistics + row * 4)
+        values = values.map { $0 * factor }
+      }
       let words = [0, 2].map { s.inputs.pack(k, values[$0], values[$0 + 1]) }
       k.store(words, global: base + packed.distance(ofRow: packed.firstRow + row, p.outputStrides) + k.wide(chunk * 8))
     }
     k.if((p.logSumExpBase .!= 0) & (warp.sharer .== 0) & ((warp.lane % 4) .== 0)) {
-      for (value, row) in zip(logSumExps(softmax), ownRows) {
+      for (value, row) in zip(withSinks ?? logSumExps(softmax), ownRows) {
         k.if(row .< packed.count) { rows.store(logSumExp: value, ofRow: row) }
       }
     }

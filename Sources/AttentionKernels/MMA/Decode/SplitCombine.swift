@@ -114,12 +114,16 @@ final class SplitCombine {
 
   /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.
   func store(_ result: PartialSum, _ rows: UnitRows, row own: Register<U32>, chunk: Register<U32>) {
-    let results = result.normalized
+    var (results, logSumExp) = (result.normalized, result.logSumExp(ln2: p.softmax.ln2.plain))
+    if let sinks = AttentionSinks(k, p.sinkBase, type: s.sinkType) {
+      let (factor, own) = sinks.with(sinks.sink(ofHead: rows.head(ofRow: own)), logSumExp: logSumExp)
+      (results, logSumExp) = (results.map { $0 * factor }, own)
+    }
     let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
     let base = rows.address(in: p.outputBase, p.outputStrides)
     k.store(packed, global: base + rows.packed.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
     k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
-      rows.store(logSumExp: result.logSumExp(ln2: p.softmax.ln2.plain), ofRow: own)
+      rows.store(logSumExp: logSumExp, ofRow: own)
     }
   }
 }

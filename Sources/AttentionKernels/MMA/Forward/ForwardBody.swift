@@ -24,7 +24,7 @@ final class ForwardBody {
   private let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
-    let (tiling, parameters) = (s.tiling, ForwardParameters(ParameterList(k)))
+    let (tiling, parameters) = (s.tiling, ForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil))
     (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
@@ -70,7 +70,10 @@ final class ForwardBody {
     let exchange = tiling.columnWarps == 1 ? nil : WarpExchangeBuffer(k, tiling, memory, place)
     k.if(tiles.first .< tiles.end) { attend(pipeline(tiles), tiles, exchange) }
 
-    let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2, overWarps: exchange.map { $0.sum })
+    var logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2, overWarps: exchange.map { $0.sum })
+    if let sinks = AttentionSinks(k, parameters.sinkBase, type: s.sinkType) {
+      logSumExps = sinks.finish(output, logSumExps) { rows.head(ofRow: ownRows[$0], keyValueHead: keyValueHead) }
+    }
     var epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: memory.output, place: place.shared, firstRow: place.firstRow, lane: place.lane,
       rows: rows)

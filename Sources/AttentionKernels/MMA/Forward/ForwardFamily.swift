@@ -138,7 +138,7 @@ package enum ForwardFamily: KernelFamily {
       LaunchSequence.Launch(
         ForwardKernel(specialization), blocks: launch.blocks, threads: tiling.threads,
         sharedByteCount: launch.sharedByteCount, blocksPerMultiprocessor: tiling.blocksPerMultiprocessor,
-        arguments: ArgumentTemplate(ForwardParameters.all, for: launch))
+        arguments: ArgumentTemplate(ForwardParameters.all(problem), for: launch))
     ])
   }
 

@@ -16,10 +16,17 @@ final class ForwardParameters {
   let mask: MaskParameters
   let lists: ForwardSequence.Lists
   let softmax: SoftmaxParameters
+  /// nil where there are none.
+  let sinkBase: Register<U64>?
 
-  static let all = ParameterList<ForwardLaunch>.declared { _ = ForwardParameters($0) }
+  private static let plain = ParameterList<ForwardLaunch>.declared { _ = ForwardParameters($0, hasSinks: false) }
+  private static let withSinks = ParameterList<ForwardLaunch>.declared { _ = ForwardParameters($0, hasSinks: true) }
+  /// Those of a problem's kernels.
+  static func all(_ problem: AttentionProblem) -> [ParameterList<ForwardLaunch>.Entry] {
+    problem.sinkType == nil ? plain : withSinks
+  }
 
-  init(_ list: ParameterList<ForwardLaunch>) {
+  init(_ list: ParameterList<ForwardLaunch>, hasSinks: Bool) {
     (queryBase, keyBase) = (list.pointer("queries", .queries), list.pointer("keys", .keys))
     (valueBase, outputBase) = (list.pointer("values", .values), list.pointer("output", .output))
     logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
@@ -44,6 +51,7 @@ final class ForwardParameters {
     mask = MaskParameters(list) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
     softmax = SoftmaxParameters(list) { $0.scales }
+    sinkBase = AttentionSinks.base(list, if: hasSinks)
   }
 }
 

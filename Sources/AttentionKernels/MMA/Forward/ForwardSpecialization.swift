@@ -20,6 +20,8 @@ package struct ForwardSpecialization: Hashable, Sendable {
   package var isScaleNegative: Bool
   /// Whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable lengths").
   package var hasSequences: Bool
+  /// The type of attention sinks; nil where there are none.
+  package var sinkType: ScalarType?
   /// How the work is cut.
   package var tiling: ForwardTiling
 
@@ -33,6 +35,7 @@ package struct ForwardSpecialization: Hashable, Sendable {
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
     hasSequences = !problem.hasWholeKeys
+    sinkType = problem.sinkType
     self.tiling = tiling
   }
 
@@ -57,6 +60,7 @@ package struct ForwardSpecialization: Hashable, Sendable {
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
     if hasSequences { name += "_sequences" }
+    if let sinkType { name += "_sinks_\(sinkType)" }
     return name + "_" + tiling.name
   }
 }

@@ -43,7 +43,7 @@ struct HopperDecodeBody {
   private typealias Piece = (first: Register<S32>, end: Register<S32>)
 
   init(_ k: KernelBuilder, _ s: HopperDecodeSpecialization) {
-    (self.k, self.s, tiles, p) = (k, s, s.tiles, HopperDecodeParameters(ParameterList(k)))
+    (self.k, self.s, tiles, p) = (k, s, s.tiles, HopperDecodeParameters(ParameterList(k), hasSinks: s.work.sinkType != nil))
     shared = k.dynamicShared(alignment: 1024)
   }
 
@@ -149,7 +149,7 @@ struct HopperDecodeBody {
       k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
     k.if(unit.parts.first .== unit.parts.last) {
       k.comment("all tiles of the unit were here: O")
-      results.store(s.work.inputs, warpRow: warpRow, p.work)
+      results.store(s.work, warpRow: warpRow, p.work)
     } else: {
       let combine = SplitCombine(k, s.work, p.work)
       results.storePart(combine.place(of: part, unit), from: ofGroup + warpRow)

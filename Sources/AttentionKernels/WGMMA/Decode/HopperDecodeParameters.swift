@@ -7,10 +7,15 @@ final class HopperDecodeParameters {
   let keyMap, valueMap: TensorMapParameter
   let keyBoxes: KeyBoxes.Parameters
 
-  static let all = ParameterList<DecodeLaunch>.declared { _ = HopperDecodeParameters($0) }
+  private static let plain = ParameterList<DecodeLaunch>.declared { _ = HopperDecodeParameters($0, hasSinks: false) }
+  private static let withSinks = ParameterList<DecodeLaunch>.declared { _ = HopperDecodeParameters($0, hasSinks: true) }
+  /// Those of a problem's kernels.
+  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] {
+    problem.sinkType == nil ? plain : withSinks
+  }
 
-  init(_ list: ParameterList<DecodeLaunch>) {
-    work = DecodeParameters(list)
+  init(_ list: ParameterList<DecodeLaunch>, hasSinks: Bool) {
+    work = DecodeParameters(list, hasSinks: hasSinks)
     @Sendable func box(_ launch: DecodeLaunch, isKey: Bool) -> TensorBox {
       KeyBoxes.Cut(launch.problem, tileKeys: launch.tileKeys).box(launch.problem, isKey: isKey)
     }

@@ -11,10 +11,13 @@ struct UnitResults {
   let logSumExps: [Register<F32>]
   let lane: Register<U32>
 
-  /// Writes O, and the log-sum-exps where somebody wants them.
-  func store(_ inputs: Matrix.Inputs, warpRow: Register<U32>, _ p: DecodeParameters) {
+  /// Writes O, and the log-sum-exps where somebody wants them, with the rows' sinks.
+  func store(_ s: DecodeSpecialization, warpRow: Register<U32>, _ p: DecodeParameters) {
+    let logSumExps =
+      AttentionSinks(k, p.sinkBase, type: s.sinkType)?
+      .finish(output, logSumExps) { rows.head(ofRow: ownRows[$0]) } ?? logSumExps
     let epilogue = Epilogue(
-      k: k, inputs: inputs, tile: SharedTile(rows: 64, columns: output.columnTiles * 8),
+      k: k, inputs: s.inputs, tile: SharedTile(rows: 64, columns: output.columnTiles * 8),
       firstRow: warpRow, lane: lane, rows: rows.packed)
     epilogue.store(output, to: rows.address(in: p.outputBase, p.outputStrides), p.outputStrides, .byShuffles)
     k.if((p.logSumExpBase .!= 0) & ((lane % 4) .== 0)) {

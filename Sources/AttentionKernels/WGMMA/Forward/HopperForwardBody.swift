@@ -10,7 +10,7 @@ struct HopperForwardBody {
   private let shared: Register<U32>
 
   init(_ k: KernelBuilder, _ s: HopperForwardSpecialization) {
-    (self.k, self.s, tiling, parameters) = (k, s, s.tiling, HopperForwardParameters(ParameterList(k)))
+    (self.k, self.s, tiling, parameters) = (k, s, s.tiling, HopperForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil))
     shared = k.dynamicShared(alignment: 1024)
   }
 
@@ -182,7 +182,10 @@ struct HopperForwardBody {
     } else: {
       k.giveBack(rings.fullQueries, rings.emptyQueries)
     }
-    let logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
+    var logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
+    if let sinks = AttentionSinks(k, parameters.sinkBase, type: s.sinkType) {
+      logSumExps = sinks.finish(output, logSumExps) { _ in item.head }
+    }
     let epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: SharedTile(rows: 64, columns: s.valueDimension), firstRow: warpRow,
       lane: lane, rows: rows)

@@ -60,7 +60,7 @@ package enum HopperForwardFamily: KernelFamily {
         LaunchSequence.Launch(
           HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
           sharedByteCount: specialization.sharedByteCount,
-          arguments: ArgumentTemplate(HopperForwardParameters.all, for: launch))
+          arguments: ArgumentTemplate(HopperForwardParameters.all(problem), for: launch))
       ], counterByteCount: launch.items > launch.blocks(on: gpu) ? 4 : 0)
     if problem.pages == nil { return own }
     // Calls over pages whose strides the copy engine does not take run by the kernels of decoding, in their workspace.

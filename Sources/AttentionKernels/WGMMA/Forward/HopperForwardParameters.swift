@@ -24,10 +24,21 @@ final class HopperForwardParameters {
   let queryBatchStep: Register<U32>
   let keyBoxes: KeyBoxes.Parameters
   let softmax: SoftmaxParameters
+  /// nil where there are none.
+  let sinkBase: Register<U64>?
 
-  static let all = ParameterList<HopperForwardLaunch>.declared { _ = HopperForwardParameters($0) }
+  private static let plain = ParameterList<HopperForwardLaunch>.declared {
+    _ = HopperForwardParameters($0, hasSinks: false)
+  }
+  private static let withSinks = ParameterList<HopperForwardLaunch>.declared {
+    _ = HopperForwardParameters($0, hasSinks: true)
+  }
+  /// Those of a problem's kernels.
+  static func all(_ problem: AttentionProblem) -> [ParameterList<HopperForwardLaunch>.Entry] {
+    problem.sinkType == nil ? plain : withSinks
+  }
 
-  init(_ list: ParameterList<HopperForwardLaunch>) {
+  init(_ list: ParameterList<HopperForwardLaunch>, hasSinks: Bool) {
     queryMap = list.tensorMap("queries", .queries) {
       TensorBox($0.problem.queryType, $0.problem.queryShape, rows: $0.tiling.rows)
     }
@@ -54,6 +65,7 @@ final class HopperForwardParameters {
     queryBatchStep = list.number("query_batch_step", U32.self) { $0.problem.packedQueries == nil ? 1 : 0 }
     keyBoxes = KeyBoxes.Parameters(list) { $0.problem }
     softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
+    sinkBase = AttentionSinks.base(list, if: hasSinks)
   }
 }
 

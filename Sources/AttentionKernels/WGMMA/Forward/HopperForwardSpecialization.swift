@@ -1,4 +1,4 @@
-internal import Attention
+package import Attention
 package import PTX
 
 /// What the text of Hopper's forward kernel is made from, and the key that it is cached by.
@@ -18,6 +18,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   /// Where keys are: whether sequences have lengths of their own, which the kernel reads from the GPU's memory ("variable
   /// lengths"), and whether they are on pages.
   let keys: KeyBoxes.Cut
+  /// The type of attention sinks; nil where there are none.
+  package let sinkType: ScalarType?
   /// How the work is cut.
   package let tiling: HopperForwardTiling
 
@@ -29,14 +31,14 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     isScaleNegative = problem.scoreUnits.isNegated
     isGrouped = problem.groupSize > 1
     keys = KeyBoxes.Cut(problem, tileKeys: tiling.tileKeys)
-    self.tiling = tiling
+    (sinkType, self.tiling) = (problem.sinkType, tiling)
   }
 
   /// The entry point's name.
   var name: String {
     "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
       + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "")
-      + (isScaleNegative ? "_negative" : "") + keys.name + "_" + tiling.name
+      + (isScaleNegative ? "_negative" : "") + keys.name + (sinkType.map { "_sinks_\($0)" } ?? "") + "_" + tiling.name
   }
 
   var hasSequences: Bool { keys.hasSequences }
