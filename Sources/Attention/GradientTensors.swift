@@ -6,6 +6,7 @@
 ///
 ///     delta = rows of (dO * O) - dLSE
 ///     dV = P^T dO;  dS = P * (dO V^T - delta);  dQ = scale dS K;  dK = scale dS^T Q
+///     dsink = -sum of exp(sink - LSE) delta, over the rows of a head
 ///
 /// Gradients of a key/value head are sums over the query heads that read it. A query that sees no key, and a key that no query
 /// sees, get zeros. Every element of the gradients is written.
@@ -26,15 +27,19 @@ public struct GradientTensors<Memory: TensorMemory> {
   public var logSumExpGradient: Memory.Statistics?
   /// Of the shapes of queries, keys and values; nil for those that nobody wants.
   public var queryGradient, keyGradient, valueGradient: Memory.Output?
-  /// Where each sequence begins, where they are packed.
+  /// `[H_q]`, f32: of the sinks, where the problem has some; nil where nobody wants it.
+  public var sinkGradient: Memory.Statistics?
+  /// Where each sequence begins, where they are packed; and the sinks, where there are some.
   public var entries: CacheEntries<Memory>
 
   /// The tensors of a call.
   public init(
     queries: Memory.View, keys: Memory.View, values: Memory.View, output: Memory.View, logSumExp: Memory.Statistics,
     outputGradient: Memory.View, logSumExpGradient: Memory.Statistics? = nil, queryGradient: Memory.Output?,
-    keyGradient: Memory.Output?, valueGradient: Memory.Output?, entries: CacheEntries<Memory> = CacheEntries()
+    keyGradient: Memory.Output?, valueGradient: Memory.Output?, sinkGradient: Memory.Statistics? = nil,
+    entries: CacheEntries<Memory> = CacheEntries()
   ) {
+    self.sinkGradient = sinkGradient
     (self.queries, self.keys, self.values, self.output) = (queries, keys, values, output)
     (self.logSumExp, self.outputGradient, self.logSumExpGradient) = (logSumExp, outputGradient, logSumExpGradient)
     (self.queryGradient, self.keyGradient, self.valueGradient) = (queryGradient, keyGradient, valueGradient)
@@ -69,7 +74,10 @@ extension AttentionProblem {
 extension GradientTensors {
   private func checkTensors(_ problem: AttentionProblem) throws(AttentionError) {
     let type = problem.scalarType
-    if queryGradient == nil && keyGradient == nil && valueGradient == nil {
+    if sinkGradient != nil && problem.sinkType == nil {
+      throw .notInThePlan(tensor: "gradient of sinks", isMissing: false)
+    }
+    if queryGradient == nil && keyGradient == nil && valueGradient == nil && sinkGradient == nil {
       throw .unsupported("No gradient is asked for; give memory for that of the queries, the keys or the values.")
     }
     for (view, name, shape) in [
@@ -114,7 +122,12 @@ extension GradientTensors where Memory == HostMemory {
         throw .logSumExpCount(given: statistics.count, needed: problem.logSumExpCount)
       }
     }
+    if let sinkGradient, sinkGradient.count != problem.queryHeads {
+      throw .unsupported(
+        "The gradient of sinks has room for \(sinkGradient.count) numbers; there are \(problem.queryHeads) query heads.")
+    }
     try checkPresence(problem)
+    try entries.checkSinks(problem)
     if !problem.hasWholeKeys { try entries.check(problem, newStarts: nil) }
   }
 }
@@ -126,7 +139,9 @@ extension GradientTensors where Memory == GPUMemory {
     try checkTensors(problem)
     try GPUMemory.checkAligned("log-sum-exp", logSumExp)
     try GPUMemory.checkAligned("gradient of the log-sum-exp", logSumExpGradient)
+    try GPUMemory.checkAligned("gradient of sinks", sinkGradient)
     try checkPresence(problem)
+    try entries.checkSinks(problem)
     if !problem.hasWholeKeys { try entries.checkAligned() }
   }
 }

@@ -9,6 +9,8 @@ public struct PartialResultsProblem: Hashable, Sendable {
   public let batch, heads, queries, dimension: Int
   /// The type of the result.
   public let outputType: ScalarType
+  /// The type of attention sinks, which count once, here: f32, f16 or bf16, in the host's memory f32; nil where there are none.
+  public var sinkType: ScalarType?
 
   /// - Throws: `AttentionError` for extents below 0, a dimension that is no multiple of 4, or a result of e4m3.
   public init(

@@ -97,7 +97,7 @@ extension AttentionCheck {
     _ problem: AttentionProblem, _ inputs: GradientInputs, sums: PlainAttention.Sums = .rounded, isNudged: Bool = false
   ) -> GradientValues {
     let forward = plain(
-      problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums)
+      problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums, sinks: inputs.sinks)
     return eachGroup(of: problem, inputs) { batch, keyValueHead, inputs in
       PlainGradients.group(
         keyValueHead, batch: batch, of: problem, inputs,

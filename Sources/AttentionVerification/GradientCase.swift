@@ -38,6 +38,7 @@ package struct GradientCase: Sendable {
       keys: sequences.map { .packed(total: $0.last!.keys.upperBound + random.int(0...5), longest: own.keys) }
         ?? .whole(length: own.keys),
       scalarType: own.scalarType, mask: own.mask, scale: own.scale, softcap: own.softcap)
+    problem.sinkType = own.sinkType
     problem.gradientOrder = number % 4 < 2 ? .any : .fixed
     self.problem = problem
   }
@@ -80,22 +81,27 @@ package struct GradientCase: Sendable {
     let (dq, dk, dv) = (result(problem.queryShape), result(problem.keyShape), result(problem.valueShape))
     let entries = CacheEntries<HostMemory>(
       queryStarts: sequences.map { $0.map(\.queries.lowerBound) + [$0.last!.queries.upperBound] },
-      keyStarts: sequences.map { $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound] })
+      keyStarts: sequences.map { $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound] },
+      sinks: problem.exampleSinks)
+    var ofSinks = [Float](repeating: untouched, count: problem.sinkType == nil ? 0 : problem.queryHeads)
     let plan = try GradientPlan(problem, device: device)
     try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
       try AttentionPlan(problem, device: device).run(
         queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view,
         logSumExp: logSumExp, entries: entries)
       try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in
-        let tensors = GradientTensors<HostMemory>(
-          queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view.readOnly,
-          logSumExp: logSumExp, outputGradient: given.view.readOnly,
-          logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil, queryGradient: dq.view, keyGradient: dk.view,
-          valueGradient: dv.view, entries: entries)
-        if let gpu = plan.gpu {
-          try Self.run(plan, tensors, inputs: [q, k, v, output, given], results: [dq, dk, dv], on: gpu)
-        } else {
-          try plan.run(tensors)
+        try ofSinks.withUnsafeMutableBufferPointer { (ofSinks) throws(AttentionError) in
+          let tensors = GradientTensors<HostMemory>(
+            queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, output: output.view.readOnly,
+            logSumExp: logSumExp, outputGradient: given.view.readOnly,
+            logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil, queryGradient: dq.view,
+            keyGradient: dk.view, valueGradient: dv.view, sinkGradient: problem.sinkType == nil ? nil : ofSinks,
+            entries: entries)
+          if let gpu = plan.gpu {
+            try Self.run(plan, tensors, inputs: [q, k, v, output, given], results: [dq, dk, dv], on: gpu)
+          } else {
+            try plan.run(tensors)
+          }
         }
       }
     }
@@ -103,9 +109,14 @@ package struct GradientCase: Sendable {
       problem, sequences: sequences,
       GradientInputs(
         queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, outputGradient: given.view.readOnly,
-        logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil), sums: plan.gpu == nil ? nil : .cut)
-    let comparisons = yardstick.judge(queries: dq.values, keys: dk.values, values: dv.values)
+        logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil, sinks: problem.exampleSinks),
+      sums: plan.gpu == nil ? nil : .cut)
+    var comparisons = yardstick.judge(queries: dq.values, keys: dk.values, values: dv.values)
     var failures: [String] = []
+    if problem.sinkType != nil {
+      comparisons.append(yardstick.judge(sinks: ofSinks.map(Double.init)))
+      if !comparisons[3].passes { failures.append("dsink: \(comparisons[3])") }
+    }
     for (name, comparison, tensor) in zip3(["dq", "dk", "dv"], comparisons, [dq, dk, dv]) {
       if !comparison.passes { failures.append("\(name): \(comparison)") }
       if tensor.count(of: untouched) != tensor.gapCount {
@@ -155,13 +166,20 @@ package struct GradientCase: Sendable {
         }
       }
     }
+    let ofSinks = try tensors.sinkGradient.map { (floats) throws(AttentionError) in
+      try upload(UnsafeRawBufferPointer(floats))
+    }
     try plan.launch(
       GradientTensors<GPUMemory>(
         queries: read[0], keys: read[1], values: read[2], output: read[3],
         logSumExp: try upload(UnsafeRawBufferPointer(tensors.logSumExp)), outputGradient: read[4],
         logSumExpGradient: try tensors.logSumExpGradient.map { (floats) throws(AttentionError) in
           try upload(UnsafeRawBufferPointer(floats))
-        }, queryGradient: written[0], keyGradient: written[1], valueGradient: written[2], entries: entries))
+        }, queryGradient: written[0], keyGradient: written[1], valueGradient: written[2],
+        sinkGradient: ofSinks, entries: entries))
+    if let address = ofSinks, let floats = tensors.sinkGradient {
+      try buffers.first { $0.address == address }?.copy(to: UnsafeMutableRawBufferPointer(floats))
+    }
     for (tensor, buffer) in zip(results, buffers) {
       try tensor.withBytes { (bytes) throws(AttentionError) in try buffer.copy(to: bytes) }
     }

@@ -31,7 +31,7 @@ package struct GradientYardstick {
     forward = AttentionValues(for: problem)
     guard let sequences else {
       forward = AttentionCheck.reference(
-        problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+        problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sinks: inputs.sinks)
       (reference, plain) = (
         AttentionCheck.gradients(problem, inputs), AttentionCheck.plainGradients(problem, inputs)
       )
@@ -49,19 +49,27 @@ package struct GradientYardstick {
       let own = GradientInputs(
         queries: inputs.queries.rows(q), keys: inputs.keys.rows(k), values: inputs.values.rows(k),
         outputGradient: inputs.outputGradient.rows(q),
-        logSumExpGradient: inputs.logSumExpGradient.map { all in rows.map { all[$0] } })
-      let made = AttentionCheck.reference(one, queries: own.queries, keys: own.keys, values: own.values)
+        logSumExpGradient: inputs.logSumExpGradient.map { all in rows.map { all[$0] } }, sinks: inputs.sinks)
+      let made = AttentionCheck.reference(
+        one, queries: own.queries, keys: own.keys, values: own.values, sinks: inputs.sinks)
       forward.output.put(made.output, q, of: problem.outputShape)
       for (row, value) in zip(rows, made.logSumExp) { forward.logSumExp[row] = value }
       func put(_ made: GradientValues, _ all: inout GradientValues) {
         all.queries.put(made.queries, q, of: problem.queryShape)
         all.keys.put(made.keys, k, of: problem.keyShape)
         all.values.put(made.values, k, of: problem.valueShape)
+        all.sinks = zip(all.sinks, made.sinks).map { $0 + $1 }
       }
       put(AttentionCheck.gradients(one, own), &reference)
       put(AttentionCheck.plainGradients(one, own), &plain)
       put(AttentionCheck.plainGradients(one, own, sums: sums ?? .rounded, isNudged: sums == nil), &other)
     }
+  }
+
+  /// The gradients of sinks. They are as exact as the output that they come from, and few: half an ulp of its type is allowed.
+  package func judge(sinks: [Double]) -> Comparison {
+    Comparison(
+      actual: sinks, plain: plain.sinks, other: other.sinks, reference: reference.sinks, type: type)
   }
 
   /// dQ, dK and dV, each in the order batch, head, row.

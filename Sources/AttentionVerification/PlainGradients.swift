@@ -39,13 +39,21 @@ package enum PlainGradients {
       let made = forward(head)
       allQueries += q
       allGiven += given
+      var ofSink: Float = 0
+      defer { result.sinks[member] = Double(ofSink) }
       for i in 0..<queries {
         let visible = problem.visibleKeys(ofQuery: i)
-        if visible.isEmpty { continue }
         let row = (member * queries + i) * keys
         var delta: Float = 0
         for c in 0..<dv { delta += given[i * dv + c] * Float(made.output[i * dv + c]) }
         delta -= inputs.logSumExpGradient?[(batch * problem.queryHeads + head) * queries + i] ?? 0
+        if let sink = inputs.sinks?[head], sink != -.infinity {
+          let logSumExp = Float(made.logSumExp[i])
+          // Each in the direction that makes the sum's error larger: terms of both signs nearly cancel.
+          let nudged = isNudged ? (delta > 0 ? logSumExp.nextDown : logSumExp.nextUp) : logSumExp
+          ofSink -= expf(sink - nudged) * delta
+        }
+        if visible.isEmpty { continue }
         for j in visible {
           var score = sums.sum(0, count: d) { (q[i * d + $0], k[j * d + $0]) } * scale
           var slope: Float = 1

@@ -7,15 +7,16 @@ package import Attention
 #endif
 
 /// Gradients in plain arrays, contiguous: `queries` `[b, h_q, n_q, d]`, `keys` `[b, h_kv, n_k, d]`, `values` `[b, h_kv,
-/// n_k, d_v]`.
+/// n_k, d_v]`, `sinks` `[h_q]` (zeros where there are none).
 package struct GradientValues: Sendable {
-  package var queries, keys, values: [Double]
+  package var queries, keys, values, sinks: [Double]
 
   /// Room for those of a problem, all zero.
   package init(for problem: AttentionProblem) {
     queries = .init(repeating: 0, count: problem.queryShape.elementCount)
     keys = .init(repeating: 0, count: problem.keyShape.elementCount)
     values = .init(repeating: 0, count: problem.valueShape.elementCount)
+    sinks = .init(repeating: 0, count: problem.queryHeads)
   }
 
   /// Copies what was computed for one key/value head to its place.
@@ -27,17 +28,20 @@ package struct GradientValues: Sendable {
     put(group.queries, &queries)
     put(group.keys, &keys)
     put(group.values, &values)
+    for (member, part) in group.sinks.enumerated() { sinks[keyValueHead * problem.groupSize + member] += part }
   }
 }
 
-/// The gradients that belong to one key/value head: `queries` `[group, n_q, d]`, `keys` `[n_k, d]`, `values` `[n_k, d_v]`.
+/// The gradients that belong to one key/value head: `queries` `[group, n_q, d]`, `keys` `[n_k, d]`, `values` `[n_k, d_v]`,
+/// `sinks` `[group]`.
 package struct GroupGradients: Sendable {
-  package var queries, keys, values: [Double]
+  package var queries, keys, values, sinks: [Double]
 
   init(_ problem: AttentionProblem) {
     queries = .init(repeating: 0, count: problem.groupSize * problem.queries * problem.dimension)
     keys = .init(repeating: 0, count: problem.keys * problem.dimension)
     values = .init(repeating: 0, count: problem.keys * problem.valueDimension)
+    sinks = .init(repeating: 0, count: problem.groupSize)
   }
 }
 
@@ -46,10 +50,14 @@ package struct GradientInputs {
   package let queries, keys, values, outputGradient: TensorView
   /// `[b, h_q, n_q]`; nil for zeros.
   package let logSumExpGradient: [Float]?
+  /// `[h_q]`; nil for none.
+  package let sinks: [Float]?
 
   package init(
-    queries: TensorView, keys: TensorView, values: TensorView, outputGradient: TensorView, logSumExpGradient: [Float]?
+    queries: TensorView, keys: TensorView, values: TensorView, outputGradient: TensorView, logSumExpGradient: [Float]?,
+    sinks: [Float]? = nil
   ) {
+    self.sinks = sinks
     (self.queries, self.keys, self.values) = (queries, keys, values)
     (self.outputGradient, self.logSumExpGradient) = (outputGradient, logSumExpGradient)
   }
@@ -79,8 +87,15 @@ package enum ReferenceGradients {
       let given = inputs.outputGradient.widened(batch: batch, head: head)
       for i in 0..<problem.queries {
         let visible = problem.visibleKeys(ofQuery: i)
-        if visible.isEmpty { continue }
-        var largest = -Double.infinity
+        let sink = inputs.sinks.map { Double($0[head]) } ?? -.infinity
+        let ofLogSumExp = Double(
+          inputs.logSumExpGradient?[(batch * problem.queryHeads + head) * problem.queries + i] ?? 0)
+        if visible.isEmpty {
+          // All of the denominator.
+          if sink != -.infinity { result.sinks[member] += ofLogSumExp }
+          continue
+        }
+        var largest = sink
         for j in visible {
           var score = 0.0
           for c in 0..<d { score += q[i * d + c] * k[j * d + c] }
@@ -94,7 +109,8 @@ package enum ReferenceGradients {
           weights[j] = score
           largest = max(largest, score)
         }
-        var sum = 0.0
+        let ofSink = sink == -.infinity ? 0 : exp(sink - largest)
+        var sum = ofSink
         for j in visible {
           weights[j] = exp(weights[j] - largest)
           sum += weights[j]
@@ -107,8 +123,7 @@ package enum ReferenceGradients {
           weightGradients[j] = product
           mean += weights[j] * product
         }
-        let ofLogSumExp = Double(
-          inputs.logSumExpGradient?[(batch * problem.queryHeads + head) * problem.queries + i] ?? 0)
+        result.sinks[member] += ofSink / sum * (ofLogSumExp - mean)
         let row = (member * problem.queries + i) * d
         for j in visible {
           let ofScore = weights[j] * (weightGradients[j] - mean + ofLogSumExp) * slopes[j]

@@ -50,6 +50,7 @@ extension fa_backward_params {
   fileprivate var plan: GradientPlan {
     get throws(AttentionError) {
       var problem = try problem
+      problem.sinkType = try scores.attentionSinks?.type(on: device)
       problem.gradientOrder = order == Int32(FA_ORDER_ANY) ? .any : .fixed
       return try GradientPlan.remembered(problem, try Device(code: device, ordinal: ordinal))
     }
@@ -58,7 +59,7 @@ extension fa_backward_params {
   /// The tensors of a call in any memory.
   private func tensors<Memory: TensorMemory>(
     _ problem: AttentionProblem, _ logSumExp: Memory.Statistics, _ ofLogSumExp: Memory.Statistics?,
-    _ entries: CacheEntries<Memory>,
+    _ ofSinks: Memory.Statistics?, _ entries: CacheEntries<Memory>,
     _ view: (fa_tensor, String, TensorShape) throws(AttentionError) -> (Memory.View, Memory.Output)
   ) throws(AttentionError) -> GradientTensors<Memory> {
     func gradient(
@@ -72,11 +73,12 @@ extension fa_backward_params {
       logSumExp: logSumExp, outputGradient: try view(d_o, "the gradient of the output", problem.outputShape).0,
       logSumExpGradient: ofLogSumExp, queryGradient: try gradient(dq, "queries", problem.queryShape),
       keyGradient: try gradient(dk, "keys", problem.keyShape),
-      valueGradient: try gradient(dv, "values", problem.valueShape), entries: entries)
+      valueGradient: try gradient(dv, "values", problem.valueShape), sinkGradient: ofSinks, entries: entries)
   }
 
   fileprivate func run(_ plan: GradientPlan) throws(AttentionError) {
     let (problem, type) = (plan.problem, plan.problem.scalarType)
+    let sinks = try scores.attentionSinks
     if log_sum_exp == nil && problem.logSumExpCount > 0 {
       throw .unsupported("log_sum_exp is NULL; give what the forward pass wrote.")
     }
@@ -89,10 +91,11 @@ extension fa_backward_params {
       }
       let entries = CacheEntries<HostMemory>(
         lengths: numbers(key_counts, problem.batch), queryStarts: numbers(query_starts, problem.batch + 1),
-        queryCounts: numbers(query_counts, problem.batch), keyStarts: numbers(key_starts, problem.batch + 1))
+        queryCounts: numbers(query_counts, problem.batch), keyStarts: numbers(key_starts, problem.batch + 1),
+        sinks: sinks?.floats(problem.queryHeads))
       let tensors: GradientTensors<HostMemory> = try tensors(
         problem, statistics(log_sum_exp) ?? UnsafeMutableBufferPointer(start: nil, count: 0), statistics(d_log_sum_exp),
-        entries
+        d_sinks.map { UnsafeMutableBufferPointer(start: $0, count: problem.queryHeads) }, entries
       ) { (tensor, name, shape) throws(AttentionError) in
         let view = try tensor.view(name, shape, type)
         return (view.readOnly, view)
@@ -106,9 +109,9 @@ extension fa_backward_params {
     }
     let entries = CacheEntries<GPUMemory>(
       lengths: address(key_counts), queryStarts: address(query_starts), queryCounts: address(query_counts),
-      keyStarts: address(key_starts))
+      keyStarts: address(key_starts), sinks: address(sinks?.base))
     let tensors: GradientTensors<GPUMemory> = try tensors(
-      problem, address(log_sum_exp) ?? 0, address(d_log_sum_exp), entries
+      problem, address(log_sum_exp) ?? 0, address(d_log_sum_exp), address(d_sinks), entries
     ) { (tensor, name, shape) throws(AttentionError) in
       let view = try tensor.deviceView(name, shape, type)
       return (view, view)

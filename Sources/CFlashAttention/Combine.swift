@@ -5,9 +5,11 @@ public import FlashAttentionHeader
 @c @implementation public func fa_combine(_ params: UnsafePointer<fa_combine_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try parameters(params, fa_combine_params())
-    let problem = try PartialResultsProblem(
+    let sinks = try Sinks(p.sinks, type: p.sink_type, reserved: p.reserved_2)
+    var problem = try PartialResultsProblem(
       parts: Int(p.parts), batch: Int(p.batch), heads: Int(p.heads), queries: Int(p.queries),
       dimension: Int(p.dimension), outputType: try ScalarType("type", code: p.type))
+    problem.sinkType = sinks?.type(on: p.device)
     if p.log_sum_exps == nil && problem.rows > 0 {
       throw .unsupported("The address of log_sum_exps is NULL; give those of all parts.")
     }
@@ -20,7 +22,7 @@ public import FlashAttentionHeader
         problem, partials: try p.partials.deviceView("the partial results", problem.shape, .f32),
         partStride: problem.parts > 1 ? Int(p.part_stride) : 0, logSumExps: address(p.log_sum_exps) ?? 0,
         output: try p.o.deviceView("output", problem.shape, problem.outputType), logSumExp: address(p.log_sum_exp),
-        on: try GPU.device(ordinal), stream: streamHandle(p.stream))
+        sinks: address(sinks?.base), on: try GPU.device(ordinal), stream: streamHandle(p.stream))
     } else {
       if problem.rows == 0 { return }
       let first = try p.partials.view("the partial results", problem.shape, .f32)
@@ -33,7 +35,8 @@ public import FlashAttentionHeader
         },
         logSumExps: UnsafeBufferPointer(start: p.log_sum_exps, count: problem.parts * problem.rows),
         output: try p.o.view("output", problem.shape, problem.outputType),
-        logSumExp: p.log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.rows) })
+        logSumExp: p.log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.rows) },
+        sinks: sinks?.floats(problem.heads))
     }
   }
 }

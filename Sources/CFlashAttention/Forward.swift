@@ -14,11 +14,13 @@ extension fa_forward_params {
       func shape(_ heads: Int64, _ length: Int64, _ dimension: Int64) -> TensorShape {
         TensorShape(batch: Int(batch), heads: Int(heads), length: Int(length), dimension: Int(dimension))
       }
-      return try AttentionProblem(
+      var problem = try AttentionProblem(
         queries: shape(query_heads, queries, dimension), keys: shape(key_value_heads, keys, dimension),
         values: shape(key_value_heads, keys, value_dimension == 0 ? dimension : value_dimension),
         scalarType: try ScalarType("type", code: type), mask: try scores.attentionMask, scale: scores.attentionScale,
         softcap: scores.attentionSoftcap)
+      problem.sinkType = try scores.attentionSinks?.type(on: device)
+      return problem
     }
   }
 
@@ -36,20 +38,23 @@ extension fa_forward_params {
     let p = try fa_forward_params.read(params)
     let plan = try p.plan
     let (problem, type) = (plan.problem, plan.problem.scalarType)
+    let sinks = try p.scores.attentionSinks
     if plan.gpu == nil {
       let statistics = p.log_sum_exp.map { UnsafeMutableBufferPointer(start: $0, count: problem.logSumExpCount) }
       try plan.run(
         queries: try p.q.view("queries", problem.queryShape, type).readOnly,
         keys: try p.k.view("keys", problem.keyShape, type).readOnly,
         values: try p.v.view("values", problem.valueShape, type).readOnly,
-        output: try p.o.view("output", problem.outputShape, type), logSumExp: statistics)
+        output: try p.o.view("output", problem.outputShape, type), logSumExp: statistics,
+        entries: CacheEntries(sinks: sinks?.floats(problem.queryHeads)))
     } else {
       try plan.launch(
         AttentionTensors(
           queries: try p.q.deviceView("queries", problem.queryShape, type),
           keys: try p.k.deviceView("keys", problem.keyShape, type),
           values: try p.v.deviceView("values", problem.valueShape, type),
-          output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: address(p.log_sum_exp)),
+          output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: address(p.log_sum_exp),
+          entries: CacheEntries(sinks: address(sinks?.base))),
         stream: streamHandle(p.stream))
     }
   }

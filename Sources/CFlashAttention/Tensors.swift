@@ -90,3 +90,36 @@ func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
 
 /// The address that a pointer holds; nil of NULL.
 func address(_ pointer: UnsafeRawPointer?) -> UInt64? { pointer.map { UInt64(UInt(bitPattern: $0)) } }
+
+// MARK: - Sinks
+
+/// Sinks as a caller has them; nil where there are none.
+struct Sinks {
+  let base: UnsafeRawPointer
+  private let type: ScalarType
+
+  /// - Throws: for a type that sinks have not, and one without sinks.
+  init?(_ base: UnsafeRawPointer?, type code: Int32, reserved: Int32) throws(AttentionError) {
+    if reserved != 0 { throw .unsupported("reserved, behind sink_type, is \(reserved); it must be 0.") }
+    let type = try ScalarType("sink type", code: code)
+    guard let base else {
+      if code != 0 { throw .unsupported("sink_type is given and sinks is NULL; give both, or neither.") }
+      return nil
+    }
+    if type == .e4m3 { throw .unsupported("Sinks are FA_E4M3; they must be FA_F32, FA_F16 or FA_BF16.") }
+    (self.base, self.type) = (base, type)
+  }
+
+  /// The type that a problem has: on the CPU they are widened.
+  func type(on device: Int32) -> ScalarType { Int(device) == Int(FA_CPU) ? .f32 : type }
+
+  /// Those of so many heads, in the memory of the host.
+  func floats(_ count: Int) -> [Float] { (0..<count).map { type.load(from: base, at: $0) } }
+}
+
+extension fa_scores {
+  /// - Throws: as of `Sinks`.
+  var attentionSinks: Sinks? {
+    get throws(AttentionError) { try Sinks(sinks, type: sink_type, reserved: reserved) }
+  }
+}

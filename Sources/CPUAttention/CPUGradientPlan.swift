@@ -55,12 +55,14 @@ public struct CPUGradientPlan: Sendable {
   public func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
     try tensors.check(problem)
     let heads = problem.batch * problem.keyValueHeads
+    tensors.sinkGradient?.update(repeating: 0)
     if heads == 0 { return }
     let (units, columns) = (heads * parts, tensors.queryGradient == nil ? 0 : padded(problem.dimension))
     // Of all parts, which are added up in the end; or of a thread's unit, which is done with it.
     let ofParts = parts > 1 ? try FloatRooms(units, factors: [rows, columns]) : nil
     let ofThreads = try FloatRooms(min(threads, units), factors: [rows, 2 + (parts > 1 ? 0 : columns)])
-    let operands = GradientOperands(tensors)
+    let operands = GradientOperands(tensors, heads: problem.batch * problem.queryHeads)
+    defer { addSinkGradients(operands) }
     let taken = Atomic<Int>(0)
     WorkerTeam.run(items: units, threads: threads) { queue in
       let own = ofThreads[taken.add(1, ordering: .relaxed).oldValue]
@@ -82,6 +84,14 @@ public struct CPUGradientPlan: Sendable {
         }
         store(first, ofHead: head, operands)
       }
+    }
+  }
+
+  /// Writes the gradients of sinks: those of all batches, in their order.
+  private func addSinkGradients(_ operands: GradientOperands) {
+    guard let gradient = operands.tensors.sinkGradient, let parts = operands.ofSinks else { return }
+    for head in 0..<problem.queryHeads {
+      gradient[head] = Float((0..<problem.batch).reduce(0.0) { $0 + parts[$1 * problem.queryHeads + head] })
     }
   }
 
@@ -109,10 +119,19 @@ extension CPUGradientPlan: CustomStringConvertible {
 }
 
 /// The tensors of a call, to be handed to threads: no two write the same rows.
-struct GradientOperands: @unchecked Sendable {
+final class GradientOperands: @unchecked Sendable {
   let tensors: GradientTensors<HostMemory>
+  /// What each (batch, query head) adds to its sink's gradient; nil where nobody wants it.
+  let ofSinks: UnsafeMutableBufferPointer<Double>?
 
-  init(_ tensors: GradientTensors<HostMemory>) { self.tensors = tensors }
+  /// - Parameter heads: query heads of all batches.
+  init(_ tensors: GradientTensors<HostMemory>, heads: Int) {
+    self.tensors = tensors
+    ofSinks = tensors.sinkGradient == nil ? nil : .allocate(capacity: heads)
+    ofSinks?.initialize(repeating: 0)
+  }
+
+  deinit { ofSinks?.deallocate() }
 }
 
 /// Rooms of as many floats each, handed to threads of which no two have the same.

@@ -1,6 +1,12 @@
 internal import Attention
 internal import CPUMicrokernels
 
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
 /// Computes the gradients of units, one after the other, in scratch memory of its own.
 final class GradientWorker {
   private let plan: CPUGradientPlan
@@ -63,6 +69,13 @@ final class GradientWorker {
     let queryGradient = tensors.queryGradient == nil ? nil : sums
     queryGradient?.update(repeating: 0, count: plan.rows * depth)
     prepare(rows, tensors)
+    if part == 0, let ofSinks = operands.ofSinks, let sinks = tensors.entries.sinks {
+      for row in 0..<plan.rows where logSumExps[row] != -.infinity {
+        let head = rows.head(row)
+        let weight = exp(Double(sinks[head]) - Double(logSumExps[row]))
+        ofSinks[batch * problem.queryHeads + head] -= weight * Double(deltas[row])
+      }
+    }
     for start in stride(from: part * tile, to: problem.keys, by: plan.parts * tile) {
       attend(start..<min(start + tile, problem.keys), rows, tensors, queryGradient)
     }

@@ -206,15 +206,22 @@ final class GPUPlan: Sendable {
       return DeviceTensorView(
         address: buffer.address, scalarType: gradient.scalarType, shape: gradient.shape, layout: layout)
     }
+    let ofSinks = try tensors.sinkGradient.map { (floats) throws(AttentionError) in
+      try upload.room(floats.count * 4)
+    }
     let onGPU = GradientTensors<GPUMemory>(
       queries: try upload.tensor(tensors.queries).view, keys: try upload.tensor(tensors.keys).view,
       values: try upload.tensor(tensors.values).view, output: try upload.tensor(tensors.output).view,
       logSumExp: try statistics(tensors.logSumExp) ?? 0, outputGradient: try upload.tensor(tensors.outputGradient).view,
       logSumExpGradient: try statistics(tensors.logSumExpGradient), queryGradient: try room(tensors.queryGradient),
       keyGradient: try room(tensors.keyGradient), valueGradient: try room(tensors.valueGradient),
+      sinkGradient: ofSinks?.address,
       entries: try upload.entries(tensors.entries, problem))
     let workspace = try upload.room(plan.launches.workspaceByteCount)
     try launch(onGPU, workspace: workspace.address, stream: gpu.stream.handle)
+    if let ofSinks, let floats = tensors.sinkGradient {
+      try ofSinks.copy(to: UnsafeMutableRawBufferPointer(floats))
+    }
     for (buffer, layout, host) in results where host.shape.elementCount > 0 {
       try HostCopy.download(buffer, layout, to: host)
     }

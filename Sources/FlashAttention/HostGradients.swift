@@ -17,6 +17,7 @@ struct HostGradients {
     if problem.packedQueries != nil { clear(tensors.queryGradient) }
     clear(tensors.keyGradient)
     clear(tensors.valueGradient)
+    tensors.sinkGradient?.update(repeating: 0)
     for sequence in 0..<problem.batch { try run(sequence) }
   }
 
@@ -52,6 +53,9 @@ struct HostGradients {
       statistics(tensors.logSumExp, sequence, queries),
       tensors.logSumExpGradient.map { statistics($0, sequence, queries) } ?? []
     )
+    // Of a sequence; then added to those of the others.
+    let ofSinks = tensors.sinkGradient.map { UnsafeMutableBufferPointer<Float>.allocate(capacity: $0.count) }
+    defer { ofSinks?.deallocate() }
     try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
       try ofLogSumExp.withUnsafeMutableBufferPointer { (ofLogSumExp) throws(AttentionError) in
         try CPUGradientPlan(one, threads: threads).run(
@@ -62,9 +66,11 @@ struct HostGradients {
             logSumExpGradient: tensors.logSumExpGradient == nil ? nil : ofLogSumExp,
             queryGradient: written(tensors.queryGradient) { queryRows($0, one.queryShape) },
             keyGradient: written(tensors.keyGradient) { keyRows($0, one.keyShape) },
-            valueGradient: written(tensors.valueGradient) { keyRows($0, one.valueShape) }))
+            valueGradient: written(tensors.valueGradient) { keyRows($0, one.valueShape) }, sinkGradient: ofSinks,
+            entries: CacheEntries(sinks: entries.sinks)))
       }
     }
+    if let all = tensors.sinkGradient, let ofSinks { for head in all.indices { all[head] += ofSinks[head] } }
   }
 
   private func rows(_ view: TensorView, _ shape: TensorShape, batch: Int, first: Int) -> TensorView {

@@ -18,11 +18,17 @@ public enum PartialResults {
   ///   - logSumExps: `[S, B, H, s]`; -inf, or +inf, of parts without keys, whose results may be anything.
   ///   - output: `problem.shape` in the problem's type; overwritten.
   ///   - logSumExp: `[B, H, s]`; nil where it is not needed.
+  ///   - sinks: `[H]`, where the problem has some: the parts are without.
   /// - Throws: `AttentionError` where a tensor is not what the problem says.
   public static func combine(
     _ problem: PartialResultsProblem, partials: [TensorView], logSumExps: UnsafeBufferPointer<Float>,
-    output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>? = nil
+    output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinks: [Float]? = nil
   ) throws(AttentionError) {
+    try check(problem, hasSinks: sinks != nil)
+    if let sinks, problem.sinkType != .f32 || sinks.count != problem.heads {
+      throw .unsupported(
+        "There are \(sinks.count) sinks in the host's memory; they must be f32, as sinkType says, and \(problem.heads).")
+    }
     if partials.count != problem.parts {
       throw .cacheEntries("partial results", count: partials.count, batch: problem.parts)
     }
@@ -42,11 +48,12 @@ public enum PartialResults {
         let logSumExp = logSumExps[part * problem.rows + row]
         return logSumExp == .infinity ? -.infinity : logSumExp
       }
-      let largest = own.reduce(-Float.infinity) { $0.isNaN || $1.isNaN ? .nan : max($0, $1) }
+      let largest = own.reduce(sinks?[h] ?? -Float.infinity) { $0.isNaN || $1.isNaN ? .nan : max($0, $1) }
       // In double, where the sums of any two floats are as good as exact.
       let top = largest == -.infinity ? 0 : Double(largest)
       let weights = own.map { $0 == -.infinity ? 0 : exp(Double($0) - top) }
-      let total = weights.reduce(0, +)
+      let ofSink = sinks.map { $0[h] == -.infinity ? 0 : exp(Double($0[h]) - top) } ?? 0
+      let total = weights.reduce(ofSink, +)
       let target = output.row(batch: b, head: h, token: query)
       for d in 0..<problem.dimension {
         var sum = 0.0
@@ -59,6 +66,11 @@ public enum PartialResults {
     }
   }
 
+  private static func check(_ problem: PartialResultsProblem, hasSinks: Bool) throws(AttentionError) {
+    if hasSinks != (problem.sinkType != nil) { throw .notInThePlan(tensor: "list of sinks", isMissing: !hasSinks) }
+    if problem.sinkType == .e4m3 { throw .unsupported("Sinks are e4m3; they must be f32, f16 or bf16.") }
+  }
+
   /// On a GPU; puts the work into a stream and returns at once.
   ///
   /// - Parameters:
@@ -67,13 +79,20 @@ public enum PartialResults {
   ///   - logSumExps: address of `[S, B, H, s]` contiguous f32.
   ///   - output: `problem.shape` in the problem's type; overwritten.
   ///   - logSumExp: address of `[B, H, s]` contiguous f32; nil where it is not needed.
+  ///   - sinks: address of `[H]` in the problem's type of them, where it has some: the parts are without.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the
   ///   launch.
   public static func launch(
     _ problem: PartialResultsProblem, partials: DeviceTensorView, partStride: Int, logSumExps: UInt64,
-    output: DeviceTensorView, logSumExp: UInt64? = nil, on gpu: GPU, stream: OpaquePointer? = nil
+    output: DeviceTensorView, logSumExp: UInt64? = nil, sinks: UInt64? = nil, on gpu: GPU,
+    stream: OpaquePointer? = nil
   ) throws(AttentionError) {
+    try check(problem, hasSinks: sinks != nil)
+    if let sinks, let size = problem.sinkType?.byteCount, sinks % UInt64(size) != 0 {
+      throw .alignment(
+        tensor: "the list of sinks", what: "address", bytes: Int(truncatingIfNeeded: sinks), multiple: size)
+    }
     try partials.check("the partial results", isFor: problem.shape, .f32)
     try output.check("output", isFor: problem.shape, problem.outputType, isWritten: true)
     let (reach, overflow) = partStride.multipliedReportingOverflow(by: problem.parts)
@@ -91,9 +110,9 @@ public enum PartialResults {
     if problem.rows == 0 { return }
     let launch = PartialResultsKernel.Launch(
       problem, partials: partials, partStride: partStride, logSumExps: logSumExps, output: output,
-      logSumExp: logSumExp ?? 0)
+      logSumExp: logSumExp ?? 0, sinks: sinks ?? 0)
     try gpu.reporting { () throws(CUDAError) in
-      let kernel = try gpu.load(PartialResultsKernel(output: problem.outputType), sharedByteCount: 0)
+      let kernel = try gpu.load(PartialResultsKernel(output: problem.outputType, sinkType: problem.sinkType), sharedByteCount: 0)
       let arguments = launch.arguments
       try gpu.context.use { () throws(CUDAError) in
         try withUnsafeTemporaryAllocation(byteCount: arguments.byteCount, alignment: 8) { (buffer) throws(CUDAError) in

@@ -123,6 +123,13 @@ import Testing
       try EmulatedGradients(
         .bf16, packed: [(33, 50), (0, 20), (70, 70), (5, 0), (129, 131)], heads: 2, group: 3, mask: .causal)
     },
+    Clause("sinks, rows without keys") {
+      try EmulatedGradients(problem(heads: 3, group: 3, queries: 70, keys: 40, mask: .causal), sinks: .f16)
+    },
+    Clause("sinks of packed sequences") {
+      try EmulatedGradients(
+        .bf16, packed: [(33, 50), (0, 20), (70, 70), (5, 0)], heads: 4, group: 2, mask: .causal, sinks: .bf16)
+    },
     Clause("packed sequences, window") {
       try EmulatedGradients(.f16, packed: [(100, 90), (1, 1), (64, 200)], mask: .window(left: 20, right: 3))
     },

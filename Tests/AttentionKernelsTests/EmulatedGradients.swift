@@ -25,8 +25,10 @@ struct EmulatedGradients {
   /// Whole keys.
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bnhd, rowGap: Int = 0, tiling: String = "",
-    on target: Target = .sm90
+    sinks: ScalarType? = nil, on target: Target = .sm90
   ) throws {
+    var problem = problem
+    problem.sinkType = sinks
     (self.problem, self.layout, self.rowGap) = (problem, layout, rowGap)
     plan = try Self.plan(problem, tiling, target)
   }
@@ -35,7 +37,7 @@ struct EmulatedGradients {
   init(
     _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1,
     dimension: Int = 64,
-    mask: AttentionMask = .none, tiling: String = "", on target: Target = .sm90
+    mask: AttentionMask = .none, tiling: String = "", sinks: ScalarType? = nil, on target: Target = .sm90
   ) throws {
     var (place, sequences) = ((queries: 3, keys: 5), [PackedSequence]())
     for length in lengths {
@@ -48,6 +50,7 @@ struct EmulatedGradients {
       batch: lengths.count, queries: lengths.map(\.queries).max()!, packedQueries: place.queries + 7,
       queryHeads: heads * group, keyValueHeads: heads, dimension: dimension,
       keys: .packed(total: place.keys + 9, longest: lengths.map(\.keys).max()!), scalarType: type, mask: mask)
+    problem.sinkType = sinks
     self.sequences = sequences
     plan = try Self.plan(problem, tiling, target)
   }
@@ -78,7 +81,9 @@ struct EmulatedGradients {
     let values: [[Double]]
     /// Every element of the gradients was written, and nothing between them.
     let isConfined: Bool
-    var passes: Bool { gradients.allSatisfy(\.passes) && isConfined }
+    /// Of the sinks; nil where there are none.
+    let sinks: Comparison?
+    var passes: Bool { gradients.allSatisfy(\.passes) && isConfined && sinks?.passes ?? true }
   }
 
   private func strides(of shape: TensorShape) -> TensorStrides {
@@ -140,7 +145,8 @@ struct EmulatedGradients {
             try! GradientYardstick(
               problem, sequences: sequences,
               GradientInputs(
-                queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: ofLogSumExp), sums: nil)
+                queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: ofLogSumExp,
+                sinks: problem.exampleSinks), sums: nil)
           }
         }
       }
@@ -176,13 +182,15 @@ struct EmulatedGradients {
       },
       keyStarts: sequences.map {
         list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound], spoiledKeyStarts)
-      })
+      }, sinks: memory.allocate(sinks: problem))
+    let ofSinks = memory.allocate("dsink", byteCount: problem.queryHeads * 4, access: .readWrite)
     let tensors = GradientTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o,
       logSumExp: memory.allocate("lse", logSumExp, access: .readOnly), outputGradient: given,
       logSumExpGradient: hasLogSumExpGradient ? memory.allocate("dlse", ofLogSumExp, access: .readOnly) : nil,
       queryGradient: wanted[0] ? results[0] : nil, keyGradient: wanted[1] ? results[1] : nil,
-      valueGradient: wanted[2] ? results[2] : nil, entries: entries)
+      valueGradient: wanted[2] ? results[2] : nil,
+      sinkGradient: problem.sinkType == nil ? nil : ofSinks, entries: entries)
     try! tensors.check(problem)
     let counters = try plan.launches.emulate(KernelCall(tensors), memory: memory, schedule: schedule, program: program)
 
@@ -209,6 +217,11 @@ struct EmulatedGradients {
     let judged = (0..<3).map { wanted[$0] ? values[$0] : expected[$0] }
     return Outcome(
       counters: counters, gradients: yardstick.judge(queries: judged[0], keys: judged[1], values: judged[2]),
-      values: values, isConfined: isConfined)
+      values: values, isConfined: isConfined,
+      sinks: problem.sinkType == nil
+        ? nil
+        : yardstick.judge(
+          sinks: memory.read(Float.self, count: problem.queryHeads, from: ofSinks)?.map(Double.init)
+            ?? yardstick.reference.sinks.map { _ in .nan }))
   }
 }

@@ -14,6 +14,7 @@ import Testing
     var scale: Double?
     var softcap: Double?
     var hasLogSumExpGradient = false
+    var hasSinks = false
   }
 
   static let clauses = [
@@ -26,6 +27,8 @@ import Testing
     Clause(testDescription: "softcap", mask: .causal, softcap: 1.5, hasLogSumExpGradient: true),
     Clause(testDescription: "scale below zero, softcap", scale: -0.7, softcap: 2),
     Clause(testDescription: "D_v other than D", valueDimension: 24, scale: 0.5),
+    Clause(testDescription: "sinks", group: 2, mask: .causal, hasLogSumExpGradient: true, hasSinks: true),
+    Clause(testDescription: "sinks, empty rows", queries: 9, keys: 4, mask: .causal, softcap: 2, hasSinks: true),
     Clause(testDescription: "scale zero", scale: 0, hasLogSumExpGradient: true),
   ]
 
@@ -40,9 +43,9 @@ import Testing
       scale: clause.scale, softcap: clause.softcap)
     var random = RandomSource(seed: 5)
     let shapes = [problem.queryShape, problem.keyShape, problem.valueShape]
-    // So coarse that a step away from one is exact.
-    var inputs = shapes.map { shape in
-      (0..<shape.elementCount).map { _ in (random.normal() * 1024).rounded() / 1024 }
+    // So coarse that a step away from one is exact. The sinks behind the others.
+    var inputs = (shapes.map(\.elementCount) + [clause.hasSinks ? problem.queryHeads : 0]).map { count in
+      (0..<count).map { _ in (random.normal() * 1024).rounded() / 1024 }
     }
     let given = try Tensor.normal(problem.outputShape, .f32, from: &random)
     let ofLogSumExp = (0..<problem.logSumExpCount).map { _ in clause.hasLogSumExpGradient ? random.normal() : 0 }
@@ -58,7 +61,10 @@ import Testing
     func loss() throws -> Double {
       let all = try tensors()
       let values = all[0].withView { q in
-        all[1].withView { k in all[2].withView { ReferenceAttention.compute(problem, queries: q, keys: k, values: $0) }
+        all[1].withView { k in all[2].withView { 
+            ReferenceAttention.compute(
+              problem, queries: q, keys: k, values: $0, sinks: clause.hasSinks ? inputs[3] : nil)
+          }
         }
       }
       let weights = given.withView { view in
@@ -74,13 +80,15 @@ import Testing
           given.withView {
             AttentionCheck.gradients(
               problem,
-              GradientInputs(queries: q, keys: k, values: v, outputGradient: $0, logSumExpGradient: ofLogSumExp))
+              GradientInputs(
+                queries: q, keys: k, values: v, outputGradient: $0, logSumExpGradient: ofLogSumExp,
+                sinks: clause.hasSinks ? inputs[3] : nil))
           }
         }
       }
     }
-    for (tensor, computed) in [gradients.queries, gradients.keys, gradients.values].enumerated() {
-      for index in stride(from: 0, to: computed.count, by: 5) {
+    for (tensor, computed) in [gradients.queries, gradients.keys, gradients.values, gradients.sinks].enumerated() {
+      for index in stride(from: 0, to: inputs[tensor].count, by: tensor == 3 ? 1 : 5) {
         let before = inputs[tensor][index]
         func slope(_ step: Float) throws -> Double {
           inputs[tensor][index] = before + step

@@ -19,15 +19,18 @@ import Testing
     var scale: Double?
     var softcap: Double?
     var hasLogSumExpGradient = true
+    var hasSinks = false
 
     func problem() throws -> AttentionProblem {
       func shape(_ heads: Int, _ length: Int, _ dimension: Int) -> TensorShape {
         TensorShape(batch: batch, heads: heads, length: length, dimension: dimension)
       }
-      return try AttentionProblem(
+      var problem = try AttentionProblem(
         queries: shape(heads * group, queries, dimension), keys: shape(heads, keys, dimension),
         values: shape(heads, keys, valueDimension ?? dimension), scalarType: type, mask: mask, scale: scale,
         softcap: softcap)
+      problem.sinkType = hasSinks ? .f32 : nil
+      return problem
     }
   }
 
@@ -40,6 +43,8 @@ import Testing
     Clause(testDescription: "softcap", mask: .causal, softcap: 1.5),
     Clause(testDescription: "scale below zero, softcap", scale: -0.4, softcap: 2),
     Clause(testDescription: "scale below zero", scale: -0.2), Clause(testDescription: "scale zero", scale: 0),
+    Clause(testDescription: "sinks", type: .bf16, batch: 2, heads: 3, group: 3, mask: .causal, hasSinks: true),
+    Clause(testDescription: "sinks, empty rows", heads: 8, queries: 90, keys: 30, mask: .causal, hasSinks: true),
     Clause(testDescription: "no keys", keys: 0), Clause(testDescription: "no queries", queries: 0),
     Clause(testDescription: "D 8, D_v 24", dimension: 8, valueDimension: 24, hasLogSumExpGradient: false),
     Clause(testDescription: "D 72, D_v 40", type: .bf16, dimension: 72, valueDimension: 40),
@@ -72,10 +77,10 @@ import Testing
         problem, sequences: nil,
         GradientInputs(
           queries: views[0], keys: views[1], values: views[2], outputGradient: views[3],
-          logSumExpGradient: ofLogSumExp), sums: nil)
+          logSumExpGradient: ofLogSumExp, sinks: problem.exampleSinks), sums: nil)
     }
 
-    /// dQ, dK and dV.
+    /// dQ, dK and dV; behind them, dsink.
     func compute(_ plan: CPUGradientPlan) throws -> [[Double]] {
       let (problem, shape) = (plan.problem, plan.problem.outputShape)
       let results = [problem.queryShape, problem.keyShape, problem.valueShape].map {
@@ -87,16 +92,21 @@ import Testing
       }
       let views = inputs.map(\.view.readOnly)
       var (logSumExp, ofLogSumExp) = (yardstick.forward.logSumExp.map { Float($0) }, ofLogSumExp)
+      var ofSinks = [Float](repeating: .nan, count: problem.queryHeads)
       try logSumExp.withUnsafeMutableBufferPointer { logSumExp in
         try ofLogSumExp.withUnsafeMutableBufferPointer { ofLogSumExp in
-          try plan.run(
-            GradientTensors<HostMemory>(
-              queries: views[0], keys: views[1], values: views[2], output: output.view.readOnly, logSumExp: logSumExp,
-              outputGradient: views[3], logSumExpGradient: ofLogSumExp, queryGradient: results[0].view,
-              keyGradient: results[1].view, valueGradient: results[2].view))
+          try ofSinks.withUnsafeMutableBufferPointer { ofSinks in
+            try plan.run(
+              GradientTensors<HostMemory>(
+                queries: views[0], keys: views[1], values: views[2], output: output.view.readOnly, logSumExp: logSumExp,
+                outputGradient: views[3], logSumExpGradient: ofLogSumExp, queryGradient: results[0].view,
+                keyGradient: results[1].view, valueGradient: results[2].view,
+                sinkGradient: problem.sinkType == nil ? nil : ofSinks,
+                entries: CacheEntries(sinks: problem.exampleSinks)))
+          }
         }
       }
-      return results.map(\.values)
+      return results.map(\.values) + (problem.sinkType == nil ? [] : [ofSinks.map(Double.init)])
     }
   }
 
@@ -112,6 +122,10 @@ import Testing
           ["dq", "dk", "dv"], run.yardstick.judge(queries: made[0], keys: made[1], values: made[2]))
         {
           #expect(comparison.passes, "\(instructionSet.name), \(threads) threads, \(name): \(comparison)")
+        }
+        if clause.hasSinks {
+          let comparison = run.yardstick.judge(sinks: made[3])
+          #expect(comparison.passes, "\(instructionSet.name), \(threads) threads, dsink: \(comparison)")
         }
         for _ in 0..<3 { #expect(try run.compute(plan) == made) }
       }

@@ -18,7 +18,7 @@ def int32(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
-def formula(q, k, v, causal=False, window=(-1, -1), chunk=0, softcap=0.0, scale=None):
+def formula(q, k, v, sinks=None, causal=False, window=(-1, -1), chunk=0, softcap=0.0, scale=None):
     """Attention as it is defined, in the type of its inputs; returns the output and the log-sum-exp."""
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
@@ -28,10 +28,13 @@ def formula(q, k, v, causal=False, window=(-1, -1), chunk=0, softcap=0.0, scale=
     queries, keys = s.shape[-2:]
     seen = visible(queries, keys, causal, window, chunk, q.device)
     s = s.masked_fill(~seen, -math.inf)
+    if sinks is not None:
+        s = torch.cat([s, sinks.to(s.dtype)[None, :, None, None].expand(*s.shape[:3], 1)], -1)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], -1)
     p = torch.softmax(s.float() if s.dtype != torch.float64 else s, -1).nan_to_num(0).to(v.dtype)
     # A row that sees nothing gives no gradient, not NaN.
     lse = torch.logsumexp(torch.where(seen.any(-1)[:, None], s, 0.0), -1)
-    return torch.einsum("bhnm,bmhd->bnhd", p, v), lse
+    return torch.einsum("bhnm,bmhd->bnhd", p[..., :keys], v), lse
 
 
 def inputs(device, dtype, batch=2, queries=33, keys=50, heads=4, kv_heads=2, dimension=64, value_dimension=None):
@@ -53,8 +56,8 @@ def check(function, reference, tensors, weights, of_lse=None):
     own = gradients(function, tensors, weights, of_lse)
     exact = gradients(reference, [x.detach().double().requires_grad_() for x in tensors], weights, of_lse)
     plain = gradients(reference, [x.detach().requires_grad_() for x in tensors], weights, of_lse)
-    for name, a, b, c in zip("qkv", own, exact, plain):
-        assert a.dtype == tensors[0].dtype and torch.isfinite(a).all(), name
+    for name, a, b, c, x in zip(("q", "k", "v", "sinks"), own, exact, plain, tensors):
+        assert a.dtype == x.dtype and torch.isfinite(a).all(), name
         near = b.to(a.dtype).double()
         allowed = 2 * (c.double() - b).abs().max() + 2 * ((near + 0.3).to(a.dtype).double() - 0.3 - near).abs().max()
         # What is saved of a row's sum has 24 bits.
@@ -93,6 +96,35 @@ def test_are_those_of_the_formula(device, order, dtype, options):
 
 def half(device):
     return torch.float16 if device == "cuda" else torch.float32
+
+
+@pytest.mark.parametrize("of_sinks", [torch.float32, torch.bfloat16])
+def test_of_sinks(device, order, of_sinks):
+    """Of every function that has them; also where rows see no key, and of them alone."""
+    dtype = half(device)
+    q, k, v = inputs(device, dtype, queries=40, keys=25)
+    sinks = (torch.tensor([0.5, -2, 3, 1]).to(of_sinks).to(device)).requires_grad_()
+    weights = torch.randn(q.shape, device=device)
+    of_lse = torch.randn(2, 4, 40, device=device)
+    for causal in (False, True):
+        check(
+            lambda q, k, v, sinks: fa.attention(q, k, v, sinks=sinks, causal=causal, return_lse=True),
+            lambda q, k, v, sinks: formula(q, k, v, sinks, causal=causal), [q, k, v, sinks], weights, of_lse)
+    check(
+        lambda q, k, v, sinks: flash_attn_func(q, k, v, learnable_sink=sinks, softcap=2.0, return_attn_probs=True),
+        lambda q, k, v, sinks: formula(q, k, v, sinks, softcap=2.0), [q, k, v, sinks], weights)
+    # One sequence behind the other.
+    a, b, c = (x.detach().flatten(0, 1).requires_grad_() for x in (q, k, v))
+    cu_q, cu_k = int32([0, 40, 80], device), int32([0, 25, 50], device)
+    packed = flash_attn_varlen_func(a, b, c, cu_q, cu_k, 40, 25, causal=True, s_aux=sinks)
+    whole = flash_attn_func(q, k, v, causal=True, s_aux=sinks)
+    own = torch.autograd.grad(packed, (a, b, c, sinks), weights.flatten(0, 1).to(dtype))
+    other = torch.autograd.grad(whole, (q, k, v, sinks), weights.to(dtype))
+    for x, y in zip(own, other):
+        assert torch.allclose(x.float(), y.flatten(0, 1).float() if y.dim() == 4 else y.float(), atol=1e-3, rtol=1e-2)
+    (alone,) = torch.autograd.grad(
+        flash_attn_func(q.detach(), k.detach(), v.detach(), causal=True, s_aux=sinks), sinks, weights.to(dtype))
+    assert torch.allclose(alone.float(), other[3].float(), atol=1e-5)
 
 
 def test_of_flash_attn_func(device):
@@ -218,23 +250,24 @@ def options():
 
 def test_operators_are_what_torch_expects(device):
     q, k, v = inputs(device, half(device), batch=1, queries=9, keys=12)
+    sinks = torch.randn(q.shape[2], device=device, dtype=torch.bfloat16).requires_grad_()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(_operators.forward_op, (q, k, v, *options()), test_utils=tests)
+    torch.library.opcheck(_operators.forward_op, (q, k, v, sinks, *options()), test_utils=tests)
     qkv = torch.randn(1, 9, 3, 2, 64, device=device).to(half(device)).requires_grad_()
     torch.library.opcheck(_operators.packed_op, (qkv, 0, *options()), test_utils=tests)
     (a, b, c), (cu_q, cu_k) = packed(device, half(device), [(9, 12)])
     a, b, c = (x[:n].detach().requires_grad_() for x, n in ((a, 9), (b, 12), (c, 12)))
     lists = (cu_q, cu_k, None, None, 9, 12)
-    torch.library.opcheck(_operators.varlen_op, (a, b, c, *lists, None, None, None, *options()), test_utils=tests)
+    torch.library.opcheck(_operators.varlen_op, (a, b, c, *lists, None, None, None, sinks, *options()), test_utils=tests)
     plain = ("test_schema", "test_faketensor")
-    out, lse = (x.detach() for x in _operators.forward_op(q, k, v, *options()))
+    out, lse = (x.detach() for x in _operators.forward_op(q, k, v, None, *options()))
     own = [x.detach() for x in (q, k, v)]
     torch.library.opcheck(
-        _operators.backward_op, (out, None, *own, out, lse, True, False, True, *options()), test_utils=plain)
-    out, lse = (x.detach() for x in _operators.varlen_op(a, b, c, *lists, None, None, None, *options()))
+        _operators.backward_op, (out, None, *own, sinks.detach(), out, lse, True, False, True, True, *options()), test_utils=plain)
+    out, lse = (x.detach() for x in _operators.varlen_op(a, b, c, *lists, None, None, None, None, *options()))
     torch.library.opcheck(
         _operators.varlen_backward_op,
-        (out, lse, a.detach(), b.detach(), c.detach(), out, lse, *lists, True, True, False, *options()), test_utils=plain)
+        (out, lse, a.detach(), b.detach(), c.detach(), sinks.detach(), out, lse, *lists, True, True, False, False, *options()), test_utils=plain)
     out, lse = (x.detach() for x in _operators.packed_op(qkv, 0, *options()))
     torch.library.opcheck(
         _operators.packed_backward_op, (out, None, qkv.detach(), out, lse, 0, *options()), test_utils=plain)

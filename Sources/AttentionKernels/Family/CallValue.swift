@@ -51,6 +51,7 @@ package struct KernelCall {
       case .queryGradient: gradients?.queryGradient != nil
       case .keyGradient: gradients?.keyGradient != nil
       case .valueGradient: gradients?.valueGradient != nil
+      case .sinkGradient: gradients?.sinkGradient != nil
       default: false
       }
     }
@@ -100,6 +101,7 @@ package struct KernelCall {
         if let gradient = gradients.queryGradient { put(.queryGradient, gradient) }
         if let gradient = gradients.keyGradient { put(.keyGradient, gradient) }
         if let gradient = gradients.valueGradient { put(.valueGradient, gradient) }
+        put(.sinkGradient, gradients.sinkGradient)
       }
       put(.workspace, workspace)
       put(.counters, counters ?? workspace)

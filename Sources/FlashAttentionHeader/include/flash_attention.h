@@ -93,6 +93,11 @@ typedef struct fa_scores {
   int64_t chunk;          /* keys of a chunk, of which a query sees only its own; 0 for none */
   double scale;
   double softcap;         /* scores become softcap * tanh(score / softcap); 0 for none */
+  const void *sinks;      /* [query_heads], in the memory of the device: attention sinks, logits that every query sees beside its keys,
+                           * unscaled, and that have no value: they are in the denominator alone. Finite or -inf; NULL for none.
+                           * Log-sum-exps have them in; those of partial results (leaves_parts) must not, and fa_combine takes them */
+  int32_t sink_type;      /* FA_F32, FA_F16 or FA_BF16 */
+  int32_t reserved;       /* 0 */
 } fa_scores;
 
 /* softmax(mask(scale Q K^T)) V. */
@@ -195,6 +200,7 @@ typedef struct fa_backward_params {
   fa_tensor dq, dk, dv;              /* data NULL where one is not wanted */
   const float *log_sum_exp;          /* of the forward pass: [batch, query_heads, queries]; packed [query_heads, total_queries] */
   const float *d_log_sum_exp;        /* the same; NULL for zeros */
+  float *d_sinks;                    /* [query_heads], of scores.sinks; NULL where it is not wanted */
   const int32_t *query_starts, *key_starts; /* [batch + 1]: both, or neither */
   const int32_t *query_counts, *key_counts; /* [batch]: how many of each packed sequence count; NULL for all */
   void *workspace;                   /* GPU: fa_backward_workspace bytes that may hold anything; one for each stream. NULL for some of
@@ -216,6 +222,9 @@ typedef struct fa_combine_params {
   const float *log_sum_exps;       /* [parts, batch, heads, queries]; -inf, or +inf, where a part has no key for a query */
   fa_tensor o;
   float *log_sum_exp;              /* [batch, heads, queries]; or NULL */
+  const void *sinks;               /* [heads], as of fa_scores; NULL for none */
+  int32_t sink_type;
+  int32_t reserved_2;              /* 0 */
   void *stream;
 } fa_combine_params;
 

@@ -82,7 +82,7 @@ def _params(q, k, v, options):
 
 
 def attention(
-    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, out=None, return_lse=False
+    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, out=None, return_lse=False
 ):
     """Computes ``softmax(mask(scale * q k^T)) v``, exactly and without a tokens x tokens buffer.
 
@@ -95,6 +95,8 @@ def attention(
         chunk: Size of chunks of keys, of which a query sees only its own.
         softcap: Scores become ``softcap * tanh(score / softcap)``.
         scale: What scores are multiplied by; ``1 / sqrt(dimension)`` by default.
+        sinks: ``[heads]`` float32, float16 or bfloat16: attention sinks, logits that every query sees beside its keys, unscaled, and
+            that have no value: they are in the softmax's denominator alone, and in the log-sum-exp.
         out: Where to write ``[batch, tokens, heads, value_dimension]``; new by default.
         return_lse: Whether also to return the log-sum-exp, float32 ``[batch, heads, tokens]``.
 
@@ -108,8 +110,14 @@ def attention(
     if is_torch(q) or is_torch(k) or is_torch(v):
         from . import _whole
 
-        return _whole.attention(q, k, v, options, out, return_lse)
+        return _whole.attention(q, k, v, sinks, options, out, return_lse)
     params, arrays = _params(q, k, v, options)
+    if sinks is not None:
+        own = array("sinks", sinks)
+        if own.shape != (params.query_heads,) or own.type == c.E4M3 or (own.device, own.ordinal) != (params.device, params.ordinal):
+            raise ValueError(
+                f"sinks must have the shape {(params.query_heads,)}, the device of q, and be float32, float16 or bfloat16.")
+        params.scores.sinks, params.scores.sink_type = own.pointer, own.type
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
     result = empty(q, shape) if out is None else out

@@ -17,7 +17,7 @@ _PHRASES = (
 
 def backward(
     dout, dlse, q, k, v, out, lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, query_starts=None,
-    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None
+    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None, sinks=None, dsinks=None
 ):
     """Writes the gradients of ``[B, N, H, D]`` tensors, or of packed ``[total, H, D]`` ones, to ``dq``, ``dk`` and ``dv``.
 
@@ -26,6 +26,7 @@ def backward(
             at multiples of 16 bytes.
         dlse: Of the log-sum-exp; None for zeros.
         dq, dk, dv: None for those that nobody wants.
+        dsinks: float32 ``[H]``; None where nobody wants it, or there are no sinks.
     """
     q, k, v, out = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(out)
     dout = _readable(dout.resolve_neg())
@@ -35,16 +36,19 @@ def backward(
         order,
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
         scale, None if query_starts is None else (query_starts.shape[0], longest_query, longest_key), query_counts is None,
-        key_counts is None)
+        key_counts is None, None if sinks is None else sinks.dtype)
     calls = _remembered("backward")
     found = calls.get(key)
     if found is None:
         found = calls[key] = _call(
-            tensors, order, (causal, left, right, chunk, softcap, scale), query_starts, key_starts, query_counts, key_counts,
+            tensors, order, (causal, left, right, chunk, softcap, scale, sinks), query_starts, key_starts, query_counts, key_counts,
             longest_query, longest_key)
     call, places, size = found
     for place, x in zip(places, tensors):
         place.data = None if x is None else x.data_ptr()
+    if sinks is not None:
+        call.scores.sinks = sinks.data_ptr()
+    call.d_sinks = None if dsinks is None else dsinks.data_ptr()
     lse = lse.contiguous()
     call.log_sum_exp = lse.data_ptr()
     if dlse is not None:

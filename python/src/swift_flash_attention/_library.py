@@ -33,6 +33,9 @@ class Scores(ctypes.Structure):
         ("chunk", c_int64),
         ("scale", c_double),
         ("softcap", c_double),
+        ("sinks", c_void_p),
+        ("sink_type", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -124,6 +127,9 @@ class CombineParams(ctypes.Structure):
         ("log_sum_exps", c_void_p),
         ("o", Tensor),
         ("log_sum_exp", c_void_p),
+        ("sinks", c_void_p),
+        ("sink_type", c_int32),
+        ("reserved_2", c_int32),
         ("stream", c_void_p),
     ]
 
@@ -145,7 +151,7 @@ class BackwardParams(ctypes.Structure):
         *[
             (name, c_void_p)
             for name in (
-                "log_sum_exp", "d_log_sum_exp", "query_starts", "key_starts", "query_counts", "key_counts", "workspace")
+                "log_sum_exp", "d_log_sum_exp", "d_sinks", "query_starts", "key_starts", "query_counts", "key_counts", "workspace")
         ],
         ("workspace_size", c_size_t),
         ("stream", c_void_p),

@@ -37,7 +37,7 @@ class Runs:
     # [batch, keys], where keys must change places.
     order: torch.Tensor | None
 
-    def apply(self, q, k, v, scale, softcap):
+    def apply(self, q, k, v, scale, softcap, sinks=None):
         """q ``[B, N, H, D]``, k and v ``[B, S, H_k, D]``; returns ``[B, N, H, Dv]``."""
         if self.order is not None:
             order = self.order.to(k.device)[:, :, None, None]
@@ -45,7 +45,7 @@ class Runs:
         batch, count, heads, dimension = q.shape
         rule = self.rule(batch, k.shape[1])
         if rule is not None:
-            return forward(q, k, v, rule.right == 0, rule.left, rule.right, 0, softcap, scale, False)[0]
+            return forward(q, k, v, rule.right == 0, rule.left, rule.right, 0, softcap, scale, False, sinks=sinks)[0]
         flat = q.reshape(batch * count, heads, dimension)
         results = []
         for group in self.groups:
@@ -54,7 +54,7 @@ class Runs:
             out, _ = sequences(
                 flat if rows is None else flat.index_select(0, rows), k, v, lengths=group.end.to(q.device),
                 batch_index=group.sequence.to(q.device), left_padding=begin, query_starts=group.starts.to(q.device),
-                longest_query=group.longest, scale=scale, causal=group.causal, left=group.left, softcap=softcap)
+                longest_query=group.longest, scale=scale, causal=group.causal, left=group.left, softcap=softcap, sinks=sinks)
             results.append((rows, out))
         if len(results) == 1 and results[0][0] is None:
             return results[0][1].view(batch, count, heads, v.shape[-1])

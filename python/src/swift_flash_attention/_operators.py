@@ -128,10 +128,10 @@ def _no_vmap(operator, names):
 
 
 def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, left: int, right: int, chunk: int, softcap: float,
-    scale: float | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, causal: bool, left: int, right: int, chunk: int,
+    softcap: float, scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return forward(_plain(q), _plain(k), _plain(v), causal, left, right, chunk, softcap, scale, True)
+    return forward(_plain(q), _plain(k), _plain(v), causal, left, right, chunk, softcap, scale, True, sinks=sinks)
 
 
 def _plain(tensor):
@@ -139,21 +139,23 @@ def _plain(tensor):
     return None if tensor is None else unit_stride(tensor.resolve_neg())
 
 
-def _fake_forward(q, k, v, causal, left, right, chunk, softcap, scale):
+def _fake_forward(q, k, v, *rest):
     return (
         q.new_empty((*q.shape[:3], v.shape[-1])), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32))
 
 
 def _backward(
-    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
-    lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, causal: bool, left: int, right: int, chunk: int,
-    softcap: float, scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, wants_sinks: bool, causal: bool, left: int,
+    right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
     gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    ofs = _room_of_sinks(q, wants_sinks)
     backward(
-        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients)
-    return tuple(made)
+        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients, sinks=sinks,
+        dsinks=ofs if wants_sinks else None)
+    return *made, ofs
 
 
 def _room(like, wanted):
@@ -161,8 +163,19 @@ def _room(like, wanted):
     return like.new_empty(like.shape if wanted else (0,))
 
 
-def _fake_backward(dout, dlse, q, k, v, out, lse, wants_q, wants_k, wants_v, *options):
-    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
+def _room_of_sinks(q, wanted):
+    """The same for the gradient of sinks, float32."""
+    return q.new_empty((q.shape[-2] if wanted else 0,), dtype=torch.float32)
+
+
+def _fake_backward(dout, dlse, q, k, v, sinks, out, lse, wants_q, wants_k, wants_v, wants_sinks, *options):
+    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v), _room_of_sinks(q, wants_sinks)
+
+
+def _wanted(made, wants, sinks):
+    """Those gradients that are wanted, that of sinks in their type."""
+    *own, ofs = (x if wanted else None for x, wanted in zip(made, wants))
+    return *own, None if ofs is None else ofs.to(sinks.dtype)
 
 
 backward_op = _operator("backward", _backward, _fake_backward, gradients=_SECOND)
@@ -170,28 +183,30 @@ _no_vmap(backward_op, "the backward pass of swift_flash_attention")
 
 
 def _save(ctx, inputs, output):
-    q, k, v, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    q, k, v, sinks, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, out, lse = ctx.saved_tensors
-    wants = ctx.needs_input_grad[:3]
-    made = backward_op(torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, *wants, *ctx.options)
-    return *(x if wanted else None for x, wanted in zip(made, wants)), *[None] * len(ctx.options)
+    q, k, v, sinks, out, lse = ctx.saved_tensors
+    wants = ctx.needs_input_grad[:4]
+    made = backward_op(torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *wants, *ctx.options)
+    return *_wanted(made, wants, sinks), *[None] * len(ctx.options)
 
 
 forward_op = _operator("forward", _forward, _fake_forward, gradients=(_gradients, _save))
 
 
-def _vmap_forward(info, in_dims, q, k, v, *options):
+def _vmap_forward(info, in_dims, q, k, v, sinks, *options):
     """The axis becomes a part of the batch."""
+    if in_dims[3] is not None:
+        raise NotImplementedError("vmap over sinks is not supported; make the axis a part of the heads.")
     own = []
     for x, axis in zip((q, k, v), in_dims):
         x = x.expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)
         own.append(x.flatten(0, 1))
-    out, lse = forward_op(*own, *options)
+    out, lse = forward_op(*own, sinks, *options)
     return (out.unflatten(0, (info.batch_size, -1)), lse.unflatten(0, (info.batch_size, -1))), (0, 0)
 
 
@@ -261,14 +276,14 @@ def _fake_sequences(q, v, query_starts, new_k):
 def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor,
     query_counts: torch.Tensor | None, key_counts: torch.Tensor | None, longest_query: int, longest_key: int,
-    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None, causal: bool,
-    left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
+    sinks: torch.Tensor | None, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return sequences(
         _plain(q), _plain(k), _plain(v), lengths=key_counts, query_starts=query_starts, query_counts=query_counts,
         longest_query=longest_query, key_starts=key_starts, longest_key=longest_key, query_scales=query_scales,
         key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left, right=right, chunk=chunk,
-        softcap=softcap, wants_lse=True, is_recorded=True, words=VARLEN)
+        softcap=softcap, wants_lse=True, is_recorded=True, words=VARLEN, sinks=sinks)
 
 
 VARLEN = Words(
@@ -282,24 +297,25 @@ VARLEN = Words(
         ("The length of", "The number of keys by seqused_k of"), ("of the cached keys is", "of k is"),
         ("of the cached values is", "of v is"), *SCORES))
 def _varlen_backward(
-    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
-    lse: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, query_counts: torch.Tensor | None,
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, query_counts: torch.Tensor | None,
     key_counts: torch.Tensor | None, longest_query: int, longest_key: int, wants_q: bool, wants_k: bool, wants_v: bool,
-    causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wants_sinks: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
     gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    ofs = _room_of_sinks(q, wants_sinks)
     backward(
         dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients,
-        query_starts, key_starts, query_counts, key_counts, longest_query, longest_key)
-    return tuple(made)
+        query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, sinks, ofs if wants_sinks else None)
+    return *made, ofs
 
 
 def _fake_varlen_backward(
-    dout, dlse, q, k, v, out, lse, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, wants_q, wants_k,
-    wants_v, *options
+    dout, dlse, q, k, v, sinks, out, lse, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, wants_q,
+    wants_k, wants_v, wants_sinks, *options
 ):
-    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
+    return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v), _room_of_sinks(q, wants_sinks)
 
 
 varlen_backward_op = _operator("varlen_backward", _varlen_backward, _fake_varlen_backward, gradients=_SECOND)
@@ -308,20 +324,21 @@ _no_vmap(varlen_backward_op, "the backward pass of flash_attn_varlen_func")
 
 def _save_varlen(ctx, inputs, output):
     q, k, v, *lists = inputs[:7]
-    ctx.longest, scales, ctx.options = inputs[7:9], inputs[9:12], inputs[12:]
+    ctx.longest, scales, sinks, ctx.options = inputs[7:9], inputs[9:12], inputs[12], inputs[13:]
     ctx.has_scales = any(x is not None for x in scales) or q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn
-    ctx.save_for_backward(q, k, v, *output, *lists)
+    ctx.save_for_backward(q, k, v, sinks, *output, *lists)
     ctx.set_materialize_grads(False)
 
 
 def _varlen_gradients(ctx, dout, dlse):
     if ctx.has_scales:
         raise NotImplementedError("float8_e4m3fn numbers have no gradients in swift_flash_attention; train with float16 or bfloat16.")
-    q, k, v, out, lse, *lists = ctx.saved_tensors
-    wants = ctx.needs_input_grad[:3]
+    q, k, v, sinks, out, lse, *lists = ctx.saved_tensors
+    wants = *ctx.needs_input_grad[:3], ctx.needs_input_grad[12]
     made = varlen_backward_op(
-        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, *lists, *ctx.longest, *wants, *ctx.options)
-    return *(x if wanted else None for x, wanted in zip(made, wants)), *[None] * 15
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *lists, *ctx.longest, *wants, *ctx.options)
+    *own, ofs = _wanted(made, wants, sinks)
+    return *own, *[None] * 9, ofs, *[None] * len(ctx.options)
 
 
 varlen_op = _operator(
@@ -336,7 +353,7 @@ def _kvcache(
     left_padding: torch.Tensor | None, page_table: torch.Tensor | None, query_starts: torch.Tensor | None,
     new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
     query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
-    interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    sinks: torch.Tensor | None, interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
     keys_per_split: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return sequences(
@@ -344,7 +361,8 @@ def _kvcache(
         page_table=page_table, query_starts=query_starts, longest_query=longest_query, new_k=_plain(k), new_v=_plain(v),
         new_key_starts=new_key_starts, cosines=cosines, sines=sines, interleaved=interleaved, positions=positions,
         query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left,
-        right=right, chunk=chunk, softcap=softcap, keys_per_split=keys_per_split, wants_lse=True, is_recorded=True, words=KVCACHE)
+        right=right, chunk=chunk, softcap=softcap, keys_per_split=keys_per_split, wants_lse=True, is_recorded=True, words=KVCACHE,
+        sinks=sinks)
 
 
 KVCACHE = Words(
@@ -394,7 +412,7 @@ def kvcache_op(q, k_cache, v_cache, k, v, *rest):
 
 
 def _combine(
-    partials: torch.Tensor, log_sum_exps: torch.Tensor, dtype: torch.dtype
+    partials: torch.Tensor, log_sum_exps: torch.Tensor, dtype: torch.dtype, sinks: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     parts, batch, queries, heads, dimension = partials.shape
     partials = _plain(partials)
@@ -411,6 +429,8 @@ def _combine(
         ordinal=result.device.index or 0 if on_gpu else 0, type=types[dtype], parts=parts, batch=batch, queries=queries,
         heads=heads, dimension=result.shape[-1], part_stride=partials.stride(0), log_sum_exps=own.data_ptr(),
         log_sum_exp=lse.data_ptr())
+    if sinks is not None:
+        params.sinks, params.sink_type = sinks.data_ptr(), types[sinks.dtype]
     params.partials = c.Tensor(partials.data_ptr(), *partials.stride()[1:4])
     params.o = c.Tensor(result.data_ptr(), *result.stride()[:3])
     if on_gpu:
@@ -421,7 +441,7 @@ def _combine(
     return result, lse.transpose(-1, -2).contiguous()
 
 
-def _fake_combine(partials, log_sum_exps, dtype):
+def _fake_combine(partials, log_sum_exps, dtype, sinks):
     return partials.new_empty(partials.shape[1:], dtype=dtype), log_sum_exps.new_empty(log_sum_exps.shape[1:])
 
 
@@ -441,35 +461,35 @@ def _refuse_capture(tensor):
             "let the model make its mask before the capture, or leave it out.")
 
 
-def whole(q, k, v, rule, softcap, scale):
+def whole(q, k, v, sinks, rule, softcap, scale):
     """Queries of which the last stands on the last key."""
     arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
-    if needs_operator(q, k, v):
-        return forward_op(q, k, v, *arguments)[0]
-    return forward(_plain(q), _plain(k), _plain(v), *arguments, False)[0]
+    if needs_operator(q, k, v, sinks):
+        return forward_op(q, k, v, sinks, *arguments)[0]
+    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks)[0]
 
 
 def _padded(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: bool, left: int, right: int,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor, overhangs: bool, left: int, right: int,
     chunk: int, softcap: float, scale: float | None,
 ) -> torch.Tensor:
     q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
     numbers = numbers.expand(3, q.shape[0])
     if overhangs:
         _refuse_capture(q)
-        return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap)
+        return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap, sinks)
     last, end, begin = numbers.unbind(0)
     ends = last if rule.is_aligned else end
     return sequences(
         q, k, v, lengths=ends.contiguous(), left_padding=begin.contiguous(), scale=scale, causal=right == 0, left=left, right=right,
-        chunk=chunk, softcap=softcap, is_recorded=True)[0]
+        chunk=chunk, softcap=softcap, is_recorded=True, sinks=sinks)[0]
 
 
 def _padded_as_found(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
     chunk: int, softcap: float, scale: float | None,
 ) -> torch.Tensor:
-    return _padded(q, k, v, numbers, bool(overhangs), left, right, chunk, softcap, scale)
+    return _padded(q, k, v, sinks, numbers, bool(overhangs), left, right, chunk, softcap, scale)
 
 
 def _fake_output(q, k, v, *rest):
@@ -480,7 +500,7 @@ padded_op = _operator("padded", _padded, _fake_output, gradients=_OF_MASKS)
 padded_as_found_op = _operator("padded_as_found", _padded_as_found, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
 
 
-def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
+def padded(q, k, v, sinks, numbers, overhangs, rule, softcap, scale):
     """Sequences whose keys begin and end somewhere.
 
     Args:
@@ -488,14 +508,14 @@ def padded(q, k, v, numbers, overhangs, rule, softcap, scale):
         overhangs: Whether it makes a difference that keys end elsewhere than the queries; a tensor on the host where only the trace
             will know.
     """
-    if wants_gradients(q, k, v) and not is_traced():
+    if wants_gradients(q, k, v, sinks) and not is_traced():
         _refuse_capture(q)
         made = runs_of_ranges(*ranges_of(rule, numbers.expand(3, q.shape[0]), q.shape[1]))
-        return _by_sequences(made, q, k, v, softcap, scale)
-    run = padded_op if needs_operator(q, k, v) else _padded
+        return _by_sequences(made, q, k, v, sinks, softcap, scale)
+    run = padded_op if needs_operator(q, k, v, sinks) else _padded
     if isinstance(overhangs, torch.Tensor):
         run = padded_as_found_op
-    return run(q, k, v, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
+    return run(q, k, v, sinks, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
 
 
 def overhang(rule, numbers):
@@ -505,17 +525,18 @@ def overhang(rule, numbers):
 
 
 def _masked(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, softcap: float, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, mask: torch.Tensor, softcap: float,
+    scale: float | None,
 ) -> torch.Tensor:
     _refuse_capture(q)
     seen = boolean(mask).expand(q.shape[0], -1, -1)
-    return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap)
+    return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
 
 
 masked_op = _operator("masked", _masked, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
 
 
-def _by_sequences(made, q, k, v, softcap, scale):
+def _by_sequences(made, q, k, v, sinks, softcap, scale):
     """Runs with gradients: each run of queries and a copy of the keys that it sees are a packed sequence."""
     batch, count, heads, dimension = q.shape
     if made.order is not None:
@@ -523,7 +544,7 @@ def _by_sequences(made, q, k, v, softcap, scale):
         k, v = (x.gather(1, order.expand(-1, -1, *x.shape[2:])) for x in (k, v))
     rule = made.rule(batch, k.shape[1])
     if rule is not None:
-        return forward_op(q, k, v, rule.right == 0, rule.left, rule.right, 0, softcap, scale)[0]
+        return forward_op(q, k, v, sinks, rule.right == 0, rule.left, rule.right, 0, softcap, scale)[0]
     keys = k.shape[1]
     queries = q.reshape(batch * count, heads, dimension)
     k, v = (x.reshape(batch * keys, *x.shape[2:]) for x in (k, v))
@@ -539,33 +560,33 @@ def _by_sequences(made, q, k, v, softcap, scale):
         rows = rows.to(q.device)
         out, _ = varlen_op(
             queries.index_select(0, own), k.index_select(0, rows), v.index_select(0, rows), group.starts.to(q.device),
-            starts.to(q.device), None, None, group.longest, int(lengths.max()), None, None, None, group.causal, group.left,
+            starts.to(q.device), None, None, group.longest, int(lengths.max()), None, None, None, sinks, group.causal, group.left,
             0 if group.causal else -1, 0, softcap, scale)
         whole = whole.index_copy(0, own, out)
     return whole.view(batch, count, heads, v.shape[-1])
 
 
-def masked(q, k, v, mask, softcap, scale):
+def masked(q, k, v, sinks, mask, softcap, scale):
     """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
-    if wants_gradients(q, k, v) and not is_traced():
+    if wants_gradients(q, k, v, sinks) and not is_traced():
         _refuse_capture(q)
-        return _by_sequences(runs(boolean(mask).expand(q.shape[0], -1, -1)), q, k, v, softcap, scale)
-    return (masked_op if needs_operator(q, k, v) else _masked)(q, k, v, mask, softcap, scale)
+        return _by_sequences(runs(boolean(mask).expand(q.shape[0], -1, -1)), q, k, v, sinks, softcap, scale)
+    return (masked_op if needs_operator(q, k, v, sinks) else _masked)(q, k, v, sinks, mask, softcap, scale)
 
 
-def by_runs(q, k, v, made, softcap, scale):
+def by_runs(q, k, v, sinks, made, softcap, scale):
     """A mask of which the runs are known already; None where an operator is needed, which must find them itself."""
-    if wants_gradients(q, k, v) and not is_traced():
-        return _by_sequences(made, q, k, v, softcap, scale)
-    return None if needs_operator(q, k, v) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap)
+    if wants_gradients(q, k, v, sinks) and not is_traced():
+        return _by_sequences(made, q, k, v, sinks, softcap, scale)
+    return None if needs_operator(q, k, v, sinks) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
 
 
-def documents(q, k, v, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
+def documents(q, k, v, sinks, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
     """Documents of one row, one behind the other."""
     options = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
     lists = (query_starts.to(torch.int32), key_starts.to(torch.int32), None, None, int(longest_query), int(longest_key))
-    run = varlen_op if needs_operator(q, k, v) else _varlen
-    return run(q[0], k[0], v[0], *lists, None, None, None, *options)[0][None]
+    run = varlen_op if needs_operator(q, k, v, sinks) else _varlen
+    return run(q[0], k[0], v[0], *lists, None, None, None, sinks, *options)[0][None]
 
 
 def _check_padding(

@@ -72,8 +72,11 @@ def _strides(params, tensor, is_packed=False):
     params.batch_stride, params.token_stride, params.head_stride = strides[:3]
 
 
-def _set_scores(scores, causal, left, right, chunk, softcap, scale):
+def _set_scores(scores, causal, left, right, chunk, softcap, scale, sinks=None):
     """Below 0, a side of the window is unlimited."""
+    if sinks is not None:
+        # That there are some decides the plan; the address is that of a call.
+        scores.sinks, scores.sink_type = sinks.data_ptr(), _TYPES[sinks.dtype]
     if causal:
         right = 0
     if left < 0 and right < 0:
@@ -85,6 +88,22 @@ def _set_scores(scores, causal, left, right, chunk, softcap, scale):
     scores.chunk, scores.softcap = chunk, softcap
     if scale is not None:
         scores.scale_is_given, scores.scale = 1, scale
+
+
+def sinks_fit(name, sinks, heads, like):
+    """Attention sinks, a logit of each query head, side by side in memory.
+
+    Raises:
+        ValueError, TypeError: Why they are none.
+    """
+    if sinks is None:
+        return None
+    if not isinstance(sinks, torch.Tensor):
+        raise TypeError(f"{name} is a {type(sinks).__name__}; it must be a torch.Tensor.")
+    if sinks.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} is {sinks.dtype}; it must be float32, float16 or bfloat16.")
+    fits(name, sinks, (heads,), like)
+    return sinks.resolve_neg().contiguous()
 
 
 def fits(name, tensor, shape, like, dtype=None):
@@ -128,7 +147,7 @@ _WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 # MARK: - Whole tensors
 
 
-def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False):
+def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False, sinks=None):
     """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None.
 
     Args:
@@ -137,7 +156,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
-        v.device, causal, left, right, chunk, softcap, scale)
+        v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype)
     calls = _remembered("forward")
     call = calls.get(key)
     if only_known and (call is None or q.is_neg() or k.is_neg() or v.is_neg()):
@@ -149,7 +168,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
         call = c.ForwardParams(
             size=ctypes.sizeof(c.ForwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=b, queries=n,
             keys=k.shape[1], query_heads=h, key_value_heads=k.shape[2], dimension=d, value_dimension=v.shape[-1])
-        _set_scores(call.scores, causal, left, right, chunk, softcap, scale)
+        _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks)
         for params, tensor in ((call.q, q), (call.k, k), (call.v, v)):
             _strides(params, tensor)
         calls[key] = call
@@ -159,6 +178,8 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
     call.q.data, call.k.data, call.v.data = q.data_ptr(), k.data_ptr(), v.data_ptr()
     call.o.data = out.data_ptr()
+    if sinks is not None:
+        call.scores.sinks = sinks.data_ptr()
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
         call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
@@ -261,7 +282,7 @@ def sequences(
     longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
     sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
     causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False, words=_WORDS,
-    only_known=False
+    only_known=False, sinks=None
 ):
     """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys.
 
@@ -286,7 +307,7 @@ def sequences(
         key_scales is None or key_scales.shape, value_scales is None or value_scales.shape, longest_query, longest_key,
         new_k is None or (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype, new_v.dtype),
         cosines is None or (cosines.shape, sines.shape, cosines.dtype, sines.dtype, interleaved), scale, causal, left,
-        right, chunk, softcap, keys_per_split)
+        right, chunk, softcap, keys_per_split, None if sinks is None else sinks.dtype)
     is_cuda = q.is_cuda
     # Each call, as another GPU's memory would look the same to all that is remembered.
     ordinal = q.get_device()
@@ -300,7 +321,7 @@ def sequences(
     if found is None:
         found = calls[key] = _sequences_call(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
-            left, right, chunk, softcap, keys_per_split, words)
+            left, right, chunk, softcap, keys_per_split, words, sinks)
     call, q_place, k_place, v_place, o_place, given, workspace_size, counters_size, is_shared, out_shape, out_dtype = found
     # What is like q costs half as much to make.
     out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(q)
@@ -324,6 +345,8 @@ def sequences(
         if type(value) is not torch.Tensor:
             raise TypeError(f"{words.of(name)} is a {type(value).__name__}, and the queries are none; give a torch.Tensor.")
         setattr(call, name, value.data_ptr())
+    if sinks is not None:
+        call.scores.sinks = sinks.data_ptr()
     if new_k is not None:
         for name, x in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
             if x is not None and is_elsewhere(x, ordinal):
@@ -353,7 +376,7 @@ def sequences(
 
 def _sequences_call(
     q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal, left,
-    right, chunk, softcap, keys_per_split, words
+    right, chunk, softcap, keys_per_split, words, sinks
 ):
     """The struct of a shape and its tensors, which lists it has, its workspace and counters, and its output."""
     lists = dict(zip(_LISTS, lists))
@@ -401,7 +424,7 @@ def _sequences_call(
             fits(words.of(name), value, (batch, heads), q, torch.float32)
             if (q if name == "query_scales" else k).dtype != torch.float8_e4m3fn:
                 raise ValueError(f"{words.of(name)} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
-    _set_scores(call.scores, causal, left, right, chunk, softcap, scale)
+    _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks)
     _strides(call.q, q, packed_queries)
     _strides(call.k, k, packed_keys)
     _strides(call.v, v, packed_keys)

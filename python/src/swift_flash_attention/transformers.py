@@ -2,7 +2,7 @@
 
 The mask that a model asks for decides who sees whom, as with ``sdpa``; what the layer says of itself (``is_causal``,
 ``sliding_window``) counts only where there is no mask. Windows to both sides, chunks, padding anywhere, packed documents, prefixes
-and blocks of images are computed; sinks, biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
+and blocks of images are computed, and sinks; biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
 import bisect
@@ -15,7 +15,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from . import _mask_rules, _operators
 from ._mask_rules import Rule
 from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
-from ._torch import is_captured
+from ._torch import is_captured, sinks_fit
 
 try:
     from transformers import AttentionMaskInterface
@@ -207,7 +207,7 @@ _WITHOUT_MEANING = frozenset(
     "position_ids cache_position num_items_in_batch use_cache output_hidden_states output_router_logits return_dict "
     "deterministic".split())
 _REFUSED = {
-    "s_aux": "attention sinks (s_aux)", "position_bias": "a bias on scores (position_bias)", "head_mask": "a mask of heads (head_mask)",
+    "position_bias": "a bias on scores (position_bias)", "head_mask": "a mask of heads (head_mask)",
     "output_attentions": "handing out attention weights (output_attentions=True)",
     "cache": "a paged cache of continuous batching (cache)",
 }
@@ -230,7 +230,7 @@ def _refuse(dropout, others):
 
 def attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, is_causal=None,
-    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, seq_idx=None, **others
+    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, seq_idx=None, s_aux=None, **others
 ):
     """query ``[B, H, N, D]``, key and value ``[B, H_kv, S, D]``; returns ``[B, N, H, D]`` and no weights.
 
@@ -245,11 +245,12 @@ def attention(
     if query.shape[0] == 1 < key.shape[0]:
         query = query.expand(key.shape[0], -1, -1, -1)
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    sinks = sinks_fit("s_aux", s_aux, q.shape[2], q)
     scaling = None if scaling is None else float(scaling)
     softcap = 0.0 if softcap is None else float(softcap)
     if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
         return _documents(
-            module, q, k, v, attention_mask, (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k), scaling, softcap,
+            module, q, k, v, sinks, attention_mask, (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k), scaling, softcap,
             sliding_window, is_causal), None
     if seq_idx is not None and not _are_apart(seq_idx, attention_mask):
         raise NotImplementedError(
@@ -257,10 +258,10 @@ def attention(
             "use_cache=False.")
     if attention_mask is None:
         rule = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
-        return _operators.whole(q, k, v, rule, softcap, scaling), None
+        return _operators.whole(q, k, v, sinks, rule, softcap, scaling), None
     if not isinstance(attention_mask, Mask):
         # A model's own mask of four axes may be longer than the keys.
-        return _operators.masked(q, k, v, _fitted(attention_mask, q, k), softcap, scaling), None
+        return _operators.masked(q, k, v, sinks, _fitted(attention_mask, q, k), softcap, scaling), None
     batch, queries, keys = attention_mask.shape_of
     if (queries, keys) != (q.shape[1], k.shape[1]) or batch not in (1, q.shape[0]):
         raise NotImplementedError(
@@ -268,15 +269,15 @@ def attention(
             f"{q.shape[1]} queries and {k.shape[1]} keys; use attn_implementation='eager' or 'sdpa' for this model.")
     rule = attention_mask.rule
     if rule is not None and attention_mask.is_whole:
-        return _operators.whole(q, k, v, rule, softcap, scaling), None
+        return _operators.whole(q, k, v, sinks, rule, softcap, scaling), None
     if attention_mask.runs is not None and batch == q.shape[0]:
-        out = _operators.by_runs(q, k, v, attention_mask.runs, softcap, scaling)
+        out = _operators.by_runs(q, k, v, sinks, attention_mask.runs, softcap, scaling)
         if out is not None:
             return out, None
     with torch._C.DisableTorchFunctionSubclass():
         if rule is None:
-            return _operators.masked(q, k, v, attention_mask[:], softcap, scaling), None
-        return _operators.padded(q, k, v, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
+            return _operators.masked(q, k, v, sinks, attention_mask[:], softcap, scaling), None
+        return _operators.padded(q, k, v, sinks, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
 
 
 def _fitted(mask, q, k):
@@ -313,7 +314,7 @@ def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
     return Rule(left=sliding_window - 1, right=0)
 
 
-def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, is_causal):
+def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_window, is_causal):
     """Packed documents by their starts, as ``DataCollatorWithFlattening`` hands them over."""
     names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     for name, value in zip(names, lists):
@@ -329,7 +330,7 @@ def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, 
             rule = given.runs.rule(q.shape[0], k.shape[1])
         if rule is None:
             if given.runs is not None and torch.equal(*lists[:2]) and _tells_apart(given.runs, lists[0]):
-                out = _operators.by_runs(q, k, v, given.runs, softcap, scaling)
+                out = _operators.by_runs(q, k, v, sinks, given.runs, softcap, scaling)
                 if out is not None:
                     return out
             raise NotImplementedError(
@@ -343,7 +344,7 @@ def _documents(module, q, k, v, given, lists, scaling, softcap, sliding_window, 
                 f"A layer has a window (sliding_window={sliding_window}) and no mask that says to which sides; use "
                 "attn_implementation='eager' or 'sdpa' for this model.")
         rule = Rule(left=-1 if sliding_window is None else sliding_window - 1, right=0 if causal else -1)
-    return _operators.documents(q, k, v, *lists, rule, softcap, scaling)
+    return _operators.documents(q, k, v, sinks, *lists, rule, softcap, scaling)
 
 
 def _tells_apart(made, starts):

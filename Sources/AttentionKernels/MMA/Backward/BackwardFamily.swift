@@ -159,6 +159,7 @@ package enum BackwardFamily: KernelFamily {
       launches.append(ZeroKernel.launch(.valueGradient, problem.valueShape, problem.scalarType))
     }
     launches.append(DeltaKernel.launch(problem, inputs: inputs, clearsSums: tiling.addsQueries))
+    if let launch = SinkGradientKernel.launch(problem) { launches.append(launch) }
     let main = launches.count
     for part in parts(tiling, problem, gpu) {
       let launch = BackwardLaunch(problem, part)

@@ -16,7 +16,7 @@ from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, is_autocast, kvcache_op, needs_operator, packed_op, packs_gradients,
     varlen_op)
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import fits, forward, output_fits_parts, sequences, unit_stride
+from swift_flash_attention._torch import fits, forward, output_fits_parts, sequences, sinks_fit, unit_stride
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
@@ -62,6 +62,14 @@ def _scales(**scales):
     return [None if x is None else given.tensor(name, x).contiguous() for name, x in scales.items()]
 
 
+def _sinks(learnable_sink, s_aux, q):
+    """Attention sinks, by one of their two names."""
+    if learnable_sink is not None and s_aux is not None:
+        raise ValueError("learnable_sink and s_aux are two names of one argument; give one of them.")
+    name, sinks = ("learnable_sink", learnable_sink) if s_aux is None else ("s_aux", s_aux)
+    return sinks_fit(name, sinks, q.shape[-2], q)
+
+
 def _lengths(value, batch, device):
     """The same number for all sequences. (Not kept: a graph may come to own it, and another stream must not see it unfilled.)"""
     return torch.full((batch,), value, dtype=torch.int32, device=device)
@@ -85,10 +93,14 @@ def _is_unlike(error, *tensors):
 def flash_attn_func(
     q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
     window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
-    return_attn_probs=False,
+    return_attn_probs=False, learnable_sink=None, s_aux=None,
 ):
-    """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``)."""
-    if qv is q_descale is k_descale is v_descale is None and _are_plain(window_size, return_attn_probs):
+    """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``).
+
+    ``learnable_sink``, or ``s_aux``, as others call it: a logit ``(h,)`` of each query head that is in the softmax's denominator, and in
+    lse, and has no value.
+    """
+    if qv is q_descale is k_descale is v_descale is learnable_sink is s_aux is None and _are_plain(window_size, return_attn_probs):
         known = None
         try:
             if not (needs_operator(q, k, v) or is_autocast()):
@@ -103,18 +115,20 @@ def flash_attn_func(
     q, k, v = in_autocast_type(*_tensors("qkv", (q, k, v), 4, _WHOLE))
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
+    sinks = _sinks(learnable_sink, s_aux, q)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
         arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
         scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
-        out, lse = _kvcache(q, unit_stride(k), unit_stride(v), *arguments, *scales, True, *options, wants_lse, words=_E4M3)
+        out, lse = _kvcache(
+            q, unit_stride(k), unit_stride(v), *arguments, *scales, sinks, True, *options, wants_lse, words=_E4M3)
         return (out, lse) if wants_lse else out
     for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         if value is not None:
             raise ValueError(f"{name} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
-    if needs_operator(q, k, v):
-        out, lse = forward_op(q, k, v, *options)
+    if needs_operator(q, k, v, sinks):
+        out, lse = forward_op(q, k, v, sinks, *options)
     else:
-        out, lse = forward(q, k, v, *options, wants_lse)
+        out, lse = forward(q, k, v, *options, wants_lse, sinks=sinks)
     return (out, lse) if wants_lse else out
 
 
@@ -164,6 +178,7 @@ def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None, softmax_scale=None,
     causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED, attention_chunk=0,
     softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False,
+    learnable_sink=None, s_aux=None,
 ):
     """q ``(total_q, h, d)``, k ``(total_k, h_k, d)``, v ``(total_k, h_k, dv)``. Returns out, or (out, lse ``(h, total_q)``).
 
@@ -179,15 +194,16 @@ def flash_attn_varlen_func(
     seqused_q, seqused_k = _list("seqused_q", seqused_q, q, (batch,)), _list("seqused_k", seqused_k, q, (batch,))
     longest = _most("max_seqlen_q", max_seqlen_q), _most("max_seqlen_k", max_seqlen_k)
     scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
-    if needs_operator(q, k, v, *scales):
-        out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, *options)
+    sinks = _sinks(learnable_sink, s_aux, q)
+    if needs_operator(q, k, v, *scales, sinks):
+        out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, sinks, *options)
     else:
         causal, left, right, chunk, softcap, scale = options
         out, lse = sequences(
             q, unit_stride(k), unit_stride(v), lengths=seqused_k, query_starts=cu_seqlens_q, query_counts=seqused_q,
             longest_query=longest[0], key_starts=cu_seqlens_k, longest_key=longest[1], query_scales=scales[0],
             key_scales=scales[1], value_scales=scales[2], scale=scale, causal=causal, left=left, right=right, chunk=chunk,
-            softcap=softcap, wants_lse=wants_lse, words=VARLEN)
+            softcap=softcap, wants_lse=wants_lse, words=VARLEN, sinks=sinks)
     return (out, lse) if wants_lse else out
 
 
@@ -207,19 +223,20 @@ def _starts(name, value, like):
 
 def _kvcache(
     q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
-    new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
-    softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE,
+    new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, sinks, interleaved, causal, left, right,
+    chunk, softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE,
 ):
-    if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines):
+    if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines, sinks):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
-            new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, interleaved, causal, left, right, chunk,
-            softcap, scale, keys_per_split)
+            new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, sinks, interleaved, causal, left, right,
+            chunk, softcap, scale, keys_per_split)
     # By place: names cost a call that takes microseconds a tenth more.
     return sequences(
         q, k_cache, v_cache, lengths, batch_index, leftpad, page_table, query_starts, None, longest_query, None, None,
         k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines, interleaved,
-        positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, keys_per_split, wants_lse, False, words)
+        positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, keys_per_split, wants_lse, False, words,
+        False, sinks)
 
 
 def flash_attn_with_kvcache(
@@ -227,7 +244,7 @@ def flash_attn_with_kvcache(
     cache_batch_idx=None, cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None,
     max_seqlen_q=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, softmax_scale=None,
     causal=False, window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
-    num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False,
+    num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False, learnable_sink=None, s_aux=None,
 ):
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
 
@@ -239,7 +256,7 @@ def flash_attn_with_kvcache(
     3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     is_plain = type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse)
-    if is_plain and qv is None and (k is None) == (v is None):
+    if is_plain and qv is learnable_sink is s_aux is None and (k is None) == (v is None):
         known = None
         try:
             tensors = (q, k_cache, v_cache)
@@ -316,7 +333,7 @@ def flash_attn_with_kvcache(
     out, lse = _kvcache(
         q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
         cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale,
-        flag("rotary_interleaved", rotary_interleaved), *options, wants_lse, _keys_per_split(num_splits, capacity))
+        _sinks(learnable_sink, s_aux, q), flag("rotary_interleaved", rotary_interleaved), *options, wants_lse, _keys_per_split(num_splits, capacity))
     if not wants_lse:
         return out
     return out, lse, *_no_parts(q)
@@ -393,9 +410,11 @@ def _new_keys(
     return k, v, rotary_cos, rotary_sin, rotary_seqlens
 
 
-def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
+def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None, learnable_sink=None, s_aux=None):
     """out_partial ``(S, b, s, h, d)`` float32, lse_partial ``(S, b, s, h)``, -inf (or +inf, as FlashAttention 2 has it) where a part has
-    no keys for a query. Returns out ``(b, s, h, d)`` and lse ``(b, s, h)``."""
+    no keys for a query. Returns out ``(b, s, h, d)`` and lse ``(b, s, h)``.
+
+    Sinks (``learnable_sink`` or ``s_aux``, ``(h,)``) belong here, once, and not into what makes the parts."""
     out_partial = given.tensor("out_partial", out_partial, 5, "[parts, batch, tokens, heads, dimension]")
     lse_partial = given.tensor("lse_partial", lse_partial, 4, "[parts, batch, tokens, heads]")
     shape = tuple(out_partial.shape[1:])
@@ -416,7 +435,8 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{'out' if out is not None else 'out_dtype'} is {dtype}; it must be float32, float16 or bfloat16.")
     needs_operator(out_partial)
-    result, lse = combine_op(out_partial, lse_partial, dtype)
+    sinks = _sinks(learnable_sink, s_aux, out_partial)
+    result, lse = combine_op(out_partial, lse_partial, dtype, None if sinks is None else sinks.detach())
     return (result if out is None else out.copy_(result)), lse
 
 
