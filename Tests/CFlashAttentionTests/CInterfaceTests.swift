@@ -57,10 +57,57 @@ import Testing
       keys: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: k),
       values: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: v), mask: .causal, device: .cpu)
     #expect(o == expected.output.floats && lse == expected.logSumExp)
+    let isRight = try q.withUnsafeMutableBufferPointer { q in
+      try k.withUnsafeMutableBufferPointer { k in
+        try v.withUnsafeMutableBufferPointer { v in
+          try o.withUnsafeMutableBufferPointer { o in
+            (p.q, p.k, p.v) = (
+              tensor(q.baseAddress, 5, 4, 16), tensor(k.baseAddress, 9, 2, 16), tensor(v.baseAddress, 9, 2, 16)
+            )
+            (p.o, p.log_sum_exp) = (tensor(o.baseAddress, 5, 4, 16), nil)
+            return try hasSinksOfSwift(&p, o) {
+              try attention(
+                queries: try Tensor(shape: shape(5, 4), layout: .bnhd, scalars: Array(q)),
+                keys: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: Array(k)),
+                values: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: Array(v)), mask: .causal, sinks: $0,
+                device: .cpu)
+            }
+          }
+        }
+      }
+    }
+    #expect(isRight)
+    (p.scores.sinks, p.scores.sink_type) = (nil, 0)
     var text = [CChar](repeating: 1, count: 40)
     #expect(fa_forward_describe(&p, &text, 40) == FA_OK)
     #expect(text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }.hasPrefix("CPU, ") && text[39] == 0)
     #expect(fa_forward_prepare(&p) == FA_OK)
+  }
+
+  /// Sinks of each type that they have, and words for those that are none.
+  private func hasSinksOfSwift(
+    _ p: inout fa_forward_params, _ o: UnsafeMutableBufferPointer<Float>, _ expected: ([Float]) throws -> Tensor
+  ) throws -> Bool {
+    let sinks: [Float] = [0.5, -.infinity, 3, 1000]
+    let right = try expected(sinks).floats
+    let (halves, brains) = (sinks.map { Float16($0).bitPattern }, sinks.map { BFloat16($0).bitPattern })
+    var all = true
+    for (type, bytes) in [
+      (FA_F32, sinks.withUnsafeBytes { Array($0) }), (FA_F16, halves.withUnsafeBytes { Array($0) }),
+      (FA_BF16, brains.withUnsafeBytes { Array($0) }),
+    ] {
+      bytes.withUnsafeBytes {
+        (p.scores.sinks, p.scores.sink_type) = ($0.baseAddress, Int32(type))
+        all = all && fa_forward(&p) == FA_OK
+      }
+      all = all && zip(o, right).allSatisfy { ($0 - $1).magnitude < 1e-6 }
+    }
+    sinks.withUnsafeBytes {
+      (p.scores.sinks, p.scores.sink_type) = ($0.baseAddress, Int32(FA_E4M3))
+      all = all && fa_forward(&p) == FA_INVALID && lastError.hasPrefix("Sinks are FA_E4M3")
+    }
+    p.scores.sinks = nil
+    return all && fa_forward(&p) == FA_INVALID && lastError.hasPrefix("sink_type is given and sinks is NULL")
   }
 
   /// A cache, to which keys are appended; then the same over the keys without a cache.
@@ -323,7 +370,7 @@ import Testing
       var f = fa_forward_params()
       fill(
         &f,
-        keep: pointers(fa_forward_params.self, [\.log_sum_exp, \.stream], [\.q, \.k, \.v, \.o]))
+        keep: pointers(fa_forward_params.self, [\.log_sum_exp, \.stream, \.scores.sinks], [\.q, \.k, \.v, \.o]))
       f.size = MemoryLayout<fa_forward_params>.size
       #expect((0...2).contains(fa_forward(&f)))
       var s = fa_sequences_params()
@@ -335,12 +382,12 @@ import Testing
             \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
             \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines,
             \.sines,
-            \.workspace, \.stream, \.counters,
+            \.workspace, \.stream, \.counters, \.scores.sinks,
           ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
       s.size = MemoryLayout<fa_sequences_params>.size
       #expect((0...2).contains(fa_sequences(&s)))
       var c = fa_combine_params()
-      fill(&c, keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream], [\.partials, \.o]))
+      fill(&c, keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream, \.sinks], [\.partials, \.o]))
       c.size = MemoryLayout<fa_combine_params>.size
       #expect((0...2).contains(fa_combine(&c)))
     }

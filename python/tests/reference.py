@@ -37,10 +37,11 @@ def visible(n, s, causal, window, chunk, device):
     return see
 
 
-def attention(q, k, v, *, causal=False, window=(-1, -1), chunk=0, softcap=0.0, scale=None, plain=None):
+def attention(q, k, v, *, causal=False, window=(-1, -1), chunk=0, softcap=0.0, scale=None, sinks=None, plain=None):
     """q ``[n, h, d]``, k ``[s, h_k, d]``, v ``[s, h_k, dv]``; returns out ``[n, h, dv]`` and lse ``[h, n]``.
 
     Args:
+        sinks: ``[h]``, a key of every query that has no value.
         plain: The type that a plain computation rounds weights and results to; None for float64.
     """
     work = torch.float64 if plain is None else torch.float32
@@ -51,8 +52,11 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), chunk=0, softcap=0.0, s
         scores = softcap * torch.tanh(scores / softcap)
     see = visible(q.shape[0], k.shape[0], causal, window, chunk, q.device)
     scores = scores.masked_fill(~see, -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(work)[:, None, None].expand(*scores.shape[:2], 1)], -1)
+        v = torch.cat([v, torch.zeros_like(v[:1]) if len(v) else v.new_zeros((1, *v.shape[1:]))])
     lse = torch.logsumexp(scores, dim=-1)
-    top = scores.amax(-1, keepdim=True) if k.shape[0] else scores.new_zeros((*scores.shape[:2], 1))
+    top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros((*scores.shape[:2], 1))
     weights = torch.exp(scores - torch.where(top == -math.inf, torch.zeros_like(top), top))
     total = weights.sum(-1, keepdim=True)
     if plain is not None:

@@ -48,12 +48,12 @@ def test_compiled_calls_change_the_cache(device):
 def test_operators_are_what_they_say(device):
     q, k, v = inputs(device)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(own.forward_op, (q, k, v, True, -1, -1, 0, 0.0, None), test_utils=checks)
+    torch.library.opcheck(own.forward_op, (q, k, v, None, True, -1, -1, 0, 0.0, None), test_utils=checks)
     new = torch.randn(2, 1, 2, 64, dtype=torch.float16, device=device)
     lengths = torch.tensor([20, 49], dtype=torch.int32, device=device)
     torch.library.opcheck(
         own.append_op,
-        (q, k, v, new, new, None, None, lengths, None, None, None, None, None, None, None, None, None, None, True, True, -1,
+        (q, k, v, new, new, None, None, lengths, *[None] * 11, True, True, -1,
          -1, 0, 0.0, None), test_utils=checks)
 
 

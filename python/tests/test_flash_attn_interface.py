@@ -34,13 +34,13 @@ def test_arguments_and_defaults():
     assert list(own) == (
         "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad page_table cu_seqlens_q "
         "cu_seqlens_k_new max_seqlen_q rotary_seqlens q_descale k_descale v_descale softmax_scale causal window_size "
-        "attention_chunk softcap rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse"
+        "attention_chunk softcap rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse learnable_sink s_aux"
     ).split()
     assert own["rotary_interleaved"] is True and own["num_splits"] == 0 and own["window_size"] == (-1, -1)
     own = signature(flash_attn_func)
     assert list(own) == (
         "q k v softmax_scale causal qv q_descale k_descale v_descale window_size attention_chunk softcap num_splits pack_gqa "
-        "deterministic sm_margin return_attn_probs"
+        "deterministic sm_margin return_attn_probs learnable_sink s_aux"
     ).split()
     assert own["num_splits"] == 1
     assert list(signature(flash_attn_varlen_func))[:9] == (
@@ -296,6 +296,64 @@ def test_combine(device):
     assert half.dtype == torch.bfloat16 and torch.allclose(half.double(), expected, atol=2e-2)
     odd, _ = flash_attn_combine(outs[..., :33].contiguous(), lses)
     assert torch.allclose(odd.double(), expected[..., :33], atol=1e-6)
+
+
+@pytest.mark.parametrize("of_sinks", [torch.float32, torch.float16, torch.bfloat16])
+def test_sinks(device, of_sinks):
+    """In every function, each kind of sink: usual ones, one that is none, one that counts for all, and rows without keys."""
+    dtype = types(device)[0]
+    heads, group, d = 2, 4, 64
+    sinks = torch.tensor([0.5, -3, 4, -math.inf, 2.25, 1000, -200, 1], device=device).to(of_sinks)
+    q = torch.randn(2, 70, heads * group, d, dtype=dtype, device=device)
+    k, v = (torch.randn(2, 50, heads, d, dtype=dtype, device=device) for _ in range(2))
+
+    def judge(out, lse, q, k, v, **options):
+        exact = attention(q, k, v, sinks=sinks, **options)
+        check(out, exact[0], attention(q, k, v, sinks=sinks, plain=dtype, **options)[0], dtype)
+        check_lse(lse, exact[1])
+
+    for options in ({"causal": True}, {"softcap": 4.0}):
+        for name in ("learnable_sink", "s_aux"):
+            out, lse = flash_attn_func(q, k, v, return_attn_probs=True, **{name: sinks}, **options)
+            for b in range(2):
+                judge(out[b], lse[b], q[b], k[b], v[b], **options)
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    cu_q, cu_k = starts([70, 70], device), starts([50, 50], device)
+    out, lse = flash_attn_varlen_func(*flat, cu_q, cu_k, 70, 50, causal=True, s_aux=sinks, return_attn_probs=True)
+    for b in range(2):
+        a, c = slice(70 * b, 70 * b + 70), slice(50 * b, 50 * b + 50)
+        judge(out[a], lse[:, a], flat[0][a], flat[1][c], flat[2][c], causal=True)
+    for queries in (1, 3):
+        for splits in (0, 4):
+            out, lse, *_ = flash_attn_with_kvcache(
+                q[:, :queries], k, v, cache_seqlens=int32([0, 37], device), causal=True, num_splits=splits, return_softmax_lse=True,
+                learnable_sink=sinks)
+            for b, n in enumerate((0, 37)):
+                judge(out[b], lse[b], q[b, :queries], k[b, :n], v[b, :n], causal=True)
+    # Parts have none; what puts them together counts them once.
+    parts = [flash_attn_func(q, k[:, part], v[:, part], return_attn_probs=True) for part in (slice(0, 20), slice(20, 50))]
+    out, lse = flash_attn_combine(
+        torch.stack([x.float() for x, _ in parts]), torch.stack([x.transpose(1, 2) for _, x in parts]), out_dtype=dtype, s_aux=sinks)
+    for b in range(2):
+        exact = attention(q[b], k[b], v[b], sinks=sinks)
+        assert torch.allclose(out[b].double(), exact[0], atol=1e-2, rtol=2e-2) and torch.allclose(lse[b].T.double(), exact[1], atol=1e-4)
+
+
+def test_sinks_that_cannot_be(device):
+    q = torch.randn(1, 2, 4, 64, dtype=torch.float16, device=device)
+    sinks = torch.zeros(4, device=device)
+    for wrong, words in (
+        (sinks[:3], r"s_aux has the shape \(3,\); \(4,\) is needed"), (sinks.double(), "s_aux is torch.float64; it must be float32"),
+        ([0.0] * 4, "s_aux is a list; it must be a torch.Tensor"),
+    ):
+        for function in (
+            lambda: flash_attn_func(q, q, q, s_aux=wrong), lambda: flash_attn_with_kvcache(q, q, q, s_aux=wrong),
+            lambda: flash_attn_varlen_func(q[0], q[0], q[0], starts([2], device), starts([2], device), 2, 2, s_aux=wrong),
+        ):
+            with pytest.raises((ValueError, TypeError), match=words):
+                function()
+    with pytest.raises(ValueError, match="two names of one argument"):
+        flash_attn_func(q, q, q, s_aux=sinks, learnable_sink=sinks)
 
 
 def test_what_is_not_supported_is_named(device):
