@@ -340,6 +340,7 @@ extension AttentionProblem: CustomStringConvertible {
     let new = newKeys.map { " and \($0.count) new" } ?? ""
     let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
     return "batch \(batch), heads \(heads), \(count) \(keys)\(new), dimension \(dimension)\(values), \(types), \(mask)"
-      + (softcap.map { ", softcap \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks") + (leavesParts ? ", \(parts) parts" : "")
+      + (softcap.map { ", softcap \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks")
+      + (leavesParts ? ", \(parts) parts" : "")
   }
 }

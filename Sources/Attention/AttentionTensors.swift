@@ -314,7 +314,8 @@ extension CacheEntries where Memory == HostMemory {
   func checkSinks(_ problem: AttentionProblem) throws(AttentionError) {
     guard let sinks, let type = problem.sinkType else { return }
     if type != .f32 {
-      throw .unsupported("The sinks of the problem are \(type); in the host's memory they are f32: set sinkType to .f32.")
+      throw .unsupported(
+        "The sinks of the problem are \(type); in the host's memory they are f32: set sinkType to .f32.")
     }
     if sinks.count != problem.queryHeads {
       throw .unsupported("There are \(sinks.count) sinks and \(problem.queryHeads) query heads; give one for each.")

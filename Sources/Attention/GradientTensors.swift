@@ -124,7 +124,8 @@ extension GradientTensors where Memory == HostMemory {
     }
     if let sinkGradient, sinkGradient.count != problem.queryHeads {
       throw .unsupported(
-        "The gradient of sinks has room for \(sinkGradient.count) numbers; there are \(problem.queryHeads) query heads.")
+        "The gradient of sinks has room for \(sinkGradient.count) numbers; there are \(problem.queryHeads) query heads."
+      )
     }
     try checkPresence(problem)
     try entries.checkSinks(problem)

@@ -10,7 +10,8 @@ package enum AttentionCheck {
     _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
-      ReferenceAttention.head(head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
+      ReferenceAttention.head(
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
     }
   }
 

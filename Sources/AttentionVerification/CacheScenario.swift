@@ -308,7 +308,9 @@ package struct CacheScenario: Sendable {
     return k.withView { k in
       v.withView { v in
         var results = [
-          exact.withView { ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks) },
+          exact.withView {
+            ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks)
+          },
           rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks) },
         ]
         if hasCutSums {

@@ -26,9 +26,10 @@ package struct Comparison: Sendable {
   ///   - other: another plain computation, with its sums made in another way; the worse of the two is the yardstick, so
   ///     that it depends less on luck where there are few values.
   ///   - reference: the 64-bit computation.
+  ///   - slack: what is allowed beside.
   package init(
     actual: [Double], expected: [Double]? = nil, plain: [Double], other: [Double]? = nil, reference: [Double],
-    type: ScalarType
+    type: ScalarType, slack: Double = 0
   ) {
     let expected = expected ?? reference
     precondition([expected.count, plain.count, reference.count].allSatisfy { $0 == actual.count })
@@ -41,7 +42,7 @@ package struct Comparison: Sendable {
     }
     let count = Double(max(reference.count, 1))
     meanError /= count
-    let halfUlp = type.ulp(of: largest) / 2
+    let halfUlp = type.ulp(of: largest) / 2 + slack
     let yardsticks = [plain, other ?? plain].map { values in
       // Where the plain computation itself breaks down, it is no excuse for the result.
       let errors = zip(values, reference).map { Self.distance($0, $1) }.filter(\.isFinite)

@@ -10,6 +10,9 @@ package import Attention
 /// n_k, d_v]`, `sinks` `[h_q]` (zeros where there are none).
 package struct GradientValues: Sendable {
   package var queries, keys, values, sinks: [Double]
+  /// What the terms of a sink's gradient amount to, each number of dO and O by its magnitude, `[h_q]`: rounding the output moves the
+  /// gradient by a part of that.
+  package var sinkMagnitudes: [Double]
 
   /// Room for those of a problem, all zero.
   package init(for problem: AttentionProblem) {
@@ -17,6 +20,7 @@ package struct GradientValues: Sendable {
     keys = .init(repeating: 0, count: problem.keyShape.elementCount)
     values = .init(repeating: 0, count: problem.valueShape.elementCount)
     sinks = .init(repeating: 0, count: problem.queryHeads)
+    sinkMagnitudes = sinks
   }
 
   /// Copies what was computed for one key/value head to its place.
@@ -28,20 +32,24 @@ package struct GradientValues: Sendable {
     put(group.queries, &queries)
     put(group.keys, &keys)
     put(group.values, &values)
-    for (member, part) in group.sinks.enumerated() { sinks[keyValueHead * problem.groupSize + member] += part }
+    for (member, part) in group.sinks.enumerated() {
+      sinks[keyValueHead * problem.groupSize + member] += part
+      sinkMagnitudes[keyValueHead * problem.groupSize + member] += group.sinkMagnitudes[member]
+    }
   }
 }
 
 /// The gradients that belong to one key/value head: `queries` `[group, n_q, d]`, `keys` `[n_k, d]`, `values` `[n_k, d_v]`,
 /// `sinks` `[group]`.
 package struct GroupGradients: Sendable {
-  package var queries, keys, values, sinks: [Double]
+  package var queries, keys, values, sinks, sinkMagnitudes: [Double]
 
   init(_ problem: AttentionProblem) {
     queries = .init(repeating: 0, count: problem.groupSize * problem.queries * problem.dimension)
     keys = .init(repeating: 0, count: problem.keys * problem.dimension)
     values = .init(repeating: 0, count: problem.keys * problem.valueDimension)
     sinks = .init(repeating: 0, count: problem.groupSize)
+    sinkMagnitudes = sinks
   }
 }
 
@@ -92,7 +100,10 @@ package enum ReferenceGradients {
           inputs.logSumExpGradient?[(batch * problem.queryHeads + head) * problem.queries + i] ?? 0)
         if visible.isEmpty {
           // All of the denominator.
-          if sink != -.infinity { result.sinks[member] += ofLogSumExp }
+          if sink != -.infinity {
+            result.sinks[member] += ofLogSumExp
+            result.sinkMagnitudes[member] += ofLogSumExp.magnitude
+          }
           continue
         }
         var largest = sink
@@ -124,6 +135,12 @@ package enum ReferenceGradients {
           mean += weights[j] * product
         }
         result.sinks[member] += ofSink / sum * (ofLogSumExp - mean)
+        if ofSink > 0 {
+          let terms = (0..<dv).reduce(ofLogSumExp.magnitude) { all, c in
+            all + (given[i * dv + c] * visible.reduce(0) { $0 + weights[$1] * v[$1 * dv + c] }).magnitude
+          }
+          result.sinkMagnitudes[member] += ofSink / sum * terms
+        }
         let row = (member * problem.queries + i) * d
         for j in visible {
           let ofScore = weights[j] * (weightGradients[j] - mean + ofLogSumExp) * slopes[j]

@@ -22,8 +22,16 @@ extension VerificationCase {
     var logSumExp = [Float](repeating: .nan, count: problem.logSumExpCount)
     let statistics = try GPUBuffer(byteCount: logSumExp.count * 4, on: gpu)
     try statistics.fill(0xff)
+    let sinks = try problem.exampleSinks.map { (sinks) throws(AttentionError) in
+      let buffer = try GPUBuffer(byteCount: sinks.count * 4, on: gpu)
+      try sinks.withUnsafeBytes { (bytes) throws(AttentionError) in try buffer.copy(from: bytes) }
+      return buffer
+    }
+    defer { withExtendedLifetime(sinks) {} }
     try plan.launch(
-      AttentionTensors(queries: q, keys: k, values: v, output: o, logSumExp: statistics.address))
+      AttentionTensors(
+        queries: q, keys: k, values: v, output: o, logSumExp: statistics.address,
+        entries: CacheEntries(sinks: sinks?.address)))
     try tensors.output.withBytes { (bytes) throws(AttentionError) in try buffers[3].copy(to: bytes) }
     try logSumExp.withUnsafeMutableBufferPointer { (floats) throws(AttentionError) in
       try statistics.copy(to: UnsafeMutableRawBufferPointer(floats))

@@ -73,7 +73,9 @@ private struct Sink {
   init(_ sink: Float, _ logSumExp2: Double) {
     let sink = Double(sink) * 1.4426950408889634
     // Beside nothing, a sink of -inf is nothing, too.
-    if logSumExp2 == -.infinity { (ratio, self.logSumExp2) = (1, sink) } else {
+    if logSumExp2 == -.infinity {
+      (ratio, self.logSumExp2) = (1, sink)
+    } else {
       ratio = 1 + exp2(sink - logSumExp2)
       let (larger, smaller) = (max(sink, logSumExp2), min(sink, logSumExp2))
       self.logSumExp2 = sink == -.infinity ? logSumExp2 : larger + log2(1 + exp2(smaller - larger))

@@ -77,7 +77,8 @@ extension AttentionPlan {
         try queries.withView { (q) throws(AttentionError) in
           try keys.withView { (k) throws(AttentionError) in
             try values.withView { (v) throws(AttentionError) in
-              try run(queries: q, keys: k, values: v, output: destination, logSumExp: statistics,
+              try run(
+                queries: q, keys: k, values: v, output: destination, logSumExp: statistics,
                 entries: CacheEntries(sinks: sinks))
             }
           }

@@ -142,6 +142,8 @@ public struct AttentionGradients: Sendable {
   public let keys: Tensor
   /// dV, `[B, H_kv, N_k, D_v]`, summed in the same way.
   public let values: Tensor
+  /// Of the sinks, `[H_q]`; nil where there are none.
+  public let sinks: [Float]?
 }
 
 extension GradientPlan {
@@ -151,12 +153,14 @@ extension GradientPlan {
   ///   - result: what the forward pass gave for the same inputs.
   ///   - outputGradient: dO, of the output's shape and type.
   ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
+  ///   - sinks: `[H_q]`, those of the forward pass, where the problem has some.
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for.
   public func gradients(
     of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
-    logSumExpGradient: [Float]? = nil
+    logSumExpGradient: [Float]? = nil, sinks: [Float]? = nil
   ) throws(AttentionError) -> AttentionGradients {
     var (logSumExp, ofLogSumExp) = (result.logSumExp, logSumExpGradient ?? [])
+    var ofSinks = [Float](repeating: 0, count: sinks == nil ? 0 : problem.queryHeads)
     let read = [queries, keys, values, result.output, outputGradient]
     var made: [Tensor] = []
     try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
@@ -165,16 +169,20 @@ extension GradientPlan {
           made = try tensors(
             [problem.queryShape, problem.keyShape, problem.valueShape], queries.layout
           ) { (written) throws(AttentionError) in
-            try run(
-              GradientTensors<HostMemory>(
-                queries: views[0], keys: views[1], values: views[2], output: views[3], logSumExp: logSumExp,
-                outputGradient: views[4], logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp,
-                queryGradient: written[0], keyGradient: written[1], valueGradient: written[2]))
+            try ofSinks.withUnsafeMutableBufferPointer { (ofSinks) throws(AttentionError) in
+              try run(
+                GradientTensors<HostMemory>(
+                  queries: views[0], keys: views[1], values: views[2], output: views[3], logSumExp: logSumExp,
+                  outputGradient: views[4], logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp,
+                  queryGradient: written[0], keyGradient: written[1], valueGradient: written[2],
+                  sinkGradient: sinks == nil ? nil : ofSinks, entries: CacheEntries(sinks: sinks)))
+            }
           }
         }
       }
     }
-    return AttentionGradients(queries: made[0], keys: made[1], values: made[2])
+    return AttentionGradients(
+      queries: made[0], keys: made[1], values: made[2], sinks: sinks == nil ? nil : ofSinks)
   }
 
   private func withViews(
@@ -210,18 +218,19 @@ extension GradientPlan {
 ///     let gradients = try attentionGradients(of: result, queries: q, keys: k, values: v, outputGradient: dO, mask: .causal)
 ///
 /// - Parameters:
-///   - result: what the forward pass gave for the same inputs, mask, scale and softcap.
+///   - result: what the forward pass gave for the same inputs, mask, scale, softcap and sinks.
 ///   - outputGradient: dO, of the output's shape and type.
 ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
 /// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
 public func attentionGradients(
   of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
   logSumExpGradient: [Float]? = nil, mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil,
-  device: Device = .auto
+  sinks: [Float]? = nil, device: Device = .auto
 ) throws(AttentionError) -> AttentionGradients {
-  let problem = try AttentionProblem(
+  var problem = try AttentionProblem(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
+  problem.sinkType = sinks == nil ? nil : .f32
   return try GradientPlan(problem, device: device).gradients(
     of: result, queries: queries, keys: keys, values: values, outputGradient: outputGradient,
-    logSumExpGradient: logSumExpGradient)
+    logSumExpGradient: logSumExpGradient, sinks: sinks)
 }

@@ -27,7 +27,8 @@ public enum PartialResults {
     try check(problem, hasSinks: sinks != nil)
     if let sinks, problem.sinkType != .f32 || sinks.count != problem.heads {
       throw .unsupported(
-        "There are \(sinks.count) sinks in the host's memory; they must be f32, as sinkType says, and \(problem.heads).")
+        "There are \(sinks.count) sinks in the host's memory; they must be f32, as sinkType says, and \(problem.heads)."
+      )
     }
     if partials.count != problem.parts {
       throw .cacheEntries("partial results", count: partials.count, batch: problem.parts)
@@ -112,7 +113,8 @@ public enum PartialResults {
       problem, partials: partials, partStride: partStride, logSumExps: logSumExps, output: output,
       logSumExp: logSumExp ?? 0, sinks: sinks ?? 0)
     try gpu.reporting { () throws(CUDAError) in
-      let kernel = try gpu.load(PartialResultsKernel(output: problem.outputType, sinkType: problem.sinkType), sharedByteCount: 0)
+      let kernel = try gpu.load(
+        PartialResultsKernel(output: problem.outputType, sinkType: problem.sinkType), sharedByteCount: 0)
       let arguments = launch.arguments
       try gpu.context.use { () throws(CUDAError) in
         try withUnsafeTemporaryAllocation(byteCount: arguments.byteCount, alignment: 8) { (buffer) throws(CUDAError) in

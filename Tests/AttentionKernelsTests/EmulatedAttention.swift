@@ -133,7 +133,8 @@ struct EmulatedAttention {
           for b in 0..<problem.batch {
             for h in 0..<problem.queryHeads {
               reference.set(
-                ReferenceAttention.head(h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks),
+                ReferenceAttention.head(
+                  h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks),
                 batch: b, head: h, of: problem)
               plain.set(
                 PlainAttention.head(

@@ -113,11 +113,13 @@ import Testing
   /// Parts that the caller puts together have none; a type that sinks have not is refused.
   @Test func refusesByName() throws {
     var problem = try AttentionProblem(
-      batch: 1, queries: 1, queryHeads: 4, keyValueHeads: 1, dimension: 64, keys: .contiguous(sequences: 1, capacity: 64),
+      batch: 1, queries: 1, queryHeads: 4, keyValueHeads: 1, dimension: 64,
+      keys: .contiguous(sequences: 1, capacity: 64),
       scalarType: .bf16, mask: .causal, keysPerSplit: 64, leavesParts: true)
     problem.sinkType = .f32
-    #expect(throws: AttentionError.unsupported(
-      "Partial results are without sinks; give the sinks to what puts the parts together.")
+    #expect(
+      throws: AttentionError.unsupported(
+        "Partial results are without sinks; give the sinks to what puts the parts together.")
     ) { try problem.checkSinks() }
     var other = try AttentionKernelsTests.problem()
     other.sinkType = .e4m3

@@ -61,7 +61,8 @@ import Testing
     func loss() throws -> Double {
       let all = try tensors()
       let values = all[0].withView { q in
-        all[1].withView { k in all[2].withView { 
+        all[1].withView { k in
+          all[2].withView {
             ReferenceAttention.compute(
               problem, queries: q, keys: k, values: $0, sinks: clause.hasSinks ? inputs[3] : nil)
           }

@@ -387,7 +387,9 @@ import Testing
       s.size = MemoryLayout<fa_sequences_params>.size
       #expect((0...2).contains(fa_sequences(&s)))
       var c = fa_combine_params()
-      fill(&c, keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream, \.sinks], [\.partials, \.o]))
+      fill(
+        &c,
+        keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream, \.sinks], [\.partials, \.o]))
       c.size = MemoryLayout<fa_combine_params>.size
       #expect((0...2).contains(fa_combine(&c)))
     }

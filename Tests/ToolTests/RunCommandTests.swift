@@ -47,6 +47,39 @@ import Testing
     }
   }
 
+  /// Sinks of a file: in the result, in the comparison, and with a gradient of their own.
+  @Test func sinksOfAFileCount() throws {
+    let (input, output) = (path("input.safetensors"), path("output.safetensors"))
+    let shape = "--batch 1 --query-heads 4 --kv-heads 2 --queries 9 --keys 13 --dim 16 --layout bnhd --seed 5"
+    #expect(try CommandLineTool.run("generate \(shape) -o \(input)").code == 0)
+    let file = try SafetensorsFile(path: input)
+    let all = try file.names.map { ($0, try file.array($0)) }
+    let tensors = try ["q", "k", "v"].map { try #require(try file.array($0).tensor(layout: .bnhd)) }
+    let sinks: [Float] = [0.5, -2, 3, 1]
+    let given = try Tensor(shape: tensors[0].shape, scalarType: .f32, layout: .bnhd) {
+      Float(($2 + $3) % 3) - Float($1)
+    }
+    let forward = try attentionWithLogSumExp(
+      queries: tensors[0], keys: tensors[1], values: tensors[2], mask: .causal, sinks: sinks)
+    try SafetensorsFile.write(
+      all + [
+        ("sinks", try StoredArray(extents: [4], floats: sinks)), ("dout", StoredArray(given)),
+        ("right", StoredArray(forward.output)),
+      ], metadata: file.metadata, to: input)
+    let result = try CommandLineTool.run("run \(input) --causal --compare right --gradients dout -o \(output)")
+    #expect(result.code == 0 && result.output.contains(", sinks"), "\(result.errors)")
+    let expected = try attentionGradients(
+      of: forward, queries: tensors[0], keys: tensors[1], values: tensors[2], outputGradient: given, mask: .causal,
+      sinks: sinks)
+    let written = try SafetensorsFile(path: output)
+    #expect(try written.array("output").floats == StoredArray(forward.output).floats)
+    #expect(try written.array("dsinks").floats == expected.sinks)
+    try SafetensorsFile.write(
+      all + [("sinks", try StoredArray(extents: [3], floats: [1, 2, 3]))], metadata: file.metadata, to: input)
+    let refused = try CommandLineTool.run("run \(input)")
+    #expect(refused.code != 0 && refused.errors.contains("one number for each of 4 query heads"), "\(refused.errors)")
+  }
+
   /// The main job, on real activations, in every type.
   @Test(arguments: ["f32", "f16", "bf16"], ["", "--causal"])
   func theExamplePasses(type: String, mask: String) throws {

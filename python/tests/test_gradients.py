@@ -62,6 +62,10 @@ def check(function, reference, tensors, weights, of_lse=None):
         allowed = 2 * (c.double() - b).abs().max() + 2 * ((near + 0.3).to(a.dtype).double() - 0.3 - near).abs().max()
         # What is saved of a row's sum has 24 bits.
         allowed += 1e-5 if a.dtype == torch.float32 else 1e-6
+        if name == "sinks":
+            # Few, and sums of terms that nearly cancel: what rounding the output moves them by at most.
+            out = reference(*(x.detach().double() for x in tensors))[0]
+            allowed += torch.finfo(tensors[0].dtype).eps / 2 * (weights.abs() * out.abs()).sum((0, 1, 3)).max()
         assert (a.double() - b).abs().max() <= allowed, f"d{name}: {(a.double() - b).abs().max()} of {allowed}"
     return own
 

@@ -50,7 +50,7 @@ struct CacheRun {
       cache = .paged(pages: shape.batch, pageSize: shape.length, pagesPerSequence: extents[1])
     }
     let padding = try list("left_padding")
-    problem = try AttentionProblem(
+    var problem = try AttentionProblem(
       batch: queries.shape.batch, queries: queries.shape.length, queryHeads: queries.shape.heads,
       keyValueHeads: shape.heads, dimension: queries.shape.dimension, valueDimension: values.shape.dimension,
       keys: cache,
@@ -58,7 +58,10 @@ struct CacheRun {
       scale: options.scale, softcap: options.softcap)
     entries = CacheEntries(
       lengths: try list("cache_lengths"), batchIndex: try list("batch_index"), leftPadding: padding, pageTable: table,
-      keyScales: try scales("k_scale"), valueScales: try scales("v_scale"))
+      keyScales: try scales("k_scale"), valueScales: try scales("v_scale"),
+      sinks: try RunCommand.sinks(file, path: path, heads: queries.shape.heads))
+    problem.sinkType = entries.sinks == nil ? nil : .f32
+    self.problem = problem
   }
 
   /// Computes, and prints how.
@@ -109,7 +112,8 @@ struct CacheRun {
       q.withView { q in
         k.withView { k in
           v.withView { v in
-            let yardstick = Yardstick(one, queries: q, keys: k, values: v, sums: isOnGPU ? .cut : nil)
+            let yardstick = Yardstick(
+              one, queries: q, keys: k, values: v, sums: isOnGPU ? .cut : nil, sinks: entries.sinks)
             func numbers(_ values: AttentionValues?) -> [Double] {
               values.map { isLogSumExp ? $0.logSumExp : $0.output } ?? []
             }

@@ -20,9 +20,11 @@ struct RunCommand: ParsableCommand {
       With a `page_table` (int32, a row of pages for each sequence), they are pages: with --layout bnhd [pages, page size, \
       heads, dimension].
 
+      Where it has a tensor `sinks` (a number for each query head), these are attention sinks.
+
       Writes `output` and `lse` (log-sum-exp, natural logarithm) to a .safetensors file; to a .npy file, the output, \
-      and the log-sum-exp beside it with -lse before the .npy. With --gradients, `dq`, `dk` and `dv` are written to the \
-      .safetensors file, too.
+      and the log-sum-exp beside it with -lse before the .npy. With --gradients, `dq`, `dk` and `dv` (and `dsinks`) are written \
+      to the .safetensors file, too.
       """)
 
   @Argument(help: "A .safetensors file.")
@@ -126,9 +128,11 @@ struct RunCommand: ParsableCommand {
         try inputs.keys.converted(to: dtype ?? inputs.keys.scalarType),
         try inputs.values.converted(to: dtype ?? inputs.values.scalarType)
       )
-      let problem = try AttentionProblem(
+      var problem = try AttentionProblem(
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
         softcap: options.softcap)
+      let sinks = try container.flatMap { try Self.sinks($0, path: file!, heads: problem.queryHeads) }
+      problem.sinkType = sinks == nil ? nil : .f32
       let plan = try AttentionPlan(problem, device: device)
       let expected = try readExpected(of: problem.outputShape, layout)
       var progress = Progress()
@@ -136,25 +140,31 @@ struct RunCommand: ParsableCommand {
       defer { progress.clear() }
 
       var result: AttentionResult?
-      var times = [try elapsedSeconds { result = try plan.run(queries: queries, keys: keys, values: values) }]
+      var times = [
+        try elapsedSeconds { result = try plan.run(queries: queries, keys: keys, values: values, sinks: sinks) }
+      ]
       // Short runs are repeated, so that the time means something.
       while times.reduce(0, +) < 0.2 && times.count < 20 {
-        times.append(try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values) })
+        times.append(
+          try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values, sinks: sinks) })
       }
       let made = try gradients.map { name in
         try RunGradients(container!, path: file!, name, layout, problem).compute(
-          of: result!, queries: queries, keys: keys, values: values, plan)
+          of: result!, queries: queries, keys: keys, values: values, sinks: sinks, plan)
       }
       progress.clear()
       if let output {
         try write(
           result!, batch: problem.batch, heads: problem.queryHeads, to: output,
-          beside: made.map { [("dq", $0.queries), ("dk", $0.keys), ("dv", $0.values)] } ?? [])
+          beside: try made.map {
+            [("dq", StoredArray($0.queries)), ("dk", StoredArray($0.keys)), ("dv", StoredArray($0.values))]
+              + (try $0.sinks.map { [("dsinks", try StoredArray(extents: [$0.count], floats: $0))] } ?? [])
+          } ?? [])
       }
       report(plan, times)
       guard let expected else { return true }
       progress.show("run: comparing with the 64-bit reference", isSure: true)
-      return try compare(result!, with: expected, problem, layout, inputs, isOnGPU: plan.gpu != nil)
+      return try compare(result!, with: expected, problem, layout, inputs, sinks, isOnGPU: plan.gpu != nil)
     }
     if !passed { throw ExitCode.comparisonFailed }
   }
@@ -189,6 +199,17 @@ struct RunCommand: ParsableCommand {
     return Inputs(queries: try tensor(query), keys: try tensor(key), values: try tensor(value))
   }
 
+  /// Attention sinks, `[H_q]`; nil where the file has none.
+  static func sinks(_ container: SafetensorsFile, path: String, heads: Int) throws -> [Float]? {
+    guard container.names.contains("sinks") else { return nil }
+    let array = try container.array("sinks")
+    guard array.extents == [heads] else {
+      throw TensorFileError.rank(
+        path: path, name: "sinks", extents: array.extents, expected: "one number for each of \(heads) query heads")
+    }
+    return array.floats
+  }
+
   private static func open(_ path: String) throws -> SafetensorsFile {
     if path.hasSuffix(".npy") {
       throw ValidationError("'\(path)' holds one array; give three by --query, --key and --value instead.")
@@ -218,7 +239,7 @@ struct RunCommand: ParsableCommand {
   }
 
   private func write(
-    _ result: AttentionResult, batch: Int, heads: Int, to path: String, beside others: [(String, Tensor)] = []
+    _ result: AttentionResult, batch: Int, heads: Int, to path: String, beside others: [(String, StoredArray)] = []
   ) throws {
     let output = StoredArray(result.output)
     let lse = try StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
@@ -228,7 +249,7 @@ struct RunCommand: ParsableCommand {
       ])
     } else {
       try SafetensorsFile.write(
-        [("output", output), ("lse", lse)] + others.map { ($0, StoredArray($1)) },
+        [("output", output), ("lse", lse)] + others,
         metadata: ["layout": result.output.layout.rawValue], to: path)
     }
   }
@@ -257,11 +278,12 @@ struct RunCommand: ParsableCommand {
   /// computation on the converted inputs errs against the 64-bit one on the inputs of the file.
   private func compare(
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
-    _ inputs: Inputs, isOnGPU: Bool
+    _ inputs: Inputs, _ sinks: [Float]?, isOnGPU: Bool
   ) throws -> Bool {
     let yardstick = try inputs.converted(to: problem.scalarType).withViews { q, k, v in
       inputs.withViews {
-        Yardstick(problem, queries: q, keys: k, values: v, exact: ($0, $1, $2), sums: isOnGPU ? .cut : nil)
+        Yardstick(
+          problem, queries: q, keys: k, values: v, exact: ($0, $1, $2), sums: isOnGPU ? .cut : nil, sinks: sinks)
       }
     }
     let comparison =

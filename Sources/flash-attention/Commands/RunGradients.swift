@@ -34,10 +34,10 @@ struct RunGradients {
 
   /// On the device of the forward pass.
   func compute(
-    of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, _ plan: AttentionPlan
+    of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]?, _ plan: AttentionPlan
   ) throws -> AttentionGradients {
     try plan.backward().gradients(
       of: result, queries: queries, keys: keys, values: values, outputGradient: outputGradient,
-      logSumExpGradient: logSumExpGradient)
+      logSumExpGradient: logSumExpGradient, sinks: sinks)
   }
 }

@@ -67,7 +67,8 @@ package enum HopperDecodeFamily: KernelFamily {
     let own = DecodeFamily.launches(s.work, for: problem, on: gpu, blocks: gpu.multiprocessors, hopper: tiling) {
       LaunchSequence.Launch(
         HopperDecodeKernel(s), blocks: $0.blocks, threads: tiling.threads, sharedByteCount: s.sharedByteCount,
-        overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all(problem), for: $0))
+        overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all(problem), for: $0)
+      )
     }
     if problem.hasWholeKeys { return own }
     // A call whose strides the copy engine does not take runs by the other decode kernels, in the same workspace.

@@ -43,7 +43,9 @@ struct HopperDecodeBody {
   private typealias Piece = (first: Register<S32>, end: Register<S32>)
 
   init(_ k: KernelBuilder, _ s: HopperDecodeSpecialization) {
-    (self.k, self.s, tiles, p) = (k, s, s.tiles, HopperDecodeParameters(ParameterList(k), hasSinks: s.work.sinkType != nil))
+    (self.k, self.s, tiles, p) = (
+      k, s, s.tiles, HopperDecodeParameters(ParameterList(k), hasSinks: s.work.sinkType != nil)
+    )
     shared = k.dynamicShared(alignment: 1024)
   }
 

@@ -10,7 +10,9 @@ struct HopperForwardBody {
   private let shared: Register<U32>
 
   init(_ k: KernelBuilder, _ s: HopperForwardSpecialization) {
-    (self.k, self.s, tiling, parameters) = (k, s, s.tiling, HopperForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil))
+    (self.k, self.s, tiling, parameters) = (
+      k, s, s.tiling, HopperForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil)
+    )
     shared = k.dynamicShared(alignment: 1024)
   }
 
