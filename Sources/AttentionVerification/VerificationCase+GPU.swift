@@ -24,7 +24,9 @@ extension VerificationCase {
     try statistics.fill(0xff)
     let sinks = try problem.exampleSinks.map { (sinks) throws(AttentionError) in
       let buffer = try GPUBuffer(byteCount: sinks.count * 4, on: gpu)
-      try sinks.withUnsafeBytes { (bytes) throws(AttentionError) in try buffer.copy(from: bytes) }
+      try sinks.withUnsafeBufferPointer { (sinks) throws(AttentionError) in
+        try buffer.copy(from: UnsafeRawBufferPointer(sinks))
+      }
       return buffer
     }
     defer { withExtendedLifetime(sinks) {} }
