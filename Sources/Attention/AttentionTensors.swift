@@ -317,8 +317,17 @@ extension CacheEntries where Memory == HostMemory {
       throw .unsupported(
         "The sinks of the problem are \(type); in the host's memory they are f32: set sinkType to .f32.")
     }
-    if sinks.count != problem.queryHeads {
-      throw .unsupported("There are \(sinks.count) sinks and \(problem.queryHeads) query heads; give one for each.")
+    try Self.check(sinks, heads: problem.queryHeads)
+  }
+
+  /// - Throws: where there are not as many sinks as heads, or one is NaN or +inf.
+  package static func check(_ sinks: [Float]?, heads: Int) throws(AttentionError) {
+    guard let sinks else { return }
+    if sinks.count != heads {
+      throw .unsupported("There are \(sinks.count) sinks and \(heads) query heads; give one for each.")
+    }
+    if let head = sinks.firstIndex(where: { !($0 < .infinity) }) {
+      throw .unsupported("The sink of head \(head) is \(sinks[head]); it must be finite, or -inf for none.")
     }
   }
 

@@ -78,7 +78,8 @@ extension GradientTensors {
       throw .notInThePlan(tensor: "gradient of sinks", isMissing: false)
     }
     if queryGradient == nil && keyGradient == nil && valueGradient == nil && sinkGradient == nil {
-      throw .unsupported("No gradient is asked for; give memory for that of the queries, the keys or the values.")
+      throw .unsupported(
+        "No gradient is asked for; give memory for that of the queries, the keys, the values or the sinks.")
     }
     for (view, name, shape) in [
       (queries, "queries", problem.queryShape), (keys, "keys", problem.keyShape),

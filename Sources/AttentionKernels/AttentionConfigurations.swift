@@ -35,8 +35,10 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
           queries.heads = group
           for length in dimension == 128 ? [4096, 1] : [4096] {
             queries.length = length
-            let problem = try AttentionProblem(
+            var problem = try AttentionProblem(
               queries: queries, keys: shape, values: shape, scalarType: type, mask: mask, softcap: softcap)
+            // Models with sinks have windows.
+            if mask.reach.left != nil && [64, 128].contains(dimension) { problem.sinkType = .bf16 }
             list += try configurations(problem, "forward", target, spillAllowance: dimension > 256 ? 64 : 0)
           }
         }
@@ -63,11 +65,12 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         dimension: dimension, keys: isPacked ? .packed(total: 8192, longest: 4096) : .whole(length: 4096),
         scalarType: group == 4 ? .f16 : .bf16, mask: mask, softcap: softcap)
       problem.gradientOrder = order
+      problem.sinkType = softcap == nil ? nil : .bf16
       let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
       for launch in plan.launches.launches {
         let kernel = try launch.kernel.kernel()
         // What comes before the products is the same everywhere.
-        if (launch.kernel is ZeroKernel || launch.kernel is DeltaKernel)
+        if (launch.kernel is ZeroKernel || launch.kernel is DeltaKernel || launch.kernel is SinkGradientKernel)
           && list.contains(where: { $0.kernel.name == kernel.name })
         {
           continue
@@ -100,10 +103,11 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         (64, 1, 1, nil), (128, 4, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
         (256, 4, 1, nil), (256, 8, 4, 1), (72, 5, 3, nil),
       ] as [(Int, Int, Int, Int?)] {
-        let problem = try AttentionProblem(
+        var problem = try AttentionProblem(
           batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
           keys: dimension == 256 && queries == 1 ? .whole(length: 65536) : keys(65536, pageSize: pageSize),
           scalarType: .bf16, mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
+        if group == 8 { problem.sinkType = queries == 4 ? .f16 : .f32 }
         list += try configurations(problem, "decode", target)
       }
     }

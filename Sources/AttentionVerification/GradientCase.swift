@@ -39,7 +39,7 @@ package struct GradientCase: Sendable {
         ?? .whole(length: own.keys),
       scalarType: own.scalarType, mask: own.mask, scale: own.scale, softcap: own.softcap)
     problem.sinkType = own.sinkType
-    problem.gradientOrder = number % 4 < 2 ? .any : .fixed
+    problem.gradientOrder = number / 4 % 2 == 0 ? .any : .fixed
     self.problem = problem
   }
 

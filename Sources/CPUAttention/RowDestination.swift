@@ -78,7 +78,9 @@ private struct Sink {
     } else {
       ratio = 1 + exp2(sink - logSumExp2)
       let (larger, smaller) = (max(sink, logSumExp2), min(sink, logSumExp2))
-      self.logSumExp2 = sink == -.infinity ? logSumExp2 : larger + log2(1 + exp2(smaller - larger))
+      // Of a NaN, `max` gives the other: a row that is lost stays so.
+      self.logSumExp2 =
+        ratio.isNaN ? ratio : sink == -.infinity ? logSumExp2 : larger + log2(1 + exp2(smaller - larger))
     }
   }
 }

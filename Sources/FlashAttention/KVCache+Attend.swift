@@ -22,6 +22,7 @@ extension KVCache {
     mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil, sinks: [Float]? = nil,
     rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)? = nil
   ) throws(AttentionError) -> AttentionResult {
+    try CacheEntries<HostMemory>.check(sinks, heads: queries.shape.heads)
     let call = try Call(
       sequences, counts, queries: queries.shape, keys: keys?.shape, values: values?.shape,
       scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks == nil ? nil : .f32),

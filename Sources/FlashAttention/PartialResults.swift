@@ -25,11 +25,11 @@ public enum PartialResults {
     output: MutableTensorView, logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinks: [Float]? = nil
   ) throws(AttentionError) {
     try check(problem, hasSinks: sinks != nil)
-    if let sinks, problem.sinkType != .f32 || sinks.count != problem.heads {
+    if let type = problem.sinkType, type != .f32 {
       throw .unsupported(
-        "There are \(sinks.count) sinks in the host's memory; they must be f32, as sinkType says, and \(problem.heads)."
-      )
+        "The sinks of the problem are \(type); in the host's memory they are f32: set sinkType to .f32.")
     }
+    try CacheEntries<HostMemory>.check(sinks, heads: problem.heads)
     if partials.count != problem.parts {
       throw .cacheEntries("partial results", count: partials.count, batch: problem.parts)
     }

@@ -37,6 +37,11 @@ import Testing
     Clause(whole: "D 512: warps share rows") {
       try EmulatedAttention(problem(.bf16, heads: 2, group: 4, queries: 20, keys: 70, dimension: 512), sinks: .bf16)
     },
+    Clause(whole: "a row that is lost stays lost") {
+      var attention = try EmulatedAttention(problem(heads: 8, queries: 20, keys: 40), sinks: .f32)
+      attention.hasNaNInFirstQuery = true
+      return attention
+    },
     Clause(whole: "no keys at all") { try EmulatedAttention(problem(heads: 8, queries: 5, keys: 0), sinks: .f32) },
     Clause(whole: "Hopper, eight heads") {
       try EmulatedAttention(

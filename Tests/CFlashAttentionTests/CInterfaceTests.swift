@@ -370,7 +370,8 @@ import Testing
       var f = fa_forward_params()
       fill(
         &f,
-        keep: pointers(fa_forward_params.self, [\.log_sum_exp, \.stream, \.scores.sinks], [\.q, \.k, \.v, \.o]))
+        keep: pointers(
+          fa_forward_params.self, [\.log_sum_exp, \.stream, \.scores.sinks, \.scores.sink_type], [\.q, \.k, \.v, \.o]))
       f.size = MemoryLayout<fa_forward_params>.size
       #expect((0...2).contains(fa_forward(&f)))
       var s = fa_sequences_params()
@@ -382,14 +383,15 @@ import Testing
             \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
             \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines,
             \.sines,
-            \.workspace, \.stream, \.counters, \.scores.sinks,
+            \.workspace, \.stream, \.counters, \.scores.sinks, \.scores.sink_type,
           ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
       s.size = MemoryLayout<fa_sequences_params>.size
       #expect((0...2).contains(fa_sequences(&s)))
       var c = fa_combine_params()
       fill(
         &c,
-        keep: pointers(fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream, \.sinks], [\.partials, \.o]))
+        keep: pointers(
+          fa_combine_params.self, [\.log_sum_exps, \.log_sum_exp, \.stream, \.sinks, \.sink_type], [\.partials, \.o]))
       c.size = MemoryLayout<fa_combine_params>.size
       #expect((0...2).contains(fa_combine(&c)))
     }

@@ -55,6 +55,27 @@ import Testing
     }
   }
 
+  /// As many sinks as heads, each a number; over a cache, too, before anything is taken.
+  @Test func sinksThatCannotBeAreSentences() throws {
+    let (q, k) = (tensor(), tensor())
+    for (sinks, words) in [
+      ([0.5], "There are 1 sinks and 2 query heads; give one for each."),
+      ([0, .nan], "The sink of head 1 is nan; it must be finite, or -inf for none."),
+      ([.infinity, 0], "The sink of head 0 is inf; it must be finite, or -inf for none."),
+    ] as [([Float], String)] {
+      #expect(throws: AttentionError.unsupported(words)) {
+        try attention(queries: q, keys: k, values: k, sinks: sinks, device: .cpu)
+      }
+      let cache = try KVCache(
+        .paged(pages: 4, pageSize: 16), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+      let sequence = cache.makeSequence()
+      #expect(throws: AttentionError.unsupported(words)) {
+        try cache.attend(queries: q, keys: k, values: k, sequences: [sequence], sinks: sinks)
+      }
+      #expect(try cache.length(of: sequence) == 0)
+    }
+  }
+
   @Test func aPlanRunsOnBorrowedMemoryOfAnyStride() throws {
     // q as [n][h][d] with the heads of two tensors interleaved.
     let (q, k, v) = (tensor(), tensor(), tensor())

@@ -42,18 +42,21 @@ struct MachineCodeTests {
     let (whole, packed) = (
       AttentionProblem.KeyStorage.whole(length: 4096), AttentionProblem.KeyStorage.packed(total: 5000, longest: 4096)
     )
-    for (mask, softcap, type, keys) in [
-      (AttentionMask.none, nil, .f16, whole), (.causal, nil, .bf16, whole),
-      (.window(left: 500, right: 20), nil, .bf16, whole), (.causal, 30, .f16, whole), (.causal, nil, .bf16, packed),
+    for (mask, softcap, type, keys, sinkType) in [
+      (AttentionMask.none, nil, .f16, whole, nil), (.causal, nil, .bf16, whole, nil),
+      (.window(left: 500, right: 20), nil, .bf16, whole, nil),
+      (.window(left: 500, right: 20), nil, .bf16, whole, .bf16), (.causal, 30, .f16, whole, nil),
+      (.causal, nil, .bf16, packed, nil),
       (
         .window(left: 500, right: 20), nil, .f16,
-        AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256)
+        AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256), nil
       ),
-    ] as [(AttentionMask, Double?, ScalarType, AttentionProblem.KeyStorage)] {
-      let problem = try AttentionProblem(
+    ] as [(AttentionMask, Double?, ScalarType, AttentionProblem.KeyStorage, ScalarType?)] {
+      var problem = try AttentionProblem(
         batch: 2, queries: 4096, packedQueries: keys == whole ? nil : 5000, queryHeads: 8, keyValueHeads: 8,
         dimension: dimension, valueDimension: valueDimension, keys: keys, scalarType: type, mask: mask,
         softcap: softcap)
+      problem.sinkType = sinkType
       guard let own = HopperForwardTiling().changed(by: try TilingChanges(tiling)),
         HopperForwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil
       else { continue }
@@ -67,7 +70,10 @@ struct MachineCodeTests {
       // row has outgrown its maximum. (Without the vote on their sums, ptxas moves exponentials behind the next wait.)
       let exponentials = own.tileKeys / 2 * (softcap == nil ? 1 : 2) + 2
       let counts = code.counts(of: "MUFU.EX2")
-      if own.softmax == .lazy {
+      if sinkType != nil {
+        // Of each of two rows, two more at its end.
+        #expect(counts.reduce(0, +) == (own.softmax == .lazy ? 3 : 2) * exponentials + 4)
+      } else if own.softmax == .lazy {
         #expect(counts == [0, exponentials, 2 * exponentials, 0, 0])
       } else {
         #expect(counts.count == 5 && counts[1] == exponentials && counts[2] + counts[3] == exponentials)
@@ -87,9 +93,10 @@ struct MachineCodeTests {
       (.window(left: 500, right: 0), 7, .paged(pages: 999, pageSize: 16, pagesPerSequence: 256)),
       (.none, 4, .packed(total: 9999, longest: 4096)),
     ] as [(AttentionMask, Int, AttentionProblem.KeyStorage)] {
-      let problem = try AttentionProblem(
+      var problem = try AttentionProblem(
         batch: 8, queries: 16, queryHeads: 2 * group, keyValueHeads: 2, dimension: dimension, keys: keys,
         scalarType: group == 4 ? .f16 : .bf16, mask: mask)
+      problem.sinkType = group == 7 ? .bf16 : nil
       guard let own = HopperDecodeTiling().changed(by: try TilingChanges(tiling)),
         HopperDecodeFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil
       else { continue }

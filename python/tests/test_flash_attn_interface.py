@@ -352,6 +352,9 @@ def test_sinks_that_cannot_be(device):
         ):
             with pytest.raises((ValueError, TypeError), match=words):
                 function()
+    with pytest.raises(NotImplementedError, match="flash_attn_combine has no gradient"):
+        parts = torch.zeros(2, 1, 2, 4, 64, device=device)
+        flash_attn_combine(parts, parts[..., 0].contiguous(), s_aux=sinks.clone().requires_grad_())[0].sum().backward()
     with pytest.raises(ValueError, match="two names of one argument"):
         flash_attn_func(q, q, q, s_aux=sinks, learnable_sink=sinks)
 

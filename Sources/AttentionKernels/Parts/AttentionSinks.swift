@@ -42,10 +42,10 @@ struct AttentionSinks {
     let ratio = k.exp2((sink - logSumExp) * Self.log2e)
     let (larger, smaller) = (k.maximum(sink, logSumExp), k.minimum(sink, logSumExp))
     let rest = k.log2(k.exp2((smaller - larger) * Self.log2e) + 1)
-    return (
-      k.select(hasKeys, k.reciprocal(ratio + 1), 0),
-      k.select(larger .!= -.infinity, k.multiplyAdd(rest, k.constant(Self.ln2), larger), -.infinity)
-    )
+    let sum = k.select(larger .!= -.infinity, k.multiplyAdd(rest, k.constant(Self.ln2), larger), -.infinity)
+    // Of a NaN, `max` gives the other: a row that is lost stays so.
+    let isKept = (logSumExp .== -.infinity) | (ratio .< .infinity) | (ratio .== .infinity)
+    return (k.select(hasKeys, k.reciprocal(ratio + 1), 0), k.select(isKept, sum, ratio))
   }
 
   /// Finishes rows of output that are divided by their sums: the log-sum-exps with their sinks.

@@ -25,9 +25,14 @@ struct QuerySums {
   /// Bytes of a row; an odd 8 columns have neighbours that stay zero.
   static func rowByteCount(_ dimension: Int) -> Int { (dimension + 15) / 16 * 64 }
 
-  /// Bytes of all.
+  /// Bytes of all, of a problem that has a number for them.
   static func byteCount(of problem: AttentionProblem) -> Int {
     problem.keyValueHeads * RowStatistics.rows(of: problem) * rowByteCount(problem.dimension)
+  }
+
+  /// The same; nil where there is no such number.
+  static func checkedByteCount(of problem: AttentionProblem) -> Int? {
+    checkedProduct([problem.keyValueHeads, RowStatistics.rows(of: problem), rowByteCount(problem.dimension)])
   }
 
   /// Adds accumulators.

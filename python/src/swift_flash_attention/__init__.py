@@ -100,14 +100,14 @@ def attention(
         out: Where to write ``[batch, tokens, heads, value_dimension]``; new by default.
         return_lse: Whether also to return the log-sum-exp, float32 ``[batch, heads, tokens]``.
 
-    Of torch's tensors, a trace or ``torch.compile`` holds an operator, and gradients raise in the backward pass.
+    Of torch's tensors, a trace or ``torch.compile`` holds an operator; they have gradients, also through the log-sum-exp.
 
     Raises:
         ValueError, TypeError: What cannot be computed, as a sentence.
         RuntimeError: The device cannot be used or failed.
     """
     options, return_lse = _options(causal, window, chunk, softcap, scale), _numbers.flag("return_lse", return_lse)
-    if is_torch(q) or is_torch(k) or is_torch(v):
+    if is_torch(q) or is_torch(k) or is_torch(v) or is_torch(sinks):
         from . import _whole
 
         return _whole.attention(q, k, v, sinks, options, out, return_lse)
@@ -117,6 +117,9 @@ def attention(
         if own.shape != (params.query_heads,) or own.type == c.E4M3 or (own.device, own.ordinal) != (params.device, params.ordinal):
             raise ValueError(
                 f"sinks must have the shape {(params.query_heads,)}, the device of q, and be float32, float16 or bfloat16.")
+        if own.shape[0] > 1 and own.strides[0] != 1:
+            raise ValueError(f"sinks must lie side by side in memory; their stride is {own.strides[0]}.")
+        arrays["sinks"] = own
         params.scores.sinks, params.scores.sink_type = own.pointer, own.type
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
@@ -137,9 +140,12 @@ def attention(
     return (result, finished(q, lse)) if return_lse else result
 
 
-def plan(q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None):
+def plan(q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None):
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
     params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
+    if sinks is not None:
+        own = array("sinks", sinks)
+        params.scores.sinks, params.scores.sink_type = own.pointer, own.type
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
     return text.value.decode()

@@ -31,7 +31,7 @@ def backward(
     q, k, v, out = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(out)
     dout = _readable(dout.resolve_neg())
     tensors = (q, k, v, out, dout, dq, dk, dv)
-    order = _order()
+    order = _order(q.is_cuda)
     key = (
         order,
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
@@ -67,13 +67,13 @@ def backward(
     c.check(status, _PHRASES)
 
 
-def _order():
-    """The order in which gradients may be added up.
+def _order(is_cuda):
+    """The order in which gradients may be added up. (On the CPU it is always one.)
 
     Raises:
         RuntimeError: any will do, and PyTorch was told to be deterministic.
     """
-    if c.gradient_order == "any" and torch.are_deterministic_algorithms_enabled():
+    if is_cuda and c.gradient_order == "any" and torch.are_deterministic_algorithms_enabled():
         message = (
             "set_gradient_order('any') lets gradients be added up in no fixed order, and torch.use_deterministic_algorithms(True) forbids "
             "that; call set_gradient_order('fixed').")

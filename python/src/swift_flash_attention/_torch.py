@@ -106,6 +106,14 @@ def sinks_fit(name, sinks, heads, like):
     return sinks.resolve_neg().contiguous()
 
 
+def need_no_look(sinks, q):
+    """Whether sinks are what a call can take as they are: nothing must then be looked at but whether there was such a call before."""
+    return (
+        type(sinks) in (torch.Tensor, torch.nn.Parameter) and sinks.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and sinks.dim() == 1 and sinks.shape[0] == q.shape[-2] and sinks.device == q.device and sinks.is_contiguous()
+        and not sinks.is_neg())
+
+
 def fits(name, tensor, shape, like, dtype=None):
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is needed.")
@@ -198,14 +206,14 @@ def _whole_shapes(q, k, v):
     fits("v", v, (b, k.shape[1], k.shape[2], v.shape[-1]), q, q.dtype)
 
 
-def output_fits(out, q, k, v):
+def output_fits(out, q, k, v, sinks=None):
     """Whether results may be written to ``out``: it is what they are, and each of its elements has memory of its own.
 
     Raises:
         ValueError: Why not.
     """
     fits("out", out, (*q.shape[:3], v.shape[-1]), q, q.dtype)
-    _is_writable(out, (("q", q), ("k", k), ("v", v)))
+    _is_writable(out, (("q", q), ("k", k), ("v", v), *(() if sinks is None else (("sinks", sinks),))))
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(f"out: elements must lie side by side along the last axis; its stride is {out.stride(-1)}.")
 

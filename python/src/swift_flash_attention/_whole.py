@@ -32,6 +32,6 @@ def attention(q, k, v, sinks, options, out, return_lse):
             raise ValueError(f"out must have the shape {tuple(result.shape)} and the element type of q.")
         out.copy_(result)
     else:
-        output_fits(out, q, k, v)
+        output_fits(out, q, k, v, sinks)
         _, lse = forward(q, k, v, *options, return_lse, out, sinks=sinks)
     return (out, lse) if return_lse else out

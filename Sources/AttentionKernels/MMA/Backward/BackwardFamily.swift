@@ -98,6 +98,13 @@ package enum BackwardFamily: KernelFamily {
       if problem.gradientOrder == .fixed {
         return "adds up dQ in whatever order blocks come; gradients of the same bits in every run were asked for"
       }
+      guard let sums = QuerySums.checkedByteCount(of: problem), sums < 1 << 48 else {
+        return "needs more memory for sums of dQ than there can be"
+      }
+      let own = problem.queryShape.elementCount * 4
+      if problem.packedQueries != nil, sums > 2 * own + 64 << 20 {
+        return "needs \(sums) bytes for sums of dQ, most of them between packed sequences, whose rows are \(own)"
+      }
       if tiling.separatesKeysAndValues { return "makes dK and dV together where it adds up dQ" }
     }
     for part in parts(tiling, problem, gpu) {
@@ -133,11 +140,12 @@ package enum BackwardFamily: KernelFamily {
     func seconds(_ kinds: Set<BackwardSpecialization.Kind>) -> Double {
       all.filter { kinds.contains($0.kind) }.reduce(0) { $0 + $1.seconds }
     }
-    func passing(_ bytes: Int) -> Double { ForwardCost.launch + Double(bytes) / max(gpu.bandwidth, 1) }
-    let sums = tiling.addsQueries ? QuerySums.byteCount(of: problem) : 0
-    let delta = passing(2 * problem.outputShape.elementCount * problem.scalarType.byteCount + sums)
+    func passing(_ bytes: Double) -> Double { ForwardCost.launch + bytes / max(gpu.bandwidth, 1) }
+    let sums = tiling.addsQueries ? Double(QuerySums.byteCount(of: problem)) : 0
+    let element = Double(problem.scalarType.byteCount)
+    let delta = passing(2 * Double(problem.outputShape.elementCount) * element + sums)
     if tiling.addsQueries {
-      let rounding = passing(sums + problem.queryShape.elementCount * problem.scalarType.byteCount)
+      let rounding = passing(sums + Double(problem.queryShape.elementCount) * element)
       let one = seconds([.all])
       return KernelCost(["delta": delta, "all": one, "rounding": rounding], seconds: delta + one + rounding)
     }

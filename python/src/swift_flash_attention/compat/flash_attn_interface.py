@@ -9,14 +9,15 @@ names the argument. Lists of numbers are int32 tensors on the device of ``q``; o
 import torch
 
 from swift_flash_attention import _arguments as given
+from swift_flash_attention import gradient_order
 from swift_flash_attention._gradients import backward
 from swift_flash_attention._library import ALL_KEYS
 from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, is_autocast, kvcache_op, needs_operator, packed_op, packs_gradients,
-    varlen_op)
+    varlen_op, wants_gradients)
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import fits, forward, output_fits_parts, sequences, sinks_fit, unit_stride
+from swift_flash_attention._torch import fits, forward, need_no_look, output_fits_parts, sequences, sinks_fit, unit_stride
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
@@ -70,6 +71,22 @@ def _sinks(learnable_sink, s_aux, q):
     return sinks_fit(name, sinks, q.shape[-2], q)
 
 
+def _quickly(learnable_sink, s_aux, q):
+    """Sinks by one of their names, and whether nothing must be looked at closely."""
+    if learnable_sink is s_aux is None:
+        return None, True
+    sinks = learnable_sink if s_aux is None else s_aux
+    return sinks, (learnable_sink is None or s_aux is None) and need_no_look(sinks, q)
+
+
+def _fixed_if_asked(deterministic, *tensors):
+    """Refuses what cannot be had at once: gradients of the same bits in every run, while any order was asked for."""
+    if flag("deterministic", deterministic) and gradient_order() == "any" and wants_gradients(*tensors):
+        raise ValueError(
+            "deterministic=True asks for gradients of the same bits in every run, and set_gradient_order('any') gave that up; call "
+            "set_gradient_order('fixed').")
+
+
 def _lengths(value, batch, device):
     """The same number for all sequences. (Not kept: a graph may come to own it, and another stream must not see it unfilled.)"""
     return torch.full((batch,), value, dtype=torch.int32, device=device)
@@ -100,12 +117,13 @@ def flash_attn_func(
     ``learnable_sink``, or ``s_aux``, as others call it: a logit ``(h,)`` of each query head that is in the softmax's denominator, and in
     lse, and has no value.
     """
-    if qv is q_descale is k_descale is v_descale is learnable_sink is s_aux is None and _are_plain(window_size, return_attn_probs):
+    if qv is q_descale is k_descale is v_descale is None and _are_plain(window_size, return_attn_probs):
         known = None
         try:
-            if not (needs_operator(q, k, v) or is_autocast()):
+            sinks, is_known = _quickly(learnable_sink, s_aux, q)
+            if is_known and not (needs_operator(q, k, v, sinks) or is_autocast()):
                 known = forward(
-                    q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs, None, True)
+                    q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs, None, True, sinks)
         except (AttributeError, TypeError, RuntimeError) as error:
             if not _is_unlike(error, q, k, v):
                 raise
@@ -116,6 +134,7 @@ def flash_attn_func(
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     sinks = _sinks(learnable_sink, s_aux, q)
+    _fixed_if_asked(deterministic, q, k, v, sinks)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
         arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
         scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
@@ -162,6 +181,7 @@ def flash_attn_qkvpacked_func(
     if packs_gradients(qkv) and qkv.dtype != torch.float8_e4m3fn and q_descale is k_descale is v_descale is None:
         (qkv,) = in_autocast_type(qkv)
         options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
+        _fixed_if_asked(deterministic, qkv)
         needs_operator(qkv)
         out, lse = packed_op(qkv, 0 if num_heads_q is None else num_heads_q, *options)
         return (out, lse) if flag("return_attn_probs", return_attn_probs) else out
@@ -195,6 +215,7 @@ def flash_attn_varlen_func(
     longest = _most("max_seqlen_q", max_seqlen_q), _most("max_seqlen_k", max_seqlen_k)
     scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     sinks = _sinks(learnable_sink, s_aux, q)
+    _fixed_if_asked(deterministic, q, k, v, sinks)
     if needs_operator(q, k, v, *scales, sinks):
         out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, sinks, *options)
     else:
@@ -256,18 +277,19 @@ def flash_attn_with_kvcache(
     3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     is_plain = type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse)
-    if is_plain and qv is learnable_sink is s_aux is None and (k is None) == (v is None):
+    if is_plain and qv is None and (k is None) == (v is None):
         known = None
         try:
             tensors = (q, k_cache, v_cache)
             if not (k is q_descale is k_descale is v_descale is rotary_cos is rotary_sin is None):
                 tensors = (*tensors, k, v, q_descale, k_descale, v_descale, rotary_cos, rotary_sin)
-            if not needs_operator(*tensors):
+            sinks, is_known = _quickly(learnable_sink, s_aux, q)
+            if is_known and not needs_operator(*tensors, sinks):
                 known = sequences(
                     q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
                     max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_interleaved,
                     rotary_seqlens, q_descale, k_descale, v_descale, softmax_scale, causal, *window_size, attention_chunk,
-                    softcap, 0, return_softmax_lse, False, KVCACHE, True)
+                    softcap, 0, return_softmax_lse, False, KVCACHE, True, sinks)
         except (AttributeError, TypeError, RuntimeError) as error:
             if not _is_unlike(error, q, k_cache, v_cache, k, v):
                 raise
@@ -425,18 +447,20 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None, learn
         raise ValueError(f"lse_partial has the shape {tuple(lse_partial.shape)}; {tuple(out_partial.shape[:4])} is needed.")
     if lse_partial.device != out_partial.device:
         raise ValueError(f"lse_partial is on {lse_partial.device}, and out_partial on {out_partial.device}.")
+    sinks = _sinks(learnable_sink, s_aux, out_partial)
     if out is not None:
         output_fits_parts(given.tensor("out", out), shape, out_partial)
         if out_dtype is not None and out.dtype != out_dtype:
             raise ValueError(f"out is {out.dtype}, and out_dtype {out_dtype}; give one of them.")
-        if torch.is_grad_enabled() and (out_partial.requires_grad or lse_partial.requires_grad or out.requires_grad):
+        if torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (out_partial, lse_partial, out, sinks)
+        ):
             raise NotImplementedError("out cannot be given where gradients are wanted; leave it out, or call under torch.no_grad().")
     dtype = out.dtype if out is not None else out_dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{'out' if out is not None else 'out_dtype'} is {dtype}; it must be float32, float16 or bfloat16.")
-    needs_operator(out_partial)
-    sinks = _sinks(learnable_sink, s_aux, out_partial)
-    result, lse = combine_op(out_partial, lse_partial, dtype, None if sinks is None else sinks.detach())
+    needs_operator(out_partial, sinks)
+    result, lse = combine_op(out_partial, lse_partial, dtype, sinks)
     return (result if out is None else out.copy_(result)), lse
 
 
@@ -445,7 +469,7 @@ def _flash_attn_backward(
     max_seqlen_k=None, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False, window_size_left=-1, window_size_right=-1,
     softcap=0.0, deterministic=False, sm_margin=0,
 ):
-    """Writes the gradients to ``dq``, ``dk`` and ``dv``, those that are given; always deterministic.
+    """Writes the gradients to ``dq``, ``dk`` and ``dv``, those that are given; in one order unless ``set_gradient_order`` says otherwise.
 
     Returns softmax_d: the sums of ``dout * out`` over each row, float32, of ``softmax_lse``'s shape (FlashAttention 3 rounds the last
     axis up).
