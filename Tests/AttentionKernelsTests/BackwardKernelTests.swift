@@ -314,6 +314,26 @@ import Testing
     #expect(try counters(2).matrixInstructions == 2 * (256 / 16) * (192 / 8) * (64 / 16) * 3)
   }
 
+  /// Five products; keys once; of the sums of dQ, each block of keys adds to each once, in whole sectors.
+  @Test(arguments: [Target.sm90, .sm80]) func countsWhatIsClaimedInAnyOrder(target: Target) throws {
+    let gradients = try EmulatedGradients(problem(batch: 2, group: 2, queries: 128, keys: 192)).inAnyOrder(
+      Self.alone + "dkv-warps=4,dkv-row-tiles=1,dkv-rows=64,dkv-stages=2,dkv-operands=shared", on: target)
+    let outcome = try gradients.run()
+    #expect(outcome.passes)
+    let all = outcome.counters
+    #expect(all.matrixInstructions == 2 * (256 / 16) * (192 / 8) * (64 / 16) * 5)
+    #expect(all.exponentials == 2 * 256 * 192)
+    let (q, k, sums) = (2 * 256 * 64 * 2, 2 * 192 * 64 * 2, 2 * 256 * 64 * 4)
+    for (name, bytes) in [("q", 3 * q), ("do", 4 * q), ("o", q), ("k", k), ("v", k)] {
+      #expect(try #require(all.traffic[name]).bytesRead == bytes, "\(name)")
+    }
+    // Statistics; sums cleared, and added to by 3 blocks of 64 keys. All is read once more, to be rounded.
+    let workspace = try #require(all.traffic["workspace"])
+    #expect(workspace.bytesWritten == 2 * 256 * 8 + 4 * sums)
+    #expect(workspace.bytesRead == 3 * 2 * 256 * 8 + 4 * sums && workspace.sectorsRead * 32 == workspace.bytesRead)
+    #expect(try #require(all.traffic["dq"]).bytesWritten == q)
+  }
+
   @Test func skipsTilesThatAreHidden() throws {
     func products(_ mask: AttentionMask, queries: Int, keys: Int) throws -> Int {
       let cut = "dkv-sharers=1,dkv-warps=4,dkv-row-tiles=1,dkv-rows=64"
