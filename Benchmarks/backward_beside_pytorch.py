@@ -26,6 +26,21 @@ PEERS = {
 }
 
 
+def once(function, device, flusher):
+    """A call's time, in seconds."""
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    flusher.sum()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    function()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1000
+
+
 def measure(function, device, seconds, flusher):
     """The median of a call's times, in seconds."""
     times = []
@@ -33,18 +48,7 @@ def measure(function, device, seconds, flusher):
         function()
     end = time.time() + seconds
     while len(times) < 5 or time.time() < end:
-        if device == "cpu":
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        else:
-            flusher.sum()
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            function()
-            last.record()
-            last.synchronize()
-            times.append(first.elapsed_time(last) / 1000)
+        times.append(once(function, device, flusher))
     return statistics.median(times)
 
 

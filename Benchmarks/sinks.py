@@ -8,10 +8,10 @@ columns of heads, causal, N 8192; decoding of 32 sequences, 64 query heads, 8 ke
 """
 import argparse
 import statistics
-import time
 
 import torch
 
+from backward_beside_pytorch import once
 from swift_flash_attention.compat.flash_attn_interface import flash_attn_func, flash_attn_with_kvcache
 
 
@@ -23,19 +23,6 @@ def main():
     on_gpu = options.device == "cuda"
     flusher = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda") if on_gpu else None
 
-    def once(function):
-        if not on_gpu:
-            start = time.perf_counter()
-            function()
-            return time.perf_counter() - start
-        flusher.sum()
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        function()
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) / 1000
-
     def random(*shape):
         return torch.randn(shape, device=options.device).bfloat16()
 
@@ -45,7 +32,7 @@ def main():
         times = {way: [] for way in ways}
         for _ in range(options.rounds + 3):
             for way, run in ways.items():
-                times[way].append(once(run))
+                times[way].append(once(run, options.device, flusher))
         plain, with_sinks = (statistics.median(times[way][3:]) for way in ("without", "with"))
         print(f"{name}: {plain * 1e6:.1f} us without, {with_sinks * 1e6:.1f} with sinks, {with_sinks / plain:.4f}", flush=True)
 

@@ -151,6 +151,7 @@ import Testing
 
   /// No warps share rows.
   private static let alone = "dkv-sharers=1,dq-sharers=1,"
+  private static let keysAlone = "dkv-sharers=1,"
 
   /// Eight warps of 32 rows, so many of which share them.
   private static func shared(_ sharers: Int, rows: Int, stages: Int = 2) -> String {
@@ -222,6 +223,16 @@ import Testing
     }
   }
 
+  /// Five products have no kernel of dQ: what would cut it is refused, not forgotten.
+  @Test func fiveProductsHaveNoKernelOfQueries() throws {
+    let error = try #require(throws: AttentionError.self) {
+      try EmulatedGradients(problem()).inAnyOrder("dq-warps=8")
+    }
+    #expect("\(error)".contains("cuts a kernel of dQ, and five products have none"), "\(error)")
+    let plan = try EmulatedGradients(problem()).inAnyOrder().plan
+    #expect(!plan.tiling.changes.contains("dq-"))
+  }
+
   /// Above 256, columns are divided in 64s; little shared memory has no room for 512.
   @Test(arguments: [
     (264, 264, Target.sm90, "The head dimension of queries and keys is 264"), (320, 72, .sm90, "values is 72"),
@@ -259,8 +270,8 @@ import Testing
 
   /// The same of kernels that pass weights from warp to warp, and add up dQ in memory.
   @Test(arguments: [
-    (alone + "dkv-warps=4,dkv-rows=32,dkv-operands=shared,dkv-stages=1", 64, true),
-    (alone + "dkv-warps=4,dkv-rows=64,dkv-operands=registers,dkv-stages=2", 40, true),
+    (keysAlone + "dkv-warps=4,dkv-rows=32,dkv-operands=shared,dkv-stages=1", 64, true),
+    (keysAlone + "dkv-warps=4,dkv-rows=64,dkv-operands=registers,dkv-stages=2", 40, true),
     ("dkv-warps=4,dkv-row-tiles=1,dkv-sharers=2,dkv-rows=32,dkv-operands=shared,dkv-stages=2", 128, true),
     (shared(2, rows: 32), 64, false), (shared(2, rows: 32), 128, false), (shared(4, rows: 64, stages: 1), 64, false),
   ])
@@ -317,7 +328,7 @@ import Testing
   /// Five products; keys once; of the sums of dQ, each block of keys adds to each once, in whole sectors.
   @Test(arguments: [Target.sm90, .sm80]) func countsWhatIsClaimedInAnyOrder(target: Target) throws {
     let gradients = try EmulatedGradients(problem(batch: 2, group: 2, queries: 128, keys: 192)).inAnyOrder(
-      Self.alone + "dkv-warps=4,dkv-row-tiles=1,dkv-rows=64,dkv-stages=2,dkv-operands=shared", on: target)
+      Self.keysAlone + "dkv-warps=4,dkv-row-tiles=1,dkv-rows=64,dkv-stages=2,dkv-operands=shared", on: target)
     let outcome = try gradients.run()
     #expect(outcome.passes)
     let all = outcome.counters

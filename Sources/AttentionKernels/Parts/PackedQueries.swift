@@ -18,9 +18,9 @@ struct PackedQueries {
   /// The query of a row of the pack.
   func query(ofRow row: Register<U32>) -> Register<U32> { groupSize == 1 ? row : row / groupSize }
 
-  /// The query head of a row of the pack.
-  func head(ofRow row: Register<U32>, keyValueHead: Register<U32>) -> Register<U32> {
-    groupSize == 1 ? keyValueHead : keyValueHead * groupSize + row % groupSize
+  /// The query head of a row of the pack, whose query may be known.
+  func head(ofRow row: Register<U32>, query: Register<U32>? = nil, first: Register<U32>) -> Register<U32> {
+    groupSize == 1 ? first : first + (row - (query ?? self.query(ofRow: row)) * groupSize)
   }
 
   /// The bytes from the group's first head to a row of the pack.

@@ -18,12 +18,14 @@ struct QuerySums {
   let lane: Register<U32>
 
   private static let byteCountOfHalf = 512
+  /// Bytes of a tile of 16 rows x 16 columns.
+  static let byteCountOfTile = 2 * byteCountOfHalf
 
   /// Whether a GPU adds four at once.
   static func areVectors(on gpu: GPULimits) -> Bool { gpu.capability >= 90 }
 
   /// Bytes of a row; an odd 8 columns have neighbours that stay zero.
-  static func rowByteCount(_ dimension: Int) -> Int { (dimension + 15) / 16 * 64 }
+  static func rowByteCount(_ dimension: Int) -> Int { (dimension + 15) / 16 * (byteCountOfTile / 16) }
 
   /// Bytes of all, of a problem that has a number for them.
   static func byteCount(of problem: AttentionProblem) -> Int {
@@ -69,7 +71,8 @@ struct QuerySums {
     for rowTile in 0..<tiles.rowTiles {
       for column in 0..<(tiles.columnTiles + 1) / 2 {
         for half in 0..<2 {
-          let offset = rowTile * 16 * Self.rowByteCount(dimension) + (2 * column + half) * Self.byteCountOfHalf
+          let offset =
+            rowTile * 16 * Self.rowByteCount(dimension) + column * Self.byteCountOfTile + half * Self.byteCountOfHalf
           body(rowTile, column, half, offset)
         }
       }

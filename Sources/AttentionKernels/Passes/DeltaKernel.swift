@@ -33,18 +33,13 @@ package struct DeltaKernel: KernelSource {
       + (hasSequences ? hasPackedQueries ? "_packed" : "_sequences" : "") + (sumsOf.map { "_sums\($0)" } ?? "")
   }
 
-  /// Blocks of one batch and key/value head.
-  static func blocksPerHead(_ problem: AttentionProblem) -> Int {
-    (problem.queries * problem.groupSize + rows - 1) / rows
-  }
-
   /// A launch of it.
   static func launch(
     _ problem: AttentionProblem, inputs: Matrix.Inputs, clearsSums: Bool
   ) -> LaunchSequence.Launch {
     LaunchSequence.Launch(
       DeltaKernel(problem, inputs: inputs, clearsSums: clearsSums),
-      blocks: blocksPerHead(problem) * problem.keyValueHeads * problem.batch, threads: threads,
+      blocks: StatisticsBlock.count(problem, rows: rows), threads: threads,
       arguments: ArgumentTemplate(parameters, for: problem))
   }
 
@@ -56,10 +51,7 @@ package struct DeltaKernel: KernelSource {
     let logSumExpBase, logSumExpGradientBase: Register<U64>
     let logSumExpBatchStride, logSumExpHeadStride: Register<U64>
     let outputStrides, outputGradientStrides: StrideParameters
-    let statistics: StatisticsParameters
-    let queries, keyValueHeads, blocksPerHead: Register<U32>
-    let keys: Register<S32>
-    let lists: ForwardSequence.Lists
+    let block: StatisticsBlock.Parameters
 
     init(_ list: ParameterList<AttentionProblem>) {
       outputBase = list.pointer("output", .output)
@@ -74,12 +66,7 @@ package struct DeltaKernel: KernelSource {
       outputGradientStrides = list.strides("output_gradient") {
         TensorSteps(.outputGradient, $0.scalarType, isPacked: $0.packedQueries != nil)
       }
-      statistics = StatisticsParameters(list) { $0 }
-      queries = list.number("query_count", U32.self) { $0.queries }
-      keyValueHeads = list.number("key_value_heads", U32.self) { $0.keyValueHeads }
-      blocksPerHead = list.number("blocks_per_head", U32.self) { DeltaKernel.blocksPerHead($0) }
-      keys = list.number("key_count", S32.self) { $0.keys }
-      lists = ForwardSequence.Lists(list) { $0 }
+      block = StatisticsBlock.Parameters(list, rows: DeltaKernel.rows)
     }
   }
 
@@ -90,35 +77,22 @@ package struct DeltaKernel: KernelSource {
   package func kernel() throws(KernelError) -> Kernel {
     try Kernel.build(name, threadsPerBlock: Self.threads) { k in
       let p = Parameters(ParameterList(k))
-      let (block, thread) = (k.special(.blockX), k.special(.threadX))
-      let unit = block / p.blocksPerHead
-      let batch = unit / p.keyValueHeads
-      let keyValueHead = unit - batch * p.keyValueHeads
-      let sequence =
-        hasSequences ? ForwardSequence(k, p.lists, queries: p.queries, keys: p.keys, batch: batch) : nil
-      let rows = PackedQueries(
-        k, groupSize: groupSize, firstRow: (block - unit * p.blocksPerHead) * Self.rows,
-        queries: sequence?.queries ?? p.queries)
-      let firstRow = p.statistics.firstRow(
-        k, batch: batch, keyValueHead: keyValueHead, groupSize: groupSize, isPacked: hasPackedQueries,
-        firstQuery: sequence?.firstQuery)
-      let statistics = p.statistics.address(ofRow: firstRow)
-      let firstHead = groupSize == 1 ? keyValueHead : keyValueHead * groupSize
-      func first(_ base: Register<U64>, _ strides: StrideParameters) -> Register<U64> {
-        let own = base + k.wide(batch) * strides.batch + k.wide(firstHead) * strides.head
-        return sequence.map { own + k.wide($0.firstQuery) * strides.row } ?? own
-      }
-      let output = first(p.outputBase, p.outputStrides)
-      let gradient = first(p.outputGradientBase, p.outputGradientStrides)
-      var ofLogSumExp = k.wide(batch) * p.logSumExpBatchStride + k.wide(firstHead) * p.logSumExpHeadStride
-      if let sequence { ofLogSumExp = ofLogSumExp + k.wide(sequence.firstQuery) * 4 }
+      let thread = k.special(.threadX)
+      let block = StatisticsBlock(
+        k, p.block, rows: Self.rows, groupSize: groupSize, hasSequences: hasSequences,
+        hasPackedQueries: hasPackedQueries)
+      let (rows, statistics) = (block.rows, p.block.statistics.address(ofRow: block.firstRow))
+      let output = block.first(p.outputBase, p.outputStrides)
+      let gradient = block.first(p.outputGradientBase, p.outputGradientStrides)
+      var ofLogSumExp = k.wide(block.batch) * p.logSumExpBatchStride + k.wide(block.firstHead) * p.logSumExpHeadStride
+      if let sequence = block.sequence { ofLogSumExp = ofLogSumExp + k.wide(sequence.firstQuery) * 4 }
       let (line, chunk) = (thread / lanes, thread % lanes)
 
       // Blocks behind a short sequence's last row have nothing to do.
       k.if(rows.firstRow .< rows.count) {
         if let sumsOf {
           let zeros = (0..<4).map { _ in k.constant(0) }
-          let sums = p.statistics.sums(ofRow: firstRow + k.wide(rows.firstRow), dimension: sumsOf)
+          let sums = p.block.statistics.sums(ofRow: block.firstRow + k.wide(rows.firstRow), dimension: sumsOf)
           let chunks = k.constant(Self.rows * QuerySums.rowByteCount(sumsOf) / 16, U32.self)
           k.loop(from: thread, to: chunks, by: Self.threads) { k.store(zeros, global: sums + k.wide($0 * 16)) }
         }

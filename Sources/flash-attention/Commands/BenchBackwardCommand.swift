@@ -87,9 +87,10 @@ struct BenchBackwardCommand: ParsableCommand {
     }
     if anyOrder { for index in problems.indices { problems[index].gradientOrder = .any } }
     let all = try reportingOptionErrors { try problems.map { try plans(of: $0) } }
-    if (candidates != nil || repeats > 0) && all.contains(where: { $0.contains { $0.gpu == nil } }) {
+    if (candidates != nil || repeats > 0 || anyOrder) && all.contains(where: { $0.contains { $0.gpu == nil } }) {
       throw ValidationError(
-        "--candidates and --repeats are for the kernels of GPUs, and this runs on the CPU; leave them out.")
+        "--candidates, --repeats and --any-order are for the kernels of GPUs, and this runs on the CPU; leave them out."
+      )
     }
     if let json { try reportingFileErrors { try OutputFile.check(json) } }
     let others = try peers.map { path in try reportingFileErrors { try GradientPeerTimes(path) } }

@@ -81,6 +81,17 @@ def _params(q, k, v, options):
     return params, arrays
 
 
+def _set_sinks(params, sinks):
+    own = array("sinks", sinks)
+    if own.shape != (params.query_heads,) or own.type == c.E4M3 or (own.device, own.ordinal) != (params.device, params.ordinal):
+        raise ValueError(
+            f"sinks must have the shape {(params.query_heads,)}, the device of q, and be float32, float16 or bfloat16.")
+    if own.shape[0] > 1 and own.strides[0] != 1:
+        raise ValueError(f"sinks must lie side by side in memory; their stride is {own.strides[0]}.")
+    params.scores.sinks, params.scores.sink_type = own.pointer, own.type
+    return own
+
+
 def attention(
     q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, out=None, return_lse=False
 ):
@@ -113,14 +124,7 @@ def attention(
         return _whole.attention(q, k, v, sinks, options, out, return_lse)
     params, arrays = _params(q, k, v, options)
     if sinks is not None:
-        own = array("sinks", sinks)
-        if own.shape != (params.query_heads,) or own.type == c.E4M3 or (own.device, own.ordinal) != (params.device, params.ordinal):
-            raise ValueError(
-                f"sinks must have the shape {(params.query_heads,)}, the device of q, and be float32, float16 or bfloat16.")
-        if own.shape[0] > 1 and own.strides[0] != 1:
-            raise ValueError(f"sinks must lie side by side in memory; their stride is {own.strides[0]}.")
-        arrays["sinks"] = own
-        params.scores.sinks, params.scores.sink_type = own.pointer, own.type
+        arrays["sinks"] = _set_sinks(params, sinks)
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
     result = empty(q, shape) if out is None else out
@@ -144,8 +148,7 @@ def plan(q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
     params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
     if sinks is not None:
-        own = array("sinks", sinks)
-        params.scores.sinks, params.scores.sink_type = own.pointer, own.type
+        _set_sinks(params, sinks)
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
     return text.value.decode()

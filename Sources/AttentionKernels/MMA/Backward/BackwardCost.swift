@@ -6,7 +6,8 @@ struct BackwardCost {
   /// Of 16 weights and gradients of scores, where the forward pass has its exponentials: some more arithmetic.
   private static let cyclesOfWeights = 3.0
 
-  /// Bytes that a multiprocessor adds to memory in a cycle.
+  /// Bytes that a multiprocessor adds to memory in a cycle: reckoned, and never the longest term in what was measured
+  /// (Documentation/GPULog.md, NVIDIA H200, 2026-11-29).
   private static let bytesAddedInCycle = 24.0
 
   private let products, sharedMemory, weights, reductions, waits: Double

@@ -85,7 +85,7 @@ package enum BackwardFamily: KernelFamily {
       tilings = keys.map { tiling($0, bestQueries) }
       tilings += queries.filter { $0 != bestQueries }.map { tiling(bestKeys, $0) }
       if problem.gradientOrder == .any {
-        tilings += had(.all).map { BackwardTiling(keys: $0, queries: bestQueries, addsQueries: true) }
+        tilings += had(.all).map { BackwardTiling(keys: $0, addsQueries: true) }
       }
     }
     return tilings.isEmpty ? [BackwardTiling(keys: cuts[0], queries: cuts[0])] : tilings
@@ -111,6 +111,11 @@ package enum BackwardFamily: KernelFamily {
       if let obstacle = part.obstacle(on: gpu) { return "\(obstacle), in its \(part.kind.rawValue) kernel" }
     }
     return nil
+  }
+
+  package static func obstacle(to changes: TilingChanges, for problem: AttentionProblem) -> String? {
+    changes.all.contains { $0 == ("products", "5") } && changes.all.contains { $0.name.hasPrefix("dq-") }
+      ? "cuts a kernel of dQ, and five products have none" : nil
   }
 
   /// With as many blocks on a multiprocessor as fit.

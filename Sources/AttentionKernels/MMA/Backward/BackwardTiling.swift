@@ -76,8 +76,8 @@ extension BackwardTiling: KernelTiling {
         + "\(name)-stages=\(cut.stages),\(name)-operands=\(cut.keepsOperands ? "registers" : "shared"),"
         + "\(name)-blocks=\(cut.blocksPerMultiprocessor)"
     }
-    return "products=\(addsQueries ? 5 : 7)," + text(keys, "dkv") + ",dkv-launches=\(separatesKeysAndValues ? 2 : 1),"
-      + text(queries, "dq")
+    return "products=\(addsQueries ? 5 : 7)," + text(keys, "dkv") + ",dkv-launches=\(separatesKeysAndValues ? 2 : 1)"
+      + (addsQueries ? "" : "," + text(queries, "dq"))
   }
 
   /// One of `changeSyntax`.

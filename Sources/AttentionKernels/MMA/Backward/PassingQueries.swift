@@ -28,7 +28,7 @@ struct PassingQueries {
     part = Accumulators(k, rowTiles: rows / 16, columns: columns, named: "dq")
     sums = QuerySums(k: k, dimension: s.dimension, areVectors: s.addsVectors, lane: warp.lane)
     let ownRows = first + k.wide(ofRows * (rows * QuerySums.rowByteCount(s.dimension)))
-    place = shares.ofColumns == 1 ? ownRows : ownRows + k.wide(ofColumns * (columns / 16 * 1024))
+    place = shares.ofColumns == 1 ? ownRows : ownRows + k.wide(ofColumns * (columns / 16 * QuerySums.byteCountOfTile))
     gradients = TileReader(
       k, memory.operands, .chunksFirst, lane: warp.lane, firstChunk: ofRows * (rows / 8)
     ).at(warp.shared + memory.gradientsOffset)

@@ -114,16 +114,17 @@ final class SplitCombine {
 
   /// Writes 4 columns of a row of O, and with the first of them its log-sum-exp.
   func store(_ result: PartialSum, _ rows: UnitRows, row own: Register<U32>, chunk: Register<U32>) {
-    var (results, logSumExp) = (result.normalized, result.logSumExp(ln2: p.softmax.ln2.plain))
-    if let sinks = AttentionSinks(k, p.sinkBase, type: s.sinkType) {
-      let (factor, own) = sinks.with(sinks.sink(ofHead: rows.head(ofRow: own)), logSumExp: logSumExp)
-      (results, logSumExp) = (results.map { $0 * factor }, own)
+    var results = result.normalized
+    var logSumExp: Register<F32> { result.logSumExp(ln2: p.softmax.ln2.plain) }
+    let withSink = AttentionSinks(k, p.sinkBase, type: s.sinkType).map {
+      $0.with($0.sink(ofHead: rows.head(ofRow: own)), logSumExp: logSumExp)
     }
+    if let withSink { results = results.map { $0 * withSink.factor } }
     let packed = [0, 2].map { s.inputs.pack(k, results[$0], results[$0 + 1]) }
     let base = rows.address(in: p.outputBase, p.outputStrides)
     k.store(packed, global: base + rows.packed.distance(ofRow: own, p.outputStrides) + k.wide(chunk * 8))
     k.if((p.logSumExpBase .!= 0) & (chunk .== 0)) {
-      rows.store(logSumExp: logSumExp, ofRow: own)
+      rows.store(logSumExp: withSink?.logSumExp ?? logSumExp, ofRow: own)
     }
   }
 }

@@ -41,12 +41,12 @@ struct UnitRows {
   }
 
   /// The query head of a row.
-  func head(ofRow row: Register<U32>) -> Register<U32> { groupSize == 1 ? firstHead : firstHead + row % groupSize }
+  func head(ofRow row: Register<U32>) -> Register<U32> { packed.head(ofRow: row, first: firstHead) }
 
   /// Writes a row's log-sum-exp to `[B, H_q, s_q]`, or packed `[H_q, total]`; somebody must want it.
   func store(logSumExp: Register<F32>, ofRow row: Register<U32>) {
     let query = packed.query(ofRow: row)
-    let head = head(ofRow: row)
+    let head = packed.head(ofRow: row, query: query, first: firstHead)
     let place = k.wide(sequence) * p.logSumExpBatchStride + k.wide(head) * p.logSumExpHeadStride
     k.store(logSumExp, global: p.logSumExpBase + place + k.wide(firstQuery.map { query + $0 } ?? query) * 4)
   }

@@ -72,7 +72,7 @@ final class ForwardBody {
 
     var logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2, overWarps: exchange.map { $0.sum })
     if let sinks = AttentionSinks(k, parameters.sinkBase, type: s.sinkType) {
-      logSumExps = sinks.finish(output, logSumExps) { rows.head(ofRow: ownRows[$0], keyValueHead: keyValueHead) }
+      logSumExps = sinks.finish(output, logSumExps) { rows.head(ofRow: ownRows[$0], first: firstHead) }
     }
     var epilogue = Epilogue(
       k: k, inputs: s.inputs, tile: memory.output, place: place.shared, firstRow: place.firstRow, lane: place.lane,

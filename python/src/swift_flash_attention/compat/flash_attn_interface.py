@@ -80,8 +80,12 @@ def _quickly(learnable_sink, s_aux, q):
 
 
 def _fixed_if_asked(deterministic, *tensors):
-    """Refuses what cannot be had at once: gradients of the same bits in every run, while any order was asked for."""
-    if flag("deterministic", deterministic) and gradient_order() == "any" and wants_gradients(*tensors):
+    """Refuses what cannot be had at once: gradients of the same bits in every run, while any order was asked for.
+
+    Args:
+        tensors: Of which some may want gradients; none where they are computed now.
+    """
+    if flag("deterministic", deterministic) and gradient_order() == "any" and (not tensors or wants_gradients(*tensors)):
         raise ValueError(
             "deterministic=True asks for gradients of the same bits in every run, and set_gradient_order('any') gave that up; call "
             "set_gradient_order('fixed').")
@@ -474,6 +478,7 @@ def _flash_attn_backward(
     Returns softmax_d: the sums of ``dout * out`` over each row, float32, of ``softmax_lse``'s shape (FlashAttention 3 rounds the last
     axis up).
     """
+    _fixed_if_asked(deterministic)
     axes, shape = (4, _WHOLE) if cu_seqlens_q is None else (3, _PACKED)
     dout, q, k, v, out = _tensors(("dout", "q", "k", "v", "out"), (dout, q, k, v, out), axes, shape)
     softmax_lse = given.tensor("softmax_lse", softmax_lse, axes - 1, "[batch, heads, tokens], packed [heads, total]")
