@@ -8,9 +8,7 @@ from torch.autograd import forward_ad
 
 from . import _library as c
 from ._gradients import backward
-from ._mask_rules import Rule
-from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
-from ._torch import SCORES, Words, forward, is_captured, sequences, unit_stride
+from ._torch import SCORES, Words, forward, sequences, unit_stride
 
 
 def is_traced():
@@ -57,10 +55,6 @@ def needs_operator(*tensors):
 
 _KINDS = {torch.Tensor, torch.nn.Parameter, type(None)}
 _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
-
-
-# Of operators that look at numbers of the GPU, which nobody can while a graph is captured: torch.compile leaves them between graphs.
-_WAITS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 
 
 def _operator(name, function, fake, mutates=(), tags=(), gradients=None):
@@ -110,9 +104,6 @@ _SECOND = "Second derivatives of swift_flash_attention are not supported; comput
 _OF_CACHES = (
     "A cache of keys and values has no gradient in swift_flash_attention, nor have float8_e4m3fn numbers; train with flash_attn_func or "
     "flash_attn_varlen_func, in float16 or bfloat16.")
-_OF_MASKS = (
-    "swift_flash_attention has no backward pass of this attention mask in a trace or under torch.compile; do not compile, or train "
-    "without padding in the mask.")
 
 
 def _no_vmap(operator, names):
@@ -449,162 +440,3 @@ combine_op = _operator(
     "combine", _combine, _fake_combine,
     gradients="flash_attn_combine has no gradient; differentiate through the parts' log-sum-exps with torch's own operations.")
 _no_vmap(combine_op, "flash_attn_combine")
-
-
-# MARK: - Masks of models
-
-
-def _refuse_capture(tensor):
-    if tensor.is_cuda and is_captured(tensor.get_device()):
-        raise NotImplementedError(
-            "A mask of padding that is not to the left, of documents or of blocks cannot be looked into while a CUDA graph is captured; "
-            "let the model make its mask before the capture, or leave it out.")
-
-
-def whole(q, k, v, sinks, rule, softcap, scale):
-    """Queries of which the last stands on the last key."""
-    arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
-    if needs_operator(q, k, v, sinks):
-        return forward_op(q, k, v, sinks, *arguments)[0]
-    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks)[0]
-
-
-def _padded(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor, overhangs: bool, left: int, right: int,
-    chunk: int, softcap: float, scale: float | None,
-) -> torch.Tensor:
-    q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
-    numbers = numbers.expand(3, q.shape[0])
-    if overhangs:
-        _refuse_capture(q)
-        return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap, sinks)
-    last, end, begin = numbers.unbind(0)
-    ends = last if rule.is_aligned else end
-    return sequences(
-        q, k, v, lengths=ends.contiguous(), left_padding=begin.contiguous(), scale=scale, causal=right == 0, left=left, right=right,
-        chunk=chunk, softcap=softcap, is_recorded=True, sinks=sinks)[0]
-
-
-def _padded_as_found(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor, overhangs: torch.Tensor, left: int, right: int,
-    chunk: int, softcap: float, scale: float | None,
-) -> torch.Tensor:
-    return _padded(q, k, v, sinks, numbers, bool(overhangs), left, right, chunk, softcap, scale)
-
-
-def _fake_output(q, k, v, *rest):
-    return q.new_empty((*q.shape[:3], v.shape[-1]))
-
-
-padded_op = _operator("padded", _padded, _fake_output, gradients=_OF_MASKS)
-padded_as_found_op = _operator("padded_as_found", _padded_as_found, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
-
-
-def padded(q, k, v, sinks, numbers, overhangs, rule, softcap, scale):
-    """Sequences whose keys begin and end somewhere.
-
-    Args:
-        numbers: int32 ``[3, B]``: the key behind which the last query stands, where the keys end, and where they begin.
-        overhangs: Whether it makes a difference that keys end elsewhere than the queries; a tensor on the host where only the trace
-            will know.
-    """
-    if wants_gradients(q, k, v, sinks) and not is_traced():
-        _refuse_capture(q)
-        made = runs_of_ranges(*ranges_of(rule, numbers.expand(3, q.shape[0]), q.shape[1]))
-        return _by_sequences(made, q, k, v, sinks, softcap, scale)
-    run = padded_op if needs_operator(q, k, v, sinks) else _padded
-    if isinstance(overhangs, torch.Tensor):
-        run = padded_as_found_op
-    return run(q, k, v, sinks, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
-
-
-def overhang(rule, numbers):
-    """Whether a sequence's keys end elsewhere than its queries, and the kernels' masks, which count from one end, do not have it so."""
-    last, end, _ = numbers
-    return rule.is_aligned and bool(((end < last) if rule.right == 0 else (end != last)).any())
-
-
-def _masked(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, mask: torch.Tensor, softcap: float,
-    scale: float | None,
-) -> torch.Tensor:
-    _refuse_capture(q)
-    seen = boolean(mask).expand(q.shape[0], -1, -1)
-    return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
-
-
-masked_op = _operator("masked", _masked, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
-
-
-def _by_sequences(made, q, k, v, sinks, softcap, scale):
-    """Runs with gradients: each run of queries and a copy of the keys that it sees are a packed sequence."""
-    batch, count, heads, dimension = q.shape
-    if made.order is not None:
-        order = made.order.to(k.device)[:, :, None, None]
-        k, v = (x.gather(1, order.expand(-1, -1, *x.shape[2:])) for x in (k, v))
-    rule = made.rule(batch, k.shape[1])
-    if rule is not None:
-        return forward_op(q, k, v, sinks, rule.right == 0, rule.left, rule.right, 0, softcap, scale)[0]
-    keys = k.shape[1]
-    queries = q.reshape(batch * count, heads, dimension)
-    k, v = (x.reshape(batch * keys, *x.shape[2:]) for x in (k, v))
-    whole = q.new_zeros((batch * count, heads, v.shape[-1]))
-    for group in made.groups:
-        first = group.sequence.long() * keys
-        lengths = (group.end - group.begin).long()
-        starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        starts[1:] = lengths.cumsum(0)
-        # Of each key of each run, its row.
-        rows = torch.repeat_interleave(first + group.begin - starts[:-1], lengths) + torch.arange(int(starts[-1]))
-        own = (torch.arange(batch * count) if group.rows is None else group.rows).to(q.device)
-        rows = rows.to(q.device)
-        out, _ = varlen_op(
-            queries.index_select(0, own), k.index_select(0, rows), v.index_select(0, rows), group.starts.to(q.device),
-            starts.to(q.device), None, None, group.longest, int(lengths.max()), None, None, None, sinks, group.causal, group.left,
-            0 if group.causal else -1, 0, softcap, scale)
-        whole = whole.index_copy(0, own, out)
-    return whole.view(batch, count, heads, v.shape[-1])
-
-
-def masked(q, k, v, sinks, mask, softcap, scale):
-    """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
-    if wants_gradients(q, k, v, sinks) and not is_traced():
-        _refuse_capture(q)
-        return _by_sequences(runs(boolean(mask).expand(q.shape[0], -1, -1)), q, k, v, sinks, softcap, scale)
-    return (masked_op if needs_operator(q, k, v, sinks) else _masked)(q, k, v, sinks, mask, softcap, scale)
-
-
-def by_runs(q, k, v, sinks, made, softcap, scale):
-    """A mask of which the runs are known already; None where an operator is needed, which must find them itself."""
-    if wants_gradients(q, k, v, sinks) and not is_traced():
-        return _by_sequences(made, q, k, v, sinks, softcap, scale)
-    return None if needs_operator(q, k, v, sinks) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
-
-
-def documents(q, k, v, sinks, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
-    """Documents of one row, one behind the other."""
-    options = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
-    lists = (query_starts.to(torch.int32), key_starts.to(torch.int32), None, None, int(longest_query), int(longest_key))
-    run = varlen_op if needs_operator(q, k, v, sinks) else _varlen
-    return run(q[0], k[0], v[0], *lists, None, None, None, sinks, *options)[0][None]
-
-
-def _check_padding(
-    numbers: torch.Tensor, fits: torch.Tensor, left: int, right: int, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _refuse_capture(numbers)
-    if not bool(fits.all()):
-        raise NotImplementedError(
-            "attention_mask has holes, which a compiled model cannot look for; pad to the left or the right, or do not compile.")
-    return numbers.clone(), torch.tensor(overhang(Rule(left, right, chunk), numbers))
-
-
-check_padding_op = _operator(
-    "check_padding", _check_padding,
-    lambda numbers, fits, *rule: (torch.empty_like(numbers), numbers.new_empty((), dtype=torch.bool, device="cpu")), tags=_WAITS,
-    gradients=_OF_MASKS)
-
-
-def checked_padding(numbers, fits, rule):
-    """The numbers of sequences, and ``overhang``, when the trace runs; raises then where they do not say all."""
-    return check_padding_op(numbers, fits, *rule)

@@ -12,7 +12,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from . import _mask_rules, _operators
+from . import _mask_rules, _masked, _operators
 from ._mask_rules import Rule
 from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
 from ._torch import is_captured, sinks_fit
@@ -157,7 +157,7 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         numbers = torch.tensor([[last], [keys], [0]], dtype=torch.int32).expand(3, batch)
         return _mask(
             numbers.to(device)[None, None], model, shape, rule, is_whole=last == keys,
-            overhangs=_operators.overhang(rule, numbers))
+            overhangs=_masked.overhang(rule, numbers))
     last = torch.as_tensor(last, device=device).to(torch.int32).reshape(-1)[:1].expand(batch)
     if real is None:
         end, begin = torch.full_like(last, keys), torch.zeros_like(last)
@@ -177,13 +177,13 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         fits = fits & (cache_position - cache_position[:1] == steps).all()
     numbers = torch.stack([last, end, begin])
     if not waits:
-        numbers, overhangs = _operators.checked_padding(numbers, fits, rule)
+        numbers, overhangs = _masked.checked_padding(numbers, fits, rule)
         return _mask(numbers[None, None], model, shape, rule, overhangs=overhangs)
     host, all_fit = numbers.cpu(), fits.all().cpu()
     lasts, ends, begins = host
     if not bool(all_fit) or bool((lasts > keys).any()):
         return None
-    overhangs = _operators.overhang(rule, host)
+    overhangs = _masked.overhang(rule, host)
     is_whole = bool((begins == 0).all() and (lasts == keys).all() and (ends == keys).all())
     return _mask(
         numbers[None, None], model, shape, rule, is_whole=is_whole, overhangs=overhangs,
@@ -258,10 +258,10 @@ def attention(
             "use_cache=False.")
     if attention_mask is None:
         rule = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
-        return _operators.whole(q, k, v, sinks, rule, softcap, scaling), None
+        return _masked.whole(q, k, v, sinks, rule, softcap, scaling), None
     if not isinstance(attention_mask, Mask):
         # A model's own mask of four axes may be longer than the keys.
-        return _operators.masked(q, k, v, sinks, _fitted(attention_mask, q, k), softcap, scaling), None
+        return _masked.masked(q, k, v, sinks, _fitted(attention_mask, q, k), softcap, scaling), None
     batch, queries, keys = attention_mask.shape_of
     if (queries, keys) != (q.shape[1], k.shape[1]) or batch not in (1, q.shape[0]):
         raise NotImplementedError(
@@ -269,15 +269,15 @@ def attention(
             f"{q.shape[1]} queries and {k.shape[1]} keys; use attn_implementation='eager' or 'sdpa' for this model.")
     rule = attention_mask.rule
     if rule is not None and attention_mask.is_whole:
-        return _operators.whole(q, k, v, sinks, rule, softcap, scaling), None
+        return _masked.whole(q, k, v, sinks, rule, softcap, scaling), None
     if attention_mask.runs is not None and batch == q.shape[0]:
-        out = _operators.by_runs(q, k, v, sinks, attention_mask.runs, softcap, scaling)
+        out = _masked.by_runs(q, k, v, sinks, attention_mask.runs, softcap, scaling)
         if out is not None:
             return out, None
     with torch._C.DisableTorchFunctionSubclass():
         if rule is None:
-            return _operators.masked(q, k, v, sinks, attention_mask[:], softcap, scaling), None
-        return _operators.padded(q, k, v, sinks, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
+            return _masked.masked(q, k, v, sinks, attention_mask[:], softcap, scaling), None
+        return _masked.padded(q, k, v, sinks, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
 
 
 def _fitted(mask, q, k):
@@ -330,7 +330,7 @@ def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_w
             rule = given.runs.rule(q.shape[0], k.shape[1])
         if rule is None:
             if given.runs is not None and torch.equal(*lists[:2]) and _tells_apart(given.runs, lists[0]):
-                out = _operators.by_runs(q, k, v, sinks, given.runs, softcap, scaling)
+                out = _masked.by_runs(q, k, v, sinks, given.runs, softcap, scaling)
                 if out is not None:
                     return out
             raise NotImplementedError(
@@ -344,7 +344,7 @@ def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_w
                 f"A layer has a window (sliding_window={sliding_window}) and no mask that says to which sides; use "
                 "attn_implementation='eager' or 'sdpa' for this model.")
         rule = Rule(left=-1 if sliding_window is None else sliding_window - 1, right=0 if causal else -1)
-    return _operators.documents(q, k, v, sinks, *lists, rule, softcap, scaling)
+    return _masked.documents(q, k, v, sinks, *lists, rule, softcap, scaling)
 
 
 def _tells_apart(made, starts):
