@@ -45,6 +45,11 @@ public enum AttentionMask: Hashable, Sendable {
     return first < end ? first..<end : 0..<0
   }
 
+  /// The key behind the last that query `query` may see; below 1 where it may see none.
+  package func endOfVisibleKeys(ofQuery query: Int, queries: Int, keys: Int) -> Int {
+    rule(queries: queries, keys: keys).end(ofQuery: query)
+  }
+
   /// The queries, of `queries`, that see key `key` of `keys`; empty where none does.
   package func seeingQueries(ofKey key: Int, queries: Int, keys: Int) -> Range<Int> {
     let seen = rule(queries: queries, keys: keys)

@@ -84,6 +84,8 @@ public struct AttentionProblem: Hashable, Sendable {
   /// The log-sum-exp is the denominator's, the sink's part in it; that of partial results is without. A query that sees no key
   /// gets output 0 and its head's sink as log-sum-exp.
   public var sinkType: ScalarType?
+  /// Ranges of keys that queries see, beside what `mask` says of them; nil for none.
+  public var ranges: KeyRanges.Form?
   /// In which order gradients may be added up; of the results, nothing depends on it.
   public var gradientOrder = GradientOrder.fixed
 
@@ -217,13 +219,16 @@ public struct AttentionProblem: Hashable, Sendable {
       dimension: dimension, valueDimension: valueDimension, keys: .whole(length: length),
       scalarType: type ?? scalarType,
       mask: mask, scale: scale, softcap: softcap)
-    (one.sinkType, one.gradientOrder) = (sinkType, gradientOrder)
+    (one.sinkType, one.gradientOrder, one.ranges) = (sinkType, gradientOrder, ranges)
+    // What a sequence has of them is all there is.
+    if case .given(let count, _) = ranges { one.ranges = .given(count: count, isShared: true) }
     return one
   }
 
-  /// - Throws: `AttentionError` where sinks cannot be had: of a type that they are not of, or in parts that the caller puts
-  ///   together, which would each count them.
-  package func checkSinks() throws(AttentionError) {
+  /// - Throws: `AttentionError` where ranges cannot be, and where sinks cannot be had: of a type that they are not of, or in parts
+  ///   that the caller puts together, which would each count them.
+  package func checkSinksAndRanges() throws(AttentionError) {
+    try checkRanges()
     guard let sinkType else { return }
     if sinkType == .e4m3 { throw .unsupported("Sinks are e4m3; they must be f32, f16 or bf16.") }
     if leavesParts {
@@ -340,7 +345,7 @@ extension AttentionProblem: CustomStringConvertible {
     let new = newKeys.map { " and \($0.count) new" } ?? ""
     let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
     return "batch \(batch), heads \(heads), \(count) \(keys)\(new), dimension \(dimension)\(values), \(types), \(mask)"
-      + (softcap.map { ", softcap \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks")
+      + (softcap.map { ", softcap \($0)" } ?? "") + (ranges.map { ", \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks")
       + (leavesParts ? ", \(parts) parts" : "")
   }
 }

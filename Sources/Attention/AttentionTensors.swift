@@ -156,15 +156,18 @@ public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
   public var valueScales: Memory.Factors?
   /// `[H_q]`: attention sinks (`AttentionProblem.sinkType`), finite or -inf; nil where there are none.
   public var sinks: Memory.Sinks?
+  /// What a call gives of ranges of keys (`AttentionProblem.ranges`): `[B or 1, N_q, count, 2]` or `[B]`, on a GPU int32 at a multiple
+  /// of 8 bytes; nil where that is nothing.
+  public var ranges: Memory.Numbers?
 
   /// A list for all sequences, where there is something to say.
   public init(
     lengths: Memory.Numbers? = nil, batchIndex: Memory.Numbers? = nil, leftPadding: Memory.Numbers? = nil,
     pageTable: Memory.PageTable? = nil, queryStarts: Memory.Numbers? = nil, queryCounts: Memory.Numbers? = nil,
     keyStarts: Memory.Numbers? = nil, queryScales: Memory.Factors? = nil, keyScales: Memory.Factors? = nil,
-    valueScales: Memory.Factors? = nil, sinks: Memory.Sinks? = nil
+    valueScales: Memory.Factors? = nil, sinks: Memory.Sinks? = nil, ranges: Memory.Numbers? = nil
   ) {
-    self.sinks = sinks
+    (self.sinks, self.ranges) = (sinks, ranges)
     (self.lengths, self.batchIndex, self.leftPadding, self.pageTable) = (lengths, batchIndex, leftPadding, pageTable)
     (self.queryStarts, self.queryCounts, self.keyStarts) = (queryStarts, queryCounts, keyStarts)
     (self.queryScales, self.keyScales, self.valueScales) = (queryScales, keyScales, valueScales)
@@ -183,7 +186,7 @@ extension CacheEntries {
       lengths: try numbers(lengths), batchIndex: try numbers(batchIndex), leftPadding: try numbers(leftPadding),
       pageTable: try pages(pageTable), queryStarts: try numbers(queryStarts), queryCounts: try numbers(queryCounts),
       keyStarts: try numbers(keyStarts), queryScales: try factors(queryScales), keyScales: try factors(keyScales),
-      valueScales: try factors(valueScales), sinks: try sinks(self.sinks))
+      valueScales: try factors(valueScales), sinks: try sinks(self.sinks), ranges: try numbers(ranges))
   }
 }
 
@@ -282,6 +285,7 @@ extension CacheEntries {
     try expect("key scale", keyScales != nil, cacheIsBytes ? nil : false)
     try expect("value scale", valueScales != nil, cacheIsBytes ? nil : false)
     try expect("list of sinks", sinks != nil, problem.sinkType != nil)
+    try expect("list of key ranges", ranges != nil, problem.needsRanges)
     try expect("batch index", batchIndex != nil, isPaged || packedKeys || whole ? false : nil)
   }
 }
@@ -300,6 +304,7 @@ extension AttentionTensors where Memory == HostMemory {
     try checkWithoutLists(problem)
     try checkPresence(problem)
     try entries.checkSinks(problem)
+    try entries.checkRanges(problem)
     if let positions = newKeys?.positions, positions.count != problem.batch {
       throw .cacheEntries("positions", count: positions.count, batch: problem.batch)
     }
@@ -376,6 +381,7 @@ extension AttentionTensors where Memory == GPUMemory {
     try checkWithoutLists(problem)
     try checkPresence(problem)
     try entries.checkSinks(problem)
+    try entries.checkRanges(problem)
     if problem.hasWholeKeys { return }
     try entries.checkAligned()
     guard let newKeys else { return }
@@ -398,6 +404,14 @@ extension CacheEntries where Memory == GPUMemory {
     guard let sinks, let size = problem.sinkType?.byteCount, sinks % UInt64(size) != 0 else { return }
     throw .alignment(
       tensor: "the list of sinks", what: "address", bytes: Int(truncatingIfNeeded: sinks), multiple: size)
+  }
+
+  /// - Throws: where the address of ranges is no multiple of the size of one, or of a prefix.
+  func checkRanges(_ problem: AttentionProblem) throws(AttentionError) {
+    let size = problem.ranges == .prefix ? 4 : 8
+    guard let ranges, ranges % UInt64(size) != 0 else { return }
+    throw .alignment(
+      tensor: "the list of key ranges", what: "address", bytes: Int(truncatingIfNeeded: ranges), multiple: size)
   }
 
   // A call for each, not lists: these checks are a part of what every call costs the host.

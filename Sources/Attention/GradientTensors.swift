@@ -130,6 +130,7 @@ extension GradientTensors where Memory == HostMemory {
     }
     try checkPresence(problem)
     try entries.checkSinks(problem)
+    try entries.checkRanges(problem)
     if !problem.hasWholeKeys { try entries.check(problem, newStarts: nil) }
   }
 }
@@ -144,6 +145,7 @@ extension GradientTensors where Memory == GPUMemory {
     try GPUMemory.checkAligned("gradient of sinks", sinkGradient)
     try checkPresence(problem)
     try entries.checkSinks(problem)
+    try entries.checkRanges(problem)
     if !problem.hasWholeKeys { try entries.checkAligned() }
   }
 }

@@ -3,7 +3,7 @@
 /// Written once: masks on the CPU ask it, kernels emit it.
 package struct VisibleKeys<Number: RuleNumber> {
   /// The keys that there are.
-  let keys: Number
+  package let keys: Number
   /// Query i sees the keys from `i + left` to `i + right`, of those that there are; nil where that side is unlimited.
   let left, right: Number?
   /// Query i stands on key `i + diagonal`, and sees of keys in chunks of `chunk` only the chunk that this is in; nil

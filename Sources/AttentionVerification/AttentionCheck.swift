@@ -7,11 +7,11 @@ internal import Synchronization
 package enum AttentionCheck {
   /// The definition in 64-bit floats.
   package static func reference(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil, ranges: [Int]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
       ReferenceAttention.head(
-        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
     }
   }
 
@@ -19,11 +19,11 @@ package enum AttentionCheck {
   /// tensor cores make them.
   package static func plain(
     _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    sums: PlainAttention.Sums = .rounded, sinks: [Float]? = nil
+    sums: PlainAttention.Sums = .rounded, sinks: [Float]? = nil, ranges: [Int]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
       PlainAttention.head(
-        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums, sinks: sinks)
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums, sinks: sinks, ranges: ranges)
     }
   }
 
@@ -57,13 +57,13 @@ package struct Yardstick: Sendable {
   package init(
     _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
     exact: (queries: TensorView, keys: TensorView, values: TensorView)? = nil, sums: PlainAttention.Sums?,
-    sinks: [Float]? = nil
+    sinks: [Float]? = nil, ranges: [Int]? = nil
   ) {
     let (q, k, v) = exact ?? (queries, keys, values)
-    reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v, sinks: sinks)
-    plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sinks: sinks)
+    reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v, sinks: sinks, ranges: ranges)
+    plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
     other = sums.map {
-      AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0, sinks: sinks)
+      AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0, sinks: sinks, ranges: ranges)
     }
     type = problem.scalarType
   }
@@ -98,7 +98,8 @@ extension AttentionCheck {
     _ problem: AttentionProblem, _ inputs: GradientInputs, sums: PlainAttention.Sums = .rounded, isNudged: Bool = false
   ) -> GradientValues {
     let forward = plain(
-      problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums, sinks: inputs.sinks)
+      problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sums: sums, sinks: inputs.sinks,
+      ranges: inputs.ranges)
     return eachGroup(of: problem, inputs) { batch, keyValueHead, inputs in
       PlainGradients.group(
         keyValueHead, batch: batch, of: problem, inputs,

@@ -92,6 +92,7 @@ package struct CacheCase: Sendable {
       scalarType: type, queryType: queryType, cacheType: cacheType, mask: mask, scale: scale, softcap: softcap,
       keysPerSplit: keysPerSplit, leavesParts: leavesParts)
     problem.sinkType = !leavesParts && number % kernels % 3 == 1 ? .f32 : nil
+    problem.ranges = .example(number % kernels, mask)
     func scales(_ isThere: Bool) -> [Float]? {
       isThere ? (0..<batch * heads).map { _ in Float(random.int(1...400)) / 100 } : nil
     }
@@ -101,7 +102,7 @@ package struct CacheCase: Sendable {
       leftPadding: hasLeftPadding ? lengths.map { random.int(0...$0) } : nil, pageTable: pageTable,
       queryStarts: hasPackedQueries ? starts(queryCounts) : nil, keyStarts: hasPackedKeys ? starts(lengths) : nil,
       queryScales: scales(queryType == .e4m3), keyScales: scales(hasScales), valueScales: scales(hasScales),
-      sinks: problem.exampleSinks)
+      sinks: problem.exampleSinks, ranges: problem.exampleRanges)
     scenario = CacheScenario(
       problem, entries, newStarts: hasPackedNew ? starts(new) : nil,
       positions: hasRotary && random.int(0...2) == 0 ? lengths.map { $0 / 2 } : nil, seed: seed &+ UInt64(number) << 20)

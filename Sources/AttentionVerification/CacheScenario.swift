@@ -283,8 +283,10 @@ package struct CacheScenario: Sendable {
       queries: shape(queries.count, problem.dimension), keys: shape(rows.count, problem.dimension),
       values: shape(rows.count, problem.valueDimension), scalarType: problem.scalarType, mask: problem.mask,
       scale: problem.scale * factor, softcap: problem.softcap)
-    one.sinkType = problem.sinkType
+    (one.sinkType, one.ranges) = (problem.sinkType, problem.ranges)
+    if case .given(let count, _) = problem.ranges { one.ranges = .given(count: count, isShared: true) }
     let sinks = problem.exampleSinks.map { [$0[h]] }
+    let ranges = entries.ranges(of: b, problem)
     func numbers(isKey: Bool, _ shape: TensorShape) -> Tensor {
       let all = rows.map { row in
         guard let cache else { return cached(isKey: isKey, b, shared, row: row) }
@@ -309,14 +311,14 @@ package struct CacheScenario: Sendable {
       v.withView { v in
         var results = [
           exact.withView {
-            ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks)
+            ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks, ranges: ranges)
           },
-          rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks) },
+          rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks, ranges: ranges) },
         ]
         if hasCutSums {
           results.append(
             rounded.withView {
-              PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut, sinks: sinks)
+              PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut, sinks: sinks, ranges: ranges)
             })
         }
         for i in results.indices { results[i].output = results[i].output.map { $0 * ofValues } }

@@ -38,7 +38,7 @@ package struct GradientCase: Sendable {
       keys: sequences.map { .packed(total: $0.last!.keys.upperBound + random.int(0...5), longest: own.keys) }
         ?? .whole(length: own.keys),
       scalarType: own.scalarType, mask: own.mask, scale: own.scale, softcap: own.softcap)
-    problem.sinkType = own.sinkType
+    (problem.sinkType, problem.ranges) = (own.sinkType, own.ranges)
     problem.gradientOrder = number / 4 % 2 == 0 ? .any : .fixed
     self.problem = problem
   }
@@ -82,7 +82,7 @@ package struct GradientCase: Sendable {
     let entries = CacheEntries<HostMemory>(
       queryStarts: sequences.map { $0.map(\.queries.lowerBound) + [$0.last!.queries.upperBound] },
       keyStarts: sequences.map { $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound] },
-      sinks: problem.exampleSinks)
+      sinks: problem.exampleSinks, ranges: problem.exampleRanges)
     var ofSinks = [Float](repeating: untouched, count: problem.sinkType == nil ? 0 : problem.queryHeads)
     let plan = try GradientPlan(problem, device: device)
     try logSumExp.withUnsafeMutableBufferPointer { (logSumExp) throws(AttentionError) in
@@ -109,7 +109,8 @@ package struct GradientCase: Sendable {
       problem, sequences: sequences,
       GradientInputs(
         queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly, outputGradient: given.view.readOnly,
-        logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil, sinks: problem.exampleSinks),
+        logSumExpGradient: hasGradientOfLogSumExp ? ofLogSumExp : nil, sinks: problem.exampleSinks,
+        ranges: problem.exampleRanges),
       sums: plan.gpu == nil ? nil : .cut)
     var comparisons = yardstick.judge(queries: dq.values, keys: dk.values, values: dv.values)
     var failures: [String] = []
@@ -148,7 +149,7 @@ package struct GradientCase: Sendable {
         strides: tensor.view.strides)
     }
     func upload(_ list: [Int]?) throws(AttentionError) -> UInt64? {
-      guard let words = list?.map(Int32.init) else { return nil }
+      guard let words = list?.map({ Int32(clamping: $0) }) else { return nil }
       return try words.withUnsafeBufferPointer { (words) throws(AttentionError) in
         try upload(UnsafeRawBufferPointer(words))
       }

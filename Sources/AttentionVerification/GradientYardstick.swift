@@ -31,7 +31,8 @@ package struct GradientYardstick {
     forward = AttentionValues(for: problem)
     guard let sequences else {
       forward = AttentionCheck.reference(
-        problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sinks: inputs.sinks)
+        problem, queries: inputs.queries, keys: inputs.keys, values: inputs.values, sinks: inputs.sinks,
+        ranges: inputs.ranges)
       (reference, plain) = (
         AttentionCheck.gradients(problem, inputs), AttentionCheck.plainGradients(problem, inputs)
       )
@@ -40,7 +41,9 @@ package struct GradientYardstick {
     }
     forward.output = forward.output.map { _ in .nan }
     forward.logSumExp = forward.logSumExp.map { _ in .nan }
-    for sequence in sequences {
+    let lists = CacheEntries<HostMemory>(
+      queryStarts: sequences.map(\.queries.lowerBound) + [sequences.last?.queries.upperBound ?? 0], ranges: inputs.ranges)
+    for (number, sequence) in sequences.enumerated() {
       let one = try problem.sequence(queries: sequence.queries.count, length: sequence.keys.count)
       let (q, k) = (sequence.queries, sequence.keys)
       let rows = (0..<problem.queryHeads).flatMap { head in
@@ -49,9 +52,10 @@ package struct GradientYardstick {
       let own = GradientInputs(
         queries: inputs.queries.rows(q), keys: inputs.keys.rows(k), values: inputs.values.rows(k),
         outputGradient: inputs.outputGradient.rows(q),
-        logSumExpGradient: inputs.logSumExpGradient.map { all in rows.map { all[$0] } }, sinks: inputs.sinks)
+        logSumExpGradient: inputs.logSumExpGradient.map { all in rows.map { all[$0] } }, sinks: inputs.sinks,
+        ranges: lists.ranges(of: number, problem))
       let made = AttentionCheck.reference(
-        one, queries: own.queries, keys: own.keys, values: own.values, sinks: inputs.sinks)
+        one, queries: own.queries, keys: own.keys, values: own.values, sinks: own.sinks, ranges: own.ranges)
       forward.output.put(made.output, q, of: problem.outputShape)
       for (row, value) in zip(rows, made.logSumExp) { forward.logSumExp[row] = value }
       func put(_ made: GradientValues, _ all: inout GradientValues) {

@@ -72,7 +72,7 @@ package enum PlainAttention {
   /// The result for one query head, as `ReferenceAttention.head`.
   package static func head(
     _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    sums: Sums = .rounded, sinks: [Float]? = nil
+    sums: Sums = .rounded, sinks: [Float]? = nil, ranges: [Int]? = nil
   ) -> HeadValues {
     let shared = head / problem.groupSize
     let type = problem.scalarType
@@ -86,7 +86,7 @@ package enum PlainAttention {
       logSumExp: .init(repeating: -.infinity, count: problem.queries))
     var weights = [Float](repeating: 0, count: problem.keys)
     for i in 0..<problem.queries {
-      let visible = problem.visibleKeys(ofQuery: i)
+      let visible = problem.seenKeys(byQuery: i, sequence: batch, ranges)
       let sink = sinks?[head] ?? -.infinity
       if visible.isEmpty {
         result.logSumExp[i] = Double(sink)
@@ -105,9 +105,8 @@ package enum PlainAttention {
         sum += weight
         weights[j] = type.rounded(weight)
       }
-      let first = visible.lowerBound
       for c in 0..<dv {
-        let value = sums.sum(0, count: visible.count) { (weights[first + $0], v[(first + $0) * dv + c]) }
+        let value = sums.sum(0, count: visible.count) { (weights[visible[$0]], v[visible[$0] * dv + c]) }
         result.output[i * dv + c] = Double(type.rounded(value / sum))
       }
       result.logSumExp[i] = Double(largest + logf(sum))

@@ -42,7 +42,7 @@ package enum PlainGradients {
       var ofSink: Float = 0
       defer { result.sinks[member] = Double(ofSink) }
       for i in 0..<queries {
-        let visible = problem.visibleKeys(ofQuery: i)
+        let visible = problem.seenKeys(byQuery: i, sequence: batch, inputs.ranges)
         let row = (member * queries + i) * keys
         var delta: Float = 0
         for c in 0..<dv { delta += given[i * dv + c] * Float(made.output[i * dv + c]) }
@@ -68,9 +68,8 @@ package enum PlainGradients {
           scoreGradients[row + j] = type.rounded(weight * (product - delta) * slope)
         }
         for c in 0..<d {
-          let first = visible.lowerBound
           let sum = sums.sum(0, count: visible.count) {
-            (scoreGradients[row + first + $0], k[(first + $0) * d + c])
+            (scoreGradients[row + visible[$0]], k[visible[$0] * d + c])
           }
           result.queries[(member * queries + i) * d + c] = Double(type.rounded(sum * scale))
         }

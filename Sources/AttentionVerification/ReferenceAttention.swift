@@ -42,10 +42,12 @@ package struct HeadValues: Sendable {
 package enum ReferenceAttention {
   /// The result for one query head. Work that is independent for each (batch, head), for callers with threads.
   ///
-  /// - Parameter sinks: `[H_q]`, where the problem has some.
+  /// - Parameters:
+  ///   - sinks: `[H_q]`, where the problem has some.
+  ///   - ranges: what the call gives of the problem's ranges of keys.
   package static func head(
     _ head: Int, batch: Int, of problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView,
-    sinks: [Float]? = nil
+    sinks: [Float]? = nil, ranges: [Int]? = nil
   ) -> HeadValues {
     let shared = head / problem.groupSize
     let q = queries.widened(batch: batch, head: head)
@@ -58,7 +60,7 @@ package enum ReferenceAttention {
     var weights = [Double](repeating: 0, count: problem.keys)
 
     for i in 0..<problem.queries {
-      let visible = problem.visibleKeys(ofQuery: i)
+      let visible = problem.seenKeys(byQuery: i, sequence: batch, ranges)
       let sink = sinks.map { Double($0[head]) } ?? -.infinity
       if visible.isEmpty {
         result.logSumExp[i] = sink
@@ -89,12 +91,12 @@ package enum ReferenceAttention {
 
   /// The whole result, one head after the other.
   package static func compute(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil, ranges: [Int]? = nil
   ) -> AttentionValues {
     var result = AttentionValues(for: problem)
     for b in 0..<problem.batch {
       for h in 0..<problem.queryHeads {
-        let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values, sinks: sinks)
+        let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
         result.set(rows, batch: b, head: h, of: problem)
       }
     }

@@ -60,12 +60,14 @@ package struct GradientInputs {
   package let logSumExpGradient: [Float]?
   /// `[h_q]`; nil for none.
   package let sinks: [Float]?
+  /// What the call gives of the problem's ranges of keys.
+  package let ranges: [Int]?
 
   package init(
     queries: TensorView, keys: TensorView, values: TensorView, outputGradient: TensorView, logSumExpGradient: [Float]?,
-    sinks: [Float]? = nil
+    sinks: [Float]? = nil, ranges: [Int]? = nil
   ) {
-    self.sinks = sinks
+    (self.sinks, self.ranges) = (sinks, ranges)
     (self.queries, self.keys, self.values) = (queries, keys, values)
     (self.outputGradient, self.logSumExpGradient) = (outputGradient, logSumExpGradient)
   }
@@ -94,7 +96,7 @@ package enum ReferenceGradients {
       let q = inputs.queries.widened(batch: batch, head: head)
       let given = inputs.outputGradient.widened(batch: batch, head: head)
       for i in 0..<problem.queries {
-        let visible = problem.visibleKeys(ofQuery: i)
+        let visible = problem.seenKeys(byQuery: i, sequence: batch, inputs.ranges)
         let sink = inputs.sinks.map { Double($0[head]) } ?? -.infinity
         let ofLogSumExp = Double(
           inputs.logSumExpGradient?[(batch * problem.queryHeads + head) * problem.queries + i] ?? 0)

@@ -1,5 +1,5 @@
 package import AttentionKernels
-internal import FlashAttention
+package import FlashAttention
 internal import PTX
 package import PTXEmulator
 
@@ -42,8 +42,16 @@ extension VerificationCase {
         AttentionTensors(
           queries: q, keys: k, values: v, output: o, logSumExp: logSumExp,
           entries: CacheEntries(
-            sinks: problem.exampleSinks.map { memory.allocate("sinks", $0, access: .readOnly) }))),
+            sinks: problem.exampleSinks.map { memory.allocate("sinks", $0, access: .readOnly) },
+            ranges: memory.allocate(ranges: problem)))),
       tensors: tensors, outputAddress: o.address - UInt64(tensors.output.byteOffset), logSumExpAddress: logSumExp,
       problem: problem)
+  }
+}
+
+extension GlobalMemory {
+  /// The example ranges of a problem; nil where a call gives none.
+  package func allocate(ranges problem: AttentionProblem) -> UInt64? {
+    problem.exampleRanges.map { allocate("key_ranges", $0.map { Int32(clamping: $0) }, access: .readOnly) }
   }
 }

@@ -22,18 +22,22 @@ extension VerificationCase {
     var logSumExp = [Float](repeating: .nan, count: problem.logSumExpCount)
     let statistics = try GPUBuffer(byteCount: logSumExp.count * 4, on: gpu)
     try statistics.fill(0xff)
-    let sinks = try problem.exampleSinks.map { (sinks) throws(AttentionError) in
-      let buffer = try GPUBuffer(byteCount: sinks.count * 4, on: gpu)
-      try sinks.withUnsafeBufferPointer { (sinks) throws(AttentionError) in
-        try buffer.copy(from: UnsafeRawBufferPointer(sinks))
+    func upload<Element: BitwiseCopyable>(_ list: [Element]?) throws(AttentionError) -> GPUBuffer? {
+      guard let list else { return nil }
+      let buffer = try GPUBuffer(byteCount: max(list.count * MemoryLayout<Element>.stride, 16), on: gpu)
+      try list.withUnsafeBufferPointer { (list) throws(AttentionError) in
+        try buffer.copy(from: UnsafeRawBufferPointer(list))
       }
       return buffer
     }
-    defer { withExtendedLifetime(sinks) {} }
+    let (sinks, ranges) = (
+      try upload(problem.exampleSinks), try upload(problem.exampleRanges?.map { Int32(clamping: $0) })
+    )
+    defer { withExtendedLifetime((sinks, ranges)) {} }
     try plan.launch(
       AttentionTensors(
         queries: q, keys: k, values: v, output: o, logSumExp: statistics.address,
-        entries: CacheEntries(sinks: sinks?.address)))
+        entries: CacheEntries(sinks: sinks?.address, ranges: ranges?.address)))
     try tensors.output.withBytes { (bytes) throws(AttentionError) in try buffers[3].copy(to: bytes) }
     try logSumExp.withUnsafeMutableBufferPointer { (floats) throws(AttentionError) in
       try statistics.copy(to: UnsafeMutableRawBufferPointer(floats))

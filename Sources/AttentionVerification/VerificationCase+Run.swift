@@ -45,7 +45,7 @@ extension VerificationCase {
       try plan.run(
         queries: tensors.queries.view.readOnly, keys: tensors.keys.view.readOnly,
         values: tensors.values.view.readOnly, output: tensors.output.view, logSumExp: statistics,
-        entries: CacheEntries(sinks: problem.exampleSinks))
+        entries: CacheEntries(sinks: problem.exampleSinks, ranges: problem.exampleRanges))
     }
     return CaseResult(tensors: tensors, logSumExp: logSumExp)
   }
@@ -60,7 +60,8 @@ extension VerificationCase {
     let (tensors, output) = (result.tensors, result.tensors.output)
     let (q, k, v) = (tensors.queries.view.readOnly, tensors.keys.view.readOnly, tensors.values.view.readOnly)
     let yardstick = Yardstick(
-      problem, queries: q, keys: k, values: v, sums: kernels == nil ? nil : sums, sinks: problem.exampleSinks)
+      problem, queries: q, keys: k, values: v, sums: kernels == nil ? nil : sums, sinks: problem.exampleSinks,
+      ranges: problem.exampleRanges)
     let outputs = yardstick.judge(output: output.values, expected: expected?.tensors.output.values)
     let statistics = yardstick.judge(
       logSumExp: result.logSumExp.map(Double.init), expected: expected?.logSumExp.map(Double.init))

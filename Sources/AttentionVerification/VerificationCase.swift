@@ -50,6 +50,7 @@ package struct VerificationCase: Sendable {
     draw.limitWork()
     var problem = draw.problem
     problem.sinkType = kernelNumber % 4 == 3 ? .f32 : nil
+    problem.ranges = .example(kernelNumber, problem.mask)
     self.problem = problem
     inputs = family == .magnitudes ? random.pick([.huge, .shifted, .oneHot]) : .normal
     isPoisoned = family == .nanTails || random.int(0...3) == 0
@@ -77,7 +78,7 @@ package struct VerificationCase: Sendable {
 
   /// Queries that see no key.
   package var hasEmptyRow: Bool {
-    (0..<problem.queries).contains { problem.visibleKeys(ofQuery: $0).isEmpty }
+    (0..<problem.queries).contains { problem.seenKeys(byQuery: $0, sequence: 0, problem.exampleRanges).isEmpty }
   }
 
   /// NaN behind the last key of each sequence.

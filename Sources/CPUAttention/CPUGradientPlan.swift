@@ -100,7 +100,8 @@ public struct CPUGradientPlan: Sendable {
     guard let gradient = operands.tensors.queryGradient else { return }
     let functions = instructionSet.functions.pointee
     let packed = PackedRows(
-      problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: 0..<rows)
+      problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: 0..<rows,
+      ranges: nil)
     for row in 0..<rows {
       functions.store_scaled(
         sums + row * padded(problem.dimension), Float(problem.scale), Int32(problem.dimension),

@@ -7,35 +7,36 @@ extension CPUPlan {
   ///   - output: `[B, H_q, N_q, D_v]` in the problem's type; overwritten.
   ///   - logSumExp: `[B, H_q, N_q]`, contiguous, natural logarithm; or nil.
   ///   - sinks: `[H_q]`, where the problem has some.
+  ///   - ranges: what a call gives of the problem's ranges of keys.
   /// - Throws: `AttentionError.notThePlan`, `.mixedTypes` or `.logSumExpCount` where the views are not what was
   ///   planned.
   public func run(
     queries: TensorView, keys: TensorView, values: TensorView, output: MutableTensorView,
-    logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinks: [Float]? = nil
+    logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinks: [Float]? = nil, ranges: [Int]? = nil
   ) throws(AttentionError) {
     try AttentionTensors<HostMemory>(
       queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp,
-      entries: CacheEntries(sinks: sinks)
+      entries: CacheEntries(sinks: sinks, ranges: ranges)
     ).check(problem)
     if problem.logSumExpCount == 0 { return }
 
     let operands = Operands(
       queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp?.baseAddress,
-      sinks: sinks)
+      sinks: sinks, ranges: ranges)
     let partials = keySplits > 1 ? SplitPartials(self) : nil
     WorkerTeam.run(items: units, threads: threads) { queue in
       switch path {
       case .rows:
         let worker = RowWorker(self)
         while let unit = queue.next() {
-          let (rows, split) = self.unit(unit)
+          let (rows, split) = self.unit(unit, ranges)
           let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
           worker.compute(rows, split: split, operands, to: destination)
         }
       case .panels, .pairPanels:
         let worker = PanelWorker(self)
         while let unit = queue.next() {
-          let (rows, split) = self.unit(unit)
+          let (rows, split) = self.unit(unit, ranges)
           let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
           worker.compute(rows, split: split, operands, to: destination)
         }
@@ -46,7 +47,7 @@ extension CPUPlan {
 
   /// What unit `index` is. The last blocks, which see the most keys under a causal mask, come first, so that no thread
   /// is left alone with a long one at the end.
-  private func unit(_ index: Int) -> (PackedRows, split: Int) {
+  private func unit(_ index: Int, _ ranges: [Int]?) -> (PackedRows, split: Int) {
     let split = index % keySplits
     let heads = problem.batch * problem.keyValueHeads
     let head = index / keySplits % heads
@@ -54,17 +55,22 @@ extension CPUPlan {
     let rows = block * blockRows..<min((block + 1) * blockRows, problem.groupSize * problem.queries)
     return (
       PackedRows(
-        problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: rows),
+        problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: rows,
+        ranges: ranges),
       split
     )
   }
 
-  /// The tiles of one split of the keys that a block sees.
-  func tiles(over keys: Range<Int>, split: Int) -> Range<Int> {
-    if keys.isEmpty { return 0..<0 }
-    let first = keys.lowerBound / tileKeys
-    let count = (keys.upperBound + tileKeys - 1) / tileKeys - first
-    return first + count * split / keySplits..<first + count * (split + 1) / keySplits
+  /// The tiles of one split of the keys that a block sees, ascending: those that its rows' first ranges span, and their second.
+  func tiles(over keys: [Range<Int>], split: Int) -> [Int] {
+    func tiles(_ keys: Range<Int>) -> Range<Int> {
+      keys.isEmpty ? 0..<0 : keys.lowerBound / tileKeys..<(keys.upperBound + tileKeys - 1) / tileKeys
+    }
+    let parts = keys.map(tiles).filter { !$0.isEmpty }.sorted { $0.lowerBound < $1.lowerBound }
+    let all = parts.reduce(into: [Int]()) { all, part in
+      all += max(part.lowerBound, all.last.map { $0 + 1 } ?? 0)..<max(part.upperBound, all.last.map { $0 + 1 } ?? 0)
+    }
+    return Array(all[all.count * split / keySplits..<all.count * (split + 1) / keySplits])
   }
 
   /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths.

@@ -65,7 +65,8 @@ final class GradientWorker {
     batch: Int, keyValueHead: Int, part: Int, _ operands: GradientOperands, sums: UnsafeMutablePointer<Float>
   ) {
     let tensors = operands.tensors
-    let rows = PackedRows(problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows)
+    let rows = PackedRows(
+      problem: problem, batch: batch, keyValueHead: keyValueHead, rows: 0..<plan.rows, ranges: tensors.entries.ranges)
     let queryGradient = tensors.queryGradient == nil ? nil : sums
     queryGradient?.update(repeating: 0, count: plan.rows * depth)
     prepare(rows, tensors)
@@ -126,22 +127,15 @@ final class GradientWorker {
     _ block: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
     _ queryGradient: UnsafeMutablePointer<Float>?
   ) {
-    func seeing(_ key: Int) -> Range<Int> {
-      problem.mask.seeingQueries(ofKey: key, queries: problem.queries, keys: problem.keys)
-    }
     stage(tensors.keys, rows, keys: block, depth, to: keys)
     stage(tensors.values, rows, keys: block, width, to: values)
     functions.transposed(keys, depth, Int32(tile), Int32(depth), keysTransposed, tile)
     functions.transposed(values, width, Int32(tile), Int32(width), valuesTransposed, tile)
     keySums.update(repeating: 0, count: tile * depth)
     valueSums.update(repeating: 0, count: tile * width)
-    // Some key of the tile may be seen by none, and the others still by some.
-    let seen = block.map(seeing).filter { !$0.isEmpty }
-    if let first = seen.map(\.lowerBound).min(), let end = seen.map(\.upperBound).max() {
-      let all = first * problem.groupSize..<end * problem.groupSize
-      for start in stride(from: all.lowerBound, to: all.upperBound, by: tile) {
-        pass(start..<min(start + tile, all.upperBound), block, rows, tensors, queryGradient)
-      }
+    let all = rowsSeeing(block, rows)
+    for start in stride(from: all.lowerBound, to: all.upperBound, by: tile) {
+      pass(start..<min(start + tile, all.upperBound), block, rows, tensors, queryGradient)
     }
     let type = problem.scalarType.microkernelType
     for (i, key) in block.enumerated() {
@@ -158,6 +152,24 @@ final class GradientWorker {
     }
   }
 
+  /// The rows from the first that sees a key of a tile to the last.
+  private func rowsSeeing(_ block: Range<Int>, _ rows: PackedRows) -> Range<Int> {
+    let group = problem.groupSize
+    if problem.ranges != nil {
+      let seeing = (0..<problem.queries).filter {
+        let visible = rows.visibleKeys($0 * group)
+        return visible.first.overlaps(block) || visible.second.overlaps(block)
+      }
+      return seeing.isEmpty ? 0..<0 : seeing[0] * group..<(seeing[seeing.count - 1] + 1) * group
+    }
+    // Some key of the tile may be seen by none, and the others still by some.
+    let seen = block.map {
+      problem.mask.seeingQueries(ofKey: $0, queries: problem.queries, keys: problem.keys)
+    }.filter { !$0.isEmpty }
+    guard let first = seen.map(\.lowerBound).min(), let end = seen.map(\.upperBound).max() else { return 0..<0 }
+    return first * group..<end * group
+  }
+
   /// A pair of tiles.
   private func pass(
     _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
@@ -165,14 +177,24 @@ final class GradientWorker {
   ) {
     stage(tensors.queries, rows, block, depth, to: queries)
     stage(tensors.outputGradient, rows, block, width, to: given)
+    for part in 0..<2 { pass(block, keyBlock, rows, part: part, tensors, queryGradient) }
+  }
+
+  /// The rows' first ranges of the tile's keys, or their second.
+  private func pass(
+    _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, part: Int,
+    _ tensors: GradientTensors<HostMemory>, _ queryGradient: UnsafeMutablePointer<Float>?
+  ) {
     let (count, size) = (Int32(block.count), Int32(tile))
-    var seesAll = true
+    var (seesAll, seesSome) = (true, false)
     for (i, row) in block.enumerated() {
-      let own = rows.visibleKeys(row).clamped(to: keyBlock)
+      let own = rows.visibleKeys(row)[part].clamped(to: keyBlock)
+      seesSome = seesSome || !own.isEmpty
       visible[i] = Int32(own.isEmpty ? 0 : own.lowerBound - keyBlock.lowerBound)
       visible[tile + i] = Int32(own.isEmpty ? 0 : own.upperBound - keyBlock.lowerBound)
       seesAll = seesAll && own.count == keyBlock.count
     }
+    if !seesSome { return }
     let seen = FAVisibleKeys(first: visible, end: visible + tile)
     func rowMajor(_ elements: UnsafeMutablePointer<Float>, _ row: Int) -> FAFactor {
       FAFactor(elements: elements, row: row, step: 1)

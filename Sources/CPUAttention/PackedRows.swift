@@ -12,20 +12,24 @@ struct PackedRows {
   let batch: Int
   let keyValueHead: Int
   let rows: Range<Int>
+  /// What the call gives of ranges of keys; nil where that is nothing.
+  let ranges: [Int]?
 
   func query(_ row: Int) -> Int { row / problem.groupSize }
   func head(_ row: Int) -> Int { keyValueHead * problem.groupSize + row % problem.groupSize }
-  func visibleKeys(_ row: Int) -> Range<Int> { problem.visibleKeys(ofQuery: query(row)) }
+  func visibleKeys(_ row: Int) -> VisibleRanges {
+    problem.visibleRanges(ofQuery: query(row), sequence: batch, ranges)
+  }
 
   /// Where a row stands in `[b, h_q, n_q]`.
   func index(_ row: Int) -> Int { (batch * problem.queryHeads + head(row)) * problem.queries + query(row) }
 
-  /// Keys that at least one of the rows sees, as one range.
-  func keysSeen(by rows: Range<Int>) -> Range<Int> {
+  /// Keys that the first ranges of the rows span, or the second.
+  func keysSeen(by rows: Range<Int>, part: Int) -> Range<Int> {
     var first = Int.max
     var end = 0
     for row in rows {
-      let visible = visibleKeys(row)
+      let visible = visibleKeys(row)[part]
       if visible.isEmpty { continue }
       first = min(first, visible.lowerBound)
       end = max(end, visible.upperBound)
@@ -33,12 +37,12 @@ struct PackedRows {
     return first < end ? first..<end : 0..<0
   }
 
-  /// Keys that all of the rows see.
-  func keysSeen(byEachOf rows: Range<Int>) -> Range<Int> {
+  /// Keys that all first ranges of the rows have in common, or all second.
+  func keysSeen(byEachOf rows: Range<Int>, part: Int) -> Range<Int> {
     var first = 0
     var end = Int.max
     for row in rows {
-      let visible = visibleKeys(row)
+      let visible = visibleKeys(row)[part]
       first = max(first, visible.lowerBound)
       end = min(end, visible.upperBound)
     }
@@ -56,4 +60,6 @@ struct Operands: Sendable {
   nonisolated(unsafe) let logSumExp: UnsafeMutablePointer<Float>?
   /// `[h_q]`, or nil.
   let sinks: [Float]?
+  /// What the call gives of ranges of keys, or nil.
+  let ranges: [Int]?
 }

@@ -14,8 +14,8 @@ struct PanelWorker: ~Copyable {
   private struct Panel {
     let rows: Range<Int>
     let vectors: Int
-    let seen: Range<Int>
-    let seenByAll: Range<Int>
+    /// What its rows' first ranges of keys span and have in common, and their second.
+    let seen, seenByAll: [Range<Int>]
     /// [D][rows] of f32, or [D/2][rows] of pairs.
     let queries: UnsafeMutablePointer<Float>
     /// [Dv][rows].
@@ -77,13 +77,15 @@ struct PanelWorker: ~Copyable {
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
     let transform = plan.problem.scoreUnits.microkernels
     let panels = makePanels(rows, operands)
-    let tiles = plan.tiles(over: rows.keysSeen(by: rows.rows), split: split)
+    let tiles = plan.tiles(over: (0..<2).map { rows.keysSeen(by: rows.rows, part: $0) }, split: split)
     for tile in tiles {
       let keys = tile * plan.tileKeys..<min((tile + 1) * plan.tileKeys, plan.problem.keys)
       stage(keys, rows, operands)
-      for panel in panels where panel.seen.overlaps(keys) {
-        let isMasked = !(panel.seenByAll.lowerBound <= keys.lowerBound && keys.upperBound <= panel.seenByAll.upperBound)
-        step(panel, keys, rows, operands, transform, isMasked: isMasked)
+      for panel in panels {
+        for part in 0..<2 where panel.seen[part].overlaps(keys) {
+          let isMasked = keys.clamped(to: panel.seenByAll[part]) != keys
+          step(panel, keys, rows, operands, transform, masked: isMasked ? part : nil)
+        }
       }
     }
     for panel in panels { destination.store(panel.output, panel.state, panel.rows, vectors: panel.vectors, rows) }
@@ -99,7 +101,8 @@ struct PanelWorker: ~Copyable {
       let base = statistics + panels.count * 3 * width
       let panel = Panel(
         rows: range, vectors: (range.count + plan.instructionSet.lanes - 1) / plan.instructionSet.lanes,
-        seen: rows.keysSeen(by: range), seenByAll: rows.keysSeen(byEachOf: range),
+        seen: (0..<2).map { rows.keysSeen(by: range, part: $0) },
+        seenByAll: (0..<2).map { rows.keysSeen(byEachOf: range, part: $0) },
         queries: queries + panels.count * d * width, output: output + panels.count * dv * width,
         state: FASoftmaxState(maximum: base, sum: base + width, rescale: base + 2 * width))
       for lane in 0..<width {
@@ -148,9 +151,12 @@ struct PanelWorker: ~Copyable {
     }
   }
 
+  /// A tile and a panel.
+  ///
+  /// - Parameter masked: which of the rows' two ranges hides keys of the tile that are not in it; nil where none is hidden.
   private func step(
     _ panel: Panel, _ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands, _ transform: FAScoreTransform,
-    isMasked: Bool
+    masked: Int?
   ) {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
@@ -158,10 +164,10 @@ struct PanelWorker: ~Copyable {
     let count = Int32(keys.count)
     let vectors = Int32(panel.vectors)
     var visible = FAVisibleKeys(first: nil, end: nil)
-    if isMasked {
+    if let masked {
       for lane in 0..<panel.vectors * plan.instructionSet.lanes {
         let row = panel.rows.lowerBound + lane
-        let seen = row < panel.rows.upperBound ? rows.visibleKeys(row) : 0..<0
+        let seen = row < panel.rows.upperBound ? rows.visibleKeys(row)[masked] : 0..<0
         firstVisible[lane] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
         endVisible[lane] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
       }
@@ -173,7 +179,7 @@ struct PanelWorker: ~Copyable {
     let valueStride = v.strides.length * type.byteCount
     // An infinity or a NaN in V must not reach the rows that do not see it.
     let isCareful =
-      isMasked && functions.has_nonfinite(valueRow, valueStride, type.microkernelType, count, Int32(dv)) != 0
+      masked != nil && functions.has_nonfinite(valueRow, valueStride, type.microkernelType, count, Int32(dv)) != 0
 
     if plan.path == .pairPanels {
       panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {

@@ -74,42 +74,46 @@ struct RowWorker: ~Copyable {
       for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 
-    let seen = rows.keysSeen(by: rows.rows)
-    let seenByAll = rows.keysSeen(byEachOf: rows.rows)
+    let seen = (0..<2).map { rows.keysSeen(by: rows.rows, part: $0) }
+    let seenByAll = (0..<2).map { rows.keysSeen(byEachOf: rows.rows, part: $0) }
+    let present = seen.filter { !$0.isEmpty }
+    let all = (present.map(\.lowerBound).min() ?? 0)..<(present.map(\.upperBound).max() ?? 0)
     let tiles = plan.tiles(over: seen, split: split)
-    for tile in tiles {
-      // Keys that no row sees are not even read.
-      let keys = max(tile * plan.tileKeys, seen.lowerBound)..<min((tile + 1) * plan.tileKeys, seen.upperBound)
-      var visible = FAVisibleKeys(first: nil, end: nil)
-      if seenByAll.lowerBound > keys.lowerBound || seenByAll.upperBound < keys.upperBound {
-        for r in 0..<paddedRows {
-          let row = rows.rows.lowerBound + r
-          let seen = row < rows.rows.upperBound ? rows.visibleKeys(row) : 0..<0
-          firstVisible[r] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
-          endVisible[r] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
+    /// Keys of a tile, without those that no row sees, which are not even read.
+    func ofTile(_ tile: Int) -> Range<Int> { (tile * plan.tileKeys..<(tile + 1) * plan.tileKeys).clamped(to: all) }
+    for (number, tile) in tiles.enumerated() {
+      let keys = ofTile(tile)
+      for part in 0..<2 where seen[part].overlaps(keys) {
+        var visible = FAVisibleKeys(first: nil, end: nil)
+        if keys.clamped(to: seenByAll[part]) != keys {
+          for r in 0..<paddedRows {
+            let row = rows.rows.lowerBound + r
+            let seen = row < rows.rows.upperBound ? rows.visibleKeys(row)[part] : 0..<0
+            firstVisible[r] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
+            endVisible[r] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
+          }
+          visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
         }
-        visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
+        functions.row_scores(
+          k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), k.strides.length * type.byteCount,
+          type.microkernelType, Int32(keys.count), queries, Int32(paddedRows), d, Int32(paddedD), scores,
+          FAPrefetch(v, rows, keys))
+        functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
+        let values = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
+        let valueStride = v.strides.length * type.byteCount
+        if visible.first != nil
+          && functions.has_nonfinite(values, valueStride, type.microkernelType, Int32(keys.count), dv) != 0
+        {
+          functions.accumulate_carefully(
+            values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, state.rescale,
+            output, paddedDv, 1)
+          continue
+        }
+        let next = number + 1 < tiles.count ? ofTile(tiles[number + 1]) : keys.upperBound..<keys.upperBound
+        functions.row_accumulate(
+          values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv),
+          state.rescale, output, FAPrefetch(k, rows, next))
       }
-      functions.row_scores(
-        k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), k.strides.length * type.byteCount,
-        type.microkernelType, Int32(keys.count), queries, Int32(paddedRows), d, Int32(paddedD), scores,
-        FAPrefetch(v, rows, keys))
-      functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
-      let values = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-      let valueStride = v.strides.length * type.byteCount
-      if visible.first != nil
-        && functions.has_nonfinite(values, valueStride, type.microkernelType, Int32(keys.count), dv) != 0
-      {
-        functions.accumulate_carefully(
-          values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, state.rescale,
-          output, paddedDv, 1)
-        continue
-      }
-      let hasNext = tile + 1 < tiles.upperBound
-      let next = keys.upperBound..<(hasNext ? min(keys.upperBound + plan.tileKeys, seen.upperBound) : keys.upperBound)
-      functions.row_accumulate(
-        values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv),
-        state.rescale, output, FAPrefetch(k, rows, next))
     }
     destination.storeRows(output, stride: paddedDv, state, rows)
   }

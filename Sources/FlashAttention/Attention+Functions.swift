@@ -20,28 +20,30 @@ public struct AttentionResult: Sendable {
 ///   - scale: nil for `1/sqrt(D)`.
 ///   - softcap: c of `c * tanh(scale * s / c)`; nil for none.
 ///   - sinks: `[H_q]`, a logit for each query head that is in the softmax's denominator and has no value; nil for none.
+///   - ranges: keys that queries see by ranges, beside or within what the mask says; nil for none.
 ///   - device: where; `.auto` picks.
 /// - Returns: `[B, H_q, N_q, D_v]` in the type and layout of the queries.
 /// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
 public func attention(
   queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask = .none, scale: Double? = nil,
-  softcap: Double? = nil, sinks: [Float]? = nil, device: Device = .auto
+  softcap: Double? = nil, sinks: [Float]? = nil, ranges: KeyRanges? = nil, device: Device = .auto
 ) throws(AttentionError) -> Tensor {
   try attentionWithLogSumExp(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap,
-    sinks: sinks, device: device
+    sinks: sinks, ranges: ranges, device: device
   ).output
 }
 
 /// As `attention`, with the log-sum-exp, from which results over parts of the keys can be combined.
 public func attentionWithLogSumExp(
   queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask = .none, scale: Double? = nil,
-  softcap: Double? = nil, sinks: [Float]? = nil, device: Device = .auto
+  softcap: Double? = nil, sinks: [Float]? = nil, ranges: KeyRanges? = nil, device: Device = .auto
 ) throws(AttentionError) -> AttentionResult {
   var problem = try AttentionProblem(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
-  problem.sinkType = sinks == nil ? nil : .f32
-  return try AttentionPlan(problem, device: device).run(queries: queries, keys: keys, values: values, sinks: sinks)
+  (problem.sinkType, problem.ranges) = (sinks == nil ? nil : .f32, ranges?.form)
+  return try AttentionPlan(problem, device: device).run(
+    queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
 }
 
 extension AttentionProblem {
@@ -64,11 +66,14 @@ extension AttentionProblem {
 extension AttentionPlan {
   /// Computes the problem on tensors; the output is new.
   ///
-  /// - Parameter sinks: `[H_q]`, where the problem has some.
+  /// - Parameters:
+  ///   - sinks: `[H_q]`, where the problem has some.
+  ///   - ranges: of the form that the problem has, where it has some.
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for.
   public func run(
-    queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]? = nil
+    queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]? = nil, ranges: KeyRanges? = nil
   ) throws(AttentionError) -> AttentionResult {
+    try problem.check(ranges)
     var logSumExp = [Float](repeating: 0, count: problem.logSumExpCount)
     let output = try Tensor(
       shape: problem.outputShape, scalarType: problem.scalarType, layout: queries.layout
@@ -79,7 +84,7 @@ extension AttentionPlan {
             try values.withView { (v) throws(AttentionError) in
               try run(
                 queries: q, keys: k, values: v, output: destination, logSumExp: statistics,
-                entries: CacheEntries(sinks: sinks))
+                entries: CacheEntries(sinks: sinks, ranges: ranges?.numbers))
             }
           }
         }

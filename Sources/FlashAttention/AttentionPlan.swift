@@ -44,7 +44,7 @@ public struct AttentionPlan: Sendable {
   public init(
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
-    try problem.checkSinks()
+    try problem.checkSinksAndRanges()
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
     self.threads = threads
@@ -87,7 +87,7 @@ public struct AttentionPlan: Sendable {
     case .cpu(let plan):
       try plan.run(
         queries: tensors.queries, keys: tensors.keys, values: tensors.values, output: tensors.output,
-        logSumExp: tensors.logSumExp, sinks: tensors.entries.sinks)
+        logSumExp: tensors.logSumExp, sinks: tensors.entries.sinks, ranges: tensors.entries.ranges)
     case .cpuSequences: try HostSequences(problem, tensors, threads: threads).run()
     case .gpu(let plan): try plan.run(tensors)
     }

@@ -39,7 +39,7 @@ public struct GradientPlan: Sendable {
     _ problem: AttentionProblem, device: Device = .auto, threads: Int? = nil, kernels: KernelOptions = KernelOptions()
   ) throws(AttentionError) {
     try problem.checkHasGradients()
-    try problem.checkSinks()
+    try problem.checkSinksAndRanges()
     self.problem = problem
     let threads = min(threads ?? .max, WorkerTeam.processors)
     self.threads = threads
@@ -154,11 +154,13 @@ extension GradientPlan {
   ///   - outputGradient: dO, of the output's shape and type.
   ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
   ///   - sinks: `[H_q]`, those of the forward pass, where the problem has some.
+  ///   - ranges: those of the forward pass, where the problem has some.
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for.
   public func gradients(
     of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
-    logSumExpGradient: [Float]? = nil, sinks: [Float]? = nil
+    logSumExpGradient: [Float]? = nil, sinks: [Float]? = nil, ranges: KeyRanges? = nil
   ) throws(AttentionError) -> AttentionGradients {
+    try problem.check(ranges)
     var (logSumExp, ofLogSumExp) = (result.logSumExp, logSumExpGradient ?? [])
     var ofSinks = [Float](repeating: 0, count: sinks == nil ? 0 : problem.queryHeads)
     let read = [queries, keys, values, result.output, outputGradient]
@@ -175,7 +177,7 @@ extension GradientPlan {
                   queries: views[0], keys: views[1], values: views[2], output: views[3], logSumExp: logSumExp,
                   outputGradient: views[4], logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp,
                   queryGradient: written[0], keyGradient: written[1], valueGradient: written[2],
-                  sinkGradient: sinks == nil ? nil : ofSinks, entries: CacheEntries(sinks: sinks)))
+                  sinkGradient: sinks == nil ? nil : ofSinks, entries: CacheEntries(sinks: sinks, ranges: ranges?.numbers)))
             }
           }
         }
@@ -218,19 +220,19 @@ extension GradientPlan {
 ///     let gradients = try attentionGradients(of: result, queries: q, keys: k, values: v, outputGradient: dO, mask: .causal)
 ///
 /// - Parameters:
-///   - result: what the forward pass gave for the same inputs, mask, scale, softcap and sinks.
+///   - result: what the forward pass gave for the same inputs, mask, scale, softcap, sinks and ranges.
 ///   - outputGradient: dO, of the output's shape and type.
 ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
 /// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
 public func attentionGradients(
   of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,
   logSumExpGradient: [Float]? = nil, mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil,
-  sinks: [Float]? = nil, device: Device = .auto
+  sinks: [Float]? = nil, ranges: KeyRanges? = nil, device: Device = .auto
 ) throws(AttentionError) -> AttentionGradients {
   var problem = try AttentionProblem(
     queries: queries, keys: keys, values: values, mask: mask, scale: scale, softcap: softcap)
-  problem.sinkType = sinks == nil ? nil : .f32
+  (problem.sinkType, problem.ranges) = (sinks == nil ? nil : .f32, ranges?.form)
   return try GradientPlan(problem, device: device).gradients(
     of: result, queries: queries, keys: keys, values: values, outputGradient: outputGradient,
-    logSumExpGradient: logSumExpGradient, sinks: sinks)
+    logSumExpGradient: logSumExpGradient, sinks: sinks, ranges: ranges)
 }

@@ -67,7 +67,7 @@ struct HostGradients {
             queryGradient: written(tensors.queryGradient) { queryRows($0, one.queryShape) },
             keyGradient: written(tensors.keyGradient) { keyRows($0, one.keyShape) },
             valueGradient: written(tensors.valueGradient) { keyRows($0, one.valueShape) }, sinkGradient: ofSinks,
-            entries: CacheEntries(sinks: entries.sinks)))
+            entries: CacheEntries(sinks: entries.sinks, ranges: entries.ranges(of: sequence, problem))))
       }
     }
     if let all = tensors.sinkGradient, let ofSinks { for head in all.indices { all[head] += ofSinks[head] } }

@@ -83,8 +83,9 @@ struct HostSequences {
       return
     }
     let plan = try CPUPlan(one, threads: threads)
+    let ranges = entries.ranges(of: sequence, problem)
     if let k = contiguous(keys, of: sequence, one.keyShape), let v = contiguous(values, of: sequence, one.valueShape) {
-      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks)
+      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
     }
     let heads = 0..<problem.keyValueHeads
     let (k, v) = (
@@ -93,7 +94,7 @@ struct HostSequences {
     )
     try k.withView { (k) throws(AttentionError) in
       try v.withView { (v) throws(AttentionError) in
-        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks)
+        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
       }
     }
   }
@@ -113,7 +114,7 @@ struct HostSequences {
       queries: shape(group, all.queries, all.dimension), keys: shape(1, all.keys, all.dimension),
       values: shape(1, all.keys, all.valueDimension), scalarType: .f32, mask: all.mask, scale: all.scale * factor,
       softcap: all.softcap)
-    one.sinkType = all.sinkType
+    (one.sinkType, one.ranges) = (all.sinkType, all.ranges)
     let (k, v) = (
       try gathered(keys, of: sequence, head..<head + 1, one.keyShape, .f32),
       try gathered(values, of: sequence, head..<head + 1, one.valueShape, .f32)
@@ -123,13 +124,14 @@ struct HostSequences {
     }
     let plan = try CPUPlan(one, threads: threads)
     let rows = group * all.queries
+    let ranges = entries.ranges(of: sequence, problem)
     let sinks = entries.sinks.map { Array($0[head * group..<(head + 1) * group]) }
     let own = UnsafeMutableBufferPointer(rebasing: statistics[head * rows..<(head + 1) * rows])
     let result = try Tensor(shape: one.outputShape, scalarType: .f32) { (wide) throws(AttentionError) in
       try widened.withView { (q) throws(AttentionError) in
         try k.withView { (k) throws(AttentionError) in
           try v.withView { (v) throws(AttentionError) in
-            try plan.run(queries: q, keys: k, values: v, output: wide, logSumExp: own, sinks: sinks)
+            try plan.run(queries: q, keys: k, values: v, output: wide, logSumExp: own, sinks: sinks, ranges: ranges)
           }
         }
       }

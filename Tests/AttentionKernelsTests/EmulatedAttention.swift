@@ -26,10 +26,11 @@ struct EmulatedAttention {
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bhnd, tail: Int = 0, rowGap: Int = 0, batchStride: Int? = nil,
     tiling: String = "", family: String = ForwardFamily.name, multiprocessors: Int? = nil, sinks: ScalarType? = nil,
+    ranges: KeyRanges.Form? = nil,
     on target: Target = .sm90
   ) throws {
     var problem = problem
-    problem.sinkType = sinks
+    (problem.sinkType, problem.ranges) = (sinks, ranges)
     (self.problem, self.layout, self.tail, self.rowGap, self.batchStride) = (problem, layout, tail, rowGap, batchStride)
     var gpu = GPULimits.typical(of: target)
     if let multiprocessors { gpu.multiprocessors = multiprocessors }
@@ -115,7 +116,7 @@ struct EmulatedAttention {
     let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     let tensors = AttentionTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil,
-      entries: CacheEntries(sinks: memory.allocate(sinks: problem)))
+      entries: CacheEntries(sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: problem)))
     let own = givesCounters && plan.launches.hasOwnCounters
     let draws = own ? memory.allocate("counters", [UInt8](repeating: 0, count: 4), access: .readWrite) : nil
     let counters = try plan.launches.emulate(
@@ -134,13 +135,14 @@ struct EmulatedAttention {
             for h in 0..<problem.queryHeads {
               reference.set(
                 ReferenceAttention.head(
-                  h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks),
+                  h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks,
+                  ranges: problem.exampleRanges),
                 batch: b, head: h, of: problem)
               plain.set(
                 PlainAttention.head(
                   h, batch: b, of: problem, queries: qs, keys: ks, values: vs,
                   sums: (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .rounded,
-                  sinks: problem.exampleSinks), batch: b, head: h, of: problem)
+                  sinks: problem.exampleSinks, ranges: problem.exampleRanges), batch: b, head: h, of: problem)
             }
           }
         }

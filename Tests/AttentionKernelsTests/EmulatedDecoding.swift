@@ -31,7 +31,7 @@ struct EmulatedDecoding {
     softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
-    sinks: ScalarType? = nil, target: Target = .sm90,
+    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeTiling.Combination? = .lastBlock, changes: String? = nil,
     family: String = DecodeFamily.name, seed: UInt64 = 1
   ) throws {
@@ -64,14 +64,15 @@ struct EmulatedDecoding {
       hasLeftPadding: leftPadding != nil, newKeys: newKeys, scalarType: type, queryType: queryType,
       cacheType: cacheType,
       mask: mask, scale: scale, softcap: softcap, keysPerSplit: keysPerSplit, leavesParts: leavesParts)
-    problem.sinkType = sinks
+    (problem.sinkType, problem.ranges) = (sinks, ranges)
     func scales(_ first: Float) -> [Float]? { hasScales ? (0..<batch * heads).map { first + Float($0) * 0.37 } : nil }
     scenario = CacheScenario(
       problem,
       CacheEntries<HostMemory>(
         lengths: lengths, batchIndex: batchIndex, leftPadding: leftPadding, pageTable: pageTable,
         queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths.map { $0 + keyGap }) : nil,
-        queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7)),
+        queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7),
+        ranges: problem.exampleRanges),
       newStarts: new?.isPacked == true ? starts(new!.counts) : nil, positions: new?.positions, seed: seed)
     var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
@@ -172,7 +173,8 @@ struct EmulatedDecoding {
       leftPadding: words("left_padding", lists.leftPadding), pageTable: words("page_table", lists.pageTable),
       queryStarts: words("query_starts", lists.queryStarts), keyStarts: words("key_starts", lists.keyStarts),
       queryScales: floats("query_scales", entries.queryScales), keyScales: floats("key_scales", entries.keyScales),
-      valueScales: floats("value_scales", entries.valueScales), sinks: memory.allocate(sinks: problem))
+      valueScales: floats("value_scales", entries.valueScales), sinks: memory.allocate(sinks: problem),
+      ranges: memory.allocate(ranges: problem))
     let (q, k, v) = (
       put("q", scenario.queries), put("k", keys, isWritten: appends), put("v", values, isWritten: appends)
     )

@@ -25,10 +25,10 @@ struct EmulatedGradients {
   /// Whole keys.
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bnhd, rowGap: Int = 0, tiling: String = "",
-    sinks: ScalarType? = nil, on target: Target = .sm90
+    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, on target: Target = .sm90
   ) throws {
     var problem = problem
-    problem.sinkType = sinks
+    (problem.sinkType, problem.ranges) = (sinks, ranges)
     (self.problem, self.layout, self.rowGap) = (problem, layout, rowGap)
     plan = try Self.plan(problem, tiling, target)
   }
@@ -37,7 +37,8 @@ struct EmulatedGradients {
   init(
     _ type: ScalarType, packed lengths: [(queries: Int, keys: Int)], heads: Int = 1, group: Int = 1,
     dimension: Int = 64,
-    mask: AttentionMask = .none, tiling: String = "", sinks: ScalarType? = nil, on target: Target = .sm90
+    mask: AttentionMask = .none, tiling: String = "", sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil,
+    on target: Target = .sm90
   ) throws {
     var (place, sequences) = ((queries: 3, keys: 5), [PackedSequence]())
     for length in lengths {
@@ -50,7 +51,7 @@ struct EmulatedGradients {
       batch: lengths.count, queries: lengths.map(\.queries).max()!, packedQueries: place.queries + 7,
       queryHeads: heads * group, keyValueHeads: heads, dimension: dimension,
       keys: .packed(total: place.keys + 9, longest: lengths.map(\.keys).max()!), scalarType: type, mask: mask)
-    problem.sinkType = sinks
+    (problem.sinkType, problem.ranges) = (sinks, ranges)
     self.sequences = sequences
     plan = try Self.plan(problem, tiling, target)
   }
@@ -146,7 +147,7 @@ struct EmulatedGradients {
               problem, sequences: sequences,
               GradientInputs(
                 queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: ofLogSumExp,
-                sinks: problem.exampleSinks), sums: nil)
+                sinks: problem.exampleSinks, ranges: problem.exampleRanges), sums: nil)
           }
         }
       }
@@ -182,7 +183,7 @@ struct EmulatedGradients {
       },
       keyStarts: sequences.map {
         list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound], spoiledKeyStarts)
-      }, sinks: memory.allocate(sinks: problem))
+      }, sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: problem))
     let ofSinks = memory.allocate("dsink", byteCount: problem.queryHeads * 4, access: .readWrite)
     let tensors = GradientTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o,

@@ -125,11 +125,11 @@ import Testing
     #expect(
       throws: AttentionError.unsupported(
         "Partial results are without sinks; give the sinks to what puts the parts together.")
-    ) { try problem.checkSinks() }
+    ) { try problem.checkSinksAndRanges() }
     var other = try AttentionKernelsTests.problem()
     other.sinkType = .e4m3
     #expect(throws: AttentionError.unsupported("Sinks are e4m3; they must be f32, f16 or bf16.")) {
-      try other.checkSinks()
+      try other.checkSinksAndRanges()
     }
   }
 }

@@ -15,7 +15,7 @@ package enum CallValue: Int, CaseIterable, Sendable {
   case valueGradient, valueGradientBatch, valueGradientHead, valueGradientRow
   case logSumExp, lengths, batchIndex, leftPadding, pageTable, queryStarts, queryCounts, keyStarts
   case queryScales, keyScales, valueScales, newKeyStarts, cosines, sines, positions, workspace, counters
-  case logSumExpGradient, sinks, sinkGradient
+  case logSumExpGradient, sinks, sinkGradient, keyRanges
 }
 
 /// A call on memory of a GPU: its tensors, and the memory that its kernels work in.
@@ -87,6 +87,7 @@ package struct KernelCall {
       put(.keyScales, entries.keyScales)
       put(.valueScales, entries.valueScales)
       put(.sinks, entries.sinks)
+      put(.keyRanges, entries.ranges)
       if let new = tensors.newKeys {
         put(.newKeys, new.keys)
         put(.newValues, new.values)

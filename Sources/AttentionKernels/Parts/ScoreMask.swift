@@ -5,19 +5,20 @@ internal import PTX
 struct ScoreMask {
   private let k: KernelBuilder
   private let edges: MaskEdges
-  private let keys: VisibleKeys<EmittedNumber>
+  private let keys: SeenKeys
   private let rows: PackedQueries
   /// The lane's rows in the pack.
   private let ownRows: [Register<U32>]
   private let lane: Register<U32>
-  /// The keys that some row sees.
-  private let visible: (first: Register<S32>, end: Register<S32>)
-  /// The keys that all of its rows see: tiles within need no mask.
-  private let common: (first: Register<S32>, end: Register<S32>)
+  /// The block's last query.
+  private let last: Register<S32>
+  /// The keys that some row sees, and those that all of its rows see: tiles within need no mask.
+  private let extents: [(hull: SeenKeys.KeyRange, common: SeenKeys.KeyRange)]
 
+  /// - Parameter isThere: whether the rows are there; nil where that is known.
   init(
-    _ k: KernelBuilder, _ edges: MaskEdges, _ keys: VisibleKeys<EmittedNumber>, rows: PackedQueries,
-    ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
+    _ k: KernelBuilder, _ edges: MaskEdges, _ keys: SeenKeys, rows: PackedQueries,
+    ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>, if isThere: Predicate? = nil
   ) {
     self.k = k
     self.edges = edges
@@ -26,40 +27,45 @@ struct ScoreMask {
     self.ownRows = ownRows
     self.lane = lane
     let first = rows.query(ofRow: rows.firstRow).reinterpreted(as: S32.self)
-    let last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
-    visible = (Self.first(k, keys, first), Self.end(k, keys, last))
-    common = (Self.first(k, keys, last), Self.end(k, keys, first))
+    last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
+    extents = keys.extents(from: first, through: last, if: isThere, lane: lane)
   }
 
-  /// The first key that a query sees, and the key behind the last.
-  private static func first(
-    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ query: Register<S32>
-  ) -> Register<S32> { keys.first(ofQuery: EmittedNumber(k: k, register: query)).register }
-
-  private static func end(
-    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ query: Register<S32>
-  ) -> Register<S32> { keys.end(ofQuery: EmittedNumber(k: k, register: query)).register }
+  /// The tiles that rows' first ranges span, and their second.
+  private func stretches(_ size: Int) -> [(first: Register<S32>, end: Register<S32>)] {
+    extents.map { ($0.hull.first / size, ($0.hull.end + (size - 1)) / size) }
+  }
 
   /// The tiles of keys that some row sees.
-  func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
-    (visible.first / size, (visible.end + (size - 1)) / size)
+  func tiles(of size: Int) -> KeyTiles {
+    let stretches = stretches(size)
+    return edges.rangesAreAny
+      ? KeyTiles(k, stretches) : KeyTiles(k, first: stretches[0].first, end: stretches[0].end)
   }
 
   /// Those of some tiles, counted from tile `start` on, that some row sees.
   func limit(
     _ tiles: (first: Register<S32>, end: Register<S32>), from start: Register<S32>, of size: Int
-  ) -> (first: Register<S32>, end: Register<S32>) {
+  ) -> KeyTiles {
+    if edges.rangesAreAny {
+      return KeyTiles(
+        k,
+        stretches(size).map { (k.maximum($0.first - start, tiles.first), k.minimum($0.end - start, tiles.end)) })
+    }
     let visible = self.tiles(of: size)
-    return (
-      edges.limitsFirst ? k.maximum(tiles.first, visible.first - start) : tiles.first,
-      edges.limitsEnd ? k.minimum(tiles.end, visible.end - start) : tiles.end
-    )
+    return KeyTiles(
+      k, first: edges.limitsFirst ? k.maximum(tiles.first, visible.first - start) : tiles.first,
+      end: edges.limitsEnd ? k.minimum(tiles.end, visible.end - start) : tiles.end)
   }
 
   /// Whether a tile of `size` keys from `start` on has keys that some row does not see.
   func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate {
-    let isBeyond = (start + size) .> common.end
-    return edges.limitsFirst ? isBeyond | (start .< common.first) : isBeyond
+    let limitsFirst = edges.limitsFirst
+    let outside = extents.map { extent in
+      let isBeyond = (start + size) .> extent.common.end
+      return limitsFirst ? isBeyond | (start .< extent.common.first) : isBeyond
+    }
+    return outside.dropFirst().reduce(outside[0]) { $0 & $1 }
   }
 
   /// Hides the scores of the tile that begins at key `start`, where its row does not see the key.
@@ -72,12 +78,17 @@ struct ScoreMask {
     let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
     let ranges = ownRows.map { row in
       let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
-      let (begin, end) = (Self.first(k, keys, query), Self.end(k, keys, query))
-      return (first: begin - first, end: end - first)
+      // Rows behind the last have no ranges.
+      return keys.ranges(ofQuery: keys.areGiven ? k.minimum(query, last) : query).map {
+        (first: $0.first - first, end: $0.end - first)
+      }
     }
     all[0].forEachPlace { rowTile, columnTile, element, row, column in
-      var isVisible = ranges[row].end .> column
-      if edges.limitsFirst { isVisible = isVisible & (ranges[row].first .<= column) }
+      let isIn = ranges[row].map { range in
+        let isBefore = range.end .> column
+        return edges.limitsFirst ? isBefore & (range.first .<= column) : isBefore
+      }
+      let isVisible = isIn.dropFirst().reduce(isIn[0]) { $0 | $1 }
       for tiles in all {
         let value = tiles[rowTile, columnTile][element]
         k.set(value, to: k.select(isVisible, value, number))

@@ -6,7 +6,7 @@ internal import PTX
 struct SeeingRows {
   private let k: KernelBuilder
   private let edges: MaskEdges
-  private let keys: VisibleKeys<EmittedNumber>
+  private let keys: SeenKeys
   private let groupSize: Int
   private let queries: Register<S32>
   /// The lane's keys.
@@ -19,7 +19,7 @@ struct SeeingRows {
   ///   - keys: what queries see.
   ///   - block: the block's first key, and the key behind its last.
   init(
-    _ k: KernelBuilder, _ edges: MaskEdges, _ keys: VisibleKeys<EmittedNumber>, groupSize: Int,
+    _ k: KernelBuilder, _ edges: MaskEdges, _ keys: SeenKeys, groupSize: Int,
     queries: Register<U32>, block: (first: Register<U32>, end: Register<U32>), ownKeys: [Register<U32>],
     lane: Register<U32>
   ) {
@@ -28,34 +28,21 @@ struct SeeingRows {
     let (firstKey, lastKey) = (
       block.first.reinterpreted(as: S32.self), (block.end - 1).reinterpreted(as: S32.self)
     )
-    func first(_ key: Register<S32>) -> Register<S32> {
-      Self.first(k, keys, key, groupSize)
-    }
-    func end(_ key: Register<S32>) -> Register<S32> {
-      Self.end(k, keys, key, of: queries.reinterpreted(as: S32.self), groupSize)
-    }
-    seeing = (first(firstKey), end(lastKey))
-    common = (first(lastKey), end(firstKey))
+    func rows(_ queries: Register<S32>) -> Register<S32> { Self.rows(queries, groupSize) }
+    let first = rows(keys.firstQuery(seeing: firstKey))
+    let ends = keys.endQueries(seeing: (firstKey, lastKey), of: queries.reinterpreted(as: S32.self))
+    seeing = (first, rows(ends.any))
+    common = (rows(keys.firstQuery(seeing: lastKey)), rows(ends.all()))
   }
 
-  /// The first row that sees a key, and the row behind the last.
-  private static func first(
-    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ key: Register<S32>, _ groupSize: Int
-  ) -> Register<S32> {
-    keys.firstQuery(ofKey: EmittedNumber(k: k, register: key)).multiplied(by: groupSize).register
-  }
-
-  private static func end(
-    _ k: KernelBuilder, _ keys: VisibleKeys<EmittedNumber>, _ key: Register<S32>, of queries: Register<S32>,
-    _ groupSize: Int
-  ) -> Register<S32> {
-    keys.endQuery(ofKey: EmittedNumber(k: k, register: key), of: EmittedNumber(k: k, register: queries)).orAtLeast(0)
-      .multiplied(by: groupSize).register
+  /// Of queries, their rows.
+  private static func rows(_ queries: Register<S32>, _ groupSize: Int) -> Register<S32> {
+    groupSize == 1 ? queries : queries * groupSize
   }
 
   /// The tiles of rows that see some key of the block.
-  func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
-    (seeing.first / size, (seeing.end + (size - 1)) / size)
+  func tiles(of size: Int) -> KeyTiles {
+    KeyTiles(k, first: seeing.first / size, end: (seeing.end + (size - 1)) / size)
   }
 
   /// Whether a tile of `size` rows from `start` on has rows that some key of the block is hidden from. Those behind the last
@@ -76,7 +63,8 @@ struct SeeingRows {
     let ranges = ownKeys.map { key in
       let key = key.reinterpreted(as: S32.self)
       return (
-        first: Self.first(k, keys, key, groupSize) - first, end: Self.end(k, keys, key, of: queries, groupSize) - first
+        first: Self.rows(keys.firstQuery(seeing: key), groupSize) - first,
+        end: Self.rows(keys.endQuery(seeing: key, of: queries), groupSize) - first
       )
     }
     all[0].forEachPlace { rowTile, columnTile, element, row, column in

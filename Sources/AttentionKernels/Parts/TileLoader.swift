@@ -20,6 +20,8 @@ struct TileLoader {
   private let threads: Int
   /// From a tile to the next.
   private let tileStride: Register<U64>
+  /// From a row to the next.
+  private let rowStride: Register<U64>
   private var lanes: [Lane] = []
 
   /// - Parameters:
@@ -29,7 +31,7 @@ struct TileLoader {
     _ k: KernelBuilder, _ tile: SharedTile, source: Register<U64>, rowStride: Register<U64>, thread: Register<U32>,
     threads: Int
   ) {
-    (self.k, self.tile, self.threads) = (k, tile, threads)
+    (self.k, self.tile, self.threads, self.rowStride) = (k, tile, threads, rowStride)
     tileStride = rowStride * tile.rows
     for width in tile.widths {
       let (line, chunk) = (thread / width, thread % width)
@@ -45,9 +47,12 @@ struct TileLoader {
   /// The copies of the next tile, each a few instructions without a branch, to be emitted between others. They are
   /// started only where `isWanted`, and of the tile's rows only `rowsLeft` exist.
   ///
-  /// - Parameter slice: the part of the columns that is copied; the tile is done with its last. nil for all of it.
+  /// - Parameters:
+  ///   - slice: the part of the columns that is copied; the tile is done with its last. nil for all of it.
+  ///   - jump: whether so many rows more lie between this tile and the next; nil where there are never any.
   func copies(
-    of slice: SharedTile.Slice? = nil, to slot: Register<U32>, rowsLeft: Register<S32>, isWanted: Predicate
+    of slice: SharedTile.Slice? = nil, to slot: Register<U32>, rowsLeft: Register<S32>, isWanted: Predicate,
+    jump: (if: Predicate, rows: Register<S32>)? = nil
   ) -> [() -> Void] {
     let slice = slice ?? tile.slices(1)[0]
     let isLast = slice.panels.upperBound == tile.panels.count
@@ -74,7 +79,12 @@ struct TileLoader {
           }
         }
       }
-      return (panels.isEmpty ? [] : passes) + (isLast ? [{ k.set(lane.source, to: lane.source + tileStride) }] : [])
+      func advance() {
+        guard let jump else { return k.set(lane.source, to: lane.source + tileStride) }
+        let rows = k.select(jump.if, jump.rows, k.constant(0, S32.self)).reinterpreted(as: U32.self)
+        k.set(lane.source, to: lane.source + tileStride + k.wide(rows) * rowStride)
+      }
+      return (panels.isEmpty ? [] : passes) + (isLast ? [advance] : [])
     }
   }
 

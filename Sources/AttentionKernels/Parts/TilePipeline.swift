@@ -26,7 +26,7 @@ struct TilePipeline {
   private let readPlace, writePlace: Register<U32>?
   /// Rows of K and V that there are, and where the last tile ends that the block needs.
   private let presentKeys, needed: Register<S32>
-  private let firstTile: Register<S32>
+  private let tiles: KeyTiles
   /// Bytes from the first panel of V to the warp's, where warps divide the columns.
   private let ownPanel: Register<U32>?
 
@@ -41,7 +41,7 @@ struct TilePipeline {
   init(
     _ k: KernelBuilder, _ tiling: ForwardTiling, _ memory: SharedMemoryPlan, _ warp: WarpPlace,
     keys: @autoclosure () -> Source,
-    values: @autoclosure () -> Source, present: Register<S32>, tiles: (first: Register<S32>, end: Register<S32>)
+    values: @autoclosure () -> Source, present: Register<S32>, tiles: KeyTiles
   ) {
     (self.k, self.tiling, self.memory) = (k, tiling, memory)
     let (keySlices, valueSlices) = (memory.keySlices.indices, 0..<tiling.slices)
@@ -49,6 +49,7 @@ struct TilePipeline {
       tiling.sharing == .none
       ? [[.keys(slice: 0), .values(slice: 0)]]
       : keySlices.map { [.keys(slice: $0)] } + valueSlices.map { [.values(slice: $0)] }
+    // The first stretch begins with the first tile.
     let start = k.wide((tiles.first * tiling.tileKeys).named("first_key"))
     func loader(_ tile: SharedTile, _ tensor: Source) -> TileLoader {
       TileLoader(
@@ -72,7 +73,7 @@ struct TilePipeline {
         * (memory.values.rows * memory.values.panels[0].rowBytes) : nil
     first = (warp.shared + memory.ringOffset).named("first_place")
     end = first + tiling.stages * memory.placeByteCount
-    (presentKeys, needed, firstTile) = (present, tiles.end * tiling.tileKeys, tiles.first)
+    (presentKeys, needed, self.tiles) = (present, tiles.end * tiling.tileKeys, tiles)
     let isFixed = items.count % tiling.stages == 0
     readPlace = isFixed ? nil : k.variable(first).named("read_place")
     writePlace =
@@ -81,7 +82,7 @@ struct TilePipeline {
 
   /// Starts the copies of the first items; those that were started before belong to the first of them.
   func start() {
-    for item in 0..<max(1, stages - 1) { for copy in copies(item: item, ofTile: firstTile, to: place(item)) { copy() } }
+    for item in 0..<max(1, stages - 1) { for copy in copies(item: item, ofTile: tiles.first, to: place(item)) { copy() } }
   }
 
   /// Waits until the first item has arrived, and all copies that were started before it, for all threads.
@@ -152,15 +153,23 @@ struct TilePipeline {
     let (tilesOn, parts) = (item / items.count, items[item % items.count])
     let start = tile * tiling.tileKeys + tilesOn * tiling.tileKeys
     let isWanted = start .< needed
+    var first = start
+    var jump: (if: Predicate, rows: Register<S32>)?
+    if let gap = tiles.gap {
+      let own = tile + tilesOn
+      first = tiles.place(own) * tiling.tileKeys
+      jump = ((own + 1) .== gap.at, gap.width * tiling.tileKeys)
+    }
     let copies = parts.map { part in
       switch part {
       case .keys(let slice):
         keyLoader.copies(
-          of: memory.keySlices[slice], to: place, rowsLeft: presentKeys - start, isWanted: isWanted)
+          of: memory.keySlices[slice], to: place, rowsLeft: presentKeys - first, isWanted: isWanted, jump: jump)
       case .values(let slice):
         valueLoader.copies(
           to: memory.valuesOffset == 0 ? place : place + memory.valuesOffset,
-          rowsLeft: presentKeys - (start + slice * tiling.keysPerSlice), isWanted: isWanted)
+          rowsLeft: presentKeys - (first + slice * tiling.keysPerSlice), isWanted: isWanted,
+          jump: slice == tiling.slices - 1 ? jump : nil)
       }
     }
     // With one place, K is waited for before V.

@@ -40,7 +40,7 @@ package struct CombineKernel: KernelSource {
   package func kernel() throws(KernelError) -> Kernel {
     let s = specialization
     return try Kernel.build(name, threadsPerBlock: Self.threads) { k in
-      let p = DecodeParameters(ParameterList(k), hasSinks: s.sinkType != nil)
+      let p = DecodeParameters(ParameterList(k), s.parameterParts)
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
       let combine = SplitCombine(k, s, p)
       let chunks = combine.chunks

@@ -21,7 +21,7 @@ struct WarpgroupAttention {
   ///   - warpRow: the warp's first of these.
   ///   - finish: emits what may happen once nobody needs Q any more.
   func attend(
-    _ tiles: (first: Register<S32>, end: Register<S32>), queries queryPlace: Register<U32>, group: Register<U32>,
+    _ tiles: KeyTiles, queries queryPlace: Register<U32>, group: Register<U32>,
     warpRow: Register<U32>, _ mask: ScoreMask, _ softmax: OnlineSoftmax, _ output: Accumulators,
     finish: () -> Void = {}
   ) {
@@ -51,9 +51,9 @@ struct WarpgroupAttention {
       }
     }
     func isMasked(_ tile: Register<S32>) -> Predicate {
-      mask.isNeeded(tileStart: tile * s.tileKeys, size: s.tileKeys)
+      mask.isNeeded(tileStart: tiles.place(tile) * s.tileKeys, size: s.tileKeys)
     }
-    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tile * s.tileKeys) }
+    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys) }
     /// The maxima, and what follows from them.
     func update(tile: Register<S32>) {
       cap()

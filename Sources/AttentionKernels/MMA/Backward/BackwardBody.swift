@@ -24,7 +24,7 @@ final class BackwardBody {
   private var cut: BackwardTiling.Cut { s.cut }
 
   init(_ k: KernelBuilder, _ s: BackwardSpecialization) {
-    (self.k, self.s, memory, p) = (k, s, BackwardMemory(s), BackwardParameters(ParameterList(k)))
+    (self.k, self.s, memory, p) = (k, s, BackwardMemory(s), BackwardParameters(ParameterList(k), ParameterParts(sinkType: nil, s.mask)))
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
     let (warp, sharers) = (thread / 32, s.cut.sharers)
@@ -62,8 +62,11 @@ final class BackwardBody {
   }
 
   private func emitBlock() {
-    let visible = p.mask.visibleKeys(k, s.mask, keys: keys, diagonal: sequence?.diagonal)
-    let mask = keepsKeys ? Mask.seeing(seeingRows(visible)) : .visible(scoreMask(visible))
+    let seen = p.mask.seenKeys(
+      k, s.mask, keys: keys, diagonal: sequence?.diagonal, batch: batch, firstQuery: sequence?.firstQuery)
+    let mask: Mask =
+      !keepsKeys
+      ? .visible(scoreMask(seen)) : seen.areGiven ? .given(seeingQueries(seen)) : .seeing(seeingRows(seen))
     let tiles = mask.tiles(of: cut.passingRows)
     k.if(tiles.first .< tiles.end) { pass(tiles, mask) }
     waitForReaders()
@@ -101,18 +104,25 @@ final class BackwardBody {
   private enum Mask {
     case visible(ScoreMask)
     case seeing(SeeingRows)
+    case given(SeeingQueries)
 
-    func tiles(of size: Int) -> (first: Register<S32>, end: Register<S32>) {
+    func tiles(of size: Int) -> KeyTiles {
       switch self {
+      case .given(let queries): queries.tiles(of: size)
       case .visible(let mask): mask.tiles(of: size)
       case .seeing(let rows): rows.tiles(of: size)
       }
     }
 
-    func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate? {
+    /// Whether what is asked of a tile comes from memory.
+    var asksEarly: Bool { if case .given = self { true } else { false } }
+
+    /// Whether a tile has something to hide, to be called where that must be known; nil where none has.
+    func isNeeded(tileStart start: Register<S32>, size: Int) -> () -> Predicate? {
       switch self {
-      case .visible(let mask): mask.isNeeded(tileStart: start, size: size)
-      case .seeing(let rows): rows.isNeeded(tileStart: start, size: size)
+      case .visible(let mask): { mask.isNeeded(tileStart: start, size: size) }
+      case .seeing(let rows): { rows.isNeeded(tileStart: start, size: size) }
+      case .given(let queries): queries.isNeeded(tileStart: start, size: size)
       }
     }
 
@@ -120,23 +130,34 @@ final class BackwardBody {
       switch self {
       case .visible(let mask): mask.hide(in: all, as: 0, tileStart: start)
       case .seeing(let rows): rows.hide(in: all, tileStart: start)
+      case .given(let queries): queries.hide(in: all, tileStart: start)
       }
     }
   }
 
-  private func scoreMask(_ visible: VisibleKeys<EmittedNumber>) -> ScoreMask {
+  private func scoreMask(_ visible: SeenKeys) -> ScoreMask {
     ScoreMask(k, s.mask, visible, rows: kept, ownRows: ownRows, tileRows: cut.rows, lane: place.lane)
   }
 
-  private func seeingRows(_ visible: VisibleKeys<EmittedNumber>) -> SeeingRows {
+  /// The block's first key, and the key behind its last.
+  private var keptKeys: (first: Register<U32>, end: Register<U32>) {
+    (kept.firstRow, k.minimum(kept.firstRow + cut.rows, kept.count))
+  }
+
+  private func seeingQueries(_ seen: SeenKeys) -> SeeingQueries {
+    SeeingQueries(
+      k, seen, groupSize: s.groupSize, queries: queries, block: keptKeys, ownKeys: ownRows, place, warps: cut.warps)
+  }
+
+  private func seeingRows(_ visible: SeenKeys) -> SeeingRows {
     SeeingRows(
       k, s.mask, visible, groupSize: s.groupSize, queries: queries,
-      block: (kept.firstRow, k.minimum(kept.firstRow + cut.rows, kept.count)), ownKeys: ownRows, lane: place.lane)
+      block: keptKeys, ownKeys: ownRows, lane: place.lane)
   }
 
   // MARK: - What passes
 
-  private func pass(_ tiles: (first: Register<S32>, end: Register<S32>), _ mask: Mask) {
+  private func pass(_ tiles: KeyTiles, _ mask: Mask) {
     let firstRow = p.statistics.firstRow(
       k, batch: batch, keyValueHead: keyValueHead, groupSize: s.groupSize, isPacked: s.hasPackedQueries,
       firstQuery: sequence?.firstQuery)
@@ -182,6 +203,7 @@ final class BackwardBody {
     let firstOwn = place.sharer * cut.passingRowsPerWarp
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let slot = passing.next(tile)
+      let asked = mask.asksEarly ? mask.isNeeded(tileStart: tiles.place(tile) * cut.passingRows, size: cut.passingRows) : nil
       k.comment(keepsKeys ? "S^T = K Q^T" : "S = Q K^T")
       multiply(keptScores, readers.scores.at(slot), memory.passing.scores, into: scores)
       if let gradients, let keptWeights {
@@ -190,8 +212,8 @@ final class BackwardBody {
       }
       k.comment("weights, and the gradients of the scores")
       weigh(scores, gradients, own, cut.sharers == 1 ? slot : slot + firstOwn * RowStatistics.byteCount)
-      let start = tile * cut.passingRows
-      if let isNeeded = mask.isNeeded(tileStart: start, size: cut.passingRows) {
+      let start = tiles.place(tile) * cut.passingRows
+      if let isNeeded = (asked ?? mask.isNeeded(tileStart: start, size: cut.passingRows))() {
         let ofWarp = cut.sharers == 1 ? start : start + firstOwn.reinterpreted(as: S32.self)
         k.if(isNeeded) { mask.hide(in: [scores] + (gradients.map { [$0] } ?? []), tileStart: ofWarp) }
       }

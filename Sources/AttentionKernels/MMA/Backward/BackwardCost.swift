@@ -51,7 +51,7 @@ struct BackwardCost {
     let keeps = s.kind != .queries
     let passing = Double(keeps ? problem.queries * problem.groupSize : problem.keys)
     // What only some of a block see counts as much as the rest, at each edge of the mask.
-    let edges = MaskEdges(problem.mask)
+    let edges = MaskEdges(problem)
     let edge = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
     let group = Double(problem.groupSize)
     let ofBlock = Double(s.cut.rows) * (keeps ? group : 1 / group)

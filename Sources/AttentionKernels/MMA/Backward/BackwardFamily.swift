@@ -180,7 +180,7 @@ package enum BackwardFamily: KernelFamily {
         LaunchSequence.Launch(
           BackwardKernel(part), blocks: launch.blocks, threads: part.cut.threads,
           sharedByteCount: launch.sharedByteCount, blocksPerMultiprocessor: part.cut.blocksPerMultiprocessor,
-          gradients: part.kind.gradients, arguments: ArgumentTemplate(BackwardParameters.all, for: launch)))
+          gradients: part.kind.gradients, arguments: ArgumentTemplate(BackwardParameters.all(problem), for: launch)))
     }
     if tiling.addsQueries { launches.append(QuerySumsKernel.launch(problem, inputs: inputs, on: gpu)) }
     for launch in launches where launch.blocks > Int32.max {

@@ -55,9 +55,11 @@ final class BackwardParameters {
   let lists: ForwardSequence.Lists
   let scale, capScale, inverseCap, gradientScale: Register<F32>
 
-  static let all = ParameterList<BackwardLaunch>.declared { _ = BackwardParameters($0) }
+  private static let lists = DeclaredLists<BackwardLaunch> { _ = BackwardParameters($0, $1) }
+  /// Those of a problem's kernels, which know no sinks.
+  static func all(_ problem: AttentionProblem) -> [ParameterList<BackwardLaunch>.Entry] { lists[problem] }
 
-  init(_ list: ParameterList<BackwardLaunch>) {
+  init(_ list: ParameterList<BackwardLaunch>, _ parts: ParameterParts) {
     func queryStrides(_ name: String, _ tensor: CallValue) -> StrideParameters {
       list.strides(name) {
         TensorSteps(tensor, $0.problem.scalarType, isPacked: $0.problem.packedQueries != nil)
@@ -84,7 +86,7 @@ final class BackwardParameters {
     keyValueHeads = list.number("key_value_heads", U32.self) { $0.problem.keyValueHeads }
     blocksPerHead = list.number("blocks_per_head", U32.self) { $0.blocksPerHead }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
-    mask = MaskParameters(list) { $0.problem }
+    mask = MaskParameters(list, parts) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
     scale = list.float("scale") { $0.scales.scale }
     capScale = list.float("cap_scale") { $0.scales.capScale }

@@ -44,7 +44,7 @@ package struct BackwardSpecialization: Hashable, Sendable {
     (self.kind, self.inputs, self.cut) = (kind, inputs, cut)
     addsVectors = kind == .all && QuerySums.areVectors(on: gpu)
     (dimension, valueDimension, groupSize) = (problem.dimension, problem.valueDimension, problem.groupSize)
-    (mask, hasSoftcap) = (MaskEdges(problem.mask), problem.softcap != nil)
+    (mask, hasSoftcap) = (MaskEdges(problem), problem.softcap != nil)
     (hasSequences, hasPackedQueries) = (!problem.hasWholeKeys, problem.packedQueries != nil)
   }
 

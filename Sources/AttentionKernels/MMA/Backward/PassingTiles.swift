@@ -15,7 +15,7 @@ final class PassingTiles {
   private let sources: (scores: Source, weights: Source)
   /// The statistics of row 0; nil where they do not pass.
   private let statistics: Register<U64>?
-  private let tiles: (first: Register<S32>, end: Register<S32>)
+  private let tiles: KeyTiles
   /// The first place, and the end of the last.
   private let first, end: Register<U32>
   /// The places of the tile that is read, and of the one that is filled.
@@ -30,7 +30,7 @@ final class PassingTiles {
   init(
     _ k: KernelBuilder, _ s: BackwardSpecialization, _ memory: BackwardMemory, _ place: WarpPlace,
     rows: (groupSize: Int, count: Register<U32>), sources: (scores: Source, weights: Source),
-    statistics: Register<U64>?, tiles: (first: Register<S32>, end: Register<S32>)
+    statistics: Register<U64>?, tiles: KeyTiles
   ) {
     (self.k, self.s, self.memory, self.place, self.rows) = (k, s, memory, place, rows)
     (self.sources, self.statistics, self.tiles) = (sources, statistics, tiles)
@@ -70,7 +70,7 @@ final class PassingTiles {
 
   private func copy(_ tile: Register<S32>, to place: Register<U32>) {
     k.if(tile .< tiles.end) {
-      let start = (tile * size).reinterpreted(as: U32.self)
+      let start = (tiles.place(tile) * size).reinterpreted(as: U32.self)
       let packed = PackedQueries(k, groupSize: rows.groupSize, firstRow: start, queries: rows.count)
       for (tile, source, offset) in [
         (memory.passing.scores, sources.scores, 0), (memory.passing.weights, sources.weights, memory.passingOffset),

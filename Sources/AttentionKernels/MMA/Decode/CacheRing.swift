@@ -25,6 +25,8 @@ final class CacheRing {
   private let place: Register<U32>?
   /// The first key of the step that is copied next, and where the block's piece of work ends.
   private let next, needed: Register<S32>
+  /// Keys that are left out; nil where there are none.
+  private let gap: (first: Register<S32>, end: Register<S32>)?
   /// The page of the next step's keys, where one holds all of them.
   private let page: Register<U32>
 
@@ -34,7 +36,7 @@ final class CacheRing {
   init(
     _ k: KernelBuilder, _ s: DecodeSpecialization, _ memory: DecodeMemoryPlan, _ parameters: DecodeParameters,
     _ warp: WarpPlace, groupThread: Register<U32>, unit: WorkShare.Unit,
-    tiles: (first: Register<S32>, end: Register<S32>)
+    tiles: KeyTiles
   ) {
     (self.k, self.s, self.memory, self.parameters) = (k, s, memory, parameters)
     (thread, group) = (groupThread, warp.sharer)
@@ -59,7 +61,12 @@ final class CacheRing {
     length = unit.length
     let start = (unit.firstKeyTile + tiles.first) * s.tiling.tileKeys
     next = k.variable(start + group.reinterpreted(as: S32.self) * s.tiling.keysPerStep).named("next_key")
-    needed = (unit.firstKeyTile + tiles.end) * s.tiling.tileKeys
+    let (end, size) = (unit.firstKeyTile + tiles.end, s.tiling.tileKeys)
+    needed = (tiles.gap.map { end + $0.width } ?? end) * size
+    gap = tiles.gap.map { gap in
+      let first = (unit.firstKeyTile + gap.at) * size
+      return (first, first + gap.width * size)
+    }
     page = k.variable(k.constant(0, U32.self)).named("page")
     lookUp()
   }
@@ -151,7 +158,12 @@ final class CacheRing {
     }
     beside()
     k.commitCopies()
-    k.set(next, to: next + s.tiling.tileKeys)
+    var following = next + s.tiling.tileKeys
+    if let gap {
+      let isInGap = (following .>= gap.first) & (following .< gap.end)
+      following = k.select(isInGap, following + (gap.end - gap.first), following)
+    }
+    k.set(next, to: following)
     lookUp()
   }
 

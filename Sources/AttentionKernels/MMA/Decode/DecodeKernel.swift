@@ -55,7 +55,7 @@ final class DecodeBody {
     }
     self.products = products
     (self.k, self.s, tiling, memory) = (k, s, s.tiling, DecodeMemoryPlan(s))
-    parameters = DecodeParameters(ParameterList(k), hasSinks: s.sinkType != nil)
+    parameters = DecodeParameters(ParameterList(k), s.parameterParts)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
     let keyGroup = (thread / tiling.groupThreads).named("key_group")
     groupThread = (thread % tiling.groupThreads).named("group_thread")
@@ -79,13 +79,8 @@ final class DecodeBody {
     let rows = unitRows.packed
     let firstOwn = rows.firstRow + place.firstRow + place.lane / 4
     let ownRows = [firstOwn, firstOwn + 8]
-    let diagonal = unit.length - unit.queries
-    let mask = ScoreMask(
-      k, s.mask,
-      VisibleKeys(
-        k, s.mask, keys: unit.length, left: diagonal - parameters.left, right: diagonal + parameters.right,
-        diagonal: diagonal,
-        chunk: parameters.chunk), rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: place.lane)
+    let mask = parameters.mask(
+      k, s, unit, rows: rows, ownRows: ownRows, tileRows: tiling.rows, lane: place.lane)
     let tiles = mask.limit(piece, from: unit.firstKeyTile, of: tiling.tileKeys)
 
     k.comment("the first steps of K and V, as early as possible, and Q; all have read what was here before")
@@ -113,7 +108,7 @@ final class DecodeBody {
       multiply(queries, ring.keys, into: scores, scales)
       // Behind the reads of K, which would queue up behind the copies.
       ring.refill()
-      let start = (unit.firstKeyTile + tile) * tiling.tileKeys + ownStart
+      let start = (unit.firstKeyTile + tiles.place(tile)) * tiling.tileKeys + ownStart
       let columnTiles = 0..<scores.columnTiles
       softmax.update(
         softmax.largest(of: scores, columnTiles: columnTiles), of: scores, rescaling: output,

@@ -40,18 +40,17 @@ final class DecodeParameters {
   let left, right: Register<S32>
   /// Keys of a chunk.
   let chunk: Register<S32>
+  /// nil where there are none.
+  let ranges: RangeParameters?
   let softmax: SoftmaxParameters
   /// nil where there are none.
   let sinkBase: Register<U64>?
 
-  private static let plain = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0, hasSinks: false) }
-  private static let withSinks = ParameterList<DecodeLaunch>.declared { _ = DecodeParameters($0, hasSinks: true) }
+  private static let lists = DeclaredLists<DecodeLaunch> { _ = DecodeParameters($0, $1) }
   /// Those of a problem's kernels.
-  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] {
-    problem.sinkType == nil ? plain : withSinks
-  }
+  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] { lists[problem] }
 
-  init(_ list: ParameterList<DecodeLaunch>, hasSinks: Bool) {
+  init(_ list: ParameterList<DecodeLaunch>, _ own: ParameterParts) {
     queryBase = list.pointer("queries") { $0.preparedQueries }
     (keyBase, valueBase) = (list.pointer("keys", .keys), list.pointer("values", .values))
     (outputBase, logSumExpBase) = (list.pointer("output", .output), list.pointer("log_sum_exp", .logSumExp))
@@ -91,7 +90,24 @@ final class DecodeParameters {
     left = list.number("left", S32.self) { MaskWords($0.problem.mask).left }
     right = list.number("right", S32.self) { MaskWords($0.problem.mask).right }
     chunk = list.number("chunk", S32.self) { MaskWords($0.problem.mask).chunk }
+    ranges = RangeParameters(list, own) { $0.problem }
     softmax = SoftmaxParameters(list) { $0.scales }
-    sinkBase = AttentionSinks.base(list, if: hasSinks)
+    sinkBase = AttentionSinks.base(list, if: own.contains(.sinks))
+  }
+}
+
+extension DecodeParameters {
+  /// What the rows of a unit see.
+  func mask(
+    _ k: KernelBuilder, _ s: DecodeSpecialization, _ unit: WorkShare.Unit, rows: PackedQueries,
+    ownRows: [Register<U32>], tileRows: Int, lane: Register<U32>
+  ) -> ScoreMask {
+    let diagonal = unit.length - unit.queries
+    let rule = VisibleKeys(
+      k, s.mask, keys: unit.length, left: diagonal - left, right: diagonal + right, diagonal: diagonal, chunk: chunk)
+    let ranges = ranges?.ofSequence(
+      k, s.mask, batch: unit.sequence.reinterpreted(as: U32.self), firstQuery: unit.firstQuery)
+    return ScoreMask(
+      k, s.mask, SeenKeys(k, s.mask, rule, ranges), rows: rows, ownRows: ownRows, tileRows: tileRows, lane: lane)
   }
 }

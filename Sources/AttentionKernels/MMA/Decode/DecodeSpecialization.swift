@@ -111,7 +111,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     waitsForPreparation = preparation?.isOvertaken ?? false
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
     groupSize = problem.groupSize
-    mask = MaskEdges(problem.mask)
+    mask = MaskEdges(problem)
     // With one query, causal hides nothing.
     if let right = problem.mask.reach.right, right >= problem.queries - 1, problem.mask.chunk == nil {
       mask.remove(.right)
@@ -131,6 +131,9 @@ package struct DecodeSpecialization: Hashable, Sendable {
         pageSize % tiling.keysPerStep == 0 && !problem.hasLeftPadding ? .wholeSteps : .anyPage
       }
   }
+
+  /// Parameters that these kernels have beside those of all.
+  var parameterParts: ParameterParts { ParameterParts(sinkType: sinkType, mask) }
 
   /// The entry point's name.
   package var name: String {

@@ -39,8 +39,8 @@ final class WorkShare {
     let rule = WorkRule(
       tileKeys: s.tiling.tileKeys, rows: s.tiling.rows, groupSize: s.groupSize,
       keyValueHeads: number(parameters.keyValueHeads.reinterpreted(as: S32.self)),
-      left: s.mask.contains(.left) ? number(parameters.left) : nil,
-      chunk: s.mask.contains(.chunks) ? number(parameters.chunk) : nil,
+      left: s.mask.skips(.left) ? number(parameters.left) : nil,
+      chunk: s.mask.skips(.chunks) ? number(parameters.chunk) : nil,
       splitTiles: s.hasFixedSplits ? number(parameters.splitTiles) : nil, waves: s.tiling.waves)
     self.rule = rule
     k.comment("this block's share of all tiles")

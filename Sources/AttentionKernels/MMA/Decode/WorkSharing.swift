@@ -34,8 +34,8 @@ package struct WorkSharing: Sendable {
     let words = MaskWords(problem.mask)
     return WorkRule(
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
-      left: specialization.mask.contains(.left) ? words.left : nil,
-      chunk: specialization.mask.contains(.chunks) ? words.chunk : nil,
+      left: specialization.mask.skips(.left) ? words.left : nil,
+      chunk: specialization.mask.skips(.chunks) ? words.chunk : nil,
       splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves)
   }
 

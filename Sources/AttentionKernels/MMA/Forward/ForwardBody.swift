@@ -24,7 +24,7 @@ final class ForwardBody {
   private let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
-    let (tiling, parameters) = (s.tiling, ForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil))
+    let (tiling, parameters) = (s.tiling, ForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask)))
     (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
@@ -51,8 +51,9 @@ final class ForwardBody {
     ownRows = (0..<2 * tiling.rowTilesPerWarp).map { firstOwn + $0 * 8 }
     mask = ScoreMask(
       k, s.mask,
-      parameters.mask.visibleKeys(
-        k, s.mask, keys: sequence?.keys ?? parameters.keys, diagonal: sequence?.diagonal), rows: rows,
+      parameters.mask.seenKeys(
+        k, s.mask, keys: sequence?.keys ?? parameters.keys, diagonal: sequence?.diagonal, batch: batch,
+        firstQuery: sequence?.firstQuery), rows: rows,
       ownRows: ownRows, tileRows: tiling.rows, lane: lane)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)
@@ -114,7 +115,7 @@ final class ForwardBody {
     return (sequence.map { own + k.wide($0.firstKey) * strides.row } ?? own, strides.row)
   }
 
-  private func pipeline(_ tiles: (first: Register<S32>, end: Register<S32>)) -> TilePipeline {
+  private func pipeline(_ tiles: KeyTiles) -> TilePipeline {
     TilePipeline(
       k, tiling, memory, place, keys: keys(parameters.keyBase, parameters.keyStrides),
       values: keys(parameters.valueBase, parameters.valueStrides), present: presentKeys, tiles: tiles)
@@ -125,7 +126,7 @@ final class ForwardBody {
   /// - Parameter exchange: where warps share rows; each then computes the scores of its keys of a tile, and, once all
   ///   know each other's maxima and weights, its columns of O. nil where each works for itself.
   private func attend(
-    _ pipeline: TilePipeline, _ tiles: (first: Register<S32>, end: Register<S32>), _ exchange: WarpExchangeBuffer?
+    _ pipeline: TilePipeline, _ tiles: KeyTiles, _ exchange: WarpExchangeBuffer?
   ) {
     let queries = start(pipeline)
     let scores = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: tiling.keysPerWarp, named: "s")
@@ -147,12 +148,12 @@ final class ForwardBody {
         pipeline.finish(part, of: tile)
       }
       if let exchange {
-        update(scores, largest, of: tile, exchange)
+        update(scores, largest, of: tiles.place(tile), exchange)
         exchange.put(weights: (0..<tiling.keysPerWarp / 16).map { softmax.weights(scores, chunk: $0, as: s.inputs) })
         k.comment("the weights of all warps")
         if !pipeline.synchronizes(.values(slice: 0)) { k.barrier() }
       } else {
-        update(scores, largest, of: tile)
+        update(scores, largest, of: tiles.place(tile))
       }
       let chunks = tiling.keysPerSlice / 16
       for slice in 0..<tiling.slices {

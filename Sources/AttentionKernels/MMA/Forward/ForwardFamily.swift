@@ -96,7 +96,7 @@ package enum ForwardFamily: KernelFamily {
     // The tiles that the busiest multiprocessor works on, one after the other. Keys beyond the length cost as much as
     // others, and so do those that only some rows of a block see, at each edge of the mask (an NVIDIA H200, 2026-11-28, D 64,
     // N 512, causal: reckoned at 104 us without these, at 138 with them, and 169 to 184 as measured).
-    let edges = MaskEdges(problem.mask)
+    let edges = MaskEdges(problem)
     let parts = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
     let keys = min(
       seenKeys(problem, on: gpu) + parts * (Double(tiling.rows / problem.groupSize) + Double(tiling.tileKeys)) / 2,

@@ -19,14 +19,11 @@ final class ForwardParameters {
   /// nil where there are none.
   let sinkBase: Register<U64>?
 
-  private static let plain = ParameterList<ForwardLaunch>.declared { _ = ForwardParameters($0, hasSinks: false) }
-  private static let withSinks = ParameterList<ForwardLaunch>.declared { _ = ForwardParameters($0, hasSinks: true) }
+  private static let lists = DeclaredLists<ForwardLaunch> { _ = ForwardParameters($0, $1) }
   /// Those of a problem's kernels.
-  static func all(_ problem: AttentionProblem) -> [ParameterList<ForwardLaunch>.Entry] {
-    problem.sinkType == nil ? plain : withSinks
-  }
+  static func all(_ problem: AttentionProblem) -> [ParameterList<ForwardLaunch>.Entry] { lists[problem] }
 
-  init(_ list: ParameterList<ForwardLaunch>, hasSinks: Bool) {
+  init(_ list: ParameterList<ForwardLaunch>, _ parts: ParameterParts) {
     (queryBase, keyBase) = (list.pointer("queries", .queries), list.pointer("keys", .keys))
     (valueBase, outputBase) = (list.pointer("values", .values), list.pointer("output", .output))
     logSumExpBase = list.pointer("log_sum_exp", .logSumExp)
@@ -48,10 +45,10 @@ final class ForwardParameters {
     keyValueHeads = list.number("key_value_heads", U32.self) { $0.problem.keyValueHeads }
     blocksPerHead = list.number("blocks_per_head", U32.self) { $0.blocksPerHead }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
-    mask = MaskParameters(list) { $0.problem }
+    mask = MaskParameters(list, parts) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
     softmax = SoftmaxParameters(list) { $0.scales }
-    sinkBase = AttentionSinks.base(list, if: hasSinks)
+    sinkBase = AttentionSinks.base(list, if: parts.contains(.sinks))
   }
 }
 

@@ -31,7 +31,7 @@ package struct ForwardSpecialization: Hashable, Sendable {
     dimension = problem.dimension
     valueDimension = problem.valueDimension
     groupSize = problem.groupSize
-    mask = MaskEdges(problem.mask)
+    mask = MaskEdges(problem)
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
     hasSequences = !problem.hasWholeKeys

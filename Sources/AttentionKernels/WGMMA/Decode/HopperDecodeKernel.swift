@@ -44,7 +44,7 @@ struct HopperDecodeBody {
 
   init(_ k: KernelBuilder, _ s: HopperDecodeSpecialization) {
     (self.k, self.s, tiles, p) = (
-      k, s, s.tiles, HopperDecodeParameters(ParameterList(k), hasSinks: s.work.sinkType != nil)
+      k, s, s.tiles, HopperDecodeParameters(ParameterList(k), s.work.parameterParts)
     )
     shared = k.dynamicShared(alignment: 1024)
   }
@@ -81,13 +81,8 @@ struct HopperDecodeBody {
   private func mask(
     _ unit: WorkShare.Unit, _ rows: UnitRows, ownRows: [Register<U32>], tileRows: Int
   ) -> ScoreMask {
-    let diagonal = unit.length - unit.queries
-    return ScoreMask(
-      k, s.work.mask,
-      VisibleKeys(
-        k, s.work.mask, keys: unit.length, left: diagonal - p.work.left, right: diagonal + p.work.right,
-        diagonal: diagonal, chunk: p.work.chunk), rows: rows.packed, ownRows: ownRows, tileRows: tileRows,
-      lane: k.special(.lane))
+    p.work.mask(
+      k, s.work, unit, rows: rows.packed, ownRows: ownRows, tileRows: tileRows, lane: k.special(.lane))
   }
 
   private func rows(_ unit: WorkShare.Unit, from first: Register<U32>? = nil) -> UnitRows {
@@ -97,11 +92,11 @@ struct HopperDecodeBody {
 
   /// The tiles of a piece that some row of the unit's block sees, counted over all keys; none of a sequence without keys, which
   /// has a tile for its zeros alone.
-  private func seen(_ unit: WorkShare.Unit, _ piece: Piece) -> Piece {
+  private func seen(_ unit: WorkShare.Unit, _ piece: Piece) -> KeyTiles {
     let mask = mask(unit, rows(unit), ownRows: [], tileRows: s.tiling.rows)
     let seen = mask.limit(piece, from: unit.firstKeyTile, of: tiles.tileKeys)
-    let first = unit.firstKeyTile + seen.first
-    return (first, k.select(unit.length .> 0, unit.firstKeyTile + seen.end, first))
+    let all = seen.moved(by: unit.firstKeyTile)
+    return KeyTiles(all, first: all.first, end: k.select(unit.length .> 0, all.end, all.first))
   }
 
   // MARK: - The producer
@@ -122,7 +117,7 @@ struct HopperDecodeBody {
     let seen = seen(unit, piece)
     k.if(k.elect()) {
       k.loop(from: seen.first, to: seen.end) {
-        rings.bring(k, tiles, shared, p.keyMap, p.valueMap, boxes, tile: $0)
+        rings.bring(k, tiles, shared, p.keyMap, p.valueMap, boxes, tile: seen.place($0))
       }
     }
   }

@@ -7,15 +7,12 @@ final class HopperDecodeParameters {
   let keyMap, valueMap: TensorMapParameter
   let keyBoxes: KeyBoxes.Parameters
 
-  private static let plain = ParameterList<DecodeLaunch>.declared { _ = HopperDecodeParameters($0, hasSinks: false) }
-  private static let withSinks = ParameterList<DecodeLaunch>.declared { _ = HopperDecodeParameters($0, hasSinks: true) }
+  private static let lists = DeclaredLists<DecodeLaunch> { _ = HopperDecodeParameters($0, $1) }
   /// Those of a problem's kernels.
-  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] {
-    problem.sinkType == nil ? plain : withSinks
-  }
+  static func all(_ problem: AttentionProblem) -> [ParameterList<DecodeLaunch>.Entry] { lists[problem] }
 
-  init(_ list: ParameterList<DecodeLaunch>, hasSinks: Bool) {
-    work = DecodeParameters(list, hasSinks: hasSinks)
+  init(_ list: ParameterList<DecodeLaunch>, _ parts: ParameterParts) {
+    work = DecodeParameters(list, parts)
     @Sendable func box(_ launch: DecodeLaunch, isKey: Bool) -> TensorBox {
       KeyBoxes.Cut(launch.problem, tileKeys: launch.tileKeys).box(launch.problem, isKey: isKey)
     }

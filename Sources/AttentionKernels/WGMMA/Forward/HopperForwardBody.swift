@@ -11,7 +11,7 @@ struct HopperForwardBody {
 
   init(_ k: KernelBuilder, _ s: HopperForwardSpecialization) {
     (self.k, self.s, tiling, parameters) = (
-      k, s, s.tiling, HopperForwardParameters(ParameterList(k), hasSinks: s.sinkType != nil)
+      k, s, s.tiling, HopperForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask))
     )
     shared = k.dynamicShared(alignment: 1024)
   }
@@ -54,29 +54,28 @@ struct HopperForwardBody {
   private var tiles: HopperTiles { s.tiles }
   private var rings: Rings { Rings(k, tiles, shared) }
 
-  /// Tiles of keys.
-  private typealias Tiles = (first: Register<S32>, end: Register<S32>)
-
   /// What rows of an item see, from `first` on.
   private func mask(
-    _ item: HopperItem, first: Register<U32>, rows: Int, ownRows: [Register<U32>]
+    _ item: HopperItem, first: Register<U32>, rows: Int, ownRows: [Register<U32>], if isThere: Predicate? = nil
   ) -> (ScoreMask, PackedQueries) {
     let queries = PackedQueries(k, groupSize: 1, firstRow: first, queries: item.queries)
-    let keys = parameters.mask.visibleKeys(k, s.mask, keys: item.keys, diagonal: item.diagonal)
+    let keys = parameters.mask.seenKeys(
+      k, s.mask, keys: item.keys, diagonal: item.diagonal, batch: item.batch, firstQuery: item.firstQuery)
     return (
-      ScoreMask(k, s.mask, keys, rows: queries, ownRows: ownRows, tileRows: rows, lane: k.special(.lane)), queries
+      ScoreMask(
+        k, s.mask, keys, rows: queries, ownRows: ownRows, tileRows: rows, lane: k.special(.lane), if: isThere), queries
     )
   }
 
   /// The tiles of keys that some row of an item sees.
-  private func tiles(of item: HopperItem) -> Tiles {
-    mask(item, first: item.firstRow, rows: tiling.rows, ownRows: []).0.tiles(of: tiling.tileKeys)
+  private func tiles(of item: HopperItem, if isThere: Predicate? = nil) -> KeyTiles {
+    mask(item, first: item.firstRow, rows: tiling.rows, ownRows: [], if: isThere).0.tiles(of: tiling.tileKeys)
   }
 
   // MARK: - The producer
 
-  /// One lane, of which ptxas knows that it is one, waits and copies. Where sequences have lengths of their own, all find its
-  /// items; where they have not, that one does, because the copies are late otherwise (D 64, 8192 keys: 1.75 ms became 1.79,
+  /// One lane, of which ptxas knows that it is one, waits and copies. Where sequences have lengths of their own, or queries ranges of
+  /// keys, all find its items; where they have not, that one does, because the copies are late otherwise (D 64, 8192 keys: 1.75 ms became 1.79,
   /// NVIDIA H200, 2026-11-29, `bench`).
   private func produce() {
     let (rings, p) = (rings, parameters)
@@ -86,7 +85,7 @@ struct HopperForwardBody {
       let queue = HopperItemQueue(k, s, parameters)
       k.loop {
         let (isThere, item, sequence) = queue.next()
-        let tiles = tiles(of: item)
+        let tiles = tiles(of: item, if: isThere)
         forCopies {
           rings.emptyQueries.wait()
           tell(item, if: isThere, rings)
@@ -102,7 +101,7 @@ struct HopperForwardBody {
         return isThere
       }
     }
-    if s.hasSequences { produce(forOneLane) } else { forOneLane { produce { $0() } } }
+    if s.producerIsWarp { produce(forOneLane) } else { forOneLane { produce { $0() } } }
   }
 
   /// Tells the groups of an item, or that there is none.
@@ -115,7 +114,7 @@ struct HopperForwardBody {
   }
 
   /// Asks for Q of an item, and for K and V of all its tiles.
-  private func bring(_ item: HopperItem, _ sequence: ForwardSequence?, _ tiles: Tiles, _ rings: Rings) {
+  private func bring(_ item: HopperItem, _ sequence: ForwardSequence?, _ tiles: KeyTiles, _ rings: Rings) {
     let p = parameters
     func signed(_ number: Register<U32>) -> Register<S32> { number.reinterpreted(as: S32.self) }
     rings.fullQueries.arrive(expecting: self.tiles.queryTile.byteCount)
@@ -136,7 +135,7 @@ struct HopperForwardBody {
         KeyBoxes.Sequence(number: item.batch, place: $0.keyBatch, firstKey: $0.firstKey, keys: $0.presentKeys)
       })
     k.loop(from: tiles.first, to: tiles.end) {
-      rings.keysAndValues.bring(k, self.tiles, shared, p.keyMap, p.valueMap, boxes, tile: $0)
+      rings.keysAndValues.bring(k, self.tiles, shared, p.keyMap, p.valueMap, boxes, tile: tiles.place($0))
     }
   }
 
@@ -213,11 +212,11 @@ struct HopperForwardBody {
   }
 
   /// The tiles that a group's own rows see, of those of the item; none where no row of the group exists.
-  private func tiles(ofGroup mask: ScoreMask, _ rows: PackedQueries, among all: Tiles) -> Tiles {
-    let own = mask.tiles(of: tiling.tileKeys)
+  private func tiles(ofGroup mask: ScoreMask, _ rows: PackedQueries, among all: KeyTiles) -> KeyTiles {
+    let own = mask.tiles(of: tiling.tileKeys).numbered(as: all)
     let first = s.mask.limitsFirst ? k.minimum(k.maximum(own.first, all.first), all.end) : all.first
     let end = s.mask.limitsEnd ? k.maximum(k.minimum(own.end, all.end), first) : k.maximum(all.end, first)
-    return (first, k.select(rows.firstRow .< rows.count, end, first))
+    return KeyTiles(all, first: first, end: k.select(rows.firstRow .< rows.count, end, first))
   }
 
   /// Lets tiles pass that only rows of other groups see. (A stage is given back once it is full: earlier, it would count for

@@ -90,7 +90,7 @@ package enum HopperForwardFamily: KernelFamily {
     // the smaller the later they come; half an item then is what others wait for.
     let groups = Double(problem.batch * problem.queryHeads * ((problem.queries + 63) / 64))
     let items = Double(launch.items) / Double(max(gpu.multiprocessors, 1))
-    let edges = MaskEdges(problem.mask)
+    let edges = MaskEdges(problem)
     let waves = edges.limitsEnd && items > 1 ? items + 0.5 : items.rounded(.up)
     let perMultiprocessor = waves * groups / max(Double(launch.items), 1)
     let tiles = tilesOfGroup(tiling, problem, edges, areMany: items > 1)

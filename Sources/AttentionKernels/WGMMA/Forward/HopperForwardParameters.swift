@@ -27,18 +27,11 @@ final class HopperForwardParameters {
   /// nil where there are none.
   let sinkBase: Register<U64>?
 
-  private static let plain = ParameterList<HopperForwardLaunch>.declared {
-    _ = HopperForwardParameters($0, hasSinks: false)
-  }
-  private static let withSinks = ParameterList<HopperForwardLaunch>.declared {
-    _ = HopperForwardParameters($0, hasSinks: true)
-  }
+  private static let lists = DeclaredLists<HopperForwardLaunch> { _ = HopperForwardParameters($0, $1) }
   /// Those of a problem's kernels.
-  static func all(_ problem: AttentionProblem) -> [ParameterList<HopperForwardLaunch>.Entry] {
-    problem.sinkType == nil ? plain : withSinks
-  }
+  static func all(_ problem: AttentionProblem) -> [ParameterList<HopperForwardLaunch>.Entry] { lists[problem] }
 
-  init(_ list: ParameterList<HopperForwardLaunch>, hasSinks: Bool) {
+  init(_ list: ParameterList<HopperForwardLaunch>, _ parts: ParameterParts) {
     queryMap = list.tensorMap("queries", .queries) {
       TensorBox($0.problem.queryType, $0.problem.queryShape, rows: $0.tiling.rows)
     }
@@ -59,13 +52,13 @@ final class HopperForwardParameters {
     itemsPerHead = list.number("items_per_head", U32.self) { $0.itemsPerHead }
     items = list.number("item_count", U32.self) { $0.items }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
-    mask = MaskParameters(list) { $0.problem }
+    mask = MaskParameters(list, parts) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
     batch = list.number("batch", U32.self) { $0.problem.batch }
     queryBatchStep = list.number("query_batch_step", U32.self) { $0.problem.packedQueries == nil ? 1 : 0 }
     keyBoxes = KeyBoxes.Parameters(list) { $0.problem }
     softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
-    sinkBase = AttentionSinks.base(list, if: hasSinks)
+    sinkBase = AttentionSinks.base(list, if: parts.contains(.sinks))
   }
 }
 

@@ -26,13 +26,16 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   init(_ problem: AttentionProblem, _ tiling: HopperForwardTiling) {
     inputs = problem.scalarType == .f16 ? .f16 : .bf16
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
-    mask = MaskEdges(problem.mask)
+    mask = MaskEdges(problem)
     hasSoftcap = problem.softcap != nil
     isScaleNegative = problem.scoreUnits.isNegated
     isGrouped = problem.groupSize > 1
     keys = KeyBoxes.Cut(problem, tileKeys: tiling.tileKeys)
     (sinkType, self.tiling) = (problem.sinkType, tiling)
   }
+
+  /// Whether all lanes of the producer's warp find its items, and not one alone.
+  var producerIsWarp: Bool { hasSequences || mask.rangeCount > 0 }
 
   /// The entry point's name.
   var name: String {

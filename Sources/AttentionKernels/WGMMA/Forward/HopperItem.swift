@@ -31,8 +31,8 @@ struct HopperItem {
   }
 }
 
-/// Which items there are, and which of them is a block's next: the producer's, by all lanes of a warp where sequences have
-/// lengths of their own, and by any one where they have not.
+/// Which items there are, and which of them is a block's next: the producer's, by all lanes of a warp, or by any one
+/// (`producerIsWarp`).
 final class HopperItemQueue {
   private let k: KernelBuilder
   private let s: HopperForwardSpecialization
@@ -77,7 +77,7 @@ final class HopperItemQueue {
   func advance(if isThere: Predicate) {
     let next = k.variable(number + k.special(.blocksX)).named("next_item")
     let hasCounter = p.counter .!= 0
-    k.if(scan == nil ? hasCounter : hasCounter & (lane .== 0)) {
+    k.if(s.producerIsWarp ? hasCounter & (lane .== 0) : hasCounter) {
       k.if(isThere) {
         k.set(next, to: k.atomic(.add, global: p.counter, k.constant(1, U32.self)) + k.special(.blocksX))
       } else: {
@@ -87,7 +87,7 @@ final class HopperItemQueue {
         }
       }
     }
-    k.set(number, to: scan == nil ? next : k.shuffle(next, lane: k.constant(0, U32.self)))
+    k.set(number, to: s.producerIsWarp ? k.shuffle(next, lane: k.constant(0, U32.self)) : next)
   }
 
   /// The head and the first row of an item, of those of some heads.
