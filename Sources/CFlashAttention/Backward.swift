@@ -50,7 +50,7 @@ extension fa_backward_params {
   fileprivate var plan: GradientPlan {
     get throws(AttentionError) {
       var problem = try problem
-      problem.sinkType = try scores.attentionSinks?.type(on: device)
+      try scores.add(to: &problem, on: device)
       problem.gradientOrder = order == Int32(FA_ORDER_ANY) ? .any : .fixed
       return try GradientPlan.remembered(problem, try Device(code: device, ordinal: ordinal))
     }
@@ -92,7 +92,7 @@ extension fa_backward_params {
       let entries = CacheEntries<HostMemory>(
         lengths: numbers(key_counts, problem.batch), queryStarts: numbers(query_starts, problem.batch + 1),
         queryCounts: numbers(query_counts, problem.batch), keyStarts: numbers(key_starts, problem.batch + 1),
-        sinks: sinks?.floats(problem.queryHeads))
+        sinks: sinks?.floats(problem.queryHeads), ranges: scores.rangeNumbers(problem))
       let tensors: GradientTensors<HostMemory> = try tensors(
         problem, statistics(log_sum_exp) ?? UnsafeMutableBufferPointer(start: nil, count: 0), statistics(d_log_sum_exp),
         d_sinks.map { UnsafeMutableBufferPointer(start: $0, count: problem.queryHeads) }, entries
@@ -109,7 +109,7 @@ extension fa_backward_params {
     }
     let entries = CacheEntries<GPUMemory>(
       lengths: address(key_counts), queryStarts: address(query_starts), queryCounts: address(query_counts),
-      keyStarts: address(key_starts), sinks: address(sinks?.base))
+      keyStarts: address(key_starts), sinks: address(sinks?.base), ranges: address(scores.key_ranges))
     let tensors: GradientTensors<GPUMemory> = try tensors(
       problem, address(log_sum_exp) ?? 0, address(d_log_sum_exp), address(d_sinks), entries
     ) { (tensor, name, shape) throws(AttentionError) in

@@ -19,7 +19,7 @@ extension fa_forward_params {
         values: shape(key_value_heads, keys, value_dimension == 0 ? dimension : value_dimension),
         scalarType: try ScalarType("type", code: type), mask: try scores.attentionMask, scale: scores.attentionScale,
         softcap: scores.attentionSoftcap)
-      problem.sinkType = try scores.attentionSinks?.type(on: device)
+      try scores.add(to: &problem, on: device)
       return problem
     }
   }
@@ -46,7 +46,7 @@ extension fa_forward_params {
         keys: try p.k.view("keys", problem.keyShape, type).readOnly,
         values: try p.v.view("values", problem.valueShape, type).readOnly,
         output: try p.o.view("output", problem.outputShape, type), logSumExp: statistics,
-        entries: CacheEntries(sinks: sinks?.floats(problem.queryHeads)))
+        entries: CacheEntries(sinks: sinks?.floats(problem.queryHeads), ranges: p.scores.rangeNumbers(problem)))
     } else {
       try plan.launch(
         AttentionTensors(
@@ -54,7 +54,7 @@ extension fa_forward_params {
           keys: try p.k.deviceView("keys", problem.keyShape, type),
           values: try p.v.deviceView("values", problem.valueShape, type),
           output: try p.o.deviceView("output", problem.outputShape, type), logSumExp: address(p.log_sum_exp),
-          entries: CacheEntries(sinks: address(sinks?.base))),
+          entries: CacheEntries(sinks: address(sinks?.base), ranges: address(p.scores.key_ranges))),
         stream: streamHandle(p.stream))
     }
   }

@@ -43,7 +43,7 @@ extension fa_sequences_params {
         cacheType: try ScalarType("cache type", code: cache_type), mask: try scores.attentionMask,
         scale: scores.attentionScale, softcap: scores.attentionSoftcap,
         keysPerSplit: keys_per_split == 0 ? nil : Int(keys_per_split), leavesParts: try isLeavingParts)
-      problem.sinkType = try scores.attentionSinks?.type(on: device)
+      try scores.add(to: &problem, on: device)
       return problem
     }
   }
@@ -73,7 +73,8 @@ extension fa_sequences_params {
       lengths: address(lengths), batchIndex: address(batch_index), leftPadding: address(left_padding),
       pageTable: address(page_table), queryStarts: address(query_starts), queryCounts: address(query_counts),
       keyStarts: address(key_starts), queryScales: address(query_scales), keyScales: address(key_scales),
-      valueScales: address(value_scales), sinks: address(try scores.attentionSinks?.base))
+      valueScales: address(value_scales), sinks: address(try scores.attentionSinks?.base),
+      ranges: address(scores.key_ranges))
     let queries = try q.deviceView("queries", problem.queryShape, problem.queryType)
     let keys = try k.deviceView("the cached keys", problem.keyShape, problem.cacheType)
     let values = try v.deviceView("the cached values", problem.valueShape, problem.cacheType)
@@ -128,7 +129,7 @@ extension fa_sequences_params {
       leftPadding: numbers(left_padding, count), queryStarts: numbers(query_starts, count + 1),
       queryCounts: numbers(query_counts, count), keyStarts: numbers(key_starts, count + 1),
       queryScales: scales(query_scales), keyScales: scales(key_scales), valueScales: scales(value_scales),
-      sinks: try scores.attentionSinks?.floats(problem.queryHeads))
+      sinks: try scores.attentionSinks?.floats(problem.queryHeads), ranges: scores.rangeNumbers(problem))
     if let page_table, let pages = problem.pages {
       entries.pageTable = (0..<count).map { b in
         (0..<pages.perSequence).map { Int(page_table[b * pages.perSequence + $0]) }

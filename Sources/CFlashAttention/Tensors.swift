@@ -120,6 +120,48 @@ struct Sinks {
 extension fa_scores {
   /// - Throws: as of `Sinks`.
   var attentionSinks: Sinks? {
-    get throws(AttentionError) { try Sinks(sinks, type: sink_type, reserved: reserved) }
+    get throws(AttentionError) { try Sinks(sinks, type: sink_type, reserved: 0) }
   }
+
+  /// Puts what there is of sinks and ranges into a problem.
+  func add(to problem: inout AttentionProblem, on device: Int32) throws(AttentionError) {
+    problem.sinkType = try attentionSinks?.type(on: device)
+    problem.ranges = try attentionRanges
+  }
+
+  /// - Throws: where what is given is not what the kind of ranges needs, or more.
+  private var attentionRanges: KeyRanges.Form? {
+    get throws(AttentionError) {
+      let kind = Int(ranges)
+      guard Int(FA_RANGES_NONE)...Int(FA_RANGES_FIRST_KEYS) ~= kind else {
+        throw .unsupported(
+          "ranges is \(ranges); it must be FA_RANGES_NONE, FA_RANGES_GIVEN, FA_RANGES_PREFIX or FA_RANGES_FIRST_KEYS.")
+      }
+      let (isGiven, isPrefix) = (kind == Int(FA_RANGES_GIVEN), kind == Int(FA_RANGES_PREFIX))
+      if (key_ranges != nil) != (isGiven || isPrefix) {
+        throw .unsupported(
+          key_ranges == nil
+            ? "key_ranges is NULL; FA_RANGES_GIVEN and FA_RANGES_PREFIX need it."
+            : "key_ranges is given, and ranges is neither FA_RANGES_GIVEN nor FA_RANGES_PREFIX.")
+      }
+      if !isGiven && (ranges_of_query != 0 || ranges_are_shared != 0) {
+        throw .unsupported("ranges_of_query or ranges_are_shared is given, and ranges is not FA_RANGES_GIVEN.")
+      }
+      if kind != Int(FA_RANGES_FIRST_KEYS) && first_keys != 0 {
+        throw .unsupported("first_keys is given, and ranges is not FA_RANGES_FIRST_KEYS.")
+      }
+      guard 0...1 ~= ranges_are_shared else {
+        throw .unsupported("ranges_are_shared is \(ranges_are_shared); it must be 0 or 1.")
+      }
+      switch kind {
+      case Int(FA_RANGES_GIVEN): return .given(count: Int(ranges_of_query), isShared: ranges_are_shared == 1)
+      case Int(FA_RANGES_PREFIX): return .prefix
+      case Int(FA_RANGES_FIRST_KEYS): return .firstKeys(Int(first_keys))
+      default: return nil
+      }
+    }
+  }
+
+  /// What a call gives of ranges, in the memory of the host.
+  func rangeNumbers(_ problem: AttentionProblem) -> [Int]? { numbers(key_ranges, problem.rangeNumberCount) }
 }

@@ -1,11 +1,12 @@
-"""What mask functions say, and masks key by key as runs of queries."""
+"""What mask functions say, and masks key by key as ranges of keys."""
 
 import pytest
 import torch
 
 from swift_flash_attention import _mask_rules as rules
 from swift_flash_attention._mask_rules import Rule
-from swift_flash_attention._mask_runs import boolean, runs
+from swift_flash_attention._mask_ranges import boolean, ranges_of_mask, ranges_of_rule
+from swift_flash_attention._masked import by_ranges
 
 SHIFT = torch.tensor([2, 0])
 
@@ -91,7 +92,7 @@ def sdpa(q, k, v, mask):
 
 
 @pytest.mark.parametrize("case", range(60))
-def test_runs_of_any_ranges(case):
+def test_ranges_of_any_mask(case):
     """Each query sees a range of keys of its own; neighbours often see nearly the same."""
     torch.manual_seed(case)
     batch, queries, keys = 2, [1, 7, 20, 40][case % 4], [5, 33, 64][case % 3]
@@ -119,26 +120,51 @@ def test_runs_of_any_ranges(case):
         mask = mask & ~gone
     q = torch.randn(batch, queries, 4, 16)
     k, v = torch.randn(batch, keys, 2, 16), torch.randn(batch, keys, 2, 24)
-    own = runs(mask).apply(q, k, v, None, 0.0)
+    own = by_ranges(q, k, v, None, ranges_of_mask(mask), 0.0, None)
     assert torch.allclose(own.double(), sdpa(q, k, v, mask), atol=1e-5)
 
 
-def test_runs_are_few():
+def test_ranges_of_known_masks():
     causal = torch.ones(2, 50, 50, dtype=torch.bool).tril()
     window = causal.triu(-9)
     documents = causal & (torch.arange(50)[:, None] // 20 == torch.arange(50) // 20)
     prefix = causal | (torch.arange(50) < 10)
-    for mask, count in ((causal, 2), (window, 2), (documents, 6), (prefix, 4), (torch.ones_like(causal), 2)):
-        assert sum(len(group.sequence) for group in runs(mask).groups) == count
-    assert runs(causal).rule(2, 50) == Rule(right=0) and runs(window).rule(2, 50) == Rule(left=9, right=0)
-    assert runs(documents).rule(2, 50) is None and runs(torch.ones_like(causal)).rule(2, 50) == Rule()
+    streaming = window | causal & (torch.arange(50) < 4)
+    for mask, count in ((causal, 1), (window, 1), (documents, 1), (prefix, 1), (streaming, 2), (torch.ones_like(causal), 1)):
+        made = ranges_of_mask(mask)
+        assert made.numbers.shape == (2, 50, count, 2) and made.order is None
+        begin, end = made.numbers[..., None].unbind(-2)
+        places = torch.arange(50)
+        assert torch.equal(((places >= begin) & (places < end)).any(2), mask)
+    assert ranges_of_mask(causal).rule(50) == Rule(right=0) and ranges_of_mask(window).rule(50) == Rule(left=9, right=0)
+    assert ranges_of_mask(documents).rule(50) is None and ranges_of_mask(torch.ones_like(causal)).rule(50) == Rule()
+    one = ranges_of_mask(documents[:1])
+    assert one.stay_within(torch.tensor([0, 20, 40])) and one.stay_within(torch.tensor([0, 20, 40, 50]))
+    assert not one.stay_within(torch.tensor([0, 10, 40])) and not ranges_of_mask(causal[:1]).stay_within(torch.tensor([0, 20]))
+
+
+def test_ranges_of_a_rule_are_its_keys():
+    numbers = torch.tensor([[12, 9], [12, 11], [0, 3]], dtype=torch.int32)
+    for rule in (Rule(), Rule(right=0), Rule(left=3, right=0), Rule(left=2, right=1), Rule(right=0, chunk=4)):
+        made = ranges_of_rule(rule, numbers, 5)
+        for b in range(2):
+            last, end, begin = numbers[:, b].tolist()
+            for i in range(5):
+                place = last - 5 + i
+                seen = [
+                    j for j in range(begin, end)
+                    if (rule.left < 0 or place - j <= rule.left) and (rule.right < 0 or j - place <= rule.right)
+                    and (not rule.chunk or (j - begin) // rule.chunk == (place - begin) // rule.chunk)]
+                low, high = made[b, i, 0].tolist()
+                assert list(range(low, high)) == seen
 
 
 def test_masks_that_are_refused():
     seen = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    seen[0, 0, 3, 1] = False
-    with pytest.raises(NotImplementedError, match="^attention_mask has queries that see keys on both sides"):
-        runs(boolean(seen))
+    seen = torch.ones(1, 1, 4, 7, dtype=torch.bool)
+    seen[0, 0, 3, 1] = seen[0, 0, 3, 4] = False
+    with pytest.raises(NotImplementedError, match="^attention_mask has queries that see keys in 3 pieces"):
+        ranges_of_mask(boolean(seen))
     with pytest.raises(NotImplementedError, match="has 2 axes of torch.bool"):
         boolean(seen[0, 0])
     with pytest.raises(NotImplementedError, match="holds numbers other than 0 and the lowest one"):

@@ -164,7 +164,7 @@ def test_masks_of_four_axes():
         for given in (seen, lowest):
             own = logits(NAME, attention_mask=given)
             assert (own - expected).abs().max() < 1e-4 * expected.abs().max()
-    with pytest.raises(NotImplementedError, match="see keys on both sides of some that they do not see"):
+    with pytest.raises(NotImplementedError, match="see keys in [0-9]+ pieces"):
         logits(NAME, attention_mask=scattered | causal.transpose(2, 3) & causal)
     with pytest.raises(NotImplementedError, match="a bias that is added to scores"):
         logits(NAME, attention_mask=torch.where(causal, 0.5, torch.finfo(torch.float32).min))

@@ -60,6 +60,14 @@ enum {
   FA_MASK_WINDOW = 2   /* window_left keys before its own and window_right after it; below 0 is unlimited */
 };
 
+/* Ranges of keys that queries see, beside what the mask says or within it. Keys are counted from a sequence's first. */
+enum {
+  FA_RANGES_NONE = 0,
+  FA_RANGES_GIVEN = 1,     /* each query its own, one or two, of which it sees the union, as far as the mask lets it */
+  FA_RANGES_PREFIX = 2,    /* all see the first keys of their sequence, of each so many, beside what the mask lets them see */
+  FA_RANGES_FIRST_KEYS = 3 /* the same with one number for all; none behind the last key that the mask lets a query see */
+};
+
 /* In which order the parts of a gradient are added up. */
 enum {
   FA_ORDER_FIXED = 0, /* in one and the same: gradients have the same bits in every run on a device */
@@ -97,7 +105,14 @@ typedef struct fa_scores {
                            * unscaled, and that have no value: they are in the denominator alone. Finite or -inf; NULL for none.
                            * Log-sum-exps have them in; those of partial results (leaves_parts) must not, and fa_combine takes them */
   int32_t sink_type;      /* FA_F32, FA_F16 or FA_BF16 */
-  int32_t reserved;       /* 0 */
+  int32_t ranges;         /* FA_RANGES_... */
+  const int32_t *key_ranges; /* FA_RANGES_GIVEN: [batch, queries, ranges_of_query, 2], half-open, or [1, queries, ...] where they are
+                           * shared; of packed queries [total_queries, ranges_of_query, 2]. FA_RANGES_PREFIX: [batch]. In the memory of
+                           * the device, given ranges on a GPU at a multiple of 8 bytes. Whatever the numbers are, no key is seen that
+                           * is not there */
+  int32_t ranges_of_query;   /* FA_RANGES_GIVEN: 1 or 2 */
+  int32_t ranges_are_shared; /* FA_RANGES_GIVEN: 1 where all sequences have the same */
+  int64_t first_keys;        /* FA_RANGES_FIRST_KEYS */
 } fa_scores;
 
 /* softmax(mask(scale Q K^T)) V. */

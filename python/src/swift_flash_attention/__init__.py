@@ -8,7 +8,7 @@ import ctypes
 
 from . import _library as c
 from . import _numbers
-from ._arrays import array, empty, finished, is_torch, stream, writable
+from ._arrays import array, empty, finished, is_torch, numbers, stream, writable
 
 __all__ = ["__version__", "attention", "gpu_is_usable", "gradient_order", "plan", "prepare", "set_gradient_order"]
 __version__ = c.library.fa_version().decode()
@@ -92,8 +92,39 @@ def _set_sinks(params, sinks):
     return own
 
 
+def _set_ranges(params, key_ranges, prefix, first_keys):
+    if sum(x is not None for x in (key_ranges, prefix, first_keys)) > 1:
+        raise ValueError("Give one of key_ranges, prefix and first_keys; they are three ways of saying which keys queries see.")
+    if first_keys is not None:
+        count = _numbers.whole("first_keys", first_keys)
+        if count < 0:
+            raise ValueError(f"first_keys is {count}; it must be a number of keys from 0 on.")
+        params.scores.ranges, params.scores.first_keys = c.RANGES_FIRST_KEYS, count
+        return None
+    if key_ranges is None and prefix is None:
+        return None
+    name, value = ("prefix", prefix) if key_ranges is None else ("key_ranges", key_ranges)
+    own = numbers(name, value)
+    if (own.device, own.ordinal) != (params.device, params.ordinal):
+        raise ValueError(f"{name} must be on the device of q.")
+    if prefix is not None:
+        if own.shape != (params.batch,):
+            raise ValueError(f"prefix has the shape {own.shape}; {(params.batch,)} is needed.")
+        params.scores.ranges = c.RANGES_PREFIX
+    else:
+        if len(own.shape) != 4 or own.shape[0] not in (1, params.batch) or own.shape[1] != params.queries or own.shape[3] != 2:
+            raise ValueError(
+                f"key_ranges has the shape {own.shape}; it must be [batch or 1, queries, 1 or 2, 2], of {params.batch} x {params.queries} "
+                "queries.")
+        params.scores.ranges, params.scores.ranges_of_query = c.RANGES_GIVEN, own.shape[2]
+        params.scores.ranges_are_shared = int(own.shape[0] == 1)
+    params.scores.key_ranges = own.pointer
+    return own
+
+
 def attention(
-    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, out=None, return_lse=False
+    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, key_ranges=None, prefix=None,
+    first_keys=None, out=None, return_lse=False
 ):
     """Computes ``softmax(mask(scale * q k^T)) v``, exactly and without a tokens x tokens buffer.
 
@@ -108,6 +139,11 @@ def attention(
         scale: What scores are multiplied by; ``1 / sqrt(dimension)`` by default.
         sinks: ``[heads]`` float32, float16 or bfloat16: attention sinks, logits that every query sees beside its keys, unscaled, and
             that have no value: they are in the softmax's denominator alone, and in the log-sum-exp.
+        key_ranges: int32 ``[batch or 1, tokens, 1 or 2, 2]``: for each query one range of keys or two, half-open, of which it sees the
+            union, as far as the mask lets it. Documents, images of a prompt and prefixes are such masks.
+        prefix: int32 ``[batch]``: so many keys, the first of each sequence, that all queries see beside what the mask lets them see.
+        first_keys: The same with one number for all, and no key behind the last that the mask lets a query see: a window that keeps
+            the first tokens (StreamingLLM).
         out: Where to write ``[batch, tokens, heads, value_dimension]``; new by default.
         return_lse: Whether also to return the log-sum-exp, float32 ``[batch, heads, tokens]``.
 
@@ -121,10 +157,13 @@ def attention(
     if is_torch(q) or is_torch(k) or is_torch(v) or is_torch(sinks):
         from . import _whole
 
-        return _whole.attention(q, k, v, sinks, options, out, return_lse)
+        return _whole.attention(q, k, v, sinks, (key_ranges, prefix, first_keys), options, out, return_lse)
     params, arrays = _params(q, k, v, options)
     if sinks is not None:
         arrays["sinks"] = _set_sinks(params, sinks)
+    own = _set_ranges(params, key_ranges, prefix, first_keys)
+    if own is not None:
+        arrays["key_ranges" if prefix is None else "prefix"] = own
     b, n, h, _ = arrays["q"].shape
     shape = (b, n, h, params.value_dimension)
     result = empty(q, shape) if out is None else out
@@ -144,11 +183,14 @@ def attention(
     return (result, finished(q, lse)) if return_lse else result
 
 
-def plan(q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None):
+def plan(
+    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, key_ranges=None, prefix=None, first_keys=None
+):
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
     params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
     if sinks is not None:
         _set_sinks(params, sinks)
+    _set_ranges(params, key_ranges, prefix, first_keys)
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
     return text.value.decode()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from . import _library as c
 from ._overlap import Place, check_written
 
-_SIZES = {c.F32: 4, c.F16: 2, c.BF16: 2, c.E4M3: 1}
+# Of no tensor, but of lists.
+_INT32 = "int32"
+_SIZES = {c.F32: 4, c.F16: 2, c.BF16: 2, c.E4M3: 1, _INT32: 4}
 _BY_NAME = {"float32": c.F32, "float16": c.F16, "bfloat16": c.BF16, "float8_e4m3fn": c.E4M3}
 
 
@@ -37,10 +39,10 @@ class Array:
         return c.Tensor(self.pointer, self.strides[0], self.strides[1], self.strides[2])
 
 
-def _type(name, dtype):
-    code = _BY_NAME.get(str(dtype).removeprefix("torch."))
+def _type(name, dtype, types, needed):
+    code = types.get(str(dtype).removeprefix("torch."))
     if code is None:
-        raise TypeError(f"{name} is {dtype}; supported are float32 (on the CPU), float16 and bfloat16.")
+        raise TypeError(f"{name} is {dtype}; {needed}.")
     return code
 
 
@@ -65,6 +67,10 @@ def _is_masked(value):
 
 def array(name, value):
     """An array of torch, numpy, cupy, jax or anything else that speaks DLPack."""
+    return _array(name, value, _BY_NAME, "supported are float32 (on the CPU), float16 and bfloat16")
+
+
+def _array(name, value, types, needed):
     if _is_masked(value):
         raise TypeError(f"{name} is a masked array, whose mask nothing here would look at; give its data, with the values you mean.")
     if is_torch(value):
@@ -73,7 +79,7 @@ def array(name, value):
             raise TypeError(f"{name} is on {device}; supported are the CPU and CUDA devices.")
         on_gpu = device.type == "cuda"
         return Array(
-            value.data_ptr(), tuple(value.shape), value.stride(), _type(name, value.dtype), c.GPU if on_gpu else c.CPU,
+            value.data_ptr(), tuple(value.shape), value.stride(), _type(name, value.dtype, types, needed), c.GPU if on_gpu else c.CPU,
             device.index or 0 if on_gpu else 0, value)
     interface = getattr(value, "__cuda_array_interface__", None)
     on_gpu = interface is not None
@@ -81,7 +87,7 @@ def array(name, value):
         interface = getattr(value, "__array_interface__", None)
     # Their type strings have no bfloat16; the array's own name of its type has.
     if interface is not None and hasattr(value, "dtype"):
-        code, shape = _type(name, value.dtype), tuple(interface["shape"])
+        code, shape = _type(name, value.dtype, types, needed), tuple(interface["shape"])
         size = value.dtype.itemsize
         strides = interface.get("strides")
         if strides is not None and any(stride % size for stride, extent in zip(strides, shape) if extent > 1):
@@ -90,8 +96,16 @@ def array(name, value):
         ordinal = _ordinal(name, value) if on_gpu else 0
         return Array(interface["data"][0], shape, steps, code, c.GPU if on_gpu else c.CPU, ordinal, value)
     if hasattr(value, "__dlpack__"):
-        return _from_dlpack(name, value)
+        return _from_dlpack(name, value, types)
     raise TypeError(f"{name} is a {type(value).__name__}; give an array of torch, numpy, cupy, jax or any with DLPack.")
+
+
+def numbers(name, value):
+    """A list of whole numbers: a contiguous array of int32."""
+    own = _array(name, value, {"int32": _INT32}, "int32 is needed")
+    if tuple(own.strides) != _contiguous(own.shape) and all(extent > 1 for extent in own.shape):
+        raise ValueError(f"{name} must be contiguous; its strides are {tuple(own.strides)} elements.")
+    return own
 
 
 def _ordinal(name, value):
@@ -156,11 +170,11 @@ _capsule_name.argtypes, _capsule_name.restype = [ctypes.py_object], ctypes.c_cha
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.argtypes, _get_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
 # (code, bits): floats are code 2, bfloat code 4.
-_DL_TYPES = {(2, 32): c.F32, (2, 16): c.F16, (4, 16): c.BF16}
+_DL_TYPES = {(2, 32): c.F32, (2, 16): c.F16, (4, 16): c.BF16, (0, 32): _INT32}
 _DL_DEVICES = {1: c.CPU, 2: c.GPU, 3: c.CPU, 13: c.GPU}
 
 
-def _from_dlpack(name, value):
+def _from_dlpack(name, value, types):
     # The capsule is not consumed, so that it frees itself; the value keeps the memory.
     is_read_only = False
     try:
@@ -173,6 +187,7 @@ def _from_dlpack(name, value):
     else:
         tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
     code = _DL_TYPES.get((tensor.code, tensor.bits))
+    code = code if code in types.values() else None
     device = _DL_DEVICES.get(tensor.device_type)
     if code is None or tensor.lanes != 1:
         raise TypeError(f"{name} has an element type (DLPack {tensor.code}, {tensor.bits} bits) that is not supported.")

@@ -17,7 +17,8 @@ _PHRASES = (
 
 def backward(
     dout, dlse, q, k, v, out, lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, query_starts=None,
-    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None, sinks=None, dsinks=None
+    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None, sinks=None, dsinks=None,
+    ranges=None, first_keys=0
 ):
     """Writes the gradients of ``[B, N, H, D]`` tensors, or of packed ``[total, H, D]`` ones, to ``dq``, ``dk`` and ``dv``.
 
@@ -36,18 +37,20 @@ def backward(
         order,
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
         scale, None if query_starts is None else (query_starts.shape[0], longest_query, longest_key), query_counts is None,
-        key_counts is None, None if sinks is None else sinks.dtype)
+        key_counts is None, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape, first_keys)
     calls = _remembered("backward")
     found = calls.get(key)
     if found is None:
         found = calls[key] = _call(
-            tensors, order, (causal, left, right, chunk, softcap, scale, sinks), query_starts, key_starts, query_counts, key_counts,
+            tensors, order, (causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys), query_starts, key_starts, query_counts, key_counts,
             longest_query, longest_key)
     call, places, size = found
     for place, x in zip(places, tensors):
         place.data = None if x is None else x.data_ptr()
     if sinks is not None:
         call.scores.sinks = sinks.data_ptr()
+    if ranges is not None:
+        call.scores.key_ranges = ranges.data_ptr()
     call.d_sinks = None if dsinks is None else dsinks.data_ptr()
     lse = lse.contiguous()
     call.log_sum_exp = lse.data_ptr()

@@ -9,6 +9,7 @@ F32, F16, BF16, E4M3 = range(4)
 CPU, GPU = range(2)
 MASK_NONE, MASK_CAUSAL, MASK_WINDOW = range(3)
 CONTIGUOUS, PAGED, PACKED = range(3)
+RANGES_NONE, RANGES_GIVEN, RANGES_PREFIX, RANGES_FIRST_KEYS = range(4)
 ORDERS = {"fixed": 0, "any": 1}
 # What set_gradient_order said last.
 gradient_order = "fixed"
@@ -35,7 +36,11 @@ class Scores(ctypes.Structure):
         ("softcap", c_double),
         ("sinks", c_void_p),
         ("sink_type", c_int32),
-        ("reserved", c_int32),
+        ("ranges", c_int32),
+        ("key_ranges", c_void_p),
+        ("ranges_of_query", c_int32),
+        ("ranges_are_shared", c_int32),
+        ("first_keys", c_int64),
     ]
 
 

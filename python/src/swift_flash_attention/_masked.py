@@ -3,14 +3,12 @@
 import torch
 
 from ._mask_rules import Rule
-from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
+from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
 from ._operators import (
     _operator, _plain, _varlen, forward_op, is_traced, needs_operator, varlen_op, wants_gradients)
 from ._torch import forward, is_captured, sequences
 
-_OF_MASKS = (
-    "swift_flash_attention has no backward pass of this attention mask in a trace or under torch.compile; do not compile, or train "
-    "without padding in the mask.")
+_OF_MASKS = "swift_flash_attention has no backward pass of this attention mask under torch.func; use torch.autograd."
 # Of operators that look at numbers of the GPU, which nobody can while a graph is captured: torch.compile leaves them between graphs.
 _WAITS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 
@@ -30,6 +28,16 @@ def whole(q, k, v, sinks, rule, softcap, scale):
     return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks)[0]
 
 
+def by_ranges(q, k, v, sinks, ranges, softcap, scale):
+    """Queries that see what ``Ranges`` say."""
+    k, v = ranges.ordered(k, v)
+    arguments = (False, -1, -1, 0, softcap, scale)
+    numbers = ranges.numbers.to(q.device)
+    if needs_operator(q, k, v, sinks):
+        return forward_op(q, k, v, sinks, *arguments, numbers)[0]
+    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks, ranges=numbers)[0]
+
+
 def _padded(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor, overhangs: bool, left: int, right: int,
     chunk: int, softcap: float, scale: float | None,
@@ -37,8 +45,7 @@ def _padded(
     q, k, v, rule = _plain(q), _plain(k), _plain(v), Rule(left, right, chunk)
     numbers = numbers.expand(3, q.shape[0])
     if overhangs:
-        _refuse_capture(q)
-        return runs_of_ranges(*ranges_of(rule, numbers, q.shape[1])).apply(q, k, v, scale, softcap, sinks)
+        return by_ranges(q, k, v, sinks, Ranges(ranges_of_rule(rule, numbers, q.shape[1])), softcap, scale)
     last, end, begin = numbers.unbind(0)
     ends = last if rule.is_aligned else end
     return sequences(
@@ -69,10 +76,9 @@ def padded(q, k, v, sinks, numbers, overhangs, rule, softcap, scale):
         overhangs: Whether it makes a difference that keys end elsewhere than the queries; a tensor on the host where only the trace
             will know.
     """
-    if wants_gradients(q, k, v, sinks) and not is_traced():
-        _refuse_capture(q)
-        made = runs_of_ranges(*ranges_of(rule, numbers.expand(3, q.shape[0]), q.shape[1]))
-        return _by_sequences(made, q, k, v, sinks, softcap, scale)
+    if wants_gradients(q, k, v, sinks):
+        return by_ranges(
+            q, k, v, sinks, Ranges(ranges_of_rule(rule, numbers.expand(3, q.shape[0]), q.shape[1])), softcap, scale)
     run = padded_op if needs_operator(q, k, v, sinks) else _padded
     if isinstance(overhangs, torch.Tensor):
         run = padded_as_found_op
@@ -90,56 +96,35 @@ def _masked(
     scale: float | None,
 ) -> torch.Tensor:
     _refuse_capture(q)
-    seen = boolean(mask).expand(q.shape[0], -1, -1)
-    return runs(seen).apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
+    return by_ranges(_plain(q), _plain(k), _plain(v), sinks, ranges_of_mask(boolean(mask)), softcap, scale)
 
 
 masked_op = _operator("masked", _masked, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
 
 
-def _by_sequences(made, q, k, v, sinks, softcap, scale):
-    """Runs with gradients: each run of queries and a copy of the keys that it sees are a packed sequence."""
-    batch, count, heads, dimension = q.shape
-    if made.order is not None:
-        order = made.order.to(k.device)[:, :, None, None]
-        k, v = (x.gather(1, order.expand(-1, -1, *x.shape[2:])) for x in (k, v))
-    rule = made.rule(batch, k.shape[1])
-    if rule is not None:
-        return forward_op(q, k, v, sinks, rule.right == 0, rule.left, rule.right, 0, softcap, scale)[0]
-    keys = k.shape[1]
-    queries = q.reshape(batch * count, heads, dimension)
-    k, v = (x.reshape(batch * keys, *x.shape[2:]) for x in (k, v))
-    whole = q.new_zeros((batch * count, heads, v.shape[-1]))
-    for group in made.groups:
-        first = group.sequence.long() * keys
-        lengths = (group.end - group.begin).long()
-        starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        starts[1:] = lengths.cumsum(0)
-        # Of each key of each run, its row.
-        rows = torch.repeat_interleave(first + group.begin - starts[:-1], lengths) + torch.arange(int(starts[-1]))
-        own = (torch.arange(batch * count) if group.rows is None else group.rows).to(q.device)
-        rows = rows.to(q.device)
-        out, _ = varlen_op(
-            queries.index_select(0, own), k.index_select(0, rows), v.index_select(0, rows), group.starts.to(q.device),
-            starts.to(q.device), None, None, group.longest, int(lengths.max()), None, None, None, sinks, group.causal, group.left,
-            0 if group.causal else -1, 0, softcap, scale)
-        whole = whole.index_copy(0, own, out)
-    return whole.view(batch, count, heads, v.shape[-1])
+def _ranges_of_mask(mask: torch.Tensor) -> torch.Tensor:
+    _refuse_capture(mask)
+    ranges = ranges_of_mask(boolean(mask))
+    if ranges.order is not None:
+        raise NotImplementedError(
+            "attention_mask has queries that see keys in more than two pieces, of which a compiled model has no gradients; do not compile, "
+            "or pad to the left or the right.")
+    numbers = ranges.numbers
+    return torch.nn.functional.pad(numbers, (0, 0, 0, 2 - numbers.shape[2])).contiguous()
+
+
+ranges_of_mask_op = _operator(
+    "ranges_of_mask", _ranges_of_mask, lambda mask: mask.new_empty((mask.shape[0], mask.shape[2], 2, 2), dtype=torch.int32), tags=_WAITS)
 
 
 def masked(q, k, v, sinks, mask, softcap, scale):
     """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
-    if wants_gradients(q, k, v, sinks) and not is_traced():
+    if wants_gradients(q, k, v, sinks):
+        if is_traced():
+            return by_ranges(q, k, v, sinks, Ranges(ranges_of_mask_op(mask)), softcap, scale)
         _refuse_capture(q)
-        return _by_sequences(runs(boolean(mask).expand(q.shape[0], -1, -1)), q, k, v, sinks, softcap, scale)
+        return by_ranges(q, k, v, sinks, ranges_of_mask(boolean(mask)), softcap, scale)
     return (masked_op if needs_operator(q, k, v, sinks) else _masked)(q, k, v, sinks, mask, softcap, scale)
-
-
-def by_runs(q, k, v, sinks, made, softcap, scale):
-    """A mask of which the runs are known already; None where an operator is needed, which must find them itself."""
-    if wants_gradients(q, k, v, sinks) and not is_traced():
-        return _by_sequences(made, q, k, v, sinks, softcap, scale)
-    return None if needs_operator(q, k, v, sinks) else made.apply(_plain(q), _plain(k), _plain(v), scale, softcap, sinks)
 
 
 def documents(q, k, v, sinks, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):

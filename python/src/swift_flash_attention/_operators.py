@@ -120,9 +120,16 @@ def _no_vmap(operator, names):
 
 def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, causal: bool, left: int, right: int, chunk: int,
-    softcap: float, scale: float | None,
+    softcap: float, scale: float | None, ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return forward(_plain(q), _plain(k), _plain(v), causal, left, right, chunk, softcap, scale, True, sinks=sinks)
+    return forward(
+        _plain(q), _plain(k), _plain(v), causal, left, right, chunk, softcap, scale, True, sinks=sinks, ranges=_list(ranges),
+        first_keys=first_keys)
+
+
+def _list(ranges):
+    """Ranges of keys as they are in memory; what a trace made of them may lie anyhow."""
+    return None if ranges is None else ranges.contiguous()
 
 
 def _plain(tensor):
@@ -138,14 +145,14 @@ def _fake_forward(q, k, v, *rest):
 def _backward(
     dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
     out: torch.Tensor, lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, wants_sinks: bool, causal: bool, left: int,
-    right: int, chunk: int, softcap: float, scale: float | None,
+    right: int, chunk: int, softcap: float, scale: float | None, ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
     gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
     ofs = _room_of_sinks(q, wants_sinks)
     backward(
         dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients, sinks=sinks,
-        dsinks=ofs if wants_sinks else None)
+        dsinks=ofs if wants_sinks else None, ranges=_list(ranges), first_keys=first_keys)
     return *made, ofs
 
 
@@ -174,16 +181,17 @@ _no_vmap(backward_op, "the backward pass of swift_flash_attention")
 
 
 def _save(ctx, inputs, output):
-    q, k, v, sinks, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, sinks, *output)
+    q, k, v, sinks, *ctx.options, ranges, ctx.first_keys = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output, ranges)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, sinks, out, lse = ctx.saved_tensors
+    q, k, v, sinks, out, lse, ranges = ctx.saved_tensors
     wants = ctx.needs_input_grad[:4]
-    made = backward_op(torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *wants, *ctx.options)
-    return *_wanted(made, wants, sinks), *[None] * len(ctx.options)
+    made = backward_op(
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *wants, *ctx.options, ranges, ctx.first_keys)
+    return *_wanted(made, wants, sinks), *[None] * (len(ctx.options) + 2)
 
 
 forward_op = _operator("forward", _forward, _fake_forward, gradients=(_gradients, _save))
@@ -193,6 +201,8 @@ def _vmap_forward(info, in_dims, q, k, v, sinks, *options):
     """The axis becomes a part of the batch."""
     if in_dims[3] is not None:
         raise NotImplementedError("vmap over sinks is not supported; make the axis a part of the heads.")
+    if len(options) > 6 and options[6] is not None:
+        raise NotImplementedError("vmap over calls with ranges of keys is not supported; make the axis a part of the batch.")
     own = []
     for x, axis in zip((q, k, v), in_dims):
         x = x.expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)
@@ -269,12 +279,13 @@ def _varlen(
     query_counts: torch.Tensor | None, key_counts: torch.Tensor | None, longest_query: int, longest_key: int,
     query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
     sinks: torch.Tensor | None, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return sequences(
         _plain(q), _plain(k), _plain(v), lengths=key_counts, query_starts=query_starts, query_counts=query_counts,
         longest_query=longest_query, key_starts=key_starts, longest_key=longest_key, query_scales=query_scales,
         key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left, right=right, chunk=chunk,
-        softcap=softcap, wants_lse=True, is_recorded=True, words=VARLEN, sinks=sinks)
+        softcap=softcap, wants_lse=True, is_recorded=True, words=VARLEN, sinks=sinks, ranges=_list(ranges), first_keys=first_keys)
 
 
 VARLEN = Words(
@@ -292,13 +303,15 @@ def _varlen_backward(
     out: torch.Tensor, lse: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, query_counts: torch.Tensor | None,
     key_counts: torch.Tensor | None, longest_query: int, longest_key: int, wants_q: bool, wants_k: bool, wants_v: bool,
     wants_sinks: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
     gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
     ofs = _room_of_sinks(q, wants_sinks)
     backward(
         dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients,
-        query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, sinks, ofs if wants_sinks else None)
+        query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, sinks, ofs if wants_sinks else None,
+        _list(ranges), first_keys)
     return *made, ofs
 
 
@@ -315,21 +328,23 @@ _no_vmap(varlen_backward_op, "the backward pass of flash_attn_varlen_func")
 
 def _save_varlen(ctx, inputs, output):
     q, k, v, *lists = inputs[:7]
-    ctx.longest, scales, sinks, ctx.options = inputs[7:9], inputs[9:12], inputs[12], inputs[13:]
+    ctx.longest, scales, sinks, ctx.options = inputs[7:9], inputs[9:12], inputs[12], inputs[13:19]
+    ranges, ctx.first_keys = inputs[19:]
     ctx.has_scales = any(x is not None for x in scales) or q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn
-    ctx.save_for_backward(q, k, v, sinks, *output, *lists)
+    ctx.save_for_backward(q, k, v, sinks, *output, ranges, *lists)
     ctx.set_materialize_grads(False)
 
 
 def _varlen_gradients(ctx, dout, dlse):
     if ctx.has_scales:
         raise NotImplementedError("float8_e4m3fn numbers have no gradients in swift_flash_attention; train with float16 or bfloat16.")
-    q, k, v, sinks, out, lse, *lists = ctx.saved_tensors
+    q, k, v, sinks, out, lse, ranges, *lists = ctx.saved_tensors
     wants = *ctx.needs_input_grad[:3], ctx.needs_input_grad[12]
     made = varlen_backward_op(
-        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *lists, *ctx.longest, *wants, *ctx.options)
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *lists, *ctx.longest, *wants, *ctx.options,
+        ranges, ctx.first_keys)
     *own, ofs = _wanted(made, wants, sinks)
-    return *own, *[None] * 9, ofs, *[None] * len(ctx.options)
+    return *own, *[None] * 9, ofs, *[None] * (len(ctx.options) + 2)
 
 
 varlen_op = _operator(

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 
 from . import _library as c
+from ._arguments import int32
+from ._numbers import whole
 from ._overlap import Place, check_written
 
 _TYPES = {torch.float32: c.F32, torch.float16: c.F16, torch.bfloat16: c.BF16, torch.float8_e4m3fn: c.E4M3}
@@ -72,8 +74,15 @@ def _strides(params, tensor, is_packed=False):
     params.batch_stride, params.token_stride, params.head_stride = strides[:3]
 
 
-def _set_scores(scores, causal, left, right, chunk, softcap, scale, sinks=None):
-    """Below 0, a side of the window is unlimited."""
+def _set_scores(scores, causal, left, right, chunk, softcap, scale, sinks=None, ranges=None, first_keys=0):
+    """Below 0, a side of the window is unlimited. Ranges are those of queries, ``[B or 1, N, count, 2]``, or prefixes ``[B]``."""
+    if ranges is not None:
+        scores.key_ranges = ranges.data_ptr()
+        scores.ranges = c.RANGES_PREFIX if ranges.dim() == 1 else c.RANGES_GIVEN
+        if ranges.dim() > 1:
+            scores.ranges_of_query, scores.ranges_are_shared = ranges.shape[2], int(ranges.shape[0] == 1)
+    elif first_keys:
+        scores.ranges, scores.first_keys = c.RANGES_FIRST_KEYS, first_keys
     if sinks is not None:
         # That there are some decides the plan; the address is that of a call.
         scores.sinks, scores.sink_type = sinks.data_ptr(), _TYPES[sinks.dtype]
@@ -104,6 +113,41 @@ def sinks_fit(name, sinks, heads, like):
         raise ValueError(f"{name} is {sinks.dtype}; it must be float32, float16 or bfloat16.")
     fits(name, sinks, (heads,), like)
     return sinks.resolve_neg().contiguous()
+
+
+def ranges_fit(key_ranges, prefix, first_keys, q, batch):
+    """Ranges of keys that queries see, of one of three kinds: a tensor, ``[B or 1, N, count, 2]`` or of prefixes ``[B]``, or None; and
+    a number of first keys, or 0.
+
+    Args:
+        q: ``[B, N, H, D]``; packed ``[total, H, D]``, where ``key_ranges`` is ``[total, count, 2]``.
+
+    Raises:
+        ValueError, TypeError: Why they are none.
+    """
+    if key_ranges is None and prefix is None and first_keys is None:
+        return None, 0
+    if sum(x is not None for x in (key_ranges, prefix, first_keys)) > 1:
+        raise ValueError("Give one of key_ranges, prefix and first_keys; they are three ways of saying which keys queries see.")
+    if first_keys is not None:
+        count = whole("first_keys", first_keys)
+        if count < 0:
+            raise ValueError(f"first_keys is {count}; it must be a number of keys from 0 on.")
+        return None, count
+    if prefix is not None:
+        return int32("prefix", prefix, q, (batch,)), 0
+    ranges = int32("key_ranges", key_ranges, q)
+    is_packed = q.dim() == 3
+    own = tuple(ranges.shape)
+    if len(own) != (3 if is_packed else 4) or own[-1] != 2 or own[-2] not in (1, 2):
+        raise ValueError(
+            f"key_ranges has the shape {own}; it must be {'[total' if is_packed else '[batch or 1, queries'}, 1 or 2, 2].")
+    if is_packed and own[0] != q.shape[0] or not is_packed and (own[0] not in (1, batch) or own[1] != q.shape[1]):
+        needed = (q.shape[0], own[1], 2) if is_packed else (batch, q.shape[1], own[2], 2)
+        raise ValueError(f"key_ranges has the shape {own}; {needed} is needed{'' if is_packed else ', or 1 for the batch'}.")
+    if ranges.device != q.device:
+        raise _elsewhere("key_ranges", ranges, q)
+    return ranges[None] if is_packed else ranges, 0
 
 
 def need_no_look(sinks, q):
@@ -155,7 +199,7 @@ _WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 # MARK: - Whole tensors
 
 
-def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False, sinks=None):
+def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False, sinks=None, ranges=None, first_keys=0):
     """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None.
 
     Args:
@@ -164,7 +208,8 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
-        v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype)
+        v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape,
+        first_keys)
     calls = _remembered("forward")
     call = calls.get(key)
     if only_known and (call is None or q.is_neg() or k.is_neg() or v.is_neg()):
@@ -176,7 +221,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
         call = c.ForwardParams(
             size=ctypes.sizeof(c.ForwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=b, queries=n,
             keys=k.shape[1], query_heads=h, key_value_heads=k.shape[2], dimension=d, value_dimension=v.shape[-1])
-        _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks)
+        _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
         for params, tensor in ((call.q, q), (call.k, k), (call.v, v)):
             _strides(params, tensor)
         calls[key] = call
@@ -188,6 +233,8 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     call.o.data = out.data_ptr()
     if sinks is not None:
         call.scores.sinks = sinks.data_ptr()
+    if ranges is not None:
+        call.scores.key_ranges = ranges.data_ptr()
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
         call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
@@ -290,7 +337,7 @@ def sequences(
     longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
     sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
     causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False, words=_WORDS,
-    only_known=False, sinks=None
+    only_known=False, sinks=None, ranges=None, first_keys=0
 ):
     """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys.
 
@@ -315,7 +362,7 @@ def sequences(
         key_scales is None or key_scales.shape, value_scales is None or value_scales.shape, longest_query, longest_key,
         new_k is None or (new_k.shape, new_k.stride(), new_v.shape, new_v.stride(), new_k.dtype, new_v.dtype),
         cosines is None or (cosines.shape, sines.shape, cosines.dtype, sines.dtype, interleaved), scale, causal, left,
-        right, chunk, softcap, keys_per_split, None if sinks is None else sinks.dtype)
+        right, chunk, softcap, keys_per_split, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape, first_keys)
     is_cuda = q.is_cuda
     # Each call, as another GPU's memory would look the same to all that is remembered.
     ordinal = q.get_device()
@@ -329,7 +376,7 @@ def sequences(
     if found is None:
         found = calls[key] = _sequences_call(
             q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal,
-            left, right, chunk, softcap, keys_per_split, words, sinks)
+            left, right, chunk, softcap, keys_per_split, words, sinks, ranges, first_keys)
     call, q_place, k_place, v_place, o_place, given, workspace_size, counters_size, is_shared, out_shape, out_dtype = found
     # What is like q costs half as much to make.
     out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(q)
@@ -355,6 +402,8 @@ def sequences(
         setattr(call, name, value.data_ptr())
     if sinks is not None:
         call.scores.sinks = sinks.data_ptr()
+    if ranges is not None:
+        call.scores.key_ranges = ranges.data_ptr()
     if new_k is not None:
         for name, x in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
             if x is not None and is_elsewhere(x, ordinal):
@@ -384,7 +433,7 @@ def sequences(
 
 def _sequences_call(
     q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal, left,
-    right, chunk, softcap, keys_per_split, words, sinks
+    right, chunk, softcap, keys_per_split, words, sinks, ranges, first_keys
 ):
     """The struct of a shape and its tensors, which lists it has, its workspace and counters, and its output."""
     lists = dict(zip(_LISTS, lists))
@@ -432,7 +481,7 @@ def _sequences_call(
             fits(words.of(name), value, (batch, heads), q, torch.float32)
             if (q if name == "query_scales" else k).dtype != torch.float8_e4m3fn:
                 raise ValueError(f"{words.of(name)} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
-    _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks)
+    _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
     _strides(call.q, q, packed_queries)
     _strides(call.k, k, packed_keys)
     _strides(call.v, v, packed_keys)

@@ -5,7 +5,6 @@ The mask that a model asks for decides who sees whom, as with ``sdpa``; what the
 and blocks of images are computed, and sinks; biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
-import bisect
 import sys
 
 import torch
@@ -14,7 +13,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from . import _mask_rules, _masked, _operators
 from ._mask_rules import Rule
-from ._mask_runs import boolean, ranges_of, runs, runs_of_ranges
+from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
 from ._torch import is_captured, sinks_fit
 
 try:
@@ -41,10 +40,10 @@ class Mask(torch.Tensor):
         is_whole: Whether the rule is all there is to know: no padding, and the last query stands on the last key.
         overhangs: With a rule, whether keys end elsewhere than queries, and the kernels' masks do not have it so; a tensor on the host
             where only the trace will know.
-        runs: ``Runs`` where they are needed, unless that is for the call to find out.
+        ranges: ``Ranges`` where they are needed, unless that is for the call to find out.
     """
 
-    _attributes = ("model", "shape_of", "rule", "is_whole", "overhangs", "runs")
+    _attributes = ("model", "shape_of", "rule", "is_whole", "overhangs", "ranges")
     _moves = (
         torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.detach,
         torch.Tensor.pin_memory, torch.Tensor.__deepcopy__)
@@ -93,10 +92,10 @@ class Mask(torch.Tensor):
         return f"Mask({self.model}, batch, queries, keys {tuple(self.shape_of)}, {self.rule or 'key by key'})"
 
 
-def _mask(data, model, shape, rule=None, is_whole=False, overhangs=None, runs=None):
+def _mask(data, model, shape, rule=None, is_whole=False, overhangs=None, ranges=None):
     made = data.as_subclass(Mask)
     made.model, made.shape_of, made.rule = model, shape, rule
-    made.is_whole, made.overhangs, made.runs = is_whole, overhangs, runs
+    made.is_whole, made.overhangs, made.ranges = is_whole, overhangs, ranges
     return made
 
 
@@ -138,7 +137,7 @@ def mask(
     if is_faked:
         # What eager has for a mask, so that models that attend by themselves are right, too.
         return torch.where(seen, torch.zeros((), dtype=dtype, device=seen.device), torch.finfo(dtype).min)
-    return _mask(seen, model, shape, runs=runs(boolean(seen)) if waits else None)
+    return _mask(seen, model, shape, ranges=ranges_of_mask(boolean(seen)) if waits else None)
 
 
 def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_mask, device, model, waits):
@@ -187,7 +186,7 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
     is_whole = bool((begins == 0).all() and (lasts == keys).all() and (ends == keys).all())
     return _mask(
         numbers[None, None], model, shape, rule, is_whole=is_whole, overhangs=overhangs,
-        runs=runs_of_ranges(*ranges_of(rule, host, queries)) if overhangs else None)
+        ranges=Ranges(ranges_of_rule(rule, numbers, queries)) if overhangs else None)
 
 
 def _real_keys(attention_mask, keys, kv_offset):
@@ -270,10 +269,8 @@ def attention(
     rule = attention_mask.rule
     if rule is not None and attention_mask.is_whole:
         return _masked.whole(q, k, v, sinks, rule, softcap, scaling), None
-    if attention_mask.runs is not None and batch == q.shape[0]:
-        out = _masked.by_runs(q, k, v, sinks, attention_mask.runs, softcap, scaling)
-        if out is not None:
-            return out, None
+    if attention_mask.ranges is not None and not _operators.is_traced():
+        return _masked.by_ranges(q, k, v, sinks, attention_mask.ranges, softcap, scaling), None
     with torch._C.DisableTorchFunctionSubclass():
         if rule is None:
             return _masked.masked(q, k, v, sinks, attention_mask[:], softcap, scaling), None
@@ -326,13 +323,11 @@ def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_w
     if isinstance(given, Mask):
         # A mask from position_ids knows the documents already; one of padding cannot be joined with them.
         rule = given.rule if given.is_whole else None
-        if given.runs is not None:
-            rule = given.runs.rule(q.shape[0], k.shape[1])
+        if given.ranges is not None:
+            rule = given.ranges.rule(k.shape[1])
         if rule is None:
-            if given.runs is not None and torch.equal(*lists[:2]) and _tells_apart(given.runs, lists[0]):
-                out = _masked.by_runs(q, k, v, sinks, given.runs, softcap, scaling)
-                if out is not None:
-                    return out
+            if given.ranges is not None and torch.equal(*lists[:2]) and given.ranges.stay_within(lists[0]):
+                return _masked.by_ranges(q, k, v, sinks, given.ranges, softcap, scaling)
             raise NotImplementedError(
                 "cu_seq_lens_q is not supported together with padding in attention_mask; leave one of them out.")
     elif given is not None:
@@ -347,20 +342,6 @@ def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_w
     return _masked.documents(q, k, v, sinks, *lists, rule, softcap, scaling)
 
 
-def _tells_apart(made, starts):
-    """Whether no run of queries crosses the start of a document, and none sees keys of another."""
-    starts = starts.tolist()
-    for group in made.groups:
-        if group.rows is not None or made.order is not None:
-            return False
-        for first, last, begin, end in zip(group.starts[:-1].tolist(), group.starts[1:].tolist(), group.begin.tolist(), group.end.tolist()):
-            document = bisect.bisect_right(starts, first)
-            low, high = starts[document - 1], starts[document] if document < len(starts) else last
-            if last > high or begin < low and begin < end or end > high:
-                return False
-    return True
-
-
 def _are_apart(numbers, given):
     """Whether a mask tells documents apart that have numbers of their own."""
     if numbers.shape[0] == 1:
@@ -368,7 +349,7 @@ def _are_apart(numbers, given):
         if changes.numel() == 0:
             return True
         starts = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), numbers.shape[1])])
-        return isinstance(given, Mask) and given.runs is not None and _tells_apart(given.runs, starts)
+        return isinstance(given, Mask) and given.ranges is not None and given.ranges.stay_within(starts)
     return False
 
 
