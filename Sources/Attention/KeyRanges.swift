@@ -25,7 +25,7 @@ public struct KeyRanges: Hashable, Sendable {
   /// What a call gives: `[B or 1, N_q, count, 2]` or `[B]`, one behind the other; nil where that is nothing.
   public let numbers: [Int]?
 
-  private init(_ form: Form, _ numbers: [Int]?) { (self.form, self.numbers) = (form, numbers) }
+  package init(_ form: Form, _ numbers: [Int]?) { (self.form, self.numbers) = (form, numbers) }
 
   /// For each query one range or two, the same for all sequences and heads.
   public static func given(_ ranges: [[Range<Int>]]) -> KeyRanges { given([ranges], isShared: true) }
@@ -188,7 +188,7 @@ extension KeyRanges.Form: CustomStringConvertible {
     case .given(let count, let isShared):
       "\(count == 1 ? "a range" : "\(count) ranges") of keys for each query\(isShared ? ", the same in all sequences" : "")"
     case .prefix: "a prefix that all see"
-    case .firstKeys(let count): "and the first \(count) keys"
+    case .firstKeys(let count): "\(count) first keys that all see"
     }
   }
 }

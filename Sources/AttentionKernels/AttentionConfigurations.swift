@@ -44,7 +44,27 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         }
       }
     }
-    return list + (try decoding()) + (try gradients())
+    return list + (try ranges()) + (try decoding()) + (try gradients())
+  }
+
+  /// Ranges of keys: given ones, and those that leave a gap between two stretches.
+  private static func ranges() throws -> [AttentionConfiguration] {
+    var list: [AttentionConfiguration] = []
+    for (target, dimension, group, mask, ranges) in [
+      (Target.sm80, 64, 1, AttentionMask.causal, KeyRanges.Form.given(count: 2, isShared: true)),
+      (.sm80, 128, 4, .none, .given(count: 1, isShared: false)), (.sm89, 128, 1, .causal, .given(count: 2, isShared: true)),
+      (.sm90, 64, 8, .window(left: 1023, right: 0), .firstKeys(4)), (.sm90, 128, 1, .causal, .given(count: 2, isShared: false)),
+      (.sm90, 128, 7, .window(left: 1023, right: 0), .prefix), (.sm90, 256, 1, .none, .given(count: 2, isShared: true)),
+      (.sm90, 512, 4, .causal, .given(count: 1, isShared: true)),
+    ] {
+      let keys = TensorShape(batch: 1, heads: 1, length: 4096, dimension: dimension)
+      var queries = keys
+      queries.heads = group
+      var problem = try AttentionProblem(queries: queries, keys: keys, values: keys, scalarType: .bf16, mask: mask)
+      problem.ranges = ranges
+      list += try configurations(problem, "forward", target, spillAllowance: dimension > 256 ? 64 : 0)
+    }
+    return list
   }
 
   /// Gradients: what precedes them, dK and dV together and by a launch each, dQ.
@@ -58,6 +78,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
       (.sm90, 128, 4, .causal, 50.0, .fixed), (.sm90, 256, 1, .causal, nil, .fixed),
       (.sm80, 128, 1, .none, nil, .any), (.sm90, 128, 4, .causal, 50.0, .any), (.sm90, 256, 1, .none, nil, .any),
       (.sm90, 512, 1, .causal, nil, .fixed),
+      // With ranges of keys.
+      (.sm80, 128, 2, .causal, nil, .fixed), (.sm90, 64, 2, .causal, nil, .any), (.sm90, 256, 2, .none, nil, .fixed),
     ] {
       let isPacked = group > 1 && softcap == nil
       var problem = try AttentionProblem(
@@ -66,6 +88,7 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         scalarType: group == 4 ? .f16 : .bf16, mask: mask, softcap: softcap)
       problem.gradientOrder = order
       problem.sinkType = softcap == nil ? nil : .bf16
+      if group == 2 { problem.ranges = .given(count: 2, isShared: true) }
       let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
       for launch in plan.launches.launches {
         let kernel = try launch.kernel.kernel()
@@ -108,6 +131,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
           keys: dimension == 256 && queries == 1 ? .whole(length: 65536) : keys(65536, pageSize: pageSize),
           scalarType: .bf16, mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
         if group == 8 { problem.sinkType = queries == 4 ? .f16 : .f32 }
+        if group == 16 { problem.ranges = .given(count: 2, isShared: true) }
+        if dimension == 72 { problem.ranges = .firstKeys(4) }
         list += try configurations(problem, "decode", target)
       }
     }

@@ -29,7 +29,14 @@ extension AttentionProblem {
         default: own = [first..<first + document, keys / 2..<keys]
         }
         let words = own.prefix(count).flatMap { [$0.lowerBound, $0.upperBound] }
-        return row % 29 == 5 ? [-7, 9] + words.dropFirst(2) : row % 31 == 7 ? [12, 3] + words.dropFirst(2) : words
+        let (least, most) = (Int(Int32.min), Int(Int32.max))
+        let others = words.dropFirst(2)
+        return switch row {
+        case _ where row % 29 == 5: [-7, 9] + others
+        case _ where row % 31 == 7: [12, 3] + others
+        case _ where row % 37 == 11: [[0, least], [least, most], [most, 2], [most, least]][row / 37 % 4] + others
+        default: words
+        }
       }
     }
   }

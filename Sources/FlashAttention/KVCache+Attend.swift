@@ -13,6 +13,8 @@ extension KVCache {
   ///   - counts: the queries of each sequence, and its new keys where there are some, one sequence behind the other:
   ///     prompts of different lengths in one call. nil where all have as many.
   ///   - sinks: `[H_q]`, a logit for each query head that is in the softmax's denominator and has no value; nil for none.
+  ///   - ranges: keys that queries see by ranges, counted from a sequence's first; with `counts`, given ones are those of all queries
+  ///     one behind the other. nil for none.
   ///   - rotary: an embedding and its tables `[1, 1, positions, dimension / 2]`, which turn queries and new keys.
   /// - Returns: the output in the shape and layout of the queries, with D_v, and its log-sum-exps, `[B, H_q, s_q]` or
   ///   `[H_q, total]`.
@@ -20,16 +22,17 @@ extension KVCache {
   public func attend(
     queries: Tensor, keys: Tensor? = nil, values: Tensor? = nil, sequences: [Sequence], counts: [Int]? = nil,
     mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil, sinks: [Float]? = nil,
-    rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)? = nil
+    ranges: KeyRanges? = nil, rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)? = nil
   ) throws(AttentionError) -> AttentionResult {
     try CacheEntries<HostMemory>.check(sinks, heads: queries.shape.heads)
     let call = try Call(
       sequences, counts, queries: queries.shape, keys: keys?.shape, values: values?.shape,
-      scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks == nil ? nil : .f32),
+      scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks == nil ? nil : .f32, ranges: ranges?.form),
       rotary: rotary?.0)
     switch memory {
     case .host(let keyMemory, let valueMemory):
-      return try attend(call, queries, keys, values, sinks, rotary, keyMemory.base, valueMemory.base)
+      return try attend(
+        call, queries, keys, values, sinks, ranges?.numbers, rotary, keyMemory.base, valueMemory.base)
     case .gpu(let gpu, _, _):
       let upload = Upload(to: gpu)
       defer { withExtendedLifetime(upload) {} }
@@ -54,7 +57,8 @@ extension KVCache {
         call, queries: try tensor(queries), new,
         output: DeviceTensorView(
           address: o.address, scalarType: scalarType, shape: outputShape, layout: queries.layout),
-        logSumExp: lse.address, sinks: try upload.list(sinks), upload, on: gpu)
+        logSumExp: lse.address, sinks: try upload.list(sinks), ranges: try upload.numbers(ranges?.numbers), upload,
+        on: gpu)
       let output = try Tensor(shape: outputShape, scalarType: scalarType, layout: queries.layout) {
         (view) throws(AttentionError) in
         try o.copy(to: UnsafeMutableRawBufferPointer(start: view.base, count: count * scalarType.byteCount))
@@ -72,12 +76,13 @@ extension KVCache {
   ///   - output: in the shape of the queries, with D_v; overwritten.
   ///   - logSumExp: address of contiguous f32; nil where it is not needed.
   ///   - sinks: the address of `[H_q]`, and of which type: f32, f16 or bf16.
+  ///   - ranges: which, and the address of what a call gives of them, as in `CacheEntries.ranges`.
   /// - Throws: as the other; `AttentionError.deviceUnavailable` where the cache is not on a GPU.
   public func attend(
     queries: DeviceTensorView, keys: DeviceTensorView? = nil, values: DeviceTensorView? = nil,
     output: DeviceTensorView, logSumExp: UInt64? = nil, sequences: [Sequence], counts: [Int]? = nil,
     mask: AttentionMask = .causal, scale: Double? = nil, softcap: Double? = nil,
-    sinks: (address: UInt64, type: ScalarType)? = nil,
+    sinks: (address: UInt64, type: ScalarType)? = nil, ranges: (form: KeyRanges.Form, address: UInt64?)? = nil,
     rotary: (RotaryEmbedding, cosines: DeviceTensorView, sines: DeviceTensorView)? = nil
   ) throws(AttentionError) {
     guard let gpu else {
@@ -85,14 +90,16 @@ extension KVCache {
     }
     let call = try Call(
       sequences, counts, queries: queries.shape, keys: keys?.shape, values: values?.shape,
-      scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks?.type), rotary: rotary?.0)
+      scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks?.type, ranges: ranges?.form),
+      rotary: rotary?.0)
     var new: NewKeyTensors<GPUMemory>?
     if let keys, let values { new = NewKeyTensors(keys: keys, values: values) }
     if let rotary { new?.rotary = (rotary.cosines, rotary.sines) }
     let upload = Upload(to: gpu)
     defer { withExtendedLifetime(upload) {} }
     try enqueue(
-      call, queries: queries, new, output: output, logSumExp: logSumExp, sinks: sinks?.address, upload, on: gpu)
+      call, queries: queries, new, output: output, logSumExp: logSumExp, sinks: sinks?.address,
+      ranges: ranges?.address, upload, on: gpu)
   }
 
   // MARK: - A call
@@ -104,6 +111,7 @@ extension KVCache {
       let mask: AttentionMask
       let scale, softcap: Double?
       let sinkType: ScalarType?
+      let ranges: KeyRanges.Form?
     }
 
     let sequences: [Sequence]
@@ -204,7 +212,7 @@ extension KVCache {
       keyValueHeads: keyValueHeads, dimension: dimension, valueDimension: valueDimension, keys: storage,
       newKeys: call.longestNew.map { .init($0, packedTotal: total, rotary: call.rotary) }, scalarType: scalarType,
       cacheType: cacheType, mask: call.scores.mask, scale: call.scores.scale, softcap: call.scores.softcap)
-    problem.sinkType = call.scores.sinkType
+    (problem.sinkType, problem.ranges) = (call.scores.sinkType, call.scores.ranges)
     if let made = plans.withLock({ $0[problem] }) { return made }
     let plan = try AttentionPlan(problem, device: gpu.map { .gpu($0.ordinal) } ?? .cpu)
     try plan.prepare()
@@ -256,7 +264,7 @@ extension KVCache {
 
   private func attend(
     _ call: Call, _ queries: Tensor, _ keys: Tensor?, _ values: Tensor?, _ sinks: [Float]?,
-    _ rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)?, _ keyBase: UnsafeMutableRawPointer,
+    _ ranges: [Int]?, _ rotary: (RotaryEmbedding, cosines: Tensor, sines: Tensor)?, _ keyBase: UnsafeMutableRawPointer,
     _ valueBase: UnsafeMutableRawPointer
   ) throws(AttentionError) -> AttentionResult {
     while true {
@@ -278,7 +286,7 @@ extension KVCache {
             isDone = try work.withLock { (_) throws(AttentionError) in
               guard let entries = try reserve(call, plan) else { return false }
               tensors.entries = entries
-              tensors.entries.sinks = sinks
+              (tensors.entries.sinks, tensors.entries.ranges) = (sinks, ranges)
               try plan.run(tensors)
               try advance(call)
               return true
@@ -328,7 +336,7 @@ extension KVCache {
   /// Puts a call into the library's stream.
   private func enqueue(
     _ call: Call, queries: DeviceTensorView, _ new: NewKeyTensors<GPUMemory>?, output: DeviceTensorView,
-    logSumExp: UInt64?, sinks: UInt64?, _ upload: Upload, on gpu: GPU
+    logSumExp: UInt64?, sinks: UInt64?, ranges: UInt64?, _ upload: Upload, on gpu: GPU
   ) throws(AttentionError) {
     guard case .gpu(_, let keyBuffer, let valueBuffer) = memory else { return }
     var new = new
@@ -348,7 +356,7 @@ extension KVCache {
         guard let entries = try reserve(call, plan) else { return false }
         tensors.entries = CacheEntries<GPUMemory>(
           lengths: try upload.numbers(entries.lengths), batchIndex: try upload.numbers(entries.batchIndex),
-          queryStarts: starts, sinks: sinks)
+          queryStarts: starts, sinks: sinks, ranges: ranges)
         if let pages = problem.pages, let lists = entries.pageTable {
           tensors.entries.pageTable = try Self.upload(lists, width: pages.perSequence, &work, on: gpu)
         }

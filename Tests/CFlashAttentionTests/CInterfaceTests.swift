@@ -65,19 +65,21 @@ import Testing
               tensor(q.baseAddress, 5, 4, 16), tensor(k.baseAddress, 9, 2, 16), tensor(v.baseAddress, 9, 2, 16)
             )
             (p.o, p.log_sum_exp) = (tensor(o.baseAddress, 5, 4, 16), nil)
-            return try hasSinksOfSwift(&p, o) {
+            func expected(_ sinks: [Float]?, _ ranges: KeyRanges?) throws -> Tensor {
               try attention(
                 queries: try Tensor(shape: shape(5, 4), layout: .bnhd, scalars: Array(q)),
                 keys: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: Array(k)),
-                values: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: Array(v)), mask: .causal, sinks: $0,
-                device: .cpu)
+                values: try Tensor(shape: shape(9, 2), layout: .bnhd, scalars: Array(v)), mask: .causal, sinks: sinks,
+                ranges: ranges, device: .cpu)
             }
+            let hasSinks = try hasSinksOfSwift(&p, o) { try expected($0, nil) }
+            (p.scores.sinks, p.scores.sink_type) = (nil, 0)
+            return try hasSinks && hasRangesOfSwift(&p, o) { try expected(nil, $0) }
           }
         }
       }
     }
     #expect(isRight)
-    (p.scores.sinks, p.scores.sink_type) = (nil, 0)
     var text = [CChar](repeating: 1, count: 40)
     #expect(fa_forward_describe(&p, &text, 40) == FA_OK)
     #expect(text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }.hasPrefix("CPU, ") && text[39] == 0)
@@ -108,6 +110,51 @@ import Testing
     }
     p.scores.sinks = nil
     return all && fa_forward(&p) == FA_INVALID && lastError.hasPrefix("sink_type is given and sinks is NULL")
+  }
+
+  /// Ranges of each kind, and words for what does not belong to them.
+  private func hasRangesOfSwift(
+    _ p: inout fa_forward_params, _ o: UnsafeMutableBufferPointer<Float>, _ expected: (KeyRanges) throws -> Tensor
+  ) throws -> Bool {
+    let given = (0..<2).map { b in (0..<5).map { [b..<$0 + 2, 4..<5 + $0] } }
+    let numbers = given.joined().joined().flatMap { [Int32($0.lowerBound), Int32($0.upperBound)] }
+    var all = true
+    func isRight(_ ranges: KeyRanges) throws {
+      let right = try expected(ranges).floats
+      all = all && fa_forward(&p) == FA_OK && zip(o, right).allSatisfy { ($0 - $1).magnitude < 1e-6 }
+    }
+    func isRefused(_ words: String) { all = all && fa_forward(&p) == FA_INVALID && lastError.hasPrefix(words) }
+    try numbers.withUnsafeBufferPointer {
+      (p.scores.ranges, p.scores.key_ranges, p.scores.ranges_of_query) = (Int32(FA_RANGES_GIVEN), $0.baseAddress, 2)
+      try isRight(.given(given))
+      p.scores.ranges_are_shared = 1
+      try isRight(.given(given[0]))
+      p.scores.ranges_are_shared = 2
+      isRefused("ranges_are_shared is 2; it must be 0 or 1.")
+      (p.scores.ranges_are_shared, p.scores.ranges_of_query) = (0, 3)
+      isRefused("There are 3 ranges of keys for a query; give 1 or 2.")
+      (p.scores.ranges, p.scores.ranges_of_query) = (Int32(FA_RANGES_NONE), 0)
+      isRefused("key_ranges is given, and ranges is neither FA_RANGES_GIVEN nor FA_RANGES_PREFIX.")
+    }
+    p.scores.key_ranges = nil
+    try [Int32(3), 100].withUnsafeBufferPointer {
+      (p.scores.ranges, p.scores.key_ranges) = (Int32(FA_RANGES_PREFIX), $0.baseAddress)
+      try isRight(.prefix([3, 100]))
+      p.scores.ranges_of_query = 1
+      isRefused("ranges_of_query or ranges_are_shared is given, and ranges is not FA_RANGES_GIVEN.")
+    }
+    (p.scores.key_ranges, p.scores.ranges_of_query) = (nil, 0)
+    isRefused("key_ranges is NULL; FA_RANGES_GIVEN and FA_RANGES_PREFIX need it.")
+    p.scores.first_keys = 2
+    isRefused("key_ranges is NULL")
+    p.scores.ranges = 0
+    isRefused("first_keys is given, and ranges is not FA_RANGES_FIRST_KEYS.")
+    (p.scores.ranges, p.scores.window_left) = (Int32(FA_RANGES_FIRST_KEYS), 1)
+    try isRight(.firstKeys(2))
+    p.scores.ranges = 9
+    isRefused("ranges is 9; it must be FA_RANGES_NONE,")
+    (p.scores.ranges, p.scores.first_keys) = (0, 0)
+    return all
   }
 
   /// A cache, to which keys are appended; then the same over the keys without a cache.
@@ -371,7 +418,8 @@ import Testing
       fill(
         &f,
         keep: pointers(
-          fa_forward_params.self, [\.log_sum_exp, \.stream, \.scores.sinks, \.scores.sink_type], [\.q, \.k, \.v, \.o]))
+          fa_forward_params.self, [\.log_sum_exp, \.stream, \.scores.sinks, \.scores.sink_type, \.scores.key_ranges],
+          [\.q, \.k, \.v, \.o]))
       f.size = MemoryLayout<fa_forward_params>.size
       #expect((0...2).contains(fa_forward(&f)))
       var s = fa_sequences_params()
@@ -383,7 +431,7 @@ import Testing
             \.log_sum_exp, \.lengths, \.batch_index, \.left_padding, \.page_table, \.query_starts, \.query_counts,
             \.key_starts, \.new_key_starts, \.positions, \.query_scales, \.key_scales, \.value_scales, \.cosines,
             \.sines,
-            \.workspace, \.stream, \.counters, \.scores.sinks, \.scores.sink_type,
+            \.workspace, \.stream, \.counters, \.scores.sinks, \.scores.sink_type, \.scores.key_ranges,
           ], [\.q, \.k, \.v, \.o, \.new_k, \.new_v]))
       s.size = MemoryLayout<fa_sequences_params>.size
       #expect((0...2).contains(fa_sequences(&s)))

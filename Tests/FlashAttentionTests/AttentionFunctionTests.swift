@@ -76,6 +76,61 @@ import Testing
     }
   }
 
+  /// Ranges made by hand and by what they mean; what is visible is what a mask of all pairs says.
+  @Test func rangesMeanWhatTheySay() throws {
+    let (q, k, v) = (tensor(), tensor(), tensor())
+    func differs(_ ranges: KeyRanges, _ mask: AttentionMask, _ isSeen: (Int, Int) -> Bool) throws -> Bool {
+      let made = try attention(queries: q, keys: k, values: v, mask: mask, ranges: ranges, device: .cpu)
+      for h in 0..<2 {
+        for i in 0..<30 {
+          let scores = (0..<30).map { j in
+            isSeen(i, j) ? (0..<16).reduce(Float(0)) { $0 + q[0, h, i, $1] * k[0, h, j, $1] } / 4 : -.infinity
+          }
+          let weights = scores.map { exp(Double($0 - (scores.max() ?? 0))) }
+          let sum = weights.reduce(0, +)
+          for c in 0..<16 {
+            let expected = sum > 0 ? (0..<30).reduce(0.0) { $0 + weights[$1] / sum * Double(v[0, h, $1, c]) } : 0
+            if (Double(made[0, h, i, c]) - expected).magnitude > 1e-5 { return true }
+          }
+        }
+      }
+      return false
+    }
+    #expect(
+      try !differs(.documents(starts: [0, 7, 20], count: 30), .none) { i, j in
+        (i >= 7) == (j >= 7) && (i >= 20) == (j >= 20)
+      })
+    #expect(
+      try !differs(.documents(starts: [5, 40], count: 30), .causal) { ($0 >= 5) == ($1 >= 5) && $1 <= $0 })
+    #expect(try !differs(.spans([3..<9, 20..<26], count: 30), .none) { i, j in
+      j <= i || (3..<9 ~= i && j < 9) || (20..<26 ~= i && j < 26)
+    })
+    #expect(try !differs(.prefix([11]), .causal) { $1 <= $0 || $1 < 11 })
+    #expect(try !differs(.firstKeys(3), .window(left: 4, right: 0)) { $1 <= $0 && ($1 < 3 || $0 - $1 <= 4) })
+    #expect(try !differs(.given((0..<30).map { [0..<$0 / 2, 25..<30] }), .none) { $1 < $0 / 2 || $1 >= 25 })
+    #expect(throws: AttentionError.unsupported("The list of key ranges has 20 numbers; the problem's are [1, 30, 1, 2].")) {
+      try attention(queries: q, keys: k, values: v, ranges: .documents(starts: [], count: 10), device: .cpu)
+    }
+    let plan = try AttentionPlan(AttentionProblem(queries: q, keys: k, values: v), device: .cpu)
+    #expect(
+      throws: AttentionError.unsupported("The call has 4 first keys that all see; the plan was made for no ranges of keys.")
+    ) { try plan.run(queries: q, keys: k, values: v, ranges: .firstKeys(4)) }
+  }
+
+  /// Over a cache, keys that were appended before count from the sequence's first.
+  @Test func cachesTakeRanges() throws {
+    let (q, k, v) = (tensor(), tensor(), tensor())
+    let cache = try KVCache(
+      .paged(pages: 8, pageSize: 8), keyValueHeads: 2, dimension: 16, scalarType: .f32, device: .cpu)
+    let sequence = cache.makeSequence()
+    let mask = AttentionMask.window(left: 6, right: 0)
+    let expected = try attention(queries: q, keys: k, values: v, mask: mask, ranges: .firstKeys(2), device: .cpu)
+    let made = try cache.attend(
+      queries: q, keys: k, values: v, sequences: [sequence], mask: mask, ranges: .firstKeys(2)
+    ).output
+    #expect(zip(expected.floats, made.floats).allSatisfy { ($0 - $1).magnitude < 1e-5 })
+  }
+
   @Test func aPlanRunsOnBorrowedMemoryOfAnyStride() throws {
     // q as [n][h][d] with the heads of two tensors interleaved.
     let (q, k, v) = (tensor(), tensor(), tensor())

@@ -42,21 +42,23 @@ struct MachineCodeTests {
     let (whole, packed) = (
       AttentionProblem.KeyStorage.whole(length: 4096), AttentionProblem.KeyStorage.packed(total: 5000, longest: 4096)
     )
-    for (mask, softcap, type, keys, sinkType) in [
-      (AttentionMask.none, nil, .f16, whole, nil), (.causal, nil, .bf16, whole, nil),
-      (.window(left: 500, right: 20), nil, .bf16, whole, nil),
-      (.window(left: 500, right: 20), nil, .bf16, whole, .bf16), (.causal, 30, .f16, whole, nil),
-      (.causal, nil, .bf16, packed, nil),
+    for (mask, softcap, type, keys, sinkType, ranges) in [
+      (AttentionMask.none, nil, .f16, whole, nil, nil), (.causal, nil, .bf16, whole, nil, nil),
+      (.window(left: 500, right: 20), nil, .bf16, whole, nil, nil),
+      (.window(left: 500, right: 20), nil, .bf16, whole, .bf16, nil), (.causal, 30, .f16, whole, nil, nil),
+      (.causal, nil, .bf16, packed, nil, nil),
       (
         .window(left: 500, right: 20), nil, .f16,
-        AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256), nil
+        AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256), nil, nil
       ),
-    ] as [(AttentionMask, Double?, ScalarType, AttentionProblem.KeyStorage, ScalarType?)] {
+      (.causal, nil, .bf16, whole, nil, .given(count: 2, isShared: true)),
+      (.window(left: 500, right: 0), nil, .bf16, whole, nil, .firstKeys(4)),
+    ] as [(AttentionMask, Double?, ScalarType, AttentionProblem.KeyStorage, ScalarType?, KeyRanges.Form?)] {
       var problem = try AttentionProblem(
         batch: 2, queries: 4096, packedQueries: keys == whole ? nil : 5000, queryHeads: 8, keyValueHeads: 8,
         dimension: dimension, valueDimension: valueDimension, keys: keys, scalarType: type, mask: mask,
         softcap: softcap)
-      problem.sinkType = sinkType
+      (problem.sinkType, problem.ranges) = (sinkType, ranges)
       guard let own = HopperForwardTiling().changed(by: try TilingChanges(tiling)),
         HopperForwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) == nil
       else { continue }

@@ -40,7 +40,8 @@ struct SeenKeys {
     let place = list + k.wide(query.reinterpreted(as: U32.self)) * (8 * edges.rangeCount)
     return (0..<edges.rangeCount).map { number in
       let words = k.load(S32.self, count: 2, global: place, offset: 8 * number)
-      return (k.maximum(words[0], own.first), k.minimum(words[1], own.end))
+      // Ends are 0 or more, so that no difference overflows whatever the numbers are.
+      return (k.maximum(words[0], own.first), k.maximum(k.minimum(words[1], own.end), k.constant(0, S32.self)))
     }
   }
 

@@ -56,11 +56,12 @@ struct CacheRun {
       keys: cache,
       hasLeftPadding: padding != nil, scalarType: type, cacheType: self.keys.scalarType, mask: options.mask,
       scale: options.scale, softcap: options.softcap)
+    let ranges = try RunCommand.ranges(file, path: path, batch: queries.shape.batch, queries: queries.shape.length)
     entries = CacheEntries(
       lengths: try list("cache_lengths"), batchIndex: try list("batch_index"), leftPadding: padding, pageTable: table,
       keyScales: try scales("k_scale"), valueScales: try scales("v_scale"),
-      sinks: try RunCommand.sinks(file, path: path, heads: queries.shape.heads))
-    problem.sinkType = entries.sinks == nil ? nil : .f32
+      sinks: try RunCommand.sinks(file, path: path, heads: queries.shape.heads), ranges: ranges?.numbers)
+    (problem.sinkType, problem.ranges) = (entries.sinks == nil ? nil : .f32, ranges?.form)
     self.problem = problem
   }
 
@@ -113,7 +114,8 @@ struct CacheRun {
         k.withView { k in
           v.withView { v in
             let yardstick = Yardstick(
-              one, queries: q, keys: k, values: v, sums: isOnGPU ? .cut : nil, sinks: entries.sinks)
+              one, queries: q, keys: k, values: v, sums: isOnGPU ? .cut : nil, sinks: entries.sinks,
+              ranges: entries.ranges(of: b, problem))
             func numbers(_ values: AttentionValues?) -> [Double] {
               values.map { isLogSumExp ? $0.logSumExp : $0.output } ?? []
             }

@@ -20,7 +20,8 @@ struct RunCommand: ParsableCommand {
       With a `page_table` (int32, a row of pages for each sequence), they are pages: with --layout bnhd [pages, page size, \
       heads, dimension].
 
-      Where it has a tensor `sinks` (a number for each query head), these are attention sinks.
+      Where it has a tensor `sinks` (a number for each query head), these are attention sinks. Where it has a tensor `key_ranges` \
+      (int32, [batch or 1, queries, 1 or 2, 2]), a query sees these ranges of keys, as far as the mask lets it.
 
       Writes `output` and `lse` (log-sum-exp, natural logarithm) to a .safetensors file; to a .npy file, the output, \
       and the log-sum-exp beside it with -lse before the .npy. With --gradients, `dq`, `dk` and `dv` (and `dsinks`) are written \
@@ -132,7 +133,8 @@ struct RunCommand: ParsableCommand {
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
         softcap: options.softcap)
       let sinks = try container.flatMap { try Self.sinks($0, path: file!, heads: problem.queryHeads) }
-      problem.sinkType = sinks == nil ? nil : .f32
+      let ranges = try container.flatMap { try Self.ranges($0, path: file!, batch: problem.batch, queries: problem.queries) }
+      (problem.sinkType, problem.ranges) = (sinks == nil ? nil : .f32, ranges?.form)
       let plan = try AttentionPlan(problem, device: device)
       let expected = try readExpected(of: problem.outputShape, layout)
       var progress = Progress()
@@ -141,16 +143,18 @@ struct RunCommand: ParsableCommand {
 
       var result: AttentionResult?
       var times = [
-        try elapsedSeconds { result = try plan.run(queries: queries, keys: keys, values: values, sinks: sinks) }
+        try elapsedSeconds { result = try plan.run(
+          queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges) }
       ]
       // Short runs are repeated, so that the time means something.
       while times.reduce(0, +) < 0.2 && times.count < 20 {
         times.append(
-          try elapsedSeconds { _ = try plan.run(queries: queries, keys: keys, values: values, sinks: sinks) })
+          try elapsedSeconds { _ = try plan.run(
+            queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges) })
       }
       let made = try gradients.map { name in
         try RunGradients(container!, path: file!, name, layout, problem).compute(
-          of: result!, queries: queries, keys: keys, values: values, sinks: sinks, plan)
+          of: result!, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges, plan)
       }
       progress.clear()
       if let output {
@@ -164,7 +168,7 @@ struct RunCommand: ParsableCommand {
       report(plan, times)
       guard let expected else { return true }
       progress.show("run: comparing with the 64-bit reference", isSure: true)
-      return try compare(result!, with: expected, problem, layout, inputs, sinks, isOnGPU: plan.gpu != nil)
+      return try compare(result!, with: expected, problem, layout, inputs, sinks, ranges, isOnGPU: plan.gpu != nil)
     }
     if !passed { throw ExitCode.comparisonFailed }
   }
@@ -208,6 +212,19 @@ struct RunCommand: ParsableCommand {
         path: path, name: "sinks", extents: array.extents, expected: "one number for each of \(heads) query heads")
     }
     return array.floats
+  }
+
+  /// Ranges of keys, int32 `[batch or 1, queries, 1 or 2, 2]`; nil where the file has none.
+  static func ranges(_ container: SafetensorsFile, path: String, batch: Int, queries: Int) throws -> KeyRanges? {
+    guard container.names.contains("key_ranges") else { return nil }
+    let (extents, values) = try container.integers("key_ranges")
+    guard extents.count == 4, [1, batch].contains(extents[0]), extents[1] == queries, 1...2 ~= extents[2], extents[3] == 2
+    else {
+      throw TensorFileError.rank(
+        path: path, name: "key_ranges", extents: extents,
+        expected: "[\(batch) or 1, \(queries), 1 or 2, 2] is needed: the first key of a range, and the key behind its last")
+    }
+    return KeyRanges(.given(count: extents[2], isShared: extents[0] == 1), values)
   }
 
   private static func open(_ path: String) throws -> SafetensorsFile {
@@ -278,12 +295,13 @@ struct RunCommand: ParsableCommand {
   /// computation on the converted inputs errs against the 64-bit one on the inputs of the file.
   private func compare(
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
-    _ inputs: Inputs, _ sinks: [Float]?, isOnGPU: Bool
+    _ inputs: Inputs, _ sinks: [Float]?, _ ranges: KeyRanges?, isOnGPU: Bool
   ) throws -> Bool {
     let yardstick = try inputs.converted(to: problem.scalarType).withViews { q, k, v in
       inputs.withViews {
         Yardstick(
-          problem, queries: q, keys: k, values: v, exact: ($0, $1, $2), sums: isOnGPU ? .cut : nil, sinks: sinks)
+          problem, queries: q, keys: k, values: v, exact: ($0, $1, $2), sums: isOnGPU ? .cut : nil, sinks: sinks,
+          ranges: ranges?.numbers)
       }
     }
     let comparison =

@@ -34,10 +34,11 @@ struct RunGradients {
 
   /// On the device of the forward pass.
   func compute(
-    of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]?, _ plan: AttentionPlan
+    of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, sinks: [Float]?, ranges: KeyRanges?,
+    _ plan: AttentionPlan
   ) throws -> AttentionGradients {
     try plan.backward().gradients(
       of: result, queries: queries, keys: keys, values: values, outputGradient: outputGradient,
-      logSumExpGradient: logSumExpGradient, sinks: sinks)
+      logSumExpGradient: logSumExpGradient, sinks: sinks, ranges: ranges)
   }
 }

@@ -103,7 +103,7 @@ def _array(name, value, types, needed):
 def numbers(name, value):
     """A list of whole numbers: a contiguous array of int32."""
     own = _array(name, value, {"int32": _INT32}, "int32 is needed")
-    if tuple(own.strides) != _contiguous(own.shape) and all(extent > 1 for extent in own.shape):
+    if any(extent > 1 and step != right for extent, step, right in zip(own.shape, own.strides, _contiguous(own.shape))):
         raise ValueError(f"{name} must be contiguous; its strides are {tuple(own.strides)} elements.")
     return own
 

@@ -360,7 +360,7 @@ def _kvcache(
     new_key_starts: torch.Tensor | None, longest_query: int | None, positions: torch.Tensor | None,
     query_scales: torch.Tensor | None, key_scales: torch.Tensor | None, value_scales: torch.Tensor | None,
     sinks: torch.Tensor | None, interleaved: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
-    keys_per_split: int = 0,
+    keys_per_split: int = 0, ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return sequences(
         _plain(q), k_cache, v_cache, lengths=lengths, batch_index=batch_index, left_padding=left_padding,
@@ -368,7 +368,7 @@ def _kvcache(
         new_key_starts=new_key_starts, cosines=cosines, sines=sines, interleaved=interleaved, positions=positions,
         query_scales=query_scales, key_scales=key_scales, value_scales=value_scales, scale=scale, causal=causal, left=left,
         right=right, chunk=chunk, softcap=softcap, keys_per_split=keys_per_split, wants_lse=True, is_recorded=True, words=KVCACHE,
-        sinks=sinks)
+        sinks=sinks, ranges=_list(ranges), first_keys=first_keys)
 
 
 KVCACHE = Words(

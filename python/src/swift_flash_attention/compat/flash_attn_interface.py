@@ -17,7 +17,7 @@ from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, is_autocast, kvcache_op, needs_operator, packed_op, packs_gradients,
     varlen_op, wants_gradients)
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import fits, forward, need_no_look, output_fits_parts, sequences, sinks_fit, unit_stride
+from swift_flash_attention._torch import fits, forward, need_no_look, output_fits_parts, ranges_fit, sequences, sinks_fit, unit_stride
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
@@ -114,14 +114,18 @@ def _is_unlike(error, *tensors):
 def flash_attn_func(
     q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
     window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
-    return_attn_probs=False, learnable_sink=None, s_aux=None,
+    return_attn_probs=False, learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
 ):
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``).
 
     ``learnable_sink``, or ``s_aux``, as others call it: a logit ``(h,)`` of each query head that is in the softmax's denominator, and in
-    lse, and has no value.
+    lse, and has no value. ``key_ranges`` ``(b or 1, s_q, 1 or 2, 2)``, ``prefix`` ``(b,)`` and ``first_keys`` are keys that queries see
+    by ranges, as of ``swift_flash_attention.attention``.
     """
-    if qv is q_descale is k_descale is v_descale is None and _are_plain(window_size, return_attn_probs):
+    if (
+        qv is q_descale is k_descale is v_descale is key_ranges is prefix is first_keys is None
+        and _are_plain(window_size, return_attn_probs)
+    ):
         known = None
         try:
             sinks, is_known = _quickly(learnable_sink, s_aux, q)
@@ -138,20 +142,21 @@ def flash_attn_func(
     options = _options(softmax_scale, causal, window_size, attention_chunk, softcap)
     wants_lse = flag("return_attn_probs", return_attn_probs)
     sinks = _sinks(learnable_sink, s_aux, q)
+    ranges = ranges_fit(key_ranges, prefix, first_keys, q, q.shape[0])
     _fixed_if_asked(deterministic, q, k, v, sinks)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
         arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
         scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
         out, lse = _kvcache(
-            q, unit_stride(k), unit_stride(v), *arguments, *scales, sinks, True, *options, wants_lse, words=_E4M3)
+            q, unit_stride(k), unit_stride(v), *arguments, *scales, sinks, True, *options, wants_lse, words=_E4M3, ranges=ranges)
         return (out, lse) if wants_lse else out
     for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         if value is not None:
             raise ValueError(f"{name} is a factor of float8_e4m3fn numbers, and there are none; leave it out.")
     if needs_operator(q, k, v, sinks):
-        out, lse = forward_op(q, k, v, sinks, *options)
+        out, lse = forward_op(q, k, v, sinks, *options, *ranges)
     else:
-        out, lse = forward(q, k, v, *options, wants_lse, sinks=sinks)
+        out, lse = forward(q, k, v, *options, wants_lse, None, False, sinks, *ranges)
     return (out, lse) if wants_lse else out
 
 
@@ -202,11 +207,12 @@ def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None, softmax_scale=None,
     causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED, attention_chunk=0,
     softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False,
-    learnable_sink=None, s_aux=None,
+    learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
 ):
     """q ``(total_q, h, d)``, k ``(total_k, h_k, d)``, v ``(total_k, h_k, dv)``. Returns out, or (out, lse ``(h, total_q)``).
 
-    Rows that ``seqused_q`` or ``cu_seqlens_q`` leave out are not written: they may be anything.
+    Rows that ``seqused_q`` or ``cu_seqlens_q`` leave out are not written: they may be anything. Of ranges of keys, ``key_ranges`` is
+    ``(total_q, 1 or 2, 2)`` here, counted from each sequence's first key.
     """
     _refuse(qv=qv)
     q, k, v = in_autocast_type(*_tensors("qkv", (q, k, v), 3, _PACKED))
@@ -219,16 +225,18 @@ def flash_attn_varlen_func(
     longest = _most("max_seqlen_q", max_seqlen_q), _most("max_seqlen_k", max_seqlen_k)
     scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     sinks = _sinks(learnable_sink, s_aux, q)
+    ranges = ranges_fit(key_ranges, prefix, first_keys, q, batch)
     _fixed_if_asked(deterministic, q, k, v, sinks)
     if needs_operator(q, k, v, *scales, sinks):
-        out, lse = varlen_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, sinks, *options)
+        out, lse = varlen_op(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, sinks, *options, *ranges)
     else:
         causal, left, right, chunk, softcap, scale = options
         out, lse = sequences(
             q, unit_stride(k), unit_stride(v), lengths=seqused_k, query_starts=cu_seqlens_q, query_counts=seqused_q,
             longest_query=longest[0], key_starts=cu_seqlens_k, longest_key=longest[1], query_scales=scales[0],
             key_scales=scales[1], value_scales=scales[2], scale=scale, causal=causal, left=left, right=right, chunk=chunk,
-            softcap=softcap, wants_lse=wants_lse, words=VARLEN, sinks=sinks)
+            softcap=softcap, wants_lse=wants_lse, words=VARLEN, sinks=sinks, ranges=ranges[0], first_keys=ranges[1])
     return (out, lse) if wants_lse else out
 
 
@@ -249,19 +257,19 @@ def _starts(name, value, like):
 def _kvcache(
     q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
     new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, sinks, interleaved, causal, left, right,
-    chunk, softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE,
+    chunk, softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE, ranges=(None, 0),
 ):
     if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines, sinks):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
             new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, sinks, interleaved, causal, left, right,
-            chunk, softcap, scale, keys_per_split)
+            chunk, softcap, scale, keys_per_split, *ranges)
     # By place: names cost a call that takes microseconds a tenth more.
     return sequences(
         q, k_cache, v_cache, lengths, batch_index, leftpad, page_table, query_starts, None, longest_query, None, None,
         k if k is None else unit_stride(k), v if v is None else unit_stride(v), new_key_starts, cosines, sines, interleaved,
         positions, q_descale, k_descale, v_descale, scale, causal, left, right, chunk, softcap, keys_per_split, wants_lse, False, words,
-        False, sinks)
+        False, sinks, *ranges)
 
 
 def flash_attn_with_kvcache(
@@ -269,7 +277,7 @@ def flash_attn_with_kvcache(
     cache_batch_idx=None, cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None,
     max_seqlen_q=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, softmax_scale=None,
     causal=False, window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
-    num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False, learnable_sink=None, s_aux=None,
+    num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False, learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
 ):
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
 
@@ -278,10 +286,10 @@ def flash_attn_with_kvcache(
     result then do not depend on the rest of its batch, but for ``max_seqlen_q``. (On the CPU they never do: there is always one part.)
 
     Positions are those of ``cache_seqlens``, or of ``rotary_seqlens``, which means nothing without ``rotary_cos``, as in FlashAttention
-    3. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
+    3. Ranges of keys are counted from a sequence's first, new keys included. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     is_plain = type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse)
-    if is_plain and qv is None and (k is None) == (v is None):
+    if is_plain and qv is key_ranges is prefix is first_keys is None and (k is None) == (v is None):
         known = None
         try:
             tensors = (q, k_cache, v_cache)
@@ -359,7 +367,8 @@ def flash_attn_with_kvcache(
     out, lse = _kvcache(
         q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
         cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q, rotary_seqlens, q_descale, k_descale, v_descale,
-        _sinks(learnable_sink, s_aux, q), flag("rotary_interleaved", rotary_interleaved), *options, wants_lse, _keys_per_split(num_splits, capacity))
+        _sinks(learnable_sink, s_aux, q), flag("rotary_interleaved", rotary_interleaved), *options, wants_lse, _keys_per_split(num_splits, capacity),
+        ranges=ranges_fit(key_ranges, prefix, first_keys, q, batch))
     if not wants_lse:
         return out
     return out, lse, *_no_parts(q)
