@@ -69,7 +69,9 @@ public struct KeyRanges: Hashable, Sendable {
   /// - Parameter count: of the queries, which are as many as the keys.
   public static func spans(_ spans: [Range<Int>], count: Int) -> KeyRanges {
     var ends = (0..<max(count, 0)).map { $0 + 1 }
-    for span in spans { for query in span.clamped(to: 0..<ends.count) { ends[query] = max(ends[query], span.upperBound) } }
+    for span in spans {
+      for query in span.clamped(to: 0..<ends.count) { ends[query] = max(ends[query], span.upperBound) }
+    }
     return given(ends.map { [0..<$0] })
   }
 }

@@ -7,7 +7,8 @@ internal import Synchronization
 package enum AttentionCheck {
   /// The definition in 64-bit floats.
   package static func reference(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil, ranges: [Int]? = nil
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil,
+    ranges: [Int]? = nil
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
       ReferenceAttention.head(
@@ -23,7 +24,8 @@ package enum AttentionCheck {
   ) -> AttentionValues {
     eachHead(of: problem) { batch, head in
       PlainAttention.head(
-        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums, sinks: sinks, ranges: ranges)
+        head, batch: batch, of: problem, queries: queries, keys: keys, values: values, sums: sums, sinks: sinks,
+        ranges: ranges)
     }
   }
 
@@ -63,7 +65,8 @@ package struct Yardstick: Sendable {
     reference = AttentionCheck.reference(problem, queries: q, keys: k, values: v, sinks: sinks, ranges: ranges)
     plain = AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
     other = sums.map {
-      AttentionCheck.plain(problem, queries: queries, keys: keys, values: values, sums: $0, sinks: sinks, ranges: ranges)
+      AttentionCheck.plain(
+        problem, queries: queries, keys: keys, values: values, sums: $0, sinks: sinks, ranges: ranges)
     }
     type = problem.scalarType
   }

@@ -313,12 +313,15 @@ package struct CacheScenario: Sendable {
           exact.withView {
             ReferenceAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks, ranges: ranges)
           },
-          rounded.withView { PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks, ranges: ranges) },
+          rounded.withView {
+            PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sinks: sinks, ranges: ranges)
+          },
         ]
         if hasCutSums {
           results.append(
             rounded.withView {
-              PlainAttention.head(0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut, sinks: sinks, ranges: ranges)
+              PlainAttention.head(
+                0, batch: 0, of: one, queries: $0, keys: k, values: v, sums: .cut, sinks: sinks, ranges: ranges)
             })
         }
         for i in results.indices { results[i].output = results[i].output.map { $0 * ofValues } }

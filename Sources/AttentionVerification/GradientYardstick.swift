@@ -42,7 +42,8 @@ package struct GradientYardstick {
     forward.output = forward.output.map { _ in .nan }
     forward.logSumExp = forward.logSumExp.map { _ in .nan }
     let lists = CacheEntries<HostMemory>(
-      queryStarts: sequences.map(\.queries.lowerBound) + [sequences.last?.queries.upperBound ?? 0], ranges: inputs.ranges)
+      queryStarts: sequences.map(\.queries.lowerBound) + [sequences.last?.queries.upperBound ?? 0],
+      ranges: inputs.ranges)
     for (number, sequence) in sequences.enumerated() {
       let one = try problem.sequence(queries: sequence.queries.count, length: sequence.keys.count)
       let (q, k) = (sequence.queries, sequence.keys)

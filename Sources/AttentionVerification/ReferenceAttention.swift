@@ -91,12 +91,14 @@ package enum ReferenceAttention {
 
   /// The whole result, one head after the other.
   package static func compute(
-    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil, ranges: [Int]? = nil
+    _ problem: AttentionProblem, queries: TensorView, keys: TensorView, values: TensorView, sinks: [Float]? = nil,
+    ranges: [Int]? = nil
   ) -> AttentionValues {
     var result = AttentionValues(for: problem)
     for b in 0..<problem.batch {
       for h in 0..<problem.queryHeads {
-        let rows = head(h, batch: b, of: problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
+        let rows = head(
+          h, batch: b, of: problem, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
         result.set(rows, batch: b, head: h, of: problem)
       }
     }

@@ -102,18 +102,22 @@ import Testing
       })
     #expect(
       try !differs(.documents(starts: [5, 40], count: 30), .causal) { ($0 >= 5) == ($1 >= 5) && $1 <= $0 })
-    #expect(try !differs(.spans([3..<9, 20..<26], count: 30), .none) { i, j in
-      j <= i || (3..<9 ~= i && j < 9) || (20..<26 ~= i && j < 26)
-    })
+    #expect(
+      try !differs(.spans([3..<9, 20..<26], count: 30), .none) { i, j in
+        j <= i || (3..<9 ~= i && j < 9) || (20..<26 ~= i && j < 26)
+      })
     #expect(try !differs(.prefix([11]), .causal) { $1 <= $0 || $1 < 11 })
     #expect(try !differs(.firstKeys(3), .window(left: 4, right: 0)) { $1 <= $0 && ($1 < 3 || $0 - $1 <= 4) })
     #expect(try !differs(.given((0..<30).map { [0..<$0 / 2, 25..<30] }), .none) { $1 < $0 / 2 || $1 >= 25 })
-    #expect(throws: AttentionError.unsupported("The list of key ranges has 20 numbers; the problem's are [1, 30, 1, 2].")) {
+    #expect(
+      throws: AttentionError.unsupported("The list of key ranges has 20 numbers; the problem's are [1, 30, 1, 2].")
+    ) {
       try attention(queries: q, keys: k, values: v, ranges: .documents(starts: [], count: 10), device: .cpu)
     }
     let plan = try AttentionPlan(AttentionProblem(queries: q, keys: k, values: v), device: .cpu)
     #expect(
-      throws: AttentionError.unsupported("The call has 4 first keys that all see; the plan was made for no ranges of keys.")
+      throws: AttentionError.unsupported(
+        "The call has 4 first keys that all see; the plan was made for no ranges of keys.")
     ) { try plan.run(queries: q, keys: k, values: v, ranges: .firstKeys(4)) }
   }
 

@@ -49,6 +49,21 @@ struct KeyTiles {
     end = lower.end + (k.maximum(upper.end, start) - start)
   }
 
+  /// Words that tell tiles of so many stretches, in the order of `words`.
+  static func wordCount(stretches: Int) -> Int { stretches == 1 ? 2 : 4 }
+
+  /// Those words.
+  var words: [Register<U32>] {
+    ([first, end] + (gap.map { [$0.at, $0.width] } ?? [])).map { $0.reinterpreted(as: U32.self) }
+  }
+
+  /// From words.
+  init(_ k: KernelBuilder, words: [Register<U32>]) {
+    let numbers = words.map { $0.reinterpreted(as: S32.self) }
+    (self.k, first, end) = (k, numbers[0], numbers[1])
+    gap = numbers.count > 2 ? (numbers[2], numbers[3]) : nil
+  }
+
   /// Which tile of the keys one is.
   func place(_ tile: Register<S32>) -> Register<S32> {
     guard let gap else { return tile }

@@ -18,6 +18,9 @@ struct PackedQueries {
   /// The query of a row of the pack.
   func query(ofRow row: Register<U32>) -> Register<U32> { groupSize == 1 ? row : row / groupSize }
 
+  /// The most queries that so many neighbouring rows are of.
+  func queries(ofRows rows: Int) -> Int { groupSize == 1 ? rows : (rows - 1) / groupSize + 2 }
+
   /// The query head of a row of the pack, whose query may be known.
   func head(ofRow row: Register<U32>, query: Register<U32>? = nil, first: Register<U32>) -> Register<U32> {
     groupSize == 1 ? first : first + (row - (query ?? self.query(ofRow: row)) * groupSize)

@@ -72,8 +72,9 @@ struct RangeParameters {
 
   /// What there is for a sequence.
   struct OfSequence {
-    /// The ranges of its first query, and the keys that all of its queries see.
-    let list: Register<U64>?
+    /// Emits the address of its first query's ranges, where they are looked at: a kernel's loop has no register for it. And the keys that
+    /// all of its queries see.
+    let list: (() -> Register<U64>)?
     let firstKeys: Register<S32>?
   }
 
@@ -85,8 +86,11 @@ struct RangeParameters {
     if edges.contains(.prefix) {
       return OfSequence(list: nil, firstKeys: k.load(S32.self, global: list + k.wide(batch) * 4))
     }
-    let before = k.multiplyWide(batch, batchStep)
-    let query = firstQuery.map { before + k.wide($0) } ?? before
-    return OfSequence(list: list + query * (8 * edges.rangeCount), firstKeys: nil)
+    return OfSequence(
+      list: {
+        let before = k.multiplyWide(batch, batchStep)
+        let query = firstQuery.map { before + k.wide($0) } ?? before
+        return list + query * (8 * edges.rangeCount)
+      }, firstKeys: nil)
   }
 }

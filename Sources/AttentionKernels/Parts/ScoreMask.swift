@@ -10,8 +10,7 @@ struct ScoreMask {
   /// The lane's rows in the pack.
   private let ownRows: [Register<U32>]
   private let lane: Register<U32>
-  /// The block's last query.
-  private let last: Register<S32>
+  private let tileRows: Int
   /// The keys that some row sees, and those that all of its rows see: tiles within need no mask.
   private let extents: [(hull: SeenKeys.KeyRange, common: SeenKeys.KeyRange)]
 
@@ -27,8 +26,15 @@ struct ScoreMask {
     self.ownRows = ownRows
     self.lane = lane
     let first = rows.query(ofRow: rows.firstRow).reinterpreted(as: S32.self)
-    last = rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
-    extents = keys.extents(from: first, through: last, if: isThere, lane: lane)
+    self.tileRows = tileRows
+    let last = Self.last(k, rows, tileRows)
+    extents = keys.extents(
+      from: first, through: last, atMost: rows.queries(ofRows: tileRows), if: isThere, lane: lane)
+  }
+
+  /// The block's last query.
+  private static func last(_ k: KernelBuilder, _ rows: PackedQueries, _ tileRows: Int) -> Register<S32> {
+    rows.query(ofRow: k.minimum(rows.firstRow + tileRows, rows.count) - 1).reinterpreted(as: S32.self)
   }
 
   /// The tiles that rows' first ranges span, and their second.
@@ -76,23 +82,33 @@ struct ScoreMask {
   /// Sets what belongs to a key that its row does not see to a number.
   func hide(in all: [Accumulators], as number: Float, tileStart start: Register<S32>) {
     let first = start + ((lane % 4) * 2).reinterpreted(as: S32.self)
-    let ranges = ownRows.map { row in
+    func ranges(_ row: Register<U32>) -> [SeenKeys.KeyRange] {
       let query = rows.query(ofRow: row).reinterpreted(as: S32.self)
       // Rows behind the last have no ranges.
-      return keys.ranges(ofQuery: keys.areGiven ? k.minimum(query, last) : query).map {
-        (first: $0.first - first, end: $0.end - first)
-      }
+      let own = keys.areGiven ? k.minimum(query, Self.last(k, rows, tileRows)) : query
+      return keys.ranges(ofQuery: own).map { ($0.first - first, $0.end - first) }
     }
-    all[0].forEachPlace { rowTile, columnTile, element, row, column in
-      let isIn = ranges[row].map { range in
+    func hide(_ ranges: [SeenKeys.KeyRange], _ column: Int, _ values: [Register<F32>]) {
+      let isIn = ranges.map { range in
         let isBefore = range.end .> column
         return edges.limitsFirst ? isBefore & (range.first .<= column) : isBefore
       }
       let isVisible = isIn.dropFirst().reduce(isIn[0]) { $0 | $1 }
-      for tiles in all {
-        let value = tiles[rowTile, columnTile][element]
-        k.set(value, to: k.select(isVisible, value, number))
+      for value in values { k.set(value, to: k.select(isVisible, value, number)) }
+    }
+    if keys.areGiven {
+      // Row after row, so that few ranges are in registers at once.
+      for (own, row) in ownRows.enumerated() {
+        let ranges = ranges(row)
+        all[0].forEachPlace { rowTile, columnTile, element, row, column in
+          if row == own { hide(ranges, column, all.map { $0[rowTile, columnTile][element] }) }
+        }
       }
+      return
+    }
+    let ofRows = ownRows.map(ranges)
+    all[0].forEachPlace { rowTile, columnTile, element, row, column in
+      hide(ofRows[row], column, all.map { $0[rowTile, columnTile][element] })
     }
   }
 }

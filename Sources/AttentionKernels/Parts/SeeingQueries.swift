@@ -6,6 +6,7 @@ struct SeeingQueries {
   private let k: KernelBuilder
   private let keys: SeenKeys
   private let groupSize: Int
+  private let rows: PackedQueries
   private let lane: Register<U32>
   /// The lane's keys.
   private let ownKeys: [Register<U32>]
@@ -24,6 +25,7 @@ struct SeeingQueries {
     block: (first: Register<U32>, end: Register<U32>), ownKeys: [Register<U32>], _ place: WarpPlace, warps: Int
   ) {
     (self.k, self.keys, self.groupSize, lane, self.ownKeys) = (k, keys, groupSize, place.lane, ownKeys)
+    rows = PackedQueries(k, groupSize: groupSize, firstRow: k.constant(0, U32.self), queries: queries)
     let queries = queries.reinterpreted(as: S32.self)
     let own = (block.first.reinterpreted(as: S32.self), (block.end - 1).reinterpreted(as: S32.self))
     self.block = own
@@ -72,9 +74,7 @@ struct SeeingQueries {
   /// called.
   func isNeeded(tileStart start: Register<S32>, size: Int) -> () -> Predicate {
     let first = groupSize == 1 ? start : start / groupSize
-    // A tile may begin and end in the middle of a query's rows.
-    let queries = groupSize == 1 ? size : (size - 1) / groupSize + 2
-    let asked = stride(from: 0, to: queries, by: 32).map {
+    let asked = stride(from: 0, to: rows.queries(ofRows: size), by: 32).map {
       keys.ranges(ofQuery: k.minimum(first + (lane.reinterpreted(as: S32.self) + $0), last))
     }
     return {
@@ -91,10 +91,12 @@ struct SeeingQueries {
     // Of each column, a row of queries, as the lane comes to it.
     var ofColumns: [Int: [SeenKeys.KeyRange]] = [:]
     all[0].forEachPlace { rowTile, columnTile, element, row, column in
-      let ranges = ofColumns[column] ?? {
-        let own = groupSize == 1 ? first + column : (first + column) / groupSize
-        return keys.ranges(ofQuery: k.minimum(own, last))
-      }()
+      let ranges =
+        ofColumns[column]
+        ?? {
+          let own = groupSize == 1 ? first + column : (first + column) / groupSize
+          return keys.ranges(ofQuery: k.minimum(own, last))
+        }()
       ofColumns[column] = ranges
       let key = ownKeys[row].reinterpreted(as: S32.self)
       let isSeen = Self.any(ranges.map { ($0.first .<= key) & ($0.end .> key) })

@@ -12,10 +12,12 @@ struct SeenKeys {
   private let rule: VisibleKeys<EmittedNumber>
   /// Keys that all see beside the rule's, or at most, where they must not be behind these.
   private let firstKeys: Register<S32>?
-  /// The ranges of the sequence's first query.
-  private let list: Register<U64>?
+  /// Emits the address of the sequence's first query's ranges.
+  private let list: (() -> Register<U64>)?
 
-  init(_ k: KernelBuilder, _ edges: MaskEdges, _ rule: VisibleKeys<EmittedNumber>, _ ranges: RangeParameters.OfSequence?) {
+  init(
+    _ k: KernelBuilder, _ edges: MaskEdges, _ rule: VisibleKeys<EmittedNumber>, _ ranges: RangeParameters.OfSequence?
+  ) {
     (self.k, self.edges, self.rule) = (k, edges, rule)
     firstKeys = ranges?.firstKeys.map { k.maximum(k.minimum($0, rule.keys.register), k.constant(0, S32.self)) }
     list = ranges?.list
@@ -37,7 +39,7 @@ struct SeenKeys {
       return isJoined ? [(k.constant(0, S32.self), end), own] : [(own.first, k.maximum(own.end, end))]
     }
     guard let list else { return [own] }
-    let place = list + k.wide(query.reinterpreted(as: U32.self)) * (8 * edges.rangeCount)
+    let place = list() + k.wide(query.reinterpreted(as: U32.self)) * (8 * edges.rangeCount)
     return (0..<edges.rangeCount).map { number in
       let words = k.load(S32.self, count: 2, global: place, offset: 8 * number)
       // Ends are 0 or more, so that no difference overflows whatever the numbers are.
@@ -85,12 +87,14 @@ struct SeenKeys {
   /// What some queries see: keys from the first to the last that one sees, and those that all see; of each of their ranges.
   ///
   /// - Parameters:
+  ///   - most: how many they are at most.
   ///   - isThere: whether there are such queries; nil where that is known.
   ///   - lane: all lanes of the warp are here where ranges are given.
   func extents(
-    from first: Register<S32>, through last: Register<S32>, if isThere: Predicate?, lane: Register<U32>
+    from first: Register<S32>, through last: Register<S32>, atMost most: Int, if isThere: Predicate?,
+    lane: Register<U32>
   ) -> [(hull: KeyRange, common: KeyRange)] {
-    if areGiven { return givenExtents(from: first, through: last, if: isThere, lane: lane) }
+    if areGiven { return givenExtents(from: first, through: last, atMost: most, if: isThere, lane: lane) }
     if firstKeys == nil {
       // Both ends move on from query to query.
       let hull = (first: self.first(ofQuery: first), end: self.end(ofQuery: last))
@@ -103,25 +107,30 @@ struct SeenKeys {
 
   /// Of given ranges, the lanes look at a query each.
   private func givenExtents(
-    from first: Register<S32>, through last: Register<S32>, if isThere: Predicate?, lane: Register<U32>
+    from first: Register<S32>, through last: Register<S32>, atMost most: Int, if isThere: Predicate?,
+    lane: Register<U32>
   ) -> [(hull: KeyRange, common: KeyRange)] {
     k.comment("what the ranges of these queries span, and what they have in common")
     let (none, all) = (k.constant(0, S32.self), k.constant(Int(Int32.max), S32.self))
     func variable(_ start: Register<S32>) -> [Register<S32>] { (0..<count).map { _ in k.variable(start) } }
     let (firsts, ends) = (variable(all), variable(none))
     let (lastFirsts, firstEnds) = (variable(none), variable(all))
-    let end = isThere.map { k.select($0, last + 1, first) } ?? last + 1
-    k.loop(from: first, to: end, by: 32) { start in
-      // Of lanes behind the last, the last's.
-      let query = k.minimum(start + lane.reinterpreted(as: S32.self), last)
-      for (i, range) in ranges(ofQuery: query).enumerated() {
-        let isEmpty = range.first .>= range.end
-        k.set(firsts[i], to: k.minimum(firsts[i], k.select(isEmpty, all, range.first)))
-        k.set(ends[i], to: k.maximum(ends[i], k.select(isEmpty, none, range.end)))
-        k.set(lastFirsts[i], to: k.maximum(lastFirsts[i], range.first))
-        k.set(firstEnds[i], to: k.minimum(firstEnds[i], range.end))
+    func look() {
+      // Loads first, so that they are under way together. Of lanes behind the last, the last's.
+      let some = stride(from: 0, to: most, by: 32).map {
+        self.ranges(ofQuery: k.minimum(first + (lane.reinterpreted(as: S32.self) + $0), last))
+      }
+      for ranges in some {
+        for (i, range) in ranges.enumerated() {
+          let isEmpty = range.first .>= range.end
+          k.set(firsts[i], to: k.minimum(firsts[i], k.select(isEmpty, all, range.first)))
+          k.set(ends[i], to: k.maximum(ends[i], k.select(isEmpty, none, range.end)))
+          k.set(lastFirsts[i], to: k.maximum(lastFirsts[i], range.first))
+          k.set(firstEnds[i], to: k.minimum(firstEnds[i], range.end))
+        }
       }
     }
+    if let isThere { k.if(isThere, look) } else { look() }
     return (0..<count).map { i in
       (
         (k.minimumOverLanes(firsts[i]), k.maximumOverLanes(ends[i])),

@@ -82,7 +82,9 @@ struct TilePipeline {
 
   /// Starts the copies of the first items; those that were started before belong to the first of them.
   func start() {
-    for item in 0..<max(1, stages - 1) { for copy in copies(item: item, ofTile: tiles.first, to: place(item)) { copy() } }
+    for item in 0..<max(1, stages - 1) {
+      for copy in copies(item: item, ofTile: tiles.first, to: place(item)) { copy() }
+    }
   }
 
   /// Waits until the first item has arrived, and all copies that were started before it, for all threads.

@@ -41,6 +41,18 @@ struct EmitCommand: ParsableCommand {
   @Flag(help: ArgumentHelp(anyOrderHelp))
   var anyOrder = false
 
+  @Option(help: "Sinks of this type: f32, f16 or bf16.")
+  var sinks: ScalarType?
+
+  @Option(help: ArgumentHelp("Given ranges of keys, 1 or 2 for each query.", valueName: "COUNT"))
+  var keyRanges: Int?
+
+  @Flag(help: "Keys that all queries of a sequence see, the first of it.")
+  var prefix = false
+
+  @Option(help: ArgumentHelp("So many first keys that all queries see beside a window.", valueName: "KEYS"))
+  var firstKeys: Int?
+
   @Option(help: "An example instead of attention: gemm, softmax or hopper-gemm.")
   var example: Example?
 
@@ -61,6 +73,9 @@ struct EmitCommand: ParsableCommand {
     }
     if example != nil && explain { throw ValidationError("--explain is for attention; an example has one tiling.") }
     if backward && (cache || example != nil) { throw ValidationError("--backward is for attention without a cache.") }
+    if [keyRanges != nil, prefix, firstKeys != nil].count(where: { $0 }) > 1 {
+      throw ValidationError("--key-ranges, --prefix and --first-keys are three ways of the same; give one.")
+    }
     if anyOrder && !backward { throw ValidationError("--any-order is for gradients; give --backward too.") }
     if cache && example != nil { throw ValidationError("--cache is for attention; leave out --example.") }
     if let tiling {
@@ -72,7 +87,7 @@ struct EmitCommand: ParsableCommand {
         try TilingOptions.check(tiling)
       }
     }
-    if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven) {
+    if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven || sinks != nil || ranges != nil) {
       throw ValidationError("An example has no shape; leave out --example or the shape.")
     }
   }
@@ -90,6 +105,10 @@ struct EmitCommand: ParsableCommand {
       throw ValidationError("\(error)")
     }
     if example == nil { try printAttention(target) }
+  }
+
+  private var ranges: KeyRanges.Form? {
+    prefix ? .prefix : firstKeys.map { .firstKeys($0) } ?? keyRanges.map { .given(count: $0, isShared: false) }
   }
 
   private static func registers(_ text: String, _ target: Target) -> String {
@@ -110,6 +129,8 @@ struct EmitCommand: ParsableCommand {
           mask: problem.mask, scale: problem.scale, softcap: problem.softcap)
       }
       if anyOrder { problem.gradientOrder = .any }
+      (problem.sinkType, problem.ranges) = (sinks, ranges)
+      try problem.checkSinksAndRanges()
       // The table has all families; a text is of those that were asked for.
       let kernels = KernelOptions(
         family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })

@@ -133,7 +133,9 @@ struct RunCommand: ParsableCommand {
         queries: queries, keys: keys, values: values, mask: options.mask, scale: options.scale,
         softcap: options.softcap)
       let sinks = try container.flatMap { try Self.sinks($0, path: file!, heads: problem.queryHeads) }
-      let ranges = try container.flatMap { try Self.ranges($0, path: file!, batch: problem.batch, queries: problem.queries) }
+      let ranges = try container.flatMap {
+        try Self.ranges($0, path: file!, batch: problem.batch, queries: problem.queries)
+      }
       (problem.sinkType, problem.ranges) = (sinks == nil ? nil : .f32, ranges?.form)
       let plan = try AttentionPlan(problem, device: device)
       let expected = try readExpected(of: problem.outputShape, layout)
@@ -143,14 +145,18 @@ struct RunCommand: ParsableCommand {
 
       var result: AttentionResult?
       var times = [
-        try elapsedSeconds { result = try plan.run(
-          queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges) }
+        try elapsedSeconds {
+          result = try plan.run(
+            queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
+        }
       ]
       // Short runs are repeated, so that the time means something.
       while times.reduce(0, +) < 0.2 && times.count < 20 {
         times.append(
-          try elapsedSeconds { _ = try plan.run(
-            queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges) })
+          try elapsedSeconds {
+            _ = try plan.run(
+              queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges)
+          })
       }
       let made = try gradients.map { name in
         try RunGradients(container!, path: file!, name, layout, problem).compute(
@@ -218,11 +224,13 @@ struct RunCommand: ParsableCommand {
   static func ranges(_ container: SafetensorsFile, path: String, batch: Int, queries: Int) throws -> KeyRanges? {
     guard container.names.contains("key_ranges") else { return nil }
     let (extents, values) = try container.integers("key_ranges")
-    guard extents.count == 4, [1, batch].contains(extents[0]), extents[1] == queries, 1...2 ~= extents[2], extents[3] == 2
+    guard extents.count == 4, [1, batch].contains(extents[0]), extents[1] == queries, 1...2 ~= extents[2],
+      extents[3] == 2
     else {
       throw TensorFileError.rank(
         path: path, name: "key_ranges", extents: extents,
-        expected: "[\(batch) or 1, \(queries), 1 or 2, 2] is needed: the first key of a range, and the key behind its last")
+        expected:
+          "[\(batch) or 1, \(queries), 1 or 2, 2] is needed: the first key of a range, and the key behind its last")
     }
     return KeyRanges(.given(count: extents[2], isShared: extents[0] == 1), values)
   }

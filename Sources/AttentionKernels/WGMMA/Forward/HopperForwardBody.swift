@@ -88,7 +88,7 @@ struct HopperForwardBody {
         let tiles = tiles(of: item, if: isThere)
         forCopies {
           rings.emptyQueries.wait()
-          tell(item, if: isThere, rings)
+          tell(item, tiles, if: isThere, rings)
           k.if(isThere) {
             bring(item, sequence, tiles, rings)
           } else: {
@@ -105,8 +105,8 @@ struct HopperForwardBody {
   }
 
   /// Tells the groups of an item, or that there is none.
-  private func tell(_ item: HopperItem, if isThere: Predicate, _ rings: Rings) {
-    let words = [k.select(isThere, 1, 0, U32.self)] + item.words
+  private func tell(_ item: HopperItem, _ tiles: KeyTiles, if isThere: Predicate, _ rings: Rings) {
+    let words = [k.select(isThere, 1, 0, U32.self)] + item.words + (s.tileWordCount > 0 ? tiles.words : [])
     let place = shared + (rings.fullQueries.stage * s.itemByteCount + s.itemsOffset)
     for first in stride(from: 0, to: s.itemByteCount / 4, by: 4) {
       k.store((first..<first + 4).map { words[min($0, words.count - 1)] }, shared: place, offset: first * 4)
@@ -154,13 +154,17 @@ struct HopperForwardBody {
       k.warpBarrier()
       let isThere = words[0] .!= 0
       k.if(isThere) {
-        consume(HopperItem(Array(words[1...]), parameters, hasSequences: s.hasSequences), group, rings)
+        let own = Array(words[1...])
+        let item = HopperItem(own, parameters, hasSequences: s.hasSequences)
+        let told = own.dropFirst(HopperItem.wordCount(hasSequences: s.hasSequences)).prefix(s.tileWordCount)
+        consume(item, told.isEmpty ? nil : KeyTiles(k, words: Array(told)), group, rings)
       }
       return isThere
     }
   }
 
-  private func consume(_ item: HopperItem, _ group: Register<U32>, _ rings: Rings) {
+  /// - Parameter told: the item's tiles, where the producer tells them.
+  private func consume(_ item: HopperItem, _ told: KeyTiles?, _ group: Register<U32>, _ rings: Rings) {
     let (thread, lane) = (k.special(.threadX), k.special(.lane))
     let ownFirst = item.firstRow + group * 64
     let warpRow = ((thread / 32) % 4) * 16
@@ -169,7 +173,7 @@ struct HopperForwardBody {
     let softmax = OnlineSoftmax(
       k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
-    let all = tiles(of: item)
+    let all = told ?? tiles(of: item)
     let own = tiles(ofGroup: mask, rows, among: all)
     if s.mask.limitsFirst { pass(all.first, own.first, rings) }
     k.if(own.first .< own.end) {

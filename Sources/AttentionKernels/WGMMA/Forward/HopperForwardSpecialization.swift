@@ -57,7 +57,13 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   /// Behind the barriers.
   var itemsOffset: Int { tiles.end + 2 * tiling.queryStages * BarrierRing.byteCount }
   var sharedByteCount: Int { itemsOffset + tiling.queryStages * itemByteCount }
-  var itemByteCount: Int { HopperItem.byteCount(hasSequences: hasSequences) }
+  /// Whether there is an item, which, and, where the producer has looked for them, its tiles of keys.
+  var itemByteCount: Int {
+    let words = 1 + HopperItem.wordCount(hasSequences: hasSequences) + tileWordCount
+    return (words + 3) / 4 * 16
+  }
+  /// Words of an item's tiles.
+  var tileWordCount: Int { mask.rangeCount == 0 ? 0 : KeyTiles.wordCount(stretches: mask.rangeCount) }
 
   /// What stands against this kernel on a GPU, as the end of a sentence about its tiling; nil where nothing does.
   func obstacle(on gpu: GPULimits) -> String? {
@@ -74,10 +80,10 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   }
 
   /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
-  /// sequences takes some, and so does to find pages.
+  /// sequences takes some, and so does to find pages, and what given ranges span.
   var registers: (consumer: Int, producer: Int) {
-    let isPaged = keys.pageSize != nil
-    if tiling.groups == 3 { return isPaged ? (152, 56) : (160, 32) }
-    return isPaged ? (224, 56) : hasSequences ? (232, 40) : (240, 24)
+    let looksFar = hasSequences || mask.rangeCount > 0
+    if tiling.groups == 3 { return keys.pageSize != nil ? (152, 56) : (160, 32) }
+    return keys.pageSize != nil ? (224, 56) : looksFar ? (232, 40) : (240, 24)
   }
 }

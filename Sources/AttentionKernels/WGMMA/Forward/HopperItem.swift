@@ -10,8 +10,8 @@ struct HopperItem {
   let firstQuery: Register<U32>?
   let diagonal: Register<S32>?
 
-  /// The bytes that a producer tells it in: whether there is one, and which.
-  static func byteCount(hasSequences: Bool) -> Int { hasSequences ? 32 : 16 }
+  /// Words that a producer tells it in.
+  static func wordCount(hasSequences: Bool) -> Int { hasSequences ? 6 : 3 }
 
   /// The words that it is told in, behind the one that says that it is there.
   var words: [Register<U32>] {
