@@ -89,13 +89,14 @@ extension AttentionProblem {
 // MARK: - Work, of whole keys
 
 extension AttentionProblem {
-  /// The keys that a query sees.
+  /// The keys that the mask lets a query see; ranges say more.
   public func visibleKeys(ofQuery query: Int) -> Range<Int> {
     mask.visibleKeys(ofQuery: query, queries: queries, keys: keys)
   }
 
   /// Floating-point operations by the field's convention: a multiply-add is two, the softmax is free, and a causal
-  /// mask halves the work: `2 * (D + D_v)` for each pair of a query and a key that it sees, counted pair by pair.
+  /// mask halves the work: `2 * (D + D_v)` for each pair of a query and a key that the mask lets it see, counted pair by pair; of
+  /// ranges, whose numbers are a call's, nothing is known.
   public var flops: Double {
     2 * Double(dimension + valueDimension) * visiblePairs * Double(batch) * Double(queryHeads)
   }

@@ -345,7 +345,8 @@ extension AttentionProblem: CustomStringConvertible {
     let new = newKeys.map { " and \($0.count) new" } ?? ""
     let types = cacheType == scalarType ? "\(scalarType)" : "\(scalarType) over \(cacheType)"
     return "batch \(batch), heads \(heads), \(count) \(keys)\(new), dimension \(dimension)\(values), \(types), \(mask)"
-      + (softcap.map { ", softcap \($0)" } ?? "") + (ranges.map { ", \($0)" } ?? "") + (sinkType == nil ? "" : ", sinks")
+      + (softcap.map { ", softcap \($0)" } ?? "") + (ranges.map { ", \($0)" } ?? "")
+      + (sinkType == nil ? "" : ", sinks")
       + (leavesParts ? ", \(parts) parts" : "")
   }
 }

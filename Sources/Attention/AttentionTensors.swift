@@ -156,8 +156,8 @@ public struct CacheEntries<Memory: TensorMemory>: Hashable, Sendable {
   public var valueScales: Memory.Factors?
   /// `[H_q]`: attention sinks (`AttentionProblem.sinkType`), finite or -inf; nil where there are none.
   public var sinks: Memory.Sinks?
-  /// What a call gives of ranges of keys (`AttentionProblem.ranges`): `[B or 1, N_q, count, 2]` or `[B]`, on a GPU int32 at a multiple
-  /// of 8 bytes; nil where that is nothing.
+  /// What a call gives of ranges of keys (`AttentionProblem.ranges`): `[B or 1, N_q, count, 2]`, of packed queries `[1, total, count, 2]`,
+  /// or `[B]`, on a GPU int32 at a multiple of 8 bytes (prefixes: 4); nil where that is nothing.
   public var ranges: Memory.Numbers?
 
   /// A list for all sequences, where there is something to say.

@@ -161,7 +161,7 @@ extension AttentionProblem {
 
 extension CacheEntries where Memory == HostMemory {
   /// - Throws: where there are not as many numbers as the problem's ranges need.
-  func checkRanges(_ problem: AttentionProblem) throws(AttentionError) {
+  package func checkRanges(_ problem: AttentionProblem) throws(AttentionError) {
     guard let ranges, ranges.count != problem.rangeNumberCount else { return }
     let shape =
       switch problem.ranges {

@@ -52,8 +52,10 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
     var list: [AttentionConfiguration] = []
     for (target, dimension, group, mask, ranges) in [
       (Target.sm80, 64, 1, AttentionMask.causal, KeyRanges.Form.given(count: 2, isShared: true)),
-      (.sm80, 128, 4, .none, .given(count: 1, isShared: false)), (.sm89, 128, 1, .causal, .given(count: 2, isShared: true)),
-      (.sm90, 64, 8, .window(left: 1023, right: 0), .firstKeys(4)), (.sm90, 128, 1, .causal, .given(count: 2, isShared: false)),
+      (.sm80, 128, 4, .none, .given(count: 1, isShared: false)),
+      (.sm89, 128, 1, .causal, .given(count: 2, isShared: true)),
+      (.sm90, 64, 8, .window(left: 1023, right: 0), .firstKeys(4)),
+      (.sm90, 128, 1, .causal, .given(count: 2, isShared: false)),
       (.sm90, 128, 7, .window(left: 1023, right: 0), .prefix), (.sm90, 256, 1, .none, .given(count: 2, isShared: true)),
       (.sm90, 512, 4, .causal, .given(count: 1, isShared: true)),
     ] {
@@ -98,9 +100,10 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
         {
           continue
         }
-        // As much as an address, needed once a tile, where the sums take most registers.
+        // As much as an address, needed once a tile, where the sums take most registers; and two more where ranges are looked up.
         list.append(
-          AttentionConfiguration(kernel: kernel, target: target, spillAllowance: dimension >= 128 ? 8 : 0))
+          AttentionConfiguration(
+            kernel: kernel, target: target, spillAllowance: dimension < 128 ? 0 : problem.ranges == nil ? 8 : 24))
       }
     }
     return list

@@ -51,7 +51,10 @@ extension VerificationCase {
 
 extension GlobalMemory {
   /// The example ranges of a problem; nil where a call gives none.
-  package func allocate(ranges problem: AttentionProblem) -> UInt64? {
-    problem.exampleRanges.map { allocate("key_ranges", $0.map { Int32(clamping: $0) }, access: .readOnly) }
+  package func allocate(ranges problem: AttentionProblem) -> UInt64? { allocate(ranges: problem.exampleRanges) }
+
+  /// Some ranges; nil of none.
+  package func allocate(ranges numbers: [Int]?) -> UInt64? {
+    numbers.map { allocate("key_ranges", $0.map { Int32(clamping: $0) }, access: .readOnly) }
   }
 }

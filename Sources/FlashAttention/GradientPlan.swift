@@ -177,7 +177,8 @@ extension GradientPlan {
                   queries: views[0], keys: views[1], values: views[2], output: views[3], logSumExp: logSumExp,
                   outputGradient: views[4], logSumExpGradient: logSumExpGradient == nil ? nil : ofLogSumExp,
                   queryGradient: written[0], keyGradient: written[1], valueGradient: written[2],
-                  sinkGradient: sinks == nil ? nil : ofSinks, entries: CacheEntries(sinks: sinks, ranges: ranges?.numbers)))
+                  sinkGradient: sinks == nil ? nil : ofSinks,
+                  entries: CacheEntries(sinks: sinks, ranges: ranges?.numbers)))
             }
           }
         }

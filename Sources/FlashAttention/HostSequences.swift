@@ -85,7 +85,8 @@ struct HostSequences {
     let plan = try CPUPlan(one, threads: threads)
     let ranges = entries.ranges(of: sequence, problem)
     if let k = contiguous(keys, of: sequence, one.keyShape), let v = contiguous(values, of: sequence, one.valueShape) {
-      return try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
+      return try plan.run(
+        queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
     }
     let heads = 0..<problem.keyValueHeads
     let (k, v) = (
@@ -94,7 +95,8 @@ struct HostSequences {
     )
     try k.withView { (k) throws(AttentionError) in
       try v.withView { (v) throws(AttentionError) in
-        try plan.run(queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
+        try plan.run(
+          queries: q, keys: k, values: v, output: output, logSumExp: statistics, sinks: entries.sinks, ranges: ranges)
       }
     }
   }

@@ -27,8 +27,11 @@ extension KVCache {
     try CacheEntries<HostMemory>.check(sinks, heads: queries.shape.heads)
     let call = try Call(
       sequences, counts, queries: queries.shape, keys: keys?.shape, values: values?.shape,
-      scores: Call.Scores(mask: mask, scale: scale, softcap: softcap, sinkType: sinks == nil ? nil : .f32, ranges: ranges?.form),
+      scores: Call.Scores(
+        mask: mask, scale: scale, softcap: softcap, sinkType: sinks == nil ? nil : .f32, ranges: ranges?.form),
       rotary: rotary?.0)
+    // Before anything is taken, and before a GPU reads a list that is too short.
+    try CacheEntries<HostMemory>(ranges: ranges?.numbers).checkRanges(try plan(call).problem)
     switch memory {
     case .host(let keyMemory, let valueMemory):
       return try attend(

@@ -20,6 +20,8 @@ struct EmulatedAttention {
   var givesCounters = true
   /// Column 0 of each query and of each key, where these are not as random as all others.
   var firstColumns: (query: (Int) -> Float, key: (Int) -> Float)?
+  /// Ranges of keys in the place of the example's.
+  var rangeNumbers: [Int]?
   /// One NaN in query 0 of every head.
   var hasNaNInFirstQuery = false
 
@@ -111,12 +113,13 @@ struct EmulatedAttention {
       }
       return DeviceTensorView(address: base, scalarType: type, shape: shape, strides: strides)
     }
+    let ranges = rangeNumbers ?? problem.exampleRanges
     let (q, k) = (place("q", 1, problem.queryShape, .readOnly), place("k", 2, problem.keyShape, .readOnly))
     let (v, o) = (place("v", 3, problem.valueShape, .readOnly), place("o", 4, problem.outputShape, .readWrite))
     let lse = memory.allocate("lse", byteCount: max(problem.logSumExpCount, 1) * 4, access: .readWrite)
     let tensors = AttentionTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o, logSumExp: wantsLogSumExp ? lse : nil,
-      entries: CacheEntries(sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: problem)))
+      entries: CacheEntries(sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: ranges)))
     let own = givesCounters && plan.launches.hasOwnCounters
     let draws = own ? memory.allocate("counters", [UInt8](repeating: 0, count: 4), access: .readWrite) : nil
     let counters = try plan.launches.emulate(
@@ -136,13 +139,13 @@ struct EmulatedAttention {
               reference.set(
                 ReferenceAttention.head(
                   h, batch: b, of: problem, queries: qs, keys: ks, values: vs, sinks: problem.exampleSinks,
-                  ranges: problem.exampleRanges),
+                  ranges: ranges),
                 batch: b, head: h, of: problem)
               plain.set(
                 PlainAttention.head(
                   h, batch: b, of: problem, queries: qs, keys: ks, values: vs,
                   sums: (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .rounded,
-                  sinks: problem.exampleSinks, ranges: problem.exampleRanges), batch: b, head: h, of: problem)
+                  sinks: problem.exampleSinks, ranges: ranges), batch: b, head: h, of: problem)
             }
           }
         }

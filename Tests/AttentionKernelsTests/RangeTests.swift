@@ -103,6 +103,21 @@ import Testing
         lengths: [130, 70, 0, 200], heads: 2, group: 2, queryCounts: [90, 3, 5, 64], hasPackedKeys: true,
         ranges: .given(count: 2, isShared: false), family: ForwardFamily.name)
     },
+    Clause(cached: "sequences without queries, one head each, by the kernels of prefill") {
+      try EmulatedDecoding(
+        lengths: [130, 70, 20], heads: 2, group: 1, queryCounts: [90, 0, 0], hasPackedKeys: true,
+        ranges: .given(count: 1, isShared: false), family: ForwardFamily.name)
+    },
+    Clause(cached: "sequences without queries, by the kernels of prefill") {
+      try EmulatedDecoding(
+        lengths: [70, 130, 20], heads: 1, group: 2, queryCounts: [0, 70, 0], hasPackedKeys: true,
+        ranges: .given(count: 2, isShared: false), family: ForwardFamily.name)
+    },
+    Clause(whole: "Hopper: a prefix, eight heads, which are a section") {
+      try EmulatedAttention(
+        problem(heads: 8, queries: 70, keys: 100, mask: .causal), layout: .bnhd, family: HopperForwardFamily.name,
+        multiprocessors: 3, ranges: .prefix)
+    },
     Clause(cached: "Hopper's prefill of sequences") {
       try EmulatedDecoding(
         lengths: [130, 70, 0, 300], heads: 2, group: 2, queryCounts: [90, 3, 5, 164], hasPackedKeys: true,
@@ -174,17 +189,21 @@ import Testing
   /// Ranges that block out the most of the keys cost what is left: tiles between are neither copied nor multiplied.
   @Test func tilesThatNobodySeesAreSkipped() throws {
     let keys = 2048
-    func products(_ mask: AttentionMask, _ ranges: KeyRanges.Form?, _ family: String) throws -> Int {
+    func tiles(_ mask: AttentionMask, _ ranges: KeyRanges.Form?, _ family: String, _ own: [Int] = []) throws -> Int {
       var attention = try EmulatedAttention(
         problem(queries: 64, keys: keys, mask: mask), layout: .bnhd, tiling: "keys=64", family: family, ranges: ranges)
       attention.wantsLogSumExp = false
+      if !own.isEmpty { attention.rangeNumbers = (0..<64).flatMap { _ in own } }
       let outcome = try attention.run()
       #expect(outcome.passes)
       return Int(outcome.counters.traffic["k"]!.bytesRead) / (64 * 64 * 2)
     }
     for family in [ForwardFamily.name, HopperForwardFamily.name] {
-      #expect(try products(.window(left: 128, right: 0), nil, family) == 3, "\(family)")
-      #expect(try products(.window(left: 128, right: 0), .firstKeys(4), family) == 4, "\(family)")
+      #expect(try tiles(.window(left: 128, right: 0), nil, family) == 3, "\(family)")
+      #expect(try tiles(.window(left: 128, right: 0), .firstKeys(4), family) == 4, "\(family)")
+      // A document, and two ranges far from each other.
+      #expect(try tiles(.none, .given(count: 1, isShared: true), family, [700, 956]) == 5, "\(family)")
+      #expect(try tiles(.causal, .given(count: 2, isShared: true), family, [1990, 2048, 3, 60]) == 2, "\(family)")
     }
   }
 

@@ -133,6 +133,15 @@ import Testing
       queries: q, keys: k, values: v, sequences: [sequence], mask: mask, ranges: .firstKeys(2)
     ).output
     #expect(zip(expected.floats, made.floats).allSatisfy { ($0 - $1).magnitude < 1e-5 })
+    // Too few numbers show before anything is taken.
+    let other = cache.makeSequence()
+    #expect(
+      throws: AttentionError.unsupported("The list of key ranges has 20 numbers; the problem's are [1, 30, 1, 2].")
+    ) {
+      try cache.attend(
+        queries: q, keys: k, values: v, sequences: [other], ranges: .documents(starts: [], count: 10))
+    }
+    #expect(try cache.length(of: other) == 0)
   }
 
   @Test func aPlanRunsOnBorrowedMemoryOfAnyStride() throws {

@@ -15,8 +15,8 @@ struct AssemblerTests {
     try #require(PTXAssembler.find()?.assemble(text, for: target))
   }
 
-  @Test func thereAreAtMost190Configurations() {
-    #expect((50...190).contains(Self.examples.count + Self.attention.count))
+  @Test func thereAreAtMost215Configurations() {
+    #expect((50...215).contains(Self.examples.count + Self.attention.count))
     #expect(Set(Self.examples.map(\.name)).count == Self.examples.count)
     #expect(Set(Self.attention.map(\.description)).count == Self.attention.count)
   }

@@ -110,7 +110,8 @@ def test_arrays_of_numpy():
         own = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
         made = fa.attention(q.numpy(), k.numpy(), v.numpy(), **own)
         assert numpy.allclose(made, fa.attention(q, k, v, **options).numpy(), atol=1e-6)
-    assert "first keys" in fa.plan(q, k, v, first_keys=3, window=(5, 0)) or fa.plan(q, k, v, first_keys=3)
+    # What `attention` takes, `plan` takes.
+    assert fa.plan(q, k, v, key_ranges=given().long()) == fa.plan(q, k, v, first_keys=3, window=(5, 0)) == fa.plan(q, k, v, prefix=[1, 2])
     with pytest.raises(TypeError, match="key_ranges is int64; int32 is needed"):
         fa.attention(q.numpy(), k.numpy(), v.numpy(), key_ranges=given().numpy().astype("int64"))
     with pytest.raises(ValueError, match="key_ranges must be contiguous"):
@@ -160,6 +161,15 @@ def test_over_a_cache(device):
                 name: x[b : b + 1] if isinstance(x, torch.Tensor) else x for name, x in options.items()}
             alone = compat.flash_attn_func(q[b : b + 1], k[b : b + 1, :n], v[b : b + 1, :n], **own)
             assert (alone[0] - made[b]).abs().max() < (1e-5 if device == "cpu" else 4e-3)
+
+
+def test_nothing_to_see():
+    q, k, v = tensors()
+    assert fa.attention(q[:, :0], k, v, key_ranges=torch.zeros(1, 0, 1, 2, dtype=torch.int32)).shape == (2, 0, 4, 16)
+    assert fa.attention(q[:0], k[:0], v[:0], prefix=torch.zeros(0, dtype=torch.int32)).shape == (0, 37, 4, 16)
+    starts = torch.zeros(3, dtype=torch.int32)
+    empty = torch.zeros(0, 1, 2, dtype=torch.int32)
+    assert compat.flash_attn_varlen_func(q[0, :0], k[0, :0], v[0, :0], starts, starts, 0, 0, key_ranges=empty).shape == (0, 4, 16)
 
 
 def test_refusals_name_what_is_wrong():

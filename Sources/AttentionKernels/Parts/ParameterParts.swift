@@ -43,7 +43,8 @@ struct DeclaredLists<Launch>: Sendable {
 /// What a call says of ranges of keys, as parameters of a kernel.
 struct RangeParameters {
   private let list: Register<U64>?
-  /// Queries from a sequence's ranges to the next's; 0 where they share them, and where queries are packed.
+  /// Queries from a sequence's ranges to the next's; 0 where they share them, and where queries are packed. Of prefixes, the last
+  /// sequence, so that nobody reads behind the list.
   private let batchStep: Register<U32>?
   private let firstKeys: Register<S32>?
 
@@ -60,7 +61,7 @@ struct RangeParameters {
         if case .given(_, let isShared) = problem($0).ranges {
           return isShared || problem($0).packedQueries != nil ? 0 : problem($0).queries
         }
-        return 0
+        return max(problem($0).batch - 1, 0)
       } : nil
     firstKeys =
       parts.contains(.firstKeys)
@@ -84,7 +85,8 @@ struct RangeParameters {
   ) -> OfSequence {
     guard let list, let batchStep else { return OfSequence(list: nil, firstKeys: firstKeys) }
     if edges.contains(.prefix) {
-      return OfSequence(list: nil, firstKeys: k.load(S32.self, global: list + k.wide(batch) * 4))
+      let place = k.multiplyWide(k.minimum(batch, batchStep), 4)
+      return OfSequence(list: nil, firstKeys: k.load(S32.self, global: list + place))
     }
     return OfSequence(
       list: {

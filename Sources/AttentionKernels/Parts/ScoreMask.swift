@@ -66,10 +66,9 @@ struct ScoreMask {
 
   /// Whether a tile of `size` keys from `start` on has keys that some row does not see.
   func isNeeded(tileStart start: Register<S32>, size: Int) -> Predicate {
-    let limitsFirst = edges.limitsFirst
-    let outside = extents.map { extent in
+    let outside = extents.enumerated().map { number, extent in
       let isBeyond = (start + size) .> extent.common.end
-      return limitsFirst ? isBeyond | (start .< extent.common.first) : isBeyond
+      return keys.mayBeginLater(number) ? isBeyond | (start .< extent.common.first) : isBeyond
     }
     return outside.dropFirst().reduce(outside[0]) { $0 & $1 }
   }
@@ -89,26 +88,40 @@ struct ScoreMask {
       return keys.ranges(ofQuery: own).map { ($0.first - first, $0.end - first) }
     }
     func hide(_ ranges: [SeenKeys.KeyRange], _ column: Int, _ values: [Register<F32>]) {
-      let isIn = ranges.map { range in
+      let isIn = ranges.enumerated().map { number, range in
         let isBefore = range.end .> column
-        return edges.limitsFirst ? isBefore & (range.first .<= column) : isBefore
+        // The rule's own is alone where there are first keys.
+        let mayBeginLater = keys.mayBeginLater(ranges.count == 1 ? keys.count - 1 : number)
+        return mayBeginLater ? isBefore & (range.first .<= column) : isBefore
       }
       let isVisible = isIn.dropFirst().reduce(isIn[0]) { $0 | $1 }
       for value in values { k.set(value, to: k.select(isVisible, value, number)) }
     }
-    if keys.areGiven {
-      // Row after row, so that few ranges are in registers at once.
+    /// Row after row, so that few ranges are in registers at once.
+    func hideRows() {
       for (own, row) in ownRows.enumerated() {
         let ranges = ranges(row)
         all[0].forEachPlace { rowTile, columnTile, element, row, column in
           if row == own { hide(ranges, column, all.map { $0[rowTile, columnTile][element] }) }
         }
       }
-      return
     }
-    let ofRows = ownRows.map(ranges)
-    all[0].forEachPlace { rowTile, columnTile, element, row, column in
-      hide(ofRows[row], column, all.map { $0[rowTile, columnTile][element] })
+    func hideRule() {
+      let ofRows = ownRows.map { row in
+        let own = keys.ruleRange(ofQuery: rows.query(ofRow: row).reinterpreted(as: S32.self))
+        return [(first: own.first - first, end: own.end - first)]
+      }
+      all[0].forEachPlace { rowTile, columnTile, element, row, column in
+        hide(ofRows[row], column, all.map { $0[rowTile, columnTile][element] })
+      }
+    }
+    if let hasFirstKeys = keys.hasFirstKeys(from: start) {
+      // Most tiles have none of them.
+      k.if(hasFirstKeys, hideRows, else: hideRule)
+    } else if keys.isRule {
+      hideRule()
+    } else {
+      hideRows()
     }
   }
 }

@@ -26,9 +26,20 @@ struct SeenKeys {
   /// Whether each query has ranges of its own, of which the neighbours' say nothing.
   var areGiven: Bool { list != nil }
 
+  /// Whether there is nothing but the rule.
+  var isRule: Bool { list == nil && firstKeys == nil }
+
   /// How many ranges a query sees.
   var count: Int { edges.rangeCount > 0 ? edges.rangeCount : isJoined ? 2 : 1 }
+  /// Whether one of them may begin behind key 0.
+  func mayBeginLater(_ number: Int) -> Bool { edges.limitsFirst && !(isJoined && number == 0) }
   private var isJoined: Bool { firstKeys != nil && edges.limitsFirst }
+
+  /// Whether a tile of keys that begins at some key may have first keys beside the rule's; nil where these are no stretch of their own.
+  func hasFirstKeys(from start: Register<S32>) -> Predicate? { isJoined ? firstKeys.map { start .< $0 } : nil }
+
+  /// What the rule alone lets a query see.
+  func ruleRange(ofQuery query: Register<S32>) -> KeyRange { (first(ofQuery: query), end(ofQuery: query)) }
 
   /// What a query sees, in `count` ranges.
   func ranges(ofQuery query: Register<S32>) -> [KeyRange] {
@@ -141,13 +152,13 @@ struct SeenKeys {
 }
 
 extension KernelBuilder {
-  /// The smallest number of all lanes of the warp.
+  /// The smallest number of all lanes of the warp: the same in all, and known to be, so that loops to it are not taken to diverge.
   func minimumOverLanes(_ number: Register<S32>) -> Register<S32> {
-    [1, 2, 4, 8, 16].reduce(number) { minimum($0, shuffle($0, xor: $1)) }
+    shuffle([1, 2, 4, 8, 16].reduce(number) { minimum($0, shuffle($0, xor: $1)) }, lane: constant(0, U32.self))
   }
 
   /// The largest.
   func maximumOverLanes(_ number: Register<S32>) -> Register<S32> {
-    [1, 2, 4, 8, 16].reduce(number) { maximum($0, shuffle($0, xor: $1)) }
+    shuffle([1, 2, 4, 8, 16].reduce(number) { maximum($0, shuffle($0, xor: $1)) }, lane: constant(0, U32.self))
   }
 }

@@ -30,7 +30,8 @@ struct HopperTiles: Hashable, Sendable {
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.
   func registerEstimate(_ mask: MaskEdges) -> Int {
-    valueDimension / 2 + tileKeys / 2 + tileKeys / 4 + 32 + (mask.limitsFirst ? 8 : 0) + (hasSoftcap ? 16 : 0)
+    valueDimension / 2 + tileKeys / 2 + tileKeys / 4 + 32 + (mask.limitsFirst && mask.rangeCount != 1 ? 8 : 0)
+      + (hasSoftcap ? 16 : 0)
   }
 }
 

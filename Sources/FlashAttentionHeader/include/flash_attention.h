@@ -111,7 +111,7 @@ typedef struct fa_scores {
                            * the device, given ranges on a GPU at a multiple of 8 bytes. Whatever the numbers are, no key is seen that
                            * is not there */
   int32_t ranges_of_query;   /* FA_RANGES_GIVEN: 1 or 2 */
-  int32_t ranges_are_shared; /* FA_RANGES_GIVEN: 1 where all sequences have the same */
+  int32_t ranges_are_shared; /* FA_RANGES_GIVEN: 1 where all sequences have the same; packed queries have one list */
   int64_t first_keys;        /* FA_RANGES_FIRST_KEYS */
 } fa_scores;
 

@@ -190,6 +190,12 @@ def plan(
     params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
     if sinks is not None:
         _set_sinks(params, sinks)
+    if is_torch(q):
+        from ._torch import ranges_fit
+
+        ranges, first = ranges_fit(key_ranges, prefix, first_keys, q, q.shape[0])
+        key_ranges, prefix = (ranges, None) if ranges is not None and ranges.dim() > 1 else (None, ranges)
+        first_keys = first if first_keys is not None else None
     _set_ranges(params, key_ranges, prefix, first_keys)
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))

@@ -135,7 +135,8 @@ def ranges_fit(key_ranges, prefix, first_keys, q, batch):
             raise ValueError(f"first_keys is {count}; it must be a number of keys from 0 on.")
         return None, count
     if prefix is not None:
-        return int32("prefix", prefix, q, (batch,)), 0
+        prefix = int32("prefix", prefix, q, (batch,))
+        return None if batch == 0 else prefix, 0
     ranges = int32("key_ranges", key_ranges, q)
     is_packed = q.dim() == 3
     own = tuple(ranges.shape)
@@ -147,7 +148,8 @@ def ranges_fit(key_ranges, prefix, first_keys, q, batch):
         raise ValueError(f"key_ranges has the shape {own}; {needed} is needed{'' if is_packed else ', or 1 for the batch'}.")
     if ranges.device != q.device:
         raise _elsewhere("key_ranges", ranges, q)
-    return ranges[None] if is_packed else ranges, 0
+    # Without queries there is nothing to see.
+    return None if ranges.numel() == 0 else ranges[None] if is_packed else ranges, 0
 
 
 def need_no_look(sinks, q):
@@ -253,14 +255,15 @@ def _whole_shapes(q, k, v):
     fits("v", v, (b, k.shape[1], k.shape[2], v.shape[-1]), q, q.dtype)
 
 
-def output_fits(out, q, k, v, sinks=None):
+def output_fits(out, q, k, v, sinks=None, ranges=None):
     """Whether results may be written to ``out``: it is what they are, and each of its elements has memory of its own.
 
     Raises:
         ValueError: Why not.
     """
     fits("out", out, (*q.shape[:3], v.shape[-1]), q, q.dtype)
-    _is_writable(out, (("q", q), ("k", k), ("v", v), *(() if sinks is None else (("sinks", sinks),))))
+    _is_writable(out, (("q", q), ("k", k), ("v", v), *(() if sinks is None else (("sinks", sinks),)),
+                       *(() if ranges is None else (("key_ranges", ranges),))))
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(f"out: elements must lie side by side along the last axis; its stride is {out.stride(-1)}.")
 

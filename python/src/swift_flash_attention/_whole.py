@@ -34,6 +34,6 @@ def attention(q, k, v, sinks, ranges, options, out, return_lse):
             raise ValueError(f"out must have the shape {tuple(result.shape)} and the element type of q.")
         out.copy_(result)
     else:
-        output_fits(out, q, k, v, sinks)
+        output_fits(out, q, k, v, sinks, ranges)
         _, lse = forward(q, k, v, *options, return_lse, out, sinks=sinks, **more)
     return (out, lse) if return_lse else out

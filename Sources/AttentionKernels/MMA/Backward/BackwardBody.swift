@@ -24,7 +24,9 @@ final class BackwardBody {
   private var cut: BackwardTiling.Cut { s.cut }
 
   init(_ k: KernelBuilder, _ s: BackwardSpecialization) {
-    (self.k, self.s, memory, p) = (k, s, BackwardMemory(s), BackwardParameters(ParameterList(k), ParameterParts(sinkType: nil, s.mask)))
+    (self.k, self.s, memory, p) = (
+      k, s, BackwardMemory(s), BackwardParameters(ParameterList(k), ParameterParts(sinkType: nil, s.mask))
+    )
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
     let (warp, sharers) = (thread / 32, s.cut.sharers)
@@ -203,7 +205,8 @@ final class BackwardBody {
     let firstOwn = place.sharer * cut.passingRowsPerWarp
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let slot = passing.next(tile)
-      let asked = mask.asksEarly ? mask.isNeeded(tileStart: tiles.place(tile) * cut.passingRows, size: cut.passingRows) : nil
+      let asked =
+        mask.asksEarly ? mask.isNeeded(tileStart: tiles.place(tile) * cut.passingRows, size: cut.passingRows) : nil
       k.comment(keepsKeys ? "S^T = K Q^T" : "S = Q K^T")
       multiply(keptScores, readers.scores.at(slot), memory.passing.scores, into: scores)
       if let gradients, let keptWeights {

@@ -24,7 +24,9 @@ final class ForwardBody {
   private let products: WarpProducts
 
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
-    let (tiling, parameters) = (s.tiling, ForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask)))
+    let (tiling, parameters) = (
+      s.tiling, ForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask))
+    )
     (self.k, self.s, self.tiling, self.memory, self.parameters) = (k, s, tiling, memory, parameters)
     products = WarpProducts(k: k, inputs: s.inputs)
     let (shared, thread, lane) = (k.dynamicShared(), k.special(.threadX), k.special(.lane))
@@ -54,7 +56,9 @@ final class ForwardBody {
       parameters.mask.seenKeys(
         k, s.mask, keys: sequence?.keys ?? parameters.keys, diagonal: sequence?.diagonal, batch: batch,
         firstQuery: sequence?.firstQuery), rows: rows,
-      ownRows: ownRows, tileRows: tiling.rows, lane: lane)
+      ownRows: ownRows, tileRows: tiling.rows, lane: lane,
+      // Blocks behind a shorter sequence's last row have none.
+      if: s.hasSequences && s.mask.rangeCount > 0 ? rows.firstRow .< rows.count : nil)
     softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: tiling.sums)
     output = Accumulators(k, rowTiles: tiling.rowTilesPerWarp, columns: s.columnsPerWarp, named: "o")

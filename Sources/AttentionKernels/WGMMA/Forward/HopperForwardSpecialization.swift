@@ -82,8 +82,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
   /// sequences takes some, and so does to find pages, and what given ranges span.
   var registers: (consumer: Int, producer: Int) {
-    let looksFar = hasSequences || mask.rangeCount > 0
-    if tiling.groups == 3 { return keys.pageSize != nil ? (152, 56) : (160, 32) }
-    return keys.pageSize != nil ? (224, 56) : looksFar ? (232, 40) : (240, 24)
+    if keys.pageSize != nil || mask.rangeCount == 2 { return tiling.groups == 3 ? (152, 56) : (224, 56) }
+    if tiling.groups == 3 { return (160, 32) }
+    return hasSequences || mask.rangeCount == 1 ? (232, 40) : (240, 24)
   }
 }
