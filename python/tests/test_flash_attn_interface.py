@@ -34,13 +34,14 @@ def test_arguments_and_defaults():
     assert list(own) == (
         "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad page_table cu_seqlens_q "
         "cu_seqlens_k_new max_seqlen_q rotary_seqlens q_descale k_descale v_descale softmax_scale causal window_size "
-        "attention_chunk softcap rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse learnable_sink s_aux"
+        "attention_chunk softcap rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse learnable_sink s_aux "
+        "key_ranges prefix first_keys"
     ).split()
     assert own["rotary_interleaved"] is True and own["num_splits"] == 0 and own["window_size"] == (-1, -1)
     own = signature(flash_attn_func)
     assert list(own) == (
         "q k v softmax_scale causal qv q_descale k_descale v_descale window_size attention_chunk softcap num_splits pack_gqa "
-        "deterministic sm_margin return_attn_probs learnable_sink s_aux"
+        "deterministic sm_margin return_attn_probs learnable_sink s_aux key_ranges prefix first_keys"
     ).split()
     assert own["num_splits"] == 1
     assert list(signature(flash_attn_varlen_func))[:9] == (
