@@ -7,21 +7,7 @@ import Testing
 
 /// Attention sinks in every family of kernels: once in each row's denominator, whoever finishes the row.
 @Suite struct SinkTests {
-  /// A call of one of the families.
-  struct Clause: Sendable, CustomTestStringConvertible {
-    let testDescription: String
-    let run: @Sendable (Schedule) throws -> Bool
-
-    init(whole name: String, _ make: @escaping @Sendable () throws -> EmulatedAttention) {
-      testDescription = name
-      run = { try make().run(nil, $0).passes }
-    }
-
-    init(cached name: String, _ make: @escaping @Sendable () throws -> EmulatedDecoding) {
-      testDescription = name
-      run = { try make().run(EmulatedDecoding.Programs(), $0, calls: 2).passes }
-    }
-  }
+  typealias Clause = EmulatedClause
 
   static let clauses: [Clause] = [
     Clause(whole: "f32, ten heads: each kind of sink, rows without keys") {

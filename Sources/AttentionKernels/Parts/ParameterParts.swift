@@ -43,9 +43,10 @@ struct DeclaredLists<Launch>: Sendable {
 /// What a call says of ranges of keys, as parameters of a kernel.
 struct RangeParameters {
   private let list: Register<U64>?
-  /// Queries from a sequence's ranges to the next's; 0 where they share them, and where queries are packed. Of prefixes, the last
-  /// sequence, so that nobody reads behind the list.
+  /// Queries from a sequence's ranges to the next's; 0 where they share them, and where queries are packed.
   private let batchStep: Register<U32>?
+  /// The last sequence, behind whose prefix nobody reads.
+  private let lastSequence: Register<U32>?
   private let firstKeys: Register<S32>?
 
   /// nil where there are none.
@@ -61,8 +62,9 @@ struct RangeParameters {
         if case .given(_, let isShared) = problem($0).ranges {
           return isShared || problem($0).packedQueries != nil ? 0 : problem($0).queries
         }
-        return max(problem($0).batch - 1, 0)
+        return 0
       } : nil
+    lastSequence = hasList ? list.number("last_sequence", U32.self) { max(problem($0).batch - 1, 0) } : nil
     firstKeys =
       parts.contains(.firstKeys)
       ? list.number("first_keys", S32.self) {
@@ -83,9 +85,9 @@ struct RangeParameters {
   func ofSequence(
     _ k: KernelBuilder, _ edges: MaskEdges, batch: Register<U32>, firstQuery: Register<U32>?
   ) -> OfSequence {
-    guard let list, let batchStep else { return OfSequence(list: nil, firstKeys: firstKeys) }
+    guard let list, let batchStep, let lastSequence else { return OfSequence(list: nil, firstKeys: firstKeys) }
     if edges.contains(.prefix) {
-      let place = k.multiplyWide(k.minimum(batch, batchStep), 4)
+      let place = k.multiplyWide(k.minimum(batch, lastSequence), 4)
       return OfSequence(list: nil, firstKeys: k.load(S32.self, global: list + place))
     }
     return OfSequence(

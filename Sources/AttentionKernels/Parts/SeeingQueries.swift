@@ -63,6 +63,10 @@ struct SeeingQueries {
     seeing = (first, end)
   }
 
+  private func query(ofRow row: Register<S32>) -> Register<S32> {
+    rows.query(ofRow: row.reinterpreted(as: U32.self)).reinterpreted(as: S32.self)
+  }
+
   private static func any(_ all: [Predicate]) -> Predicate { all.dropFirst().reduce(all[0]) { $0 | $1 } }
 
   /// The tiles of rows that may see some key of the block.
@@ -73,7 +77,7 @@ struct SeeingQueries {
   /// Whether a tile of rows has some that do not see all keys of the block. Their ranges are asked for at once, and looked at when it is
   /// called.
   func isNeeded(tileStart start: Register<S32>, size: Int) -> () -> Predicate {
-    let first = groupSize == 1 ? start : start / groupSize
+    let first = query(ofRow: start)
     let asked = stride(from: 0, to: rows.queries(ofRows: size), by: 32).map {
       keys.ranges(ofQuery: k.minimum(first + (lane.reinterpreted(as: S32.self) + $0), last))
     }
@@ -91,12 +95,7 @@ struct SeeingQueries {
     // Of each column, a row of queries, as the lane comes to it.
     var ofColumns: [Int: [SeenKeys.KeyRange]] = [:]
     all[0].forEachPlace { rowTile, columnTile, element, row, column in
-      let ranges =
-        ofColumns[column]
-        ?? {
-          let own = groupSize == 1 ? first + column : (first + column) / groupSize
-          return keys.ranges(ofQuery: k.minimum(own, last))
-        }()
+      let ranges = ofColumns[column] ?? keys.ranges(ofQuery: k.minimum(query(ofRow: first + column), last))
       ofColumns[column] = ranges
       let key = ownKeys[row].reinterpreted(as: S32.self)
       let isSeen = Self.any(ranges.map { ($0.first .<= key) & ($0.end .> key) })
