@@ -5,7 +5,8 @@ public import FlashAttentionHeader
 @c @implementation public func fa_combine(_ params: UnsafePointer<fa_combine_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try parameters(params, fa_combine_params())
-    let sinks = try Sinks(p.sinks, type: p.sink_type, reserved: p.reserved_2)
+    try check(reserved: [("reserved", p.reserved), ("reserved_2", p.reserved_2)])
+    let sinks = try Sinks(p.sinks, type: p.sink_type)
     var problem = try PartialResultsProblem(
       parts: Int(p.parts), batch: Int(p.batch), heads: Int(p.heads), queries: Int(p.queries),
       dimension: Int(p.dimension), outputType: try ScalarType("type", code: p.type))

@@ -5,7 +5,9 @@ extension fa_forward_params {
   fileprivate static func read(
     _ pointer: UnsafePointer<fa_forward_params>?
   ) throws(AttentionError) -> fa_forward_params {
-    try parameters(pointer, fa_forward_params())
+    let p = try parameters(pointer, fa_forward_params())
+    try check(reserved: [("reserved", p.reserved)])
+    return p
   }
 
   /// What the numbers describe.

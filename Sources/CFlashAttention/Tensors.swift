@@ -91,6 +91,11 @@ func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
 /// The address that a pointer holds; nil of NULL.
 func address(_ pointer: UnsafeRawPointer?) -> UInt64? { pointer.map { UInt64(UInt(bitPattern: $0)) } }
 
+/// - Throws: where a field that means nothing yet is not zero.
+func check(reserved fields: [(name: String, value: Int32)]) throws(AttentionError) {
+  for (name, value) in fields where value != 0 { throw .unsupported("\(name) is \(value); it must be 0.") }
+}
+
 // MARK: - Sinks
 
 /// Sinks as a caller has them; nil where there are none.
@@ -99,8 +104,7 @@ struct Sinks {
   private let type: ScalarType
 
   /// - Throws: for a type that sinks have not, and one without sinks.
-  init?(_ base: UnsafeRawPointer?, type code: Int32, reserved: Int32) throws(AttentionError) {
-    if reserved != 0 { throw .unsupported("reserved, behind sink_type, is \(reserved); it must be 0.") }
+  init?(_ base: UnsafeRawPointer?, type code: Int32) throws(AttentionError) {
     let type = try ScalarType("sink type", code: code)
     guard let base else {
       if code != 0 { throw .unsupported("sink_type is given and sinks is NULL; give both, or neither.") }
@@ -120,7 +124,7 @@ struct Sinks {
 extension fa_scores {
   /// - Throws: as of `Sinks`.
   var attentionSinks: Sinks? {
-    get throws(AttentionError) { try Sinks(sinks, type: sink_type, reserved: 0) }
+    get throws(AttentionError) { try Sinks(sinks, type: sink_type) }
   }
 
   /// Puts what there is of sinks and ranges into a problem.

@@ -80,6 +80,12 @@ import Testing
       }
     }
     #expect(isRight)
+    p.reserved = 1
+    #expect(fa_forward(&p) == FA_INVALID && lastError == "reserved is 1; it must be 0.")
+    p.reserved = 0
+    var combine = fa_combine_params()
+    (combine.size, combine.reserved_2) = (MemoryLayout<fa_combine_params>.size, 7)
+    #expect(fa_combine(&combine) == FA_INVALID && lastError == "reserved_2 is 7; it must be 0.")
     var text = [CChar](repeating: 1, count: 40)
     #expect(fa_forward_describe(&p, &text, 40) == FA_OK)
     #expect(text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }.hasPrefix("CPU, ") && text[39] == 0)

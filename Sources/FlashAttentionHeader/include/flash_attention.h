@@ -121,7 +121,7 @@ typedef struct fa_forward_params {
   int32_t device;
   int32_t ordinal;   /* which GPU */
   int32_t type;      /* of all tensors */
-  int32_t reserved;
+  int32_t reserved;  /* 0 */
   int64_t batch, queries, keys;
   int64_t query_heads, key_value_heads; /* query head h reads key/value head h / (query_heads / key_value_heads) */
   int64_t dimension;
@@ -230,7 +230,7 @@ typedef struct fa_combine_params {
   int32_t device;
   int32_t ordinal;
   int32_t type; /* of o */
-  int32_t reserved;
+  int32_t reserved;  /* 0 */
   int64_t parts, batch, queries, heads, dimension;
   fa_tensor partials;              /* f32, of the first part */
   int64_t part_stride;             /* in elements */
