@@ -69,6 +69,11 @@ import Testing
       "emit --dtype f32", 64,
       "Error: The GPU has no kernel for f32; it takes f16 and bf16. Convert the tensors, or use the CPU."),
     Mistake("emit --example gemm --dim 64", 64, "Error: An example has no shape; leave out --example or the shape."),
+    Mistake(
+      "emit --dim 64 --prefix --first-keys 4", 64,
+      "Error: --key-ranges, --prefix and --first-keys are three ways of the same; give one."),
+    Mistake(
+      "emit --dim 64 --key-ranges 3", 64, "Error: There are 3 ranges of keys for a query; give 1 or 2."),
     Mistake("tune --queries 512", 2, "Error: The GPU cannot be used: no NVIDIA driver was found"),
     Mistake("tune --queries 512 --candidates 0", 64, "Error: --candidates is 0; it must be at least 1."),
     Mistake("tune --rung split-v", 64, "Error: The value 'split-v' is invalid for '--rung <rung>'."),

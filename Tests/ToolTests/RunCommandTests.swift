@@ -138,6 +138,48 @@ import Testing
     return withUnsafeBytes(of: UInt64(header.utf8.count).littleEndian) { Data($0) } + Data(header.utf8) + data
   }
 
+  /// Ranges of keys of a file: in the result, beside a cache too, in the comparison, and in the gradients.
+  @Test func rangesOfAFileAreSeen() throws {
+    func floats(_ values: [Float]) -> [UInt8] { values.withUnsafeBytes(Array.init) }
+    func integers(_ values: [Int32]) -> [UInt8] { values.withUnsafeBytes(Array.init) }
+    func tensor(_ heads: Int, _ length: Int, _ shift: Int) throws -> Tensor {
+      try Tensor(
+        shape: TensorShape(batch: 1, heads: heads, length: length, dimension: 8), scalarType: .f32, layout: .bnhd
+      ) { _, h, n, d in Float((h * 5 + n * 7 + d * 3 + shift) % 11) / 5 - 1 }
+    }
+    let (q, k, v, given) = (try tensor(4, 3, 0), try tensor(2, 7, 1), try tensor(2, 7, 4), try tensor(4, 3, 2))
+    let ranges = KeyRanges.given([[0..<2, 5..<7], [1..<6], []])
+    let forward = try attentionWithLogSumExp(queries: q, keys: k, values: v, ranges: ranges)
+    let gradients = try attentionGradients(
+      of: forward, queries: q, keys: k, values: v, outputGradient: given, ranges: ranges)
+    func write(_ name: String, _ more: [(name: String, type: String, extents: [Int], bytes: [UInt8])]) throws -> String
+    {
+      let all = [
+        ("q", q), ("k", k), ("v", v), ("dout", given), ("right", forward.output),
+      ].map { ($0, "F32", $1.layout.extents(of: $1.shape), floats(StoredArray($1).floats)) }
+      try file(all + more).write(to: URL(filePath: path(name)))
+      return path(name)
+    }
+    let numbers = integers(ranges.numbers!.map { Int32($0) })
+    let (input, output) = (
+      try write("ranges.safetensors", [("key_ranges", "I32", [1, 3, 2, 2], numbers)]), path("o.safetensors")
+    )
+    let result = try CommandLineTool.run("run \(input) --device cpu --compare right --gradients dout -o \(output)")
+    #expect(result.code == 0 && result.output.contains(", 2 ranges of keys for each query"), "\(result.errors)")
+    let written = try SafetensorsFile(path: output)
+    #expect(try written.array("output").floats == StoredArray(forward.output).floats)
+    #expect(try written.array("dk").floats == StoredArray(gradients.keys).floats)
+    let cached = try write(
+      "cached.safetensors",
+      [("key_ranges", "I32", [1, 3, 2, 2], numbers), ("cache_lengths", "I32", [1], integers([7]))])
+    #expect(try CommandLineTool.run("run \(cached) --device cpu --compare right").code == 0)
+    let bad = try CommandLineTool.run(
+      "run \(try write("bad.safetensors", [("key_ranges", "I32", [1, 6, 1, 2], numbers)])) --device cpu")
+    #expect(
+      bad.code == 2 && bad.errors.contains("[1 or 1, 3, 1 or 2, 2] is needed: the first key of a range"),
+      "\(bad.errors)")
+  }
+
   /// Lengths, places and pages as tensors of the file: the same result as over the keys alone.
   @Test func cachesInAFile() throws {
     func number(_ i: Int) -> Float { Float(i * 2_654_435_761 % 1009) / 504 - 1 }

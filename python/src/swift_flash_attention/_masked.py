@@ -2,8 +2,8 @@
 
 import torch
 
-from ._mask_rules import Rule
 from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
+from ._mask_rules import Rule
 from ._operators import (
     _operator, _plain, _varlen, forward_op, is_traced, needs_operator, varlen_op, wants_gradients)
 from ._torch import forward, is_captured, sequences
@@ -20,22 +20,17 @@ def _refuse_capture(tensor):
             "let the model make its mask before the capture, or leave it out.")
 
 
-def whole(q, k, v, sinks, rule, softcap, scale):
-    """Queries of which the last stands on the last key."""
+def whole(q, k, v, sinks, rule, softcap, scale, numbers=None):
+    """Queries of which the last stands on the last key; ``numbers`` are ranges of keys beside the rule, or None."""
     arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
     if needs_operator(q, k, v, sinks):
-        return forward_op(q, k, v, sinks, *arguments)[0]
-    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks)[0]
+        return forward_op(q, k, v, sinks, *arguments, numbers)[0]
+    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks, ranges=numbers)[0]
 
 
 def by_ranges(q, k, v, sinks, ranges, softcap, scale):
     """Queries that see what ``Ranges`` say."""
-    k, v = ranges.ordered(k, v)
-    arguments = (False, -1, -1, 0, softcap, scale)
-    numbers = ranges.numbers.to(q.device)
-    if needs_operator(q, k, v, sinks):
-        return forward_op(q, k, v, sinks, *arguments, numbers)[0]
-    return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks, ranges=numbers)[0]
+    return whole(q, *ranges.ordered(k, v), sinks, Rule(), softcap, scale, ranges.numbers.to(q.device))
 
 
 def _padded(
