@@ -177,7 +177,7 @@ final class GradientWorker {
   ) {
     stage(tensors.queries, rows, block, depth, to: queries)
     stage(tensors.outputGradient, rows, block, width, to: given)
-    for part in 0..<2 { pass(block, keyBlock, rows, part: part, tensors, queryGradient) }
+    for part in rows.parts { pass(block, keyBlock, rows, part: part, tensors, queryGradient) }
   }
 
   /// The rows' first ranges of the tile's keys, or their second.

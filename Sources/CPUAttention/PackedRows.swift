@@ -24,6 +24,9 @@ struct PackedRows {
   /// Where a row stands in `[b, h_q, n_q]`.
   func index(_ row: Int) -> Int { (batch * problem.queryHeads + head(row)) * problem.queries + query(row) }
 
+  /// The ranges that a row may see: one by a mask's rule alone, and otherwise two.
+  var parts: Range<Int> { problem.ranges == nil ? 0..<1 : 0..<2 }
+
   /// Keys that the first ranges of the rows span, or the second.
   func keysSeen(by rows: Range<Int>, part: Int) -> Range<Int> {
     var first = Int.max

@@ -77,12 +77,12 @@ struct PanelWorker: ~Copyable {
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
     let transform = plan.problem.scoreUnits.microkernels
     let panels = makePanels(rows, operands)
-    let tiles = plan.tiles(over: (0..<2).map { rows.keysSeen(by: rows.rows, part: $0) }, split: split)
+    let tiles = plan.tiles(over: rows.parts.map { rows.keysSeen(by: rows.rows, part: $0) }, split: split)
     for tile in tiles {
       let keys = tile * plan.tileKeys..<min((tile + 1) * plan.tileKeys, plan.problem.keys)
       stage(keys, rows, operands)
       for panel in panels {
-        for part in 0..<2 where panel.seen[part].overlaps(keys) {
+        for part in rows.parts where panel.seen[part].overlaps(keys) {
           let isMasked = keys.clamped(to: panel.seenByAll[part]) != keys
           step(panel, keys, rows, operands, transform, masked: isMasked ? part : nil)
         }
@@ -101,8 +101,8 @@ struct PanelWorker: ~Copyable {
       let base = statistics + panels.count * 3 * width
       let panel = Panel(
         rows: range, vectors: (range.count + plan.instructionSet.lanes - 1) / plan.instructionSet.lanes,
-        seen: (0..<2).map { rows.keysSeen(by: range, part: $0) },
-        seenByAll: (0..<2).map { rows.keysSeen(byEachOf: range, part: $0) },
+        seen: rows.parts.map { rows.keysSeen(by: range, part: $0) },
+        seenByAll: rows.parts.map { rows.keysSeen(byEachOf: range, part: $0) },
         queries: queries + panels.count * d * width, output: output + panels.count * dv * width,
         state: FASoftmaxState(maximum: base, sum: base + width, rescale: base + 2 * width))
       for lane in 0..<width {

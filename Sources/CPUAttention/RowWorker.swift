@@ -74,8 +74,8 @@ struct RowWorker: ~Copyable {
       for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 
-    let seen = (0..<2).map { rows.keysSeen(by: rows.rows, part: $0) }
-    let seenByAll = (0..<2).map { rows.keysSeen(byEachOf: rows.rows, part: $0) }
+    let seen = rows.parts.map { rows.keysSeen(by: rows.rows, part: $0) }
+    let seenByAll = rows.parts.map { rows.keysSeen(byEachOf: rows.rows, part: $0) }
     let present = seen.filter { !$0.isEmpty }
     let all = (present.map(\.lowerBound).min() ?? 0)..<(present.map(\.upperBound).max() ?? 0)
     let tiles = plan.tiles(over: seen, split: split)
@@ -83,7 +83,7 @@ struct RowWorker: ~Copyable {
     func ofTile(_ tile: Int) -> Range<Int> { (tile * plan.tileKeys..<(tile + 1) * plan.tileKeys).clamped(to: all) }
     for (number, tile) in tiles.enumerated() {
       let keys = ofTile(tile)
-      for part in 0..<2 where seen[part].overlaps(keys) {
+      for part in rows.parts where seen[part].overlaps(keys) {
         var visible = FAVisibleKeys(first: nil, end: nil)
         if keys.clamped(to: seenByAll[part]) != keys {
           for r in 0..<paddedRows {
