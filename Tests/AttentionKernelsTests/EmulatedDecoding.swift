@@ -31,7 +31,7 @@ struct EmulatedDecoding {
     softcap: Double? = nil,
     batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: New? = nil, cacheType: ScalarType? = nil,
     queryType: ScalarType? = nil, hasScales: Bool = false, keysPerSplit: Int? = nil, leavesParts: Bool = false,
-    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, target: Target = .sm90,
+    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, rangeNumbers: [Int]? = nil, target: Target = .sm90,
     multiprocessors: Int = 5, combination: DecodeTiling.Combination? = .lastBlock, changes: String? = nil,
     family: String = DecodeFamily.name, seed: UInt64 = 1
   ) throws {
@@ -72,7 +72,7 @@ struct EmulatedDecoding {
         lengths: lengths, batchIndex: batchIndex, leftPadding: leftPadding, pageTable: pageTable,
         queryStarts: queryCounts.map(starts), keyStarts: hasPackedKeys ? starts(lengths.map { $0 + keyGap }) : nil,
         queryScales: queryType == .e4m3 ? scales(0.8) : nil, keyScales: scales(0.3), valueScales: scales(1.7),
-        ranges: problem.exampleRanges),
+        ranges: rangeNumbers ?? problem.exampleRanges),
       newStarts: new?.isPacked == true ? starts(new!.counts) : nil, positions: new?.positions, seed: seed)
     var gpu = GPULimits.typical(of: target)
     gpu.multiprocessors = multiprocessors
@@ -174,7 +174,7 @@ struct EmulatedDecoding {
       queryStarts: words("query_starts", lists.queryStarts), keyStarts: words("key_starts", lists.keyStarts),
       queryScales: floats("query_scales", entries.queryScales), keyScales: floats("key_scales", entries.keyScales),
       valueScales: floats("value_scales", entries.valueScales), sinks: memory.allocate(sinks: problem),
-      ranges: memory.allocate(ranges: problem))
+      ranges: memory.allocate(ranges: scenario.entries.ranges))
     let (q, k, v) = (
       put("q", scenario.queries), put("k", keys, isWritten: appends), put("v", values, isWritten: appends)
     )

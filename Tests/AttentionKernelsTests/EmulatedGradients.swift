@@ -19,8 +19,12 @@ struct EmulatedGradients {
   var isOutputGradientExpanded = false
   /// Lists in the place of the right ones.
   var spoiledQueryStarts, spoiledKeyStarts: [Int32]?
+  /// Ranges of keys in the place of the example's.
+  var rangeNumbers: [Int]?
   /// Which of dQ, dK and dV are asked for.
   var wanted = [true, true, true]
+
+  private var ranges: [Int]? { rangeNumbers ?? problem.exampleRanges }
 
   /// Whole keys.
   init(
@@ -147,7 +151,7 @@ struct EmulatedGradients {
               problem, sequences: sequences,
               GradientInputs(
                 queries: q, keys: k, values: v, outputGradient: given, logSumExpGradient: ofLogSumExp,
-                sinks: problem.exampleSinks, ranges: problem.exampleRanges), sums: nil)
+                sinks: problem.exampleSinks, ranges: ranges), sums: nil)
           }
         }
       }
@@ -183,7 +187,7 @@ struct EmulatedGradients {
       },
       keyStarts: sequences.map {
         list("cu_k", $0.map(\.keys.lowerBound) + [$0.last!.keys.upperBound], spoiledKeyStarts)
-      }, sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: problem))
+      }, sinks: memory.allocate(sinks: problem), ranges: memory.allocate(ranges: ranges))
     let ofSinks = memory.allocate("dsink", byteCount: problem.queryHeads * 4, access: .readWrite)
     let tensors = GradientTensors<GPUMemory>(
       queries: q, keys: k, values: v, output: o,

@@ -59,6 +59,27 @@ import Testing
         problem(queries: 260, keys: 700, mask: .window(left: 50, right: 0)), layout: .bnhd,
         family: HopperForwardFamily.name, ranges: .firstKeys(4))
     },
+    Clause(whole: "Hopper: few first keys by a small product, three groups, GQA, sinks") {
+      try EmulatedAttention(
+        problem(.bf16, group: 2, queries: 400, keys: 500, dimension: 128, mask: .window(left: 70, right: 0)),
+        layout: .bnhd, tiling: "groups=3,keys=64", family: HopperForwardFamily.name, multiprocessors: 2, sinks: .f32,
+        ranges: .firstKeys(16))
+    },
+    Clause(whole: "Hopper: few first keys, softcap, scale below zero, maxima") {
+      try EmulatedAttention(
+        problem(queries: 300, keys: 400, mask: .window(left: 40, right: 5), scale: -0.4, softcap: 2), layout: .bnhd,
+        tiling: "groups=2,keys=64,softmax=maxima", family: HopperForwardFamily.name, ranges: .firstKeys(1))
+    },
+    Clause(whole: "Hopper: first keys that are not few, beside chunks") {
+      try EmulatedAttention(
+        problem(queries: 300, keys: 400, mask: .chunks(of: 100)), layout: .bnhd, tiling: "groups=2,keys=64",
+        family: HopperForwardFamily.name, ranges: .firstKeys(17))
+    },
+    Clause(cached: "Hopper's prefill of sequences with a prefix beside a window") {
+      try EmulatedDecoding(
+        lengths: [330, 70, 0, 300], heads: 2, group: 2, queryCounts: [190, 3, 5, 164], hasPackedKeys: true,
+        mask: .window(left: 60, right: 0), ranges: .prefix, family: HopperForwardFamily.name)
+    },
     Clause(whole: "Hopper: a prefix beside a window") {
       try EmulatedAttention(
         problem(batch: 4, queries: 140, keys: 400, mask: .window(left: 50, right: 0)), layout: .bnhd,
@@ -191,6 +212,90 @@ import Testing
       #expect(try tiles(.none, .given(count: 1, isShared: true), family, [700, 956]) == 5, "\(family)")
       #expect(try tiles(.causal, .given(count: 2, isShared: true), family, [1990, 2048, 3, 60]) == 2, "\(family)")
     }
+  }
+
+  /// A few first keys take the products of 16 keys, not of a tile, and nobody multiplies the tiles between that only others see.
+  @Test func fewFirstKeysAreASmallProduct() throws {
+    func products(_ ranges: KeyRanges.Form?) throws -> Int {
+      let outcome = try EmulatedAttention(
+        problem(queries: 192, keys: 2048, mask: .window(left: 128, right: 0)), layout: .bnhd,
+        tiling: "groups=3,keys=64", family: HopperForwardFamily.name, ranges: ranges
+      ).run()
+      #expect(outcome.passes)
+      return outcome.counters.warpgroupProducts
+    }
+    // Each of three groups sees three tiles: of each, 64 columns and 64 keys in sixteens, by four warps.
+    let tile = (64 / 16 + 64 / 16) * 4
+    #expect(try products(nil) == 3 * 3 * tile)
+    #expect(try products(.firstKeys(4)) == 3 * (3 * tile + (64 / 16 + 1) * 4))
+    #expect(try products(.firstKeys(17)) > 3 * 4 * tile)
+  }
+
+  /// Decoding reads what a query's ranges span, each byte once, and not what lies between.
+  @Test(arguments: [DecodeFamily.name, HopperDecodeFamily.name]) func decodingReadsWhatIsSeen(family: String) throws {
+    func keys(_ mask: AttentionMask, _ ranges: KeyRanges.Form?, numbers: [Int]? = nil) throws -> Int {
+      let outcome = try EmulatedDecoding(
+        lengths: [2048], heads: 1, group: 8, queries: 8, capacity: 2048, mask: mask, ranges: ranges,
+        rangeNumbers: numbers.map { numbers in (0..<8).flatMap { _ in numbers } }, multiprocessors: 2,
+        changes: "groups=1,keys=64", family: family
+      ).run()
+      #expect(outcome.passes)
+      return Int(outcome.counters.traffic["k"]!.bytesRead) / (64 * 2)
+    }
+    #expect(try keys(.none, nil) == 2048)
+    let window = try keys(.window(left: 128, right: 0), nil)
+    #expect(window <= 256)
+    #expect(try keys(.window(left: 128, right: 0), .firstKeys(4)) <= window + 64)
+    #expect(try keys(.none, .given(count: 1, isShared: true), numbers: [700, 956]) <= 320)
+    #expect(try keys(.causal, .given(count: 2, isShared: true), numbers: [1990, 2048, 3, 60]) <= 128)
+  }
+
+  /// Gradients of documents take the products of each document alone.
+  @Test func gradientsSkipWhatNobodySees() throws {
+    func products(_ queries: Int, _ numbers: [Int]?) throws -> Int {
+      var gradients = try EmulatedGradients(
+        problem(queries: queries, keys: queries), tiling: "dkv-sharers=1,dkv-warps=4,dkv-row-tiles=1,dkv-rows=64",
+        ranges: numbers == nil ? nil : .given(count: 1, isShared: true))
+      gradients.rangeNumbers = numbers
+      let outcome = try gradients.run()
+      #expect(outcome.passes)
+      return outcome.counters.matrixInstructions
+    }
+    let documents = [Int](repeating: 0, count: 256).enumerated().flatMap { (query, _) -> [Int] in
+      query < 128 ? [0, 128] : [128, 256]
+    }
+    #expect(try products(256, documents) == 2 * products(128, nil))
+  }
+
+  /// Each wait for first keys that are a product of their own is needed, and for what the lanes tell each other of ranges.
+  @Test(arguments: [true, false]) func everyOrderingOfHoppersIsNeeded(hasGivenRanges: Bool) throws {
+    // Of each head, items whose groups see other tiles, at both ends, and some that see none.
+    var attention = try EmulatedAttention(
+      hasGivenRanges
+        ? problem(heads: 4, queries: 394, keys: 200, scale: 4)
+        : problem(batch: 2, heads: 2, queries: 394, keys: 394, mask: .window(left: 70, right: 0), scale: 4),
+      layout: .bnhd, tiling: "groups=2,keys=64,query-stages=2", family: HopperForwardFamily.name, multiprocessors: 2,
+      ranges: hasGivenRanges ? .given(count: 1, isShared: true) : .prefix)
+    attention.rangeNumbers = hasGivenRanges ? (0..<394).flatMap { [$0 - 190, $0 - 120] } : [0, 4]
+    let kernel = try attention.plan.launches.attention.kernel.kernel()
+    let schedules: [Schedule] = [
+      .roundRobin, .copiesAtOnce, .copiesLate, .firstAhead, .lastAhead, .random(seed: 1), .random(seed: 2),
+    ]
+    let survivors = Mutation.survivors(of: kernel, schedules: schedules) { (program, schedule) throws(Hazard) in
+      try attention.run(program, schedule).passes
+    }
+    // The other lines are those of kernels without ranges, which `HopperForwardTests` proves needed.
+    let own = survivors.map { "\($0)" }.filter { $0.hasPrefix("WarpgroupAttention") || $0.hasPrefix("SeenKeys") }
+    #expect(own.isEmpty, "\(own)")
+  }
+
+  @Test func everyMutationOfDecodingIsCaught() throws {
+    let decoding = try EmulatedDecoding(
+      lengths: [700, 60, 20, 30, 10, 50], capacity: 700, ranges: .given(count: 2, isShared: false), multiprocessors: 2)
+    let survivors = Mutation.survivors(of: try decoding.plan.kernel()) { (program, schedule) throws(Hazard) in
+      try decoding.run(.init(decode: program), schedule).passes
+    }
+    #expect(survivors.isEmpty, "\(survivors)")
   }
 
   /// What a kernel without ranges is made from does not change because there are some.

@@ -49,6 +49,16 @@ struct ScoreMask {
       ? KeyTiles(k, stretches) : KeyTiles(k, first: stretches[0].first, end: stretches[0].end)
   }
 
+  /// Of first keys beside the rule's: whether they are few, and in a tile of which no row sees another key; and the tile that the rule's
+  /// begin in. Nil where a mask has none.
+  func fewFirstKeys(atMost most: Int, tileKeys: Int) -> (areApart: Predicate, behind: Register<S32>)? {
+    guard let firstKeys = keys.firstKeysBesideRule else { return nil }
+    let behind = stretches(tileKeys)[1]
+    return (
+      (firstKeys .> 0) & (firstKeys .<= most) & (behind.first .> 0) & (behind.first .< behind.end), behind.first
+    )
+  }
+
   /// Those of some tiles, counted from tile `start` on, that some row sees.
   func limit(
     _ tiles: (first: Register<S32>, end: Register<S32>), from start: Register<S32>, of size: Int

@@ -36,7 +36,10 @@ struct SeenKeys {
   private var isJoined: Bool { firstKeys != nil && edges.limitsFirst }
 
   /// Whether a tile of keys that begins at some key may have first keys beside the rule's; nil where these are no stretch of their own.
-  func hasFirstKeys(from start: Register<S32>) -> Predicate? { isJoined ? firstKeys.map { start .< $0 } : nil }
+  func hasFirstKeys(from start: Register<S32>) -> Predicate? { firstKeysBesideRule.map { start .< $0 } }
+
+  /// How many first keys there are at most; nil where these are no stretch of their own.
+  var firstKeysBesideRule: Register<S32>? { isJoined ? firstKeys : nil }
 
   /// What the rule alone lets a query see.
   func ruleRange(ofQuery query: Register<S32>) -> KeyRange { (first(ofQuery: query), end(ofQuery: query)) }

@@ -13,64 +13,104 @@ struct WarpgroupAttention {
     _ parameters: SoftmaxParameters
   ) { (self.k, s, self.shared, self.rings, self.parameters) = (k, tiles, shared, rings, parameters) }
 
+  /// The query rows of a group, and what it makes of them.
+  struct Rows {
+    /// Where the block's tile of Q is; which 64 rows of it; the warp's first of these.
+    let queries, group, warpRow: Register<U32>
+    let mask: ScoreMask
+    let softmax: OnlineSoftmax
+    let output: Accumulators
+  }
+
+  private func scores(_ columns: Int) -> Accumulators { Accumulators(k, rowTiles: 1, columns: columns, named: "s") }
+  private var inputs: WarpgroupMatrix.Inputs { s.inputs == .f16 ? .f16 : .bf16 }
+
+  private func queries(_ rows: Rows) -> MatrixDescriptor {
+    k.descriptor(s.queryTile, at: rows.queries + rows.group * (64 * 128))
+  }
+
+  /// Starts S of the first keys of the tile at hand, as many as `scores` has columns.
+  private func start(_ scores: Accumulators, _ queries: MatrixDescriptor) {
+    let keys = k.descriptor(s.keyTile, at: shared + (rings.fullKeys.stage * s.keyTile.byteCount + s.keysOffset))
+    for step in 0..<(s.dimension + 15) / 16 {
+      k.startProduct(
+        inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
+        negatesA: s.isScaleNegative)
+    }
+  }
+
+  /// Starts the share of O of the first keys of the tile at hand, for which there are weights.
+  private func start(_ output: Accumulators, of weights: [[Register<U32>]]) {
+    let values = k.descriptor(
+      s.valueTile, at: shared + (rings.fullValues.stage * s.valueTile.byteCount + s.valuesOffset), isTransposed: true)
+    for (step, own) in weights.enumerated() {
+      k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
+    }
+  }
+
+  private func cap(_ scores: Accumulators) {
+    if s.hasSoftcap {
+      ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(
+        to: scores, columnTiles: 0..<scores.columnTiles, k)
+    }
+  }
+
+  private func weights(_ scores: Accumulators) -> [[Register<U32>]] {
+    (0..<scores.columnTiles / 2).map { scores.operands(chunk: $0, as: s.inputs)[0] }
+  }
+
+  /// Keys of a tile that are worth a product of their own, where rows see no others of it.
+  static let fewKeys = 16
+
+  /// The first `fewKeys` of a tile, of which rows see no others: a small product in the place of a tile's.
+  func attendToFew(of tile: Register<S32>, _ tiles: KeyTiles, _ rows: Rows) {
+    k.comment("the first \(Self.fewKeys) keys of a tile, of which no row sees more")
+    let (scores, queries, softmax) = (scores(Self.fewKeys), queries(rows), rows.softmax)
+    rings.fullKeys.wait()
+    k.warpgroupFence()
+    start(scores, queries)
+    k.commitProducts()
+    k.waitForProducts()
+    k.giveBack(rings.fullKeys, rings.emptyKeys)
+    cap(scores)
+    rows.mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys)
+    let largest = softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
+    softmax.follow(softmax.overLanes(largest), of: scores, rescaling: rows.output)
+    softmax.exponentiate(scores)
+    softmax.rescaleLate(rows.output)
+    let own = weights(scores)
+    rings.fullValues.wait()
+    k.warpgroupFence()
+    start(rows.output, of: own)
+    k.commitProducts()
+    k.waitForProducts()
+    k.giveBack(rings.fullValues, rings.emptyValues)
+  }
+
   /// Some tiles, one at least.
   ///
-  /// - Parameters:
-  ///   - queries: where the block's tile of Q is.
-  ///   - group: which 64 rows of it.
-  ///   - warpRow: the warp's first of these.
-  ///   - finish: emits what may happen once nobody needs Q any more.
-  func attend(
-    _ tiles: KeyTiles, queries queryPlace: Register<U32>, group: Register<U32>,
-    warpRow: Register<U32>, _ mask: ScoreMask, _ softmax: OnlineSoftmax, _ output: Accumulators,
-    finish: () -> Void = {}
-  ) {
-    let scores = Accumulators(k, rowTiles: 1, columns: s.tileKeys, named: "s")
-    let queries = k.descriptor(s.queryTile, at: queryPlace + group * (64 * 128))
-    let inputs: WarpgroupMatrix.Inputs = s.inputs == .f16 ? .f16 : .bf16
-
-    func startScores() {
-      let keys = k.descriptor(s.keyTile, at: shared + (rings.fullKeys.stage * s.keyTile.byteCount + s.keysOffset))
-      for step in 0..<(s.dimension + 15) / 16 {
-        k.startProduct(
-          inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
-          negatesA: s.isScaleNegative)
-      }
-    }
-    func startOutput(_ weights: [[Register<U32>]]) {
-      let values = k.descriptor(
-        s.valueTile, at: shared + (rings.fullValues.stage * s.valueTile.byteCount + s.valuesOffset), isTransposed: true)
-      for (step, own) in weights.enumerated() {
-        k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
-      }
-    }
-    func cap() {
-      if s.hasSoftcap {
-        ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(
-          to: scores, columnTiles: 0..<scores.columnTiles, k)
-      }
-    }
+  /// - Parameter finish: emits what may happen once nobody needs Q any more.
+  func attend(_ tiles: KeyTiles, _ rows: Rows, finish: () -> Void = {}) {
+    let (mask, softmax, output) = (rows.mask, rows.softmax, rows.output)
+    let (scores, queries) = (scores(s.tileKeys), queries(rows))
     func isMasked(_ tile: Register<S32>) -> Predicate {
       mask.isNeeded(tileStart: tiles.place(tile) * s.tileKeys, size: s.tileKeys)
     }
     func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys) }
     /// The maxima, and what follows from them.
     func update(tile: Register<S32>) {
-      cap()
+      cap(scores)
       func largest() -> [Register<F32>] { softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles) }
       softmax.update(largest(), of: scores, rescaling: output, isMasked: isMasked(tile)) {
         hide(tile)
         return largest()
       }
     }
-    func weights() -> [[Register<U32>]] {
-      (0..<s.tileKeys / 16).map { scores.operands(chunk: $0, as: s.inputs)[0] }
-    }
 
     k.comment("the first tile's scores")
     rings.fullKeys.wait()
     k.warpgroupFence()
-    startScores()
+    start(scores, queries)
     k.commitProducts()
     k.waitForProducts()
     k.giveBack(rings.fullKeys, rings.emptyKeys)
@@ -79,26 +119,24 @@ struct WarpgroupAttention {
     softmax.rescaleLate(output)
     k.loop(from: tiles.first + 1, to: tiles.end) { tile in
       k.comment("a tile: the weights and the share of O of the one before, this one's scores")
-      let own = weights()
+      let own = weights(scores)
       rings.fullValues.wait()
       rings.fullKeys.wait()
       k.warpgroupFence()
-      startScores()
+      start(scores, queries)
       k.commitProducts()
-      startOutput(own)
+      start(output, of: own)
       k.commitProducts()
       k.waitForProducts(pending: 1)
       if s.softmax == .lazy {
-        cap()
+        cap(scores)
         softmax.exponentiateLazily(scores, rescaling: output, isMasked: isMasked(tile)) {
           hide(tile)
         } again: {
           ScoresAgain(
-            k, s, queries: queryPlace, keys: shared + s.keysOffset,
-            row: group * 64 + warpRow
-          ).make(
-            scores, stage: rings.fullKeys.stage)
-          cap()
+            k, s, queries: rows.queries, keys: shared + s.keysOffset, row: rows.group * 64 + rows.warpRow
+          ).make(scores, stage: rings.fullKeys.stage)
+          cap(scores)
         }
         k.giveBack(rings.fullKeys, rings.emptyKeys)
       } else {
@@ -112,10 +150,10 @@ struct WarpgroupAttention {
     }
     k.comment("the last tile's share of O")
     finish()
-    let last = weights()
+    let last = weights(scores)
     rings.fullValues.wait()
     k.warpgroupFence()
-    startOutput(last)
+    start(output, of: last)
     k.commitProducts()
     k.waitForProducts()
     k.giveBack(rings.fullValues, rings.emptyValues)

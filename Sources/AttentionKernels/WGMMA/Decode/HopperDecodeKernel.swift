@@ -139,7 +139,9 @@ struct HopperDecodeBody {
     loadQueries(rows, ofGroup, group)
     k.if(seen.first .< seen.end) {
       WarpgroupAttention(k, tiles, shared, rings, p.work.softmax).attend(
-        seen, queries: shared, group: group, warpRow: warpRow, mask, softmax, output)
+        seen,
+        WarpgroupAttention.Rows(
+          queries: shared, group: group, warpRow: warpRow, mask: mask, softmax: softmax, output: output))
     }
     let logSumExps = softmax.normalize(output, ln2: p.work.softmax.ln2)
     let results = UnitResults(

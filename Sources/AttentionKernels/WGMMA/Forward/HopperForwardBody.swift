@@ -177,10 +177,12 @@ struct HopperForwardBody {
     let own = tiles(ofGroup: mask, rows, among: all)
     if s.mask.limitsFirst { pass(all.first, own.first, rings) }
     k.if(own.first .< own.end) {
-      WarpgroupAttention(k, tiles, shared, rings.keysAndValues, parameters.softmax).attend(
-        own, queries: shared + rings.fullQueries.stage * tiles.queryTile.byteCount, group: group, warpRow: warpRow,
-        mask, softmax, output
-      ) {
+      let ofGroup = WarpgroupAttention.Rows(
+        queries: shared + rings.fullQueries.stage * tiles.queryTile.byteCount, group: group, warpRow: warpRow,
+        mask: mask, softmax: softmax, output: output)
+      let attention = WarpgroupAttention(k, tiles, shared, rings.keysAndValues, parameters.softmax)
+      let own = attendToFirstKeys(attention, own, all, ofGroup, rings)
+      attention.attend(own, ofGroup) {
         k.comment("Q of the next item may come")
         k.giveBack(rings.fullQueries, rings.emptyQueries)
       }
@@ -213,6 +215,23 @@ struct HopperForwardBody {
         p.outputBase, batch: p.outputStrides.batch, head: p.outputStrides.head, row: p.outputStrides.row),
       p.outputStrides, .byShuffles)
     pass(own.end, all.end, rings)
+  }
+
+  /// Attends to the first keys beside a window where they are few and apart, and lets those tiles pass that lie between; the tiles that are
+  /// left.
+  private func attendToFirstKeys(
+    _ attention: WarpgroupAttention, _ own: KeyTiles, _ all: KeyTiles, _ rows: WarpgroupAttention.Rows, _ rings: Rings
+  ) -> KeyTiles {
+    guard
+      let few = rows.mask.fewFirstKeys(atMost: WarpgroupAttention.fewKeys, tileKeys: tiling.tileKeys)
+    else { return own }
+    let first = k.variable(own.first).named("first_tile")
+    k.if(few.areApart) {
+      attention.attendToFew(of: own.first, own, rows)
+      k.set(first, to: all.number(of: few.behind))
+      pass(own.first + 1, first, rings)
+    }
+    return KeyTiles(own, first: first, end: own.end)
   }
 
   /// The tiles that a group's own rows see, of those of the item; none where no row of the group exists.
