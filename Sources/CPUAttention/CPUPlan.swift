@@ -67,7 +67,7 @@ public struct CPUPlan: Sendable {
       path = problem.scalarType == .bf16 && instructionSet.hasPairs ? .pairPanels : .panels
       // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
       let panelRows = instructionSet.lanes * instructionSet.panelVectors
-      let panels = max(1, min(4, 320 * 1024 / (dimensions * panelRows * 4)))
+      let panels = max(1, min(192 / panelRows, 320 * 1024 / (dimensions * panelRows * 4)))
       let blocks = (rows + panels * panelRows - 1) / (panels * panelRows)
       // Blocks of equal size, whole vectors each.
       let even = (rows + blocks - 1) / blocks

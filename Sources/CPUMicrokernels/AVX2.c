@@ -4,7 +4,7 @@
 
 #define LANES 8
 #define PANEL_VECTORS 2
-#define STRIP 4
+#define STRIP 6
 #define HAS_FMA 1
 #define HAS_F16 1
 #define HAS_PAIRS 0

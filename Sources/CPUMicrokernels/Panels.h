@@ -90,6 +90,11 @@ INLINE void scores_wide(const float *keys, ptrdiff_t stride, int count, const fl
     scores_strip(keys + key * stride, stride, STRIP, queries, vectors, dimension,
                  out + (ptrdiff_t)key * vectors * LANES);
   }
+  if (8 % STRIP != 0) {
+    for (; key + 4 <= count; key += 4) {
+      scores_strip(keys + key * stride, stride, 4, queries, vectors, dimension, out + (ptrdiff_t)key * vectors * LANES);
+    }
+  }
   for (; key < count; key++) {
     scores_strip(keys + key * stride, stride, 1, queries, vectors, dimension, out + (ptrdiff_t)key * vectors * LANES);
   }
@@ -230,9 +235,18 @@ INLINE void accumulate_wide(const float *values, ptrdiff_t stride, int count, co
                             int dimension, const float *rescale, float *output) {
   Floats factor[PANEL_VECTORS];
   UNROLL for (int v = 0; v < vectors; v++) factor[v] = load(rescale + v * LANES);
-  for (int c = 0; c < dimension; c += STRIP) {
+  // Dimensions are multiples of 8: of strips of 6, two of 4 take the place of the last where 2 columns would be left.
+  const int rest = dimension % STRIP, whole = dimension - (rest == 2 ? 8 : rest);
+  int c = 0;
+  for (; c < whole; c += STRIP) {
     accumulate_strip(values + c, stride, count, STRIP, weights, vectors, factor,
                      output + (ptrdiff_t)c * vectors * LANES);
+  }
+  if (8 % STRIP != 0) {
+    for (; c < dimension; c += 4) {
+      accumulate_strip(values + c, stride, count, 4, weights, vectors, factor,
+                       output + (ptrdiff_t)c * vectors * LANES);
+    }
   }
 }
 

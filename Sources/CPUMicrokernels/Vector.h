@@ -78,15 +78,17 @@ INLINE Floats sums(Floats v[LANES]) {
   return v[0];
 }
 
-/// 2^x for x <= 126, 0 below -126 and for -inf; a NaN stays one.
+/// 2^x for x <= 126; 0 below -127 and for -inf, subnormal between that and -126; a NaN stays one.
 ///
 /// x = n + f with |f| <= 1/2; 2^f = 1 + f*P(f), P minimax of degree 5 with relative error 2e-9 (fitted by Lawson's
-/// iteration on a Chebyshev grid, then rounded); 2^n is added to the exponent. About 1 ulp, and 2^0 is exactly 1.
+/// iteration on a Chebyshev grid, then rounded). About 1 ulp, and 2^0 is exactly 1.
 INLINE Floats exp2_nonlarge(Floats x) {
-  const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  Ints in_range = (Ints)(x >= splat(-126.0f));
-  Floats shifted = x + round;
-  Floats f = x - (shifted - round);
+  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, and what an exponent is biased by, in the low bits.
+  const float round = 12583039.0f;
+  // The other way round, a NaN would not stay.
+  const Floats bounded = splat(-127.0f) > x ? splat(-127.0f) : x;
+  const Floats shifted = bounded + round;
+  const Floats f = bounded - (shifted - round);
   Floats p = splat(0.00015353361959569156f);
   p = multiply_add(p, f, splat(0.0013398873852565885f));
   p = multiply_add(p, f, splat(0.00961843691766262f));
@@ -94,8 +96,7 @@ INLINE Floats exp2_nonlarge(Floats x) {
   p = multiply_add(p, f, splat(0.24022647738456726f));
   p = multiply_add(p, f, splat(0.6931471824645996f));
   p = multiply_add(p, f, splat(1.0f));
-  Floats result = masked(in_range, (Floats)((Bits)p + ((Bits)shifted << 23)));
-  return x == x ? result : x;
+  return p * (Floats)((Bits)shifted << 23);
 }
 
 /// tanh: an odd polynomial (relative error 5e-9) up to 0.625, where 1 - 2/(e^2x + 1) would cancel; that beyond.
