@@ -53,6 +53,11 @@ private nonisolated(unsafe) let version: UnsafePointer<CChar> = {
 /// `fa_last_error` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_last_error() -> UnsafePointer<CChar>! { LastError.text }
 
+/// `fa_choose_vectors` of `flash_attention.h`, which describes it.
+@c @implementation public func fa_choose_vectors(_ name: UnsafePointer<CChar>!) -> fa_status {
+  status { () throws(AttentionError) in try Machine.chooseInstructionSet(name.map { String(cString: $0) }) }
+}
+
 /// `fa_gpu_check` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_gpu_check(_ ordinal: Int32) -> fa_status {
   status { () throws(AttentionError) in _ = try GPU.device(Int(ordinal)) }

@@ -18,36 +18,19 @@ extension CPUPlan {
       queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp,
       entries: CacheEntries(sinks: sinks, ranges: ranges)
     ).check(problem)
-    if problem.logSumExpCount == 0 { return }
-
-    let operands = Operands(
-      queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp?.baseAddress,
-      sinks: sinks, ranges: ranges)
-    let partials = keySplits > 1 ? SplitPartials(self) : nil
-    WorkerTeam.run(items: units, threads: threads) { queue in
-      switch path {
-      case .rows:
-        let worker = RowWorker(self)
-        while let unit = queue.next() {
-          let (rows, split) = self.unit(unit, ranges)
-          let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
-          worker.compute(rows, split: split, operands, to: destination)
-        }
-      case .panels, .pairPanels:
-        let worker = PanelWorker(self)
-        while let unit = queue.next() {
-          let (rows, split) = self.unit(unit, ranges)
-          let destination = RowDestination(plan: self, operands: operands, partials: partials, split: split)
-          worker.compute(rows, split: split, operands, to: destination)
-        }
-      }
-    }
-    partials?.combine(into: operands)
+    CPUCall.run(
+      [
+        CPUCall(
+          self,
+          Operands(
+            queries: queries, keys: KeyRows(keys), values: KeyRows(values), output: output,
+            logSumExp: logSumExp?.baseAddress, sinks: sinks, ranges: ranges))
+      ], threads: threads)
   }
 
   /// What unit `index` is. The last blocks, which see the most keys under a causal mask, come first, so that no thread
   /// is left alone with a long one at the end.
-  private func unit(_ index: Int, _ ranges: [Int]?) -> (PackedRows, split: Int) {
+  func unit(_ index: Int, _ ranges: [Int]?) -> (PackedRows, split: Int) {
     let split = index % keySplits
     let heads = problem.batch * problem.keyValueHeads
     let head = index / keySplits % heads

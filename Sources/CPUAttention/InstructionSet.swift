@@ -1,5 +1,6 @@
-internal import Attention
+public import Attention
 internal import CPUMicrokernels
+internal import Synchronization
 
 /// One way of computing with this processor's vectors.
 public struct InstructionSet: Sendable {
@@ -8,6 +9,9 @@ public struct InstructionSet: Sendable {
 
   /// "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON" or "portable".
   public var name: String { String(cString: functions.pointee.name) }
+
+  /// What it is asked for by.
+  var option: String { String(cString: functions.pointee.option) }
 
   /// Floats in a vector.
   public var lanes: Int { Int(functions.pointee.lanes) }
@@ -29,8 +33,23 @@ public struct InstructionSet: Sendable {
     return list
   }()
 
-  /// The best for this machine.
-  public static var best: InstructionSet { available[0] }
+  /// What plans take: the best for this machine, unless another was chosen.
+  public static var best: InstructionSet { available[chosen.withLock { $0 }] }
+
+  private static let chosen = Mutex(0)
+
+  /// Has plans of this process that are made from now on take another one, to measure it; nil for the best.
+  ///
+  /// - Parameter option: "avx512bf16", "avx512", "avx2", "neon" or "portable".
+  /// - Throws: `AttentionError.unsupported` where this machine cannot run it.
+  public static func choose(_ option: String?) throws(AttentionError) {
+    let options = available.map(\.option)
+    guard let number = option.map({ options.firstIndex(of: $0) }) ?? 0 else {
+      throw .unsupported(
+        "This machine has no vectors \"\(option ?? "")\"; it has \(options.joined(separator: ", ")).")
+    }
+    chosen.withLock { $0 = number }
+  }
 }
 
 extension ScalarType {
@@ -40,7 +59,7 @@ extension ScalarType {
     case .f32: FA_F32
     case .f16: FA_F16
     case .bf16: FA_BF16
-    case .e4m3: preconditionFailure("No problem is computed in e4m3.")
+    case .e4m3: FA_E4M3
     }
   }
 }

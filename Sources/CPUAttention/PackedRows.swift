@@ -56,8 +56,8 @@ struct PackedRows {
 /// The tensors of a run.
 struct Operands: Sendable {
   let queries: TensorView
-  let keys: TensorView
-  let values: TensorView
+  let keys: KeyRows
+  let values: KeyRows
   let output: MutableTensorView
   /// `[b, h_q, n_q]`, or nil.
   nonisolated(unsafe) let logSumExp: UnsafeMutablePointer<Float>?
@@ -65,4 +65,19 @@ struct Operands: Sendable {
   let sinks: [Float]?
   /// What the call gives of ranges of keys, or nil.
   let ranges: [Int]?
+  /// What numbers of bytes are multiplied by, a factor a key/value head: that of queries times that of keys, and that of values.
+  var scoreFactors: [Double]?
+  var valueFactors: [Float]?
+
+  /// What scores of a key/value head are multiplied by.
+  func scoreUnits(_ problem: AttentionProblem, head: Int) -> ScoreUnits {
+    guard let scoreFactors else { return problem.scoreUnits }
+    return ScoreUnits(scale: problem.scale * scoreFactors[head], softcap: problem.softcap)
+  }
+
+  /// Multiplies sums of values of a key/value head, before they are stored.
+  func scale(_ sums: UnsafeMutablePointer<Float>, count: Int, head: Int) {
+    guard let factor = valueFactors?[head], factor != 1 else { return }
+    for i in 0..<count { sums[i] *= factor }
+  }
 }

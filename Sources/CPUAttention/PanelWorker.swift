@@ -31,9 +31,10 @@ struct PanelWorker: ~Copyable {
   private let output: UnsafeMutablePointer<Float>
   private let statistics: UnsafeMutablePointer<Float>
   private let scores: UnsafeMutablePointer<Float>
-  /// The staged tile: K and V in f32, or V in pairs.
+  /// The staged tile: K and V in f32, or V in pairs; and rows of bfloat16 from pages.
   private let keyTile: UnsafeMutablePointer<Float>
   private let valueTile: UnsafeMutablePointer<Float>
+  private let pageRows: UnsafeMutablePointer<UInt16>
   private let weightPairs: UnsafeMutablePointer<UInt32>
   private let firstVisible: UnsafeMutablePointer<Int32>
   private let endVisible: UnsafeMutablePointer<Int32>
@@ -52,6 +53,7 @@ struct PanelWorker: ~Copyable {
       + Scratch.byteCount(panels * dv * width, of: Float.self)
       + Scratch.byteCount(panels * 3 * width, of: Float.self) + Scratch.byteCount(keys * width, of: Float.self)
       + Scratch.byteCount(keys * d, of: Float.self) + Scratch.byteCount(keys * dv, of: Float.self)
+      + Scratch.byteCount(keys * dv, of: UInt16.self)
       + Scratch.byteCount(keys * width, of: UInt32.self) + 2 * Scratch.byteCount(width, of: Int32.self)
   }
 
@@ -67,6 +69,7 @@ struct PanelWorker: ~Copyable {
     scores = scratch.take(keys * width, of: Float.self)
     keyTile = scratch.take(keys * d, of: Float.self)
     valueTile = scratch.take(keys * dv, of: Float.self)
+    pageRows = scratch.take(keys * dv, of: UInt16.self)
     weightPairs = scratch.take(keys * width, of: UInt32.self)
     firstVisible = scratch.take(width, of: Int32.self)
     endVisible = scratch.take(width, of: Int32.self)
@@ -75,26 +78,30 @@ struct PanelWorker: ~Copyable {
 
   /// Computes the tiles of one unit and hands each panel's rows to `finish`.
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
-    let transform = plan.problem.scoreUnits.microkernels
+    let transform = operands.scoreUnits(plan.problem, head: rows.keyValueHead).microkernels
     let panels = makePanels(rows, operands)
     let tiles = plan.tiles(over: rows.parts.map { rows.keysSeen(by: rows.rows, part: $0) }, split: split)
     for tile in tiles {
       let keys = tile * plan.tileKeys..<min((tile + 1) * plan.tileKeys, plan.problem.keys)
-      stage(keys, rows, operands)
+      let tile = stage(keys, rows, operands)
       for panel in panels {
         for part in rows.parts where panel.seen[part].overlaps(keys) {
           let isMasked = keys.clamped(to: panel.seenByAll[part]) != keys
-          step(panel, keys, rows, operands, transform, masked: isMasked ? part : nil)
+          step(panel, keys, tile, rows, transform, masked: isMasked ? part : nil)
         }
       }
     }
-    for panel in panels { destination.store(panel.output, panel.state, panel.rows, vectors: panel.vectors, rows) }
+    for panel in panels {
+      let count = plan.problem.valueDimension * panel.vectors * plan.instructionSet.lanes
+      operands.scale(panel.output, count: count, head: rows.keyValueHead)
+      destination.store(panel.output, panel.state, panel.rows, vectors: panel.vectors, rows)
+    }
   }
 
   private func makePanels(_ rows: PackedRows, _ operands: Operands) -> [Panel] {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
-    let isNegated = plan.problem.scoreUnits.isNegated
+    let isNegated = operands.scoreUnits(plan.problem, head: rows.keyValueHead).isNegated
     var panels: [Panel] = []
     for start in stride(from: rows.rows.lowerBound, to: rows.rows.upperBound, by: width) {
       let range = start..<min(start + width, rows.rows.upperBound)
@@ -120,7 +127,7 @@ struct PanelWorker: ~Copyable {
         }
       } else {
         functions.pack_queries(
-          pointers, Int32(range.count), plan.problem.scalarType.microkernelType, Int32(d), Int32(panel.vectors),
+          pointers, Int32(range.count), operands.queries.scalarType.microkernelType, Int32(d), Int32(panel.vectors),
           panel.queries)
         if isNegated { for i in 0..<d * panel.vectors * plan.instructionSet.lanes { panel.queries[i].negate() } }
       }
@@ -129,38 +136,56 @@ struct PanelWorker: ~Copyable {
     return panels
   }
 
-  /// Brings a tile into the form that the products read. f32 is read where it is.
-  private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) {
+  /// Rows of a tile where the products read them.
+  private struct Tile {
+    let keys, values: (rows: UnsafeRawPointer, stride: Int, type: FAScalarType)
+  }
+
+  /// Brings a tile into the form that the products read. f32 and pairs of K are read where they are, but for pages.
+  private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) -> Tile {
     let functions = plan.instructionSet.functions.pointee
-    let type = plan.problem.scalarType
-    let (k, v) = (operands.keys, operands.values)
-    let keyRow = k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-    let valueRow = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-    if plan.path == .pairPanels {
-      valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * plan.problem.valueDimension) {
-        functions.pair_pack_values(
-          valueRow, v.strides.length * 2, Int32(keys.count), Int32(plan.problem.valueDimension), $0)
+    func staged(
+      _ own: KeyRows, _ dimension: Int, in tile: UnsafeMutableRawPointer
+    ) -> (rows: UnsafeRawPointer, stride: Int, type: FAScalarType) {
+      let isPairs = plan.path == .pairPanels
+      if own.areNeighbours && (isPairs || own.scalarType == .f32) {
+        return (own.row(rows, keys.lowerBound), own.stride, own.type)
       }
-    } else if type != .f32 {
-      functions.widen(
-        keyRow, k.strides.length * type.byteCount, type.microkernelType, Int32(keys.count),
-        Int32(plan.problem.dimension), keyTile)
-      functions.widen(
-        valueRow, v.strides.length * type.byteCount, type.microkernelType, Int32(keys.count),
-        Int32(plan.problem.valueDimension), valueTile)
+      let type = isPairs ? own.scalarType : .f32
+      for run in own.runs(of: keys) {
+        let to = tile + (run.lowerBound - keys.lowerBound) * dimension * type.byteCount
+        if isPairs {
+          for key in run {
+            (to + (key - run.lowerBound) * dimension * 2).copyMemory(from: own.row(rows, key), byteCount: dimension * 2)
+          }
+        } else {
+          functions.widen(
+            own.row(rows, run.lowerBound), own.stride, own.type, Int32(run.count), Int32(dimension),
+            to.assumingMemoryBound(to: Float.self))
+        }
+      }
+      return (UnsafeRawPointer(tile), dimension * type.byteCount, type.microkernelType)
     }
+    let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    guard plan.path == .pairPanels else {
+      return Tile(keys: staged(operands.keys, d, in: keyTile), values: staged(operands.values, dv, in: valueTile))
+    }
+    let tile = Tile(keys: staged(operands.keys, d, in: keyTile), values: staged(operands.values, dv, in: pageRows))
+    valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
+      functions.pair_pack_values(tile.values.rows, tile.values.stride, Int32(keys.count), Int32(dv), $0)
+    }
+    return tile
   }
 
   /// A tile and a panel.
   ///
   /// - Parameter masked: which of the rows' two ranges hides keys of the tile that are not in it; nil where none is hidden.
   private func step(
-    _ panel: Panel, _ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands, _ transform: FAScoreTransform,
-    masked: Int?
+    _ panel: Panel, _ keys: Range<Int>, _ tile: Tile, _ rows: PackedRows, _ transform: FAScoreTransform, masked: Int?
   ) {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
-    let (k, v) = (operands.keys, operands.values)
+    let (k, v) = (tile.keys, tile.values)
     let count = Int32(keys.count)
     let vectors = Int32(panel.vectors)
     var visible = FAVisibleKeys(first: nil, end: nil)
@@ -173,21 +198,16 @@ struct PanelWorker: ~Copyable {
       }
       visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
     }
-    let keyRow = k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-    let valueRow = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-    let type = plan.problem.scalarType
-    let valueStride = v.strides.length * type.byteCount
     // An infinity or a NaN in V must not reach the rows that do not see it.
-    let isCareful =
-      masked != nil && functions.has_nonfinite(valueRow, valueStride, type.microkernelType, count, Int32(dv)) != 0
+    let isCareful = masked != nil && functions.has_nonfinite(v.rows, v.stride, v.type, count, Int32(dv)) != 0
 
     if plan.path == .pairPanels {
       panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
-        functions.pair_scores(keyRow, k.strides.length * 2, count, $0, vectors, Int32(d), scores)
+        functions.pair_scores(k.rows, k.stride, count, $0, vectors, Int32(d), scores)
       }
       if isCareful {
         functions.softmax(scores, count, vectors, transform, visible, panel.state)
-        accumulateCarefully(panel, valueRow, valueStride, count)
+        accumulateCarefully(panel, v.rows, v.stride, v.type, count)
         return
       }
       functions.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
@@ -197,26 +217,24 @@ struct PanelWorker: ~Copyable {
       }
       return
     }
-    let isStaged = type != .f32
     functions.scores(
-      isStaged ? UnsafePointer(keyTile) : keyRow.assumingMemoryBound(to: Float.self), isStaged ? d : k.strides.length,
-      count,
-      panel.queries, vectors, Int32(d), scores)
+      k.rows.assumingMemoryBound(to: Float.self), k.stride / 4, count, panel.queries, vectors, Int32(d), scores)
     functions.softmax(scores, count, vectors, transform, visible, panel.state)
     if isCareful {
-      accumulateCarefully(panel, valueRow, valueStride, count)
+      accumulateCarefully(panel, v.rows, v.stride, v.type, count)
       return
     }
     functions.accumulate(
-      isStaged ? UnsafePointer(valueTile) : valueRow.assumingMemoryBound(to: Float.self),
-      isStaged ? dv : v.strides.length, count,
-      scores, vectors, Int32(dv), panel.state.rescale, panel.output)
+      v.rows.assumingMemoryBound(to: Float.self), v.stride / 4, count, scores, vectors, Int32(dv), panel.state.rescale,
+      panel.output)
   }
 
-  private func accumulateCarefully(_ panel: Panel, _ values: UnsafeRawPointer, _ stride: Int, _ count: Int32) {
+  private func accumulateCarefully(
+    _ panel: Panel, _ values: UnsafeRawPointer, _ stride: Int, _ type: FAScalarType, _ count: Int32
+  ) {
     let rows = panel.vectors * plan.instructionSet.lanes
     plan.instructionSet.functions.pointee.accumulate_carefully(
-      values, stride, plan.problem.scalarType.microkernelType, count, scores, Int32(rows),
+      values, stride, type, count, scores, Int32(rows),
       Int32(plan.problem.valueDimension), panel.state.rescale, panel.output, 1, rows)
   }
 }

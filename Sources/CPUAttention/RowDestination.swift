@@ -36,7 +36,7 @@ struct RowDestination: ~Copyable {
     }
   }
 
-  private var type: FAScalarType { partials == nil ? plan.problem.scalarType.microkernelType : FA_F32 }
+  private var type: FAScalarType { partials == nil ? operands.output.scalarType.microkernelType : FA_F32 }
 
   private func row(_ row: Int, _ rows: PackedRows) -> UnsafeMutableRawPointer {
     if let partials { return UnsafeMutableRawPointer(partials.output(index: rows.index(row), split: split)) }
@@ -47,7 +47,7 @@ struct RowDestination: ~Copyable {
   private func finish(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
     // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
-    let unit = plan.problem.scoreUnits.maximumUnit
+    let unit = operands.scoreUnits(plan.problem, head: rows.keyValueHead).maximumUnit
     var logSumExp2 = sum == 0 ? -.infinity : Double(state.maximum[lane]) * unit + log2(sum)
     if let partials {
       partials.logSumExp2[rows.index(row) * plan.keySplits + split] = logSumExp2
@@ -146,7 +146,7 @@ final class SplitPartials: @unchecked Sendable {
       (sum, logSumExp2) = (sum * withSink.ratio, withSink.logSumExp2)
     }
     plan.instructionSet.functions.pointee.store_row(
-      total, Float(sum), Int32(problem.valueDimension), problem.scalarType.microkernelType,
+      total, Float(sum), Int32(problem.valueDimension), operands.output.scalarType.microkernelType,
       operands.output.row(batch: batch, head: head, token: query))
     operands.logSumExp?[index] = Float(logSumExp2 * 0.6931471805599453)
   }

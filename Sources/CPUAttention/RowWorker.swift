@@ -12,6 +12,8 @@ struct RowWorker: ~Copyable {
   private let output: UnsafeMutablePointer<Float>
   private let statistics: UnsafeMutablePointer<Float>
   private let scores: UnsafeMutablePointer<Float>
+  /// Factors of rows whose output nothing rescales.
+  private let ones: UnsafeMutablePointer<Float>
   private let firstVisible: UnsafeMutablePointer<Int32>
   private let endVisible: UnsafeMutablePointer<Int32>
 
@@ -30,7 +32,7 @@ struct RowWorker: ~Copyable {
     return Scratch.byteCount(rows * padded(plan.problem.dimension), of: Float.self)
       + Scratch.byteCount(rows * padded(plan.problem.valueDimension), of: Float.self)
       + Scratch.byteCount(3 * rows, of: Float.self)
-      + Scratch.byteCount(plan.tileKeys * rows + 32, of: Float.self)
+      + Scratch.byteCount(plan.tileKeys * rows + 32, of: Float.self) + Scratch.byteCount(rows, of: Float.self)
       + 2 * Scratch.byteCount(rows, of: Int32.self)
   }
 
@@ -42,6 +44,8 @@ struct RowWorker: ~Copyable {
     output = scratch.take(paddedRows * Self.padded(plan.problem.valueDimension), of: Float.self)
     statistics = scratch.take(3 * paddedRows, of: Float.self)
     scores = scratch.take(plan.tileKeys * paddedRows + 32, of: Float.self)
+    ones = scratch.take(paddedRows, of: Float.self)
+    ones.update(repeating: 1, count: paddedRows)
     firstVisible = scratch.take(paddedRows, of: Int32.self)
     endVisible = scratch.take(paddedRows, of: Int32.self)
     self.scratch = scratch
@@ -50,11 +54,11 @@ struct RowWorker: ~Copyable {
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
     let functions = plan.instructionSet.functions.pointee
     let problem = plan.problem
-    let type = problem.scalarType
     let (d, dv) = (Int32(problem.dimension), Int32(problem.valueDimension))
     let (paddedD, paddedDv) = (Self.padded(problem.dimension), Self.padded(problem.valueDimension))
     let (k, v) = (operands.keys, operands.values)
-    let transform = problem.scoreUnits.microkernels
+    let units = operands.scoreUnits(problem, head: rows.keyValueHead)
+    let transform = units.microkernels
     let state = FASoftmaxState(
       maximum: statistics, sum: statistics + paddedRows, rescale: statistics + 2 * paddedRows)
 
@@ -66,11 +70,11 @@ struct RowWorker: ~Copyable {
     }
     for (r, row) in rows.rows.enumerated() {
       functions.load_row(
-        operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), type.microkernelType,
-        d, Int32(paddedD), queries + r * paddedD)
+        operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)),
+        operands.queries.scalarType.microkernelType, d, Int32(paddedD), queries + r * paddedD)
     }
 
-    if problem.scoreUnits.isNegated {
+    if units.isNegated {
       for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 
@@ -94,36 +98,40 @@ struct RowWorker: ~Copyable {
           }
           visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
         }
-        functions.row_scores(
-          k.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound), k.strides.length * type.byteCount,
-          type.microkernelType, Int32(keys.count), queries, Int32(paddedRows), d, Int32(paddedD), scores,
-          FAPrefetch(v, rows, keys))
-        functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
-        let values = v.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound)
-        let valueStride = v.strides.length * type.byteCount
-        if visible.first != nil
-          && functions.has_nonfinite(values, valueStride, type.microkernelType, Int32(keys.count), dv) != 0
-        {
-          functions.accumulate_carefully(
-            values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, state.rescale,
-            output, paddedDv, 1)
-          continue
+        for run in k.runs(of: keys) {
+          functions.row_scores(
+            k.row(rows, run.lowerBound), k.stride, k.type, Int32(run.count), queries, Int32(paddedRows), d,
+            Int32(paddedD), scores + (run.lowerBound - keys.lowerBound) * paddedRows, FAPrefetch(v, rows, run))
         }
+        functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
         let next = number + 1 < tiles.count ? ofTile(tiles[number + 1]) : keys.upperBound..<keys.upperBound
-        functions.row_accumulate(
-          values, valueStride, type.microkernelType, Int32(keys.count), scores, Int32(paddedRows), dv, Int32(paddedDv),
-          state.rescale, output, FAPrefetch(k, rows, next))
+        var rescale = state.rescale!
+        for run in v.runs(of: keys) {
+          let (values, weights) = (
+            v.row(rows, run.lowerBound), scores + (run.lowerBound - keys.lowerBound) * paddedRows
+          )
+          if visible.first != nil && functions.has_nonfinite(values, v.stride, v.type, Int32(run.count), dv) != 0 {
+            functions.accumulate_carefully(
+              values, v.stride, v.type, Int32(run.count), weights, Int32(paddedRows), dv, rescale, output, paddedDv, 1)
+          } else {
+            let ahead = min(next.lowerBound + run.lowerBound - keys.lowerBound, next.upperBound)..<next.upperBound
+            functions.row_accumulate(
+              values, v.stride, v.type, Int32(run.count), weights, Int32(paddedRows), dv, Int32(paddedDv), rescale,
+              output, FAPrefetch(k, rows, k.run(of: ahead)))
+          }
+          rescale = ones
+        }
       }
     }
+    operands.scale(output, count: paddedRows * paddedDv, head: rows.keyValueHead)
     destination.storeRows(output, stride: paddedDv, state, rows)
   }
 }
 
 extension FAPrefetch {
-  /// The rows of the given keys.
-  init(_ view: TensorView, _ rows: PackedRows, _ keys: Range<Int>) {
+  /// The rows of the given keys, which lie one after the other.
+  init(_ keys: KeyRows, _ rows: PackedRows, _ run: Range<Int>) {
     self.init(
-      rows: view.row(batch: rows.batch, head: rows.keyValueHead, token: keys.lowerBound),
-      stride: view.strides.length * view.scalarType.byteCount, count: Int32(keys.count))
+      rows: run.isEmpty ? keys.base : keys.row(rows, run.lowerBound), stride: keys.stride, count: Int32(run.count))
   }
 }

@@ -9,6 +9,8 @@ static int has_nonfinite(const void *values, ptrdiff_t stride, FAScalarType type
       if (type == FA_F32) {
         __builtin_memcpy(&bits, row + c * 4, 4);
         if ((bits & 0x7f800000u) == 0x7f800000u) return 1;
+      } else if (type == FA_E4M3) {
+        if ((row[c] & 0x7f) == 0x7f) return 1;
       } else {
         uint16_t half;
         __builtin_memcpy(&half, row + c * 2, 2);

@@ -51,8 +51,13 @@ static float probe_read(const float *source, size_t count) {
   return result;
 }
 
+// What stands behind "fa_" in the table's symbol.
+#define QUOTED(NAME) #NAME
+#define OPTION(NAME) &QUOTED(NAME)[3]
+
 const CPUMicrokernels TABLE = {
     .name = TABLE_NAME,
+    .option = OPTION(TABLE),
     .lanes = LANES,
     .panel_vectors = PANEL_VECTORS,
     .has_pairs = HAS_PAIRS,

@@ -34,6 +34,11 @@ INLINE void product_columns(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, c
   for (; i + STRIP <= rows; i += STRIP) {
     product_block(a + i * a_row, a_row, a_step, b, b_row, STRIP, vectors, depth, adds, out + i * out_row, out_row);
   }
+  if (8 % STRIP != 0) {
+    for (; i + 4 <= rows; i += 4) {
+      product_block(a + i * a_row, a_row, a_step, b, b_row, 4, vectors, depth, adds, out + i * out_row, out_row);
+    }
+  }
   for (; i < rows; i++) {
     product_block(a + i * a_row, a_row, a_step, b, b_row, 1, vectors, depth, adds, out + i * out_row, out_row);
   }

@@ -31,6 +31,7 @@ static void pack_queries(const void *const *rows, int count, FAScalarType type, 
     case FA_F32: pack_queries_typed(rows, count, FA_F32, dimension, vectors, queries); break;
     case FA_F16: pack_queries_typed(rows, count, FA_F16, dimension, vectors, queries); break;
     case FA_BF16: pack_queries_typed(rows, count, FA_BF16, dimension, vectors, queries); break;
+    case FA_E4M3: pack_queries_typed(rows, count, FA_E4M3, dimension, vectors, queries); break;
   }
 }
 
@@ -53,6 +54,7 @@ static void widen(const void *source, ptrdiff_t stride, FAScalarType type, int c
     case FA_F32: widen_typed(source, stride, FA_F32, count, dimension, destination); break;
     case FA_F16: widen_typed(source, stride, FA_F16, count, dimension, destination); break;
     case FA_BF16: widen_typed(source, stride, FA_BF16, count, dimension, destination); break;
+    case FA_E4M3: widen_typed(source, stride, FA_E4M3, count, dimension, destination); break;
   }
 }
 

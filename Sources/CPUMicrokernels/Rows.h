@@ -98,6 +98,7 @@ INLINE void row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType typ
     case FA_F32: DISPATCH_ROWS(FA_F32, ROWS, CALL) break;            \
     case FA_F16: DISPATCH_ROWS(FA_F16, ROWS, CALL) break;            \
     case FA_BF16: DISPATCH_ROWS(FA_BF16, ROWS, CALL) break;          \
+    case FA_E4M3: DISPATCH_ROWS(FA_E4M3, ROWS, CALL) break;          \
   }
 
 // 8 rows do not fit 4 lanes: there, two halves of 4 rows would be needed, so the widest group is LANES rows.
@@ -113,7 +114,10 @@ static void row_scores(const void *keys, ptrdiff_t stride, FAScalarType type, in
       const char *here = (const char *)keys + key * stride;
       for (int half = 0; half < rows; half += LANES) {
 #define GROUP(T) row_scores_group(here, 0, T, queries + half * padded, LANES, dimension, padded, here, 0)
-        store(scores + key * rows + half, type == FA_F32 ? GROUP(FA_F32) : type == FA_F16 ? GROUP(FA_F16) : GROUP(FA_BF16));
+        store(scores + key * rows + half, type == FA_F32    ? GROUP(FA_F32)
+                                          : type == FA_F16  ? GROUP(FA_F16)
+                                          : type == FA_BF16 ? GROUP(FA_BF16)
+                                                            : GROUP(FA_E4M3));
 #undef GROUP
       }
     }

@@ -78,15 +78,15 @@ INLINE Floats sums(Floats v[LANES]) {
   return v[0];
 }
 
-/// 2^x for x <= 126; 0 below -127 and for -inf, subnormal between that and -126; a NaN stays one.
+/// 2^x for x <= 126, 0 below -126 and for -inf; a NaN stays one.
 ///
 /// x = n + f with |f| <= 1/2; 2^f = 1 + f*P(f), P minimax of degree 5 with relative error 2e-9 (fitted by Lawson's
 /// iteration on a Chebyshev grid, then rounded). About 1 ulp, and 2^0 is exactly 1.
 INLINE Floats exp2_nonlarge(Floats x) {
   // 1.5 * 2^23 + 127: adding it leaves the nearest integer, and what an exponent is biased by, in the low bits.
   const float round = 12583039.0f;
-  // The other way round, a NaN would not stay.
-  const Floats bounded = splat(-127.0f) > x ? splat(-127.0f) : x;
+  // An exponent of -127 is that of 0.
+  const Floats bounded = x < splat(-126.0f) ? splat(-127.0f) : x;
   const Floats shifted = bounded + round;
   const Floats f = bounded - (shifted - round);
   Floats p = splat(0.00015353361959569156f);
@@ -173,9 +173,29 @@ INLINE Halves to_f16(Floats v) {
 }
 #endif
 
+typedef int8_t Bytes __attribute__((ext_vector_type(LANES)));
+typedef int16_t Words16 __attribute__((ext_vector_type(LANES)));
+
+/// E4M3: the bits of an exponent and a fraction are those of an f16 that is 2^8 times smaller. There is no infinity, and all ones, which
+/// would be 480, are a NaN.
+INLINE Floats from_e4m3(Bytes b) {
+  // Widened with its sign, which then stands at both places beside the exponent's four bits: one of them is the fifth's.
+  const Words16 bits = (__builtin_convertvector(b, Words16) << 7) & (int16_t)0xbf80;
+  const Floats value = from_f16((Halves)bits) * 256.0f;
+  const Floats magnitude = (Floats)((Bits)value & 0x7fffffffu);
+  return (Floats)((Ints)value | (Ints)(magnitude > splat(448.0f)));
+}
+
+INLINE size_t element_size(FAScalarType type) { return type == FA_F32 ? 4 : type == FA_E4M3 ? 1 : 2; }
+
 /// LANES elements of the given type as floats.
 INLINE Floats load_elements(const void *p, FAScalarType type) {
   if (type == FA_F32) return load((const float *)p);
+  if (type == FA_E4M3) {
+    Bytes b;
+    __builtin_memcpy(&b, p, sizeof b);
+    return from_e4m3(b);
+  }
   Halves h;
   __builtin_memcpy(&h, p, sizeof h);
   return type == FA_F16 ? from_f16(h) : from_bf16(h);
@@ -193,14 +213,12 @@ INLINE void store_elements(void *p, FAScalarType type, Floats v) {
 /// The first `count` < LANES elements; the lanes above are zero, and no byte beyond is read.
 INLINE Floats load_some(const void *p, FAScalarType type, int count) {
   char buffer[LANES * 4] = {0};
-  __builtin_memcpy(buffer, p, (size_t)count * (type == FA_F32 ? 4 : 2));
+  __builtin_memcpy(buffer, p, (size_t)count * element_size(type));
   return load_elements(buffer, type);
 }
 
 INLINE void store_some(void *p, FAScalarType type, Floats v, int count) {
   char buffer[LANES * 4];
   store_elements(buffer, type, v);
-  __builtin_memcpy(p, buffer, (size_t)count * (type == FA_F32 ? 4 : 2));
+  __builtin_memcpy(p, buffer, (size_t)count * element_size(type));
 }
-
-INLINE size_t element_size(FAScalarType type) { return type == FA_F32 ? 4 : 2; }

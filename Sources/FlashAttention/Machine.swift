@@ -1,3 +1,4 @@
+public import Attention
 internal import CPUAttention
 
 #if canImport(Glibc)
@@ -16,4 +17,15 @@ public enum Machine {
 
   /// The vector instructions that the CPU path uses here, and what else it could use, best first.
   public static var instructionSets: [String] { InstructionSet.available.map(\.name) }
+
+  /// Those that plans use.
+  public static var instructionSet: String { InstructionSet.best.name }
+
+  /// Has plans of this process that are made from now on use other vector instructions on the CPU, to measure them.
+  ///
+  /// - Parameter option: "avx512bf16", "avx512", "avx2", "neon" or "portable"; nil for the best.
+  /// - Throws: `AttentionError.unsupported` where this machine cannot run them.
+  public static func chooseInstructionSet(_ option: String?) throws(AttentionError) {
+    try InstructionSet.choose(option)
+  }
 }

@@ -336,6 +336,9 @@ import Testing
     #expect(lastError == "The counters have -64 bytes; give a size of 0 or more.")
     #expect(fa_counters(-1, nil, 64, nil) == FA_INVALID)
     #expect(String(cString: fa_version()) == "1.0.0")
+    #expect(fa_choose_vectors("mmx") == FA_INVALID)
+    #expect(String(cString: fa_last_error()).hasPrefix("This machine has no vectors \"mmx\"; it has "))
+    #expect(fa_choose_vectors(nil) == FA_OK)
   }
 
   /// A caller that knows fields which this library does not: harmless while they are zero.

@@ -34,6 +34,25 @@ import Testing
   }
 
   @Test(arguments: 0..<ConversionTests.tables.count)
+  func widensEveryByte(table: Int) {
+    let functions = Self.tables[table].pointee
+    let patterns = (0...UInt8.max).map { $0 }
+    var widened = [Float](repeating: 0, count: patterns.count)
+    functions.widen(patterns, 64, FA_E4M3, 4, 64, &widened)
+    let wrong = patterns.indices.filter { i in
+      let expected = Float8E4M3(bitPattern: patterns[i]).asFloat
+      return expected.isNaN ? !widened[i].isNaN : widened[i].bitPattern != expected.bitPattern
+    }
+    #expect(wrong.isEmpty, "\(String(cString: functions.name)): \(wrong.prefix(5))")
+    // A NaN among them, of either sign, is found.
+    for (byte, isThere) in [(0x7f, true), (0xff, true), (0x7e, false), (0xfe, false), (0x80, false)] as [(UInt8, Bool)]
+    {
+      let row = (0..<64).map { $0 == 41 ? byte : 0x7e }
+      #expect((functions.has_nonfinite(row, 64, FA_E4M3, 1, 64) != 0) == isThere)
+    }
+  }
+
+  @Test(arguments: 0..<ConversionTests.tables.count)
   func narrowsByRoundingToNearestEven(table: Int) {
     let functions = Self.tables[table].pointee
     // All exponents, with fractions around the ties of both types, and what lies beyond the largest.

@@ -22,8 +22,8 @@
 /// Largest number of query rows of the rows family.
 #define FA_MAX_ROWS 8
 
-/// The element type of a tensor in memory.
-typedef enum { FA_F32 = 0, FA_F16 = 1, FA_BF16 = 2 } FAScalarType;
+/// The element type of a tensor in memory; outputs have none of e4m3.
+typedef enum { FA_F32 = 0, FA_F16 = 1, FA_BF16 = 2, FA_E4M3 = 3 } FAScalarType;
 
 /// What happens to a score q.k before the softmax.
 ///
@@ -91,6 +91,8 @@ typedef struct {
 typedef struct {
   /// For people: "AVX-512", ...
   const char *name;
+  /// To ask for it: "avx512", ...
+  const char *option;
   /// Floats in a vector.
   int lanes;
   /// Vectors across a full panel; a panel of fewer rows may use fewer.

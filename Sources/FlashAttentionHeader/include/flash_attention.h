@@ -253,6 +253,10 @@ const char *fa_last_error(void);
 /* Whether a GPU can be used. */
 fa_status fa_gpu_check(int32_t ordinal);
 
+/* Has calls of this process use other vector instructions on the CPU from now on, to measure them: "avx512bf16", "avx512", "avx2",
+ * "neon" or "portable"; NULL for the best. FA_INVALID where this machine has none of that name. */
+fa_status fa_choose_vectors(const char *name);
+
 fa_status fa_forward(const fa_forward_params *params);
 fa_status fa_sequences(const fa_sequences_params *params);
 fa_status fa_combine(const fa_combine_params *params);

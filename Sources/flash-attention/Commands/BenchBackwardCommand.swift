@@ -37,6 +37,8 @@ struct BenchBackwardCommand: ParsableCommand {
   @Option(help: "Threads on the CPU. (default: all processors)")
   var threads: Int?
 
+  @OptionGroup var vectors: VectorsOption
+
   @Option(help: "Runs of each case; the median counts.")
   var iterations = 11
 
@@ -67,6 +69,7 @@ struct BenchBackwardCommand: ParsableCommand {
       throw ValidationError("With --any-order bits may differ from run to run; leave out --repeats.")
     }
     if threads != nil && device.ordinal != nil { throw ValidationError("--threads is for the CPU; leave it out.") }
+    try vectors.choose(for: device)
     if candidates != nil && tiling != nil {
       throw ValidationError("--candidates measures tilings, and --tiling gives one; leave out one of them.")
     }

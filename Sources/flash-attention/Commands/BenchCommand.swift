@@ -35,6 +35,8 @@ struct BenchAttentionCommand: ParsableCommand {
   @Option(help: "Where to compute: auto, cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
 
+  @OptionGroup var vectors: VectorsOption
+
   @OptionGroup var tiling: TilingOptions
 
   @Option(help: "Threads on the CPU. (default: all processors)")
@@ -54,6 +56,7 @@ struct BenchAttentionCommand: ParsableCommand {
     if let threads, !(1...Machine.processors).contains(threads) {
       throw ValidationError("--threads is \(threads); it must be from 1 to \(Machine.processors), the processors here.")
     }
+    try vectors.choose(for: device)
     if options.isGiven && !shape.isGiven {
       throw ValidationError("Masks, scale and softcap belong to a shape; give --queries or others too.")
     }
@@ -123,7 +126,7 @@ struct BenchAttentionCommand: ParsableCommand {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
     let report = Report(
-      instructionSet: Machine.instructionSets[0], threads: threads ?? Machine.processors, cases: measurements)
+      instructionSet: Machine.instructionSet, threads: threads ?? Machine.processors, cases: measurements)
     try OutputFile.write([[UInt8](try encoder.encode(report)), [0x0a]], to: path)
   }
 

@@ -150,3 +150,21 @@ struct ShapeOptions: ParsableArguments {
       softcap: softcap)
   }
 }
+
+/// Which of the CPU's vector instructions.
+struct VectorsOption: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "On the CPU, use these vector instructions: avx512bf16, avx512, avx2, neon or portable. (default: the best of the machine)",
+      valueName: "NAME"))
+  var vectors: String?
+
+  /// Has all plans use them.
+  ///
+  /// - Throws: `ValidationError` where the machine has none such, or where the CPU is not what computes.
+  func choose(for device: Device) throws {
+    guard let vectors else { return }
+    if device.ordinal != nil { throw ValidationError("--vectors is for the CPU; leave it out, or give --device cpu.") }
+    do { try Machine.chooseInstructionSet(vectors) } catch { throw ValidationError("--vectors: \(error)") }
+  }
+}

@@ -40,6 +40,8 @@ struct VerifyCommand: ParsableCommand {
   @Flag(help: "Also run the GPU's kernels on the emulator.")
   var emulate = false
 
+  @OptionGroup var vectors: VectorsOption
+
   @OptionGroup var tiling: TilingOptions
 
   @Flag(help: "On a GPU, draw the tilings too: every rung of the ladder, every layout, store and accumulator.")
@@ -94,6 +96,7 @@ struct VerifyCommand: ParsableCommand {
         throw ValidationError("--family goes with --device gpu, and not with --concurrent or --variants.")
       }
     }
+    try vectors.choose(for: device)
     if emulate && device == .cpu { throw ValidationError("--emulate belongs to --device gpu; the CPU runs no PTX.") }
     if kernels < 1 { throw ValidationError("--kernels is \(kernels); it must be at least 1.") }
     if cases < 1 { throw ValidationError("--cases is \(cases); it must be at least 1.") }

@@ -1,0 +1,77 @@
+package import Attention
+
+/// A problem with its tensors, one of those that are computed at once.
+package struct CPUCall: Sendable {
+  private let plan: CPUPlan
+  private let operands: Operands
+
+  init(_ plan: CPUPlan, _ operands: Operands) { (self.plan, self.operands) = (plan, operands) }
+
+  /// A sequence of a call over a cache.
+  ///
+  /// - Parameters:
+  ///   - plan: of the sequence's problem.
+  ///   - queries: `[1, H_q, N_q, D]`.
+  ///   - output: `[1, H_q, N_q, D_v]`.
+  ///   - logSumExp: `[H_q, N_q]`.
+  ///   - scoreFactors: what a key/value head's products of bytes are multiplied by; nil where they are numbers.
+  ///   - valueFactors: the same of its values.
+  package init(
+    _ plan: CPUPlan, queries: TensorView, keys: KeyRows, values: KeyRows, output: MutableTensorView,
+    logSumExp: UnsafeMutablePointer<Float>?, sinks: [Float]?, ranges: [Int]?, scoreFactors: [Double]?,
+    valueFactors: [Float]?
+  ) {
+    self.init(
+      plan,
+      Operands(
+        queries: queries, keys: keys, values: values, output: output, logSumExp: logSumExp, sinks: sinks,
+        ranges: ranges,
+        scoreFactors: scoreFactors, valueFactors: valueFactors))
+  }
+
+  /// Computes calls on up to `threads` threads, each unit of theirs by whoever is free.
+  package static func run(_ calls: [CPUCall], threads: Int) {
+    let calls = calls.filter { $0.plan.problem.logSumExpCount > 0 }
+    // The number behind each call's last unit.
+    let ends = calls.reduce(into: [Int]()) { $0.append(($0.last ?? 0) + $1.plan.units) }
+    let partials = calls.map { $0.plan.keySplits > 1 ? SplitPartials($0.plan) : nil }
+    WorkerTeam.run(items: ends.last ?? 0, threads: threads) { queue in
+      var (next, number) = (queue.next(), 0)
+      while let item = next {
+        // Items that a thread takes ascend.
+        while item >= ends[number] { number += 1 }
+        let numbers = ends[number] - calls[number].plan.units..<ends[number]
+        next = calls[number].compute(from: item, of: numbers, partials[number], queue)
+      }
+    }
+    for (call, own) in zip(calls, partials) { own?.combine(into: call.operands) }
+  }
+
+  /// Computes units from a number on, as long as the queue gives this call's; returns what it gave then.
+  private func compute(
+    from first: Int, of numbers: Range<Int>, _ partials: SplitPartials?, _ queue: WorkQueue
+  ) -> Int? {
+    var next = Optional(first)
+    func unit() -> (rows: PackedRows, split: Int)? {
+      guard let number = next, numbers.contains(number) else { return nil }
+      return plan.unit(number - numbers.lowerBound, operands.ranges)
+    }
+    switch plan.path {
+    case .rows:
+      let worker = RowWorker(plan)
+      while let (rows, split) = unit() {
+        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: split)
+        worker.compute(rows, split: split, operands, to: destination)
+        next = queue.next()
+      }
+    case .panels, .pairPanels:
+      let worker = PanelWorker(plan)
+      while let (rows, split) = unit() {
+        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: split)
+        worker.compute(rows, split: split, operands, to: destination)
+        next = queue.next()
+      }
+    }
+    return next
+  }
+}
