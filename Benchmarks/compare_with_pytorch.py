@@ -3,7 +3,7 @@
 
     swift build -c release
     python3 -m venv .venv && .venv/bin/pip install torch numpy
-    .venv/bin/python Benchmarks/compare_with_pytorch.py [--threads N] [--rounds 5] [--dtypes f32,bf16]
+    .venv/bin/python Benchmarks/compare_with_pytorch.py [--threads N] [--rounds 5] [--dtypes f32,bf16] [--vectors avx2]
 
 Prints two Markdown tables: prefill in GFLOPS (4*B*H*N*N*D, halved when causal) and decode in GB/s of K and V, beside what
 a probe reads from a buffer of the same size in the same round. Each figure is the median over all rounds; a ratio above
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 TOOL = Path(__file__).resolve().parent.parent / ".build/release/flash-attention"
+COMMAND = []
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -30,7 +31,7 @@ def ours(case, threads):
     """Seconds (median) and the probe's GB/s, from one run of the tool."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "bench.json")
-        arguments = [str(TOOL), "bench", "--json", path, "--threads", str(threads), "--dtype", case["dtype"]]
+        arguments = COMMAND + ["--json", path, "--threads", str(threads), "--dtype", case["dtype"]]
         arguments += ["--query-heads", str(case["hq"]), "--kv-heads", str(case["hk"]), "--dim", str(case["d"])]
         arguments += ["--queries", str(case["nq"]), "--keys", str(case["nk"]), "--iterations", "9"]
         arguments += ["--causal"] if case["causal"] else []
@@ -67,7 +68,11 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", default="f32,bf16,f16")
+    parser.add_argument("--tool", type=Path, default=TOOL, help="the executable to measure")
+    parser.add_argument("--vectors", help="the instructions it uses, such as avx2; hold PyTorch to them by ATEN_CPU_CAPABILITY=avx2")
     options = parser.parse_args()
+    global COMMAND
+    COMMAND = [str(options.tool), "bench", "--device", "cpu"] + (["--vectors", options.vectors] if options.vectors else [])
     torch.set_num_threads(options.threads)
     dtypes = options.dtypes.split(",")
 

@@ -27,8 +27,12 @@ struct PackedRows {
   /// The ranges that a row may see: one by a mask's rule alone, and otherwise two.
   var parts: Range<Int> { problem.ranges == nil ? 0..<1 : 0..<2 }
 
+  /// Whether no row need be asked what it sees.
+  private var seeAll: Bool { !problem.mask.isLimited && problem.ranges == nil }
+
   /// Keys that the first ranges of the rows span, or the second.
   func keysSeen(by rows: Range<Int>, part: Int) -> Range<Int> {
+    if seeAll { return 0..<problem.keys }
     var first = Int.max
     var end = 0
     for row in rows {
@@ -42,6 +46,7 @@ struct PackedRows {
 
   /// Keys that all first ranges of the rows have in common, or all second.
   func keysSeen(byEachOf rows: Range<Int>, part: Int) -> Range<Int> {
+    if seeAll { return 0..<problem.keys }
     var first = 0
     var end = Int.max
     for row in rows {

@@ -1,0 +1,142 @@
+"""The functions of FlashAttention 2, by those of FlashAttention 3: what differs is the order of arguments, some names, and how packed
+tensors come."""
+
+import torch
+from torch.nn.functional import pad
+
+from swift_flash_attention import _arguments as given
+from swift_flash_attention._numbers import flag, number
+from swift_flash_attention.compat import flash_attn_interface as three
+
+__all__ = [
+    "flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func", "flash_attn_with_kvcache"]
+
+
+def _refuse(dropout_p, alibi_slopes):
+    if number("dropout_p", dropout_p) != 0:
+        raise NotImplementedError(
+            f"dropout_p is {dropout_p}; swift_flash_attention has no dropout. Give 0.0, as in evaluation. (The scale of scores is "
+            "softmax_scale, the argument behind it.)")
+    if alibi_slopes is not None:
+        raise NotImplementedError("alibi_slopes is not supported by swift_flash_attention.")
+
+
+def _unpacked(name, packed, parts, axes, shape):
+    """The tensors that are one: ``(..., parts, heads, d)``."""
+    packed = given.tensor(name, packed)
+    if packed.dim() != axes or packed.shape[-3] != parts:
+        raise ValueError(f"{name} has the shape {tuple(packed.shape)}; it must be {shape}.")
+    return packed.unbind(-3)
+
+
+def _padded(scale, *tensors):
+    """Dimensions of any size, with zeros to the next multiple of 8; the scale is that of the size given."""
+    d = tensors[0].shape[-1] if isinstance(tensors[0], torch.Tensor) and tensors[0].dim() else 0
+    if d % 8 == 0 or any(not isinstance(x, torch.Tensor) or x.dim() < 3 or x.shape[-1] != d for x in tensors):
+        return scale, tensors, None
+    return d**-0.5 if scale is None else scale, [pad(x, (0, -d % 8)) for x in tensors], d
+
+
+def _result(results, d, wants_probs):
+    out, lse = results
+    out = out if d is None else out[..., :d]
+    # What dropout has left of the weights: nothing without.
+    return (out, lse, torch.empty(0, dtype=out.dtype, device=out.device)) if wants_probs else out
+
+
+def flash_attn_func(
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    deterministic=False, return_attn_probs=False,
+):
+    """q ``(b, s_q, h, d)``, k and v ``(b, s_k, h_k, d)``. Returns out, or (out, lse ``(b, h, s_q)``, an empty tensor)."""
+    _refuse(dropout_p, alibi_slopes)
+    softmax_scale, (q, k, v), d = _padded(softmax_scale, q, k, v)
+    return _result(
+        three.flash_attn_func(
+            q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap,
+            deterministic=deterministic, return_attn_probs=True), d, flag("return_attn_probs", return_attn_probs))
+
+
+def flash_attn_kvpacked_func(
+    q, kv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    deterministic=False, return_attn_probs=False,
+):
+    """q ``(b, s_q, h, d)``, kv ``(b, s_k, 2, h_k, d)``."""
+    k, v = _unpacked("kv", kv, 2, 5, "[batch, tokens, 2, heads, dimension]")
+    return flash_attn_func(
+        q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs)
+
+
+def flash_attn_qkvpacked_func(
+    qkv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    deterministic=False, return_attn_probs=False,
+):
+    """qkv ``(b, s, 3, h, d)``, whose gradient is one tensor, too."""
+    _refuse(dropout_p, alibi_slopes)
+    _unpacked("qkv", qkv, 3, 5, "[batch, tokens, 3, heads, dimension]")
+    softmax_scale, (qkv,), d = _padded(softmax_scale, qkv)
+    return _result(
+        three.flash_attn_qkvpacked_func(
+            qkv, softmax_scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap,
+            deterministic=deterministic, return_attn_probs=True), d, flag("return_attn_probs", return_attn_probs))
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
+):
+    """q ``(total_q, h, d)``, k and v ``(total_k, h_k, d)``, or pages ``(pages, page size, h_k, d)`` with ``block_table``, which have no
+    gradients. Returns out, or (out, lse ``(h, total_q)``, an empty tensor)."""
+    _refuse(dropout_p, alibi_slopes)
+    wants_probs = flag("return_attn_probs", return_attn_probs)
+    if block_table is not None:
+        starts = given.int32("cu_seqlens_k", cu_seqlens_k, given.tensor("q", q))
+        results = three.flash_attn_with_kvcache(
+            q, k, v, cache_seqlens=starts.diff().to(torch.int32), page_table=block_table, cu_seqlens_q=cu_seqlens_q,
+            max_seqlen_q=max_seqlen_q, softmax_scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap,
+            return_softmax_lse=True)
+        return _result(results[:2], None, wants_probs)
+    softmax_scale, (q, k, v), d = _padded(softmax_scale, q, k, v)
+    return _result(
+        three.flash_attn_varlen_func(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=softmax_scale, causal=causal,
+            window_size=window_size, softcap=softcap, deterministic=deterministic, return_attn_probs=True), d, wants_probs)
+
+
+def flash_attn_varlen_kvpacked_func(
+    q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+):
+    """q ``(total_q, h, d)``, kv ``(total_k, 2, h_k, d)``."""
+    k, v = _unpacked("kv", kv, 2, 4, "[total, 2, heads, dimension]")
+    return flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size, softcap,
+        alibi_slopes, deterministic, return_attn_probs)
+
+
+def flash_attn_varlen_qkvpacked_func(
+    qkv, cu_seqlens, max_seqlen, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+    alibi_slopes=None, deterministic=False, return_attn_probs=False,
+):
+    """qkv ``(total, 3, h, d)``."""
+    q, k, v = _unpacked("qkv", qkv, 3, 4, "[total, 3, heads, dimension]")
+    return flash_attn_varlen_func(
+        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal, window_size, softcap,
+        alibi_slopes, deterministic, return_attn_probs)
+
+
+def flash_attn_with_kvcache(
+    q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
+    cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+    rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
+):
+    """q ``(b, s_q, h, d)``; caches ``(b_cache, s_cache, h_k, d)``, or pages ``(pages, page size, h_k, d)`` with ``block_table``; k and v
+    are appended in place first. Returns out, or (out, lse ``(b, h, s_q)``)."""
+    _refuse(0.0, alibi_slopes)
+    results = three.flash_attn_with_kvcache(
+        q, k_cache, v_cache, k, v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_seqlens=cache_seqlens,
+        cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, page_table=block_table, softmax_scale=softmax_scale,
+        causal=causal, window_size=window_size, softcap=softcap, rotary_interleaved=rotary_interleaved, num_splits=num_splits,
+        return_softmax_lse=return_softmax_lse)
+    return results[:2] if flag("return_softmax_lse", return_softmax_lse) else results
