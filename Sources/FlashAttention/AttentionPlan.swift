@@ -75,8 +75,8 @@ public struct AttentionPlan: Sendable {
 
   // MARK: - In the host's memory
 
-  /// Computes a call on borrowed memory of the host. The CPU copies nothing but pages, e4m3 numbers and, for parts that
-  /// are left, 16-bit numbers; for a GPU, everything is copied there and the results back: for tests and small things.
+  /// Computes a call on borrowed memory of the host. The CPU copies nothing but queries that rotary embeddings
+  /// turn; for a GPU, everything is copied there and the results back: for tests and small things.
   ///
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for, a number leads out of the cache, or
   ///   the GPU fails.
