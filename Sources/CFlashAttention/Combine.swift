@@ -45,10 +45,7 @@ public import FlashAttentionHeader
 /// `fa_version` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_version() -> UnsafePointer<CChar>! { version }
 
-private nonisolated(unsafe) let version: UnsafePointer<CChar> = {
-  let text = StaticString("1.0.0")
-  return UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
-}()
+private nonisolated(unsafe) let version = UnsafeRawPointer(Version.current.utf8Start).assumingMemoryBound(to: CChar.self)
 
 /// `fa_last_error` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_last_error() -> UnsafePointer<CChar>! { LastError.text }

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import FlashAttention
 
 #if canImport(Glibc)
   @preconcurrency internal import Glibc
@@ -19,6 +20,7 @@ struct Tool: ParsableCommand {
       Results go to standard output, progress and errors to standard error. Exit codes: 0, all well; 1, a comparison \
       or verification failed; 2, something is wrong with a file or the machine; 64, with the command line.
       """,
+    version: "\(Version.current)",
     subcommands: [
       RunCommand.self, GenerateCommand.self, VerifyCommand.self, BenchCommand.self, TuneCommand.self, InfoCommand.self,
       EmitCommand.self,
