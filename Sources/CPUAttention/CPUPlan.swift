@@ -42,13 +42,6 @@ public struct CPUPlan: Sendable {
   public init(
     _ problem: AttentionProblem, threads: Int = WorkerTeam.processors, instructionSet: InstructionSet = .best
   ) throws(AttentionError) {
-    try self.init(problem, threads: threads, instructionSet: instructionSet, beside: 0)
-  }
-
-  /// - Parameter others: heads of other problems that are computed at once.
-  package init(
-    _ problem: AttentionProblem, threads: Int, instructionSet: InstructionSet = .best, beside others: Int
-  ) throws(AttentionError) {
     for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
       guard value % Self.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
         throw .dimension(
@@ -84,7 +77,7 @@ public struct CPUPlan: Sendable {
     }
 
     // Too few units to keep the threads busy: divide the keys, but into parts worth a thread's waking up.
-    let units = (heads + others) * ((rows + blockRows - 1) / blockRows)
+    let units = heads * ((rows + blockRows - 1) / blockRows)
     let longEnough = max(1, problem.keys / 512)
     keySplits = units == 0 || units >= enough ? 1 : min((enough + units - 1) / units, longEnough)
   }

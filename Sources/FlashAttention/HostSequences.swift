@@ -45,8 +45,8 @@ struct HostSequences {
       if queries.isEmpty { continue }
       let count = max(0, entries.rows(of: sequence) - entries.firstRow(of: sequence))
       let one = try problem.sequence(queries: queries.count, length: count, type: isWide ? .f32 : nil)
-      let plan = try CPUPlan(one, threads: threads, beside: (problem.batch - 1) * problem.keyValueHeads)
-      calls.append((plan, sequence, queries))
+      // Of the sequence alone: its bits do not depend on the others.
+      calls.append((try CPUPlan(one, threads: threads), sequence, queries))
     }
     // Those with the most work first, so that no thread is left alone with one at the end.
     calls.sort {

@@ -32,6 +32,46 @@ import Testing
       problem(.contiguous(sequences: 3, capacity: 40), type: type), CacheEntries(lengths: [40, 0, 7]))
   }
 
+  /// A long sequence, whose keys several threads divide, has the same bits alone and beside others.
+  @Test(arguments: [ScalarType.f32, .bf16]) func bitsDoNotDependOnTheBatch(type: ScalarType) throws {
+    var random = RandomSource(seed: 5)
+    let all = try problem(.contiguous(sequences: 4, capacity: 2100), batch: 4, type: type)
+    let (k, v) = (
+      try Tensor.normal(all.keyShape, type, from: &random), try Tensor.normal(all.valueShape, type, from: &random)
+    )
+    let query = try Tensor.normal(
+      TensorShape(batch: 1, heads: 6, length: 2, dimension: 24), type, from: &random)
+    func output(_ places: [Int]) throws -> [Float] {
+      let own = try problem(.contiguous(sequences: 4, capacity: 2100), batch: places.count, type: type)
+      let queries = try Tensor(shape: own.queryShape, scalarType: type) { view in
+        for b in places.indices {
+          for h in 0..<6 {
+            for n in 0..<2 {
+              query.withView {
+                view.row(batch: b, head: h, token: n).copyMemory(
+                  from: $0.row(batch: 0, head: h, token: n), byteCount: 24 * type.byteCount)
+              }
+            }
+          }
+        }
+      }
+      let result = try Tensor(shape: own.outputShape, scalarType: type) { (output) throws(AttentionError) in
+        try queries.withView { (q) throws(AttentionError) in
+          try k.withView { (k) throws(AttentionError) in
+            try v.withView { (v) throws(AttentionError) in
+              try AttentionPlan(own, device: .cpu, threads: 2).run(
+                queries: q, keys: k, values: v, output: output,
+                entries: CacheEntries(lengths: places.map { $0 == 2 ? 2100 : 300 }, batchIndex: places))
+            }
+          }
+        }
+      }
+      let each = result.floats.count / places.count
+      return Array(result.floats[places.firstIndex(of: 2)! * each..<(places.firstIndex(of: 2)! + 1) * each])
+    }
+    #expect(try output([2]) == output([0, 1, 2, 3]))
+  }
+
   @Test func placesInTheCache() throws {
     try check(
       problem(.contiguous(sequences: 9, capacity: 30)), CacheEntries(lengths: [30, 1, 7], batchIndex: [8, 0, 3]))
