@@ -45,7 +45,8 @@ public import FlashAttentionHeader
 /// `fa_version` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_version() -> UnsafePointer<CChar>! { version }
 
-private nonisolated(unsafe) let version = UnsafeRawPointer(Version.current.utf8Start).assumingMemoryBound(to: CChar.self)
+private nonisolated(unsafe) let version =
+  UnsafeRawPointer(Version.current.utf8Start).assumingMemoryBound(to: CChar.self)
 
 /// `fa_last_error` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_last_error() -> UnsafePointer<CChar>! { LastError.text }
