@@ -12,7 +12,9 @@ class LibraryHook(BuildHookInterface):
         package = Path(self.root) / "src" / "swift_flash_attention"
         script = Path(self.root).parent / "Scripts" / "build-library"
         subprocess.run([str(script), str(package)], check=True)
-        (package / "flash_attention.h").unlink()
+        # Python opens the library by its own name.
+        for other in ("flash_attention.h", "libflash_attention.so.1"):
+            (package / other).unlink()
         # The oldest glibc that has all functions which the library uses.
         build_data["tag"] = f"py3-none-manylinux_2_34_{platform.machine()}"
         build_data["pure_python"] = False

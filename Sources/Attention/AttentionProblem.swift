@@ -241,7 +241,7 @@ public struct AttentionProblem: Hashable, Sendable {
 
 extension AttentionProblem {
   // What paths multiply by must exist in f32.
-  private static func isScale(_ scale: Double) -> Bool {
+  package static func isScale(_ scale: Double) -> Bool {
     Float(ScoreUnits(scale: scale, softcap: nil).base2).isFinite && (scale == 0 || Float(scale).isNormal)
   }
 

@@ -6,6 +6,8 @@ final class Plans<Plan: Sendable>: Sendable {
   private struct Key: Hashable {
     let problem: AttentionProblem
     let device: Device
+    /// What plans of the CPU take, which a program may change.
+    let vectors: String
   }
 
   private let plans = Mutex([Key: Plan]())
@@ -16,7 +18,7 @@ final class Plans<Plan: Sendable>: Sendable {
   init(_ make: @escaping @Sendable (AttentionProblem, Device) throws(AttentionError) -> Plan) { self.make = make }
 
   func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> Plan {
-    let key = Key(problem: problem, device: device)
+    let key = Key(problem: problem, device: device, vectors: Machine.instructionSet)
     if let plan = plans.withLock({ $0[key] }) { return plan }
     let plan = try make(problem, device)
     plans.withLock { plans in

@@ -30,7 +30,7 @@ package struct CPUCall: Sendable {
   }
 
   /// Some 60 us of one.
-  private static let flopsWorthAThread = 4e6
+  private static let flopsWorthAThread = 4e6, bytesWorthAThread = 0.6e6
 
   /// Computes calls on up to `threads` threads, each unit of theirs by whoever is free.
   package static func run(_ calls: [CPUCall], threads: Int) {
@@ -38,8 +38,10 @@ package struct CPUCall: Sendable {
     // The number behind each call's last unit.
     let ends = calls.reduce(into: [Int]()) { $0.append(($0.last ?? 0) + $1.plan.units) }
     // Another thread is woken for what takes it as long as waking it does, at least.
-    let work = calls.reduce(0) { $0 + $1.plan.problem.flops }
-    let threads = Int(min(Double(threads), max(1, work / flopsWorthAThread)))
+    let work = calls.map(\.plan.problem).reduce(0) {
+      $0 + max($1.flops / flopsWorthAThread, $1.bytes / bytesWorthAThread)
+    }
+    let threads = Int(min(Double(threads), max(1, work)))
     let partials = calls.map { $0.plan.keySplits > 1 ? SplitPartials($0.plan) : nil }
     WorkerTeam.run(items: ends.last ?? 0, threads: threads) { queue in
       var (next, number) = (queue.next(), 0)

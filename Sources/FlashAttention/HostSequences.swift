@@ -53,11 +53,11 @@ struct HostSequences {
       ($0.queries.count * $0.plan.problem.keys, $1.sequence) > ($1.queries.count * $1.plan.problem.keys, $0.sequence)
     }
     var statistics = [Float](repeating: 0, count: calls.reduce(0) { $0 + $1.plan.problem.logSumExpCount })
-    statistics.withUnsafeMutableBufferPointer { statistics in
-      var first = 0
-      let all = calls.map { plan, sequence, queries in
-        defer { first += plan.problem.logSumExpCount }
-        return call(plan, sequence, queries, statistics.baseAddress.map { $0 + first })
+    try statistics.withUnsafeMutableBufferPointer { (statistics) throws(AttentionError) in
+      var (first, all) = (0, [CPUCall]())
+      for (plan, sequence, queries) in calls {
+        all.append(try call(plan, sequence, queries, statistics.baseAddress.map { $0 + first }))
+        first += plan.problem.logSumExpCount
       }
       CPUCall.run(all, threads: threads)
     }
@@ -84,13 +84,20 @@ struct HostSequences {
       shape: shape, strides: view.strides)
   }
 
+  /// - Throws: `AttentionError.scale` where scales of bytes make one of scores that cannot be.
   private func call(
     _ plan: CPUPlan, _ sequence: Int, _ queries: Range<Int>, _ statistics: UnsafeMutablePointer<Float>?
-  ) -> CPUCall {
+  ) throws(AttentionError) -> CPUCall {
     let output = tensors.output
     let heads = 0..<problem.keyValueHeads
     func scales(_ all: [Float]?) -> [Float]? { all.map { all in heads.map { all[sequence * heads.count + $0] } } }
     let (ofQueries, ofKeys) = (scales(entries.queryScales), scales(entries.keyScales))
+    let ofScores =
+      ofQueries == nil && ofKeys == nil
+      ? nil : heads.map { Double(ofQueries?[$0] ?? 1) * Double(ofKeys?[$0] ?? 1) }
+    for factor in ofScores ?? [] where !AttentionProblem.isScale(problem.scale * factor) {
+      throw .scale(problem.scale * factor)
+    }
     return CPUCall(
       plan, queries: rows(tensors.queries, of: sequence, queries, plan.problem.queryShape),
       keys: keyRows(keys, of: sequence),
@@ -100,8 +107,7 @@ struct HostSequences {
           mutating: rows(output.readOnly, of: sequence, queries, plan.problem.outputShape).base),
         scalarType: output.scalarType, shape: plan.problem.outputShape, strides: output.strides),
       logSumExp: statistics, sinks: entries.sinks, ranges: entries.ranges(of: sequence, problem),
-      scoreFactors: ofQueries == nil && ofKeys == nil
-        ? nil : heads.map { Double(ofQueries?[$0] ?? 1) * Double(ofKeys?[$0] ?? 1) },
+      scoreFactors: ofScores,
       valueFactors: scales(entries.valueScales))
   }
 

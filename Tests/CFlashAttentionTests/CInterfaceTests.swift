@@ -338,7 +338,18 @@ import Testing
     #expect(String(cString: fa_version()) == "1.0.0")
     #expect(fa_choose_vectors("mmx") == FA_INVALID)
     #expect(String(cString: fa_last_error()).hasPrefix("This machine has no vectors \"mmx\"; it has "))
+    // A plan that was made before has the others.
+    func describe() -> String {
+      var (text, p) = ([CChar](repeating: 0, count: 1000), forward)
+      p.device = Int32(FA_CPU)
+      #expect(fa_forward_describe(&p, &text, text.count) == FA_OK)
+      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+    let best = describe()
+    #expect(fa_choose_vectors("portable") == FA_OK)
+    #expect(describe().contains("portable"))
     #expect(fa_choose_vectors(nil) == FA_OK)
+    #expect(describe() == best)
   }
 
   /// A caller that knows fields which this library does not: harmless while they are zero.

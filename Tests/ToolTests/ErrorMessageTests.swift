@@ -125,10 +125,10 @@ import Testing
     Mistake("verify --cases 0", 64, "Error: --cases is 0; it must be at least 1."),
     Mistake("bench --iterations 0", 64, "Error: --iterations is 0; it must be at least 1."),
     Mistake("bench --threads 0", 64, "Error: --threads is 0; it must be from 1 to "),
-    Mistake("bench --vectors mmx", 64, "Error: --vectors: This machine has no vectors \"mmx\"; it has "),
+    Mistake("bench --vectors mmx --device cpu", 64, "Error: --vectors: This machine has no vectors \"mmx\"; it has "),
     Mistake(
-      "verify --vectors portable --device gpu", 64,
-      "Error: --vectors is for the CPU; leave it out, or give --device cpu."),
+      "verify --vectors portable", 64,
+      "Error: --vectors is for the CPU; give --device cpu with it, or leave it out."),
     Mistake("info --probe-megabytes 0", 64, "Error: --probe-megabytes is 0; it must be from 1 to "),
     Mistake(
       "generate --query-heads 9 --kv-heads 2 -o unwritten.safetensors", 64,

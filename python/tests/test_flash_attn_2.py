@@ -52,6 +52,12 @@ def _draw(case, device):
     return draw, dtype, options, own
 
 
+def _check_lse(lse, exact):
+    """Rows without keys have +inf."""
+    assert torch.equal(lse == torch.inf, exact == -torch.inf)
+    check_lse(lse.masked_fill(lse == torch.inf, -torch.inf), exact)
+
+
 # 60 and 20 are no multiples of 8.
 @pytest.mark.parametrize("case", range(10))
 def test_func(device, case):
@@ -66,7 +72,7 @@ def test_func(device, case):
         k, v = kv[b].unbind(1)
         exact, exact_lse = attention(q[b], k, v, **own)
         check(out[b], exact, attention(q[b], k, v, plain=dtype, **own)[0], dtype)
-        check_lse(lse[b], exact_lse)
+        _check_lse(lse[b], exact_lse)
     assert torch.equal(two.flash_attn_kvpacked_func(q, kv, **options), out)
     # By place: a dropout of 0 is no scale.
     by_place = (0.0, own["scale"], own["causal"], own["window"], own["softcap"], None, options.get("deterministic", False))
@@ -90,7 +96,7 @@ def test_varlen(device, case):
         k, v = kv[keys].unbind(1)
         exact, exact_lse = attention(q[rows], k, v, **own)
         check(out[rows], exact, attention(q[rows], k, v, plain=dtype, **own)[0], dtype)
-        check_lse(lse[:, rows], exact_lse)
+        _check_lse(lse[:, rows], exact_lse)
     assert torch.equal(two.flash_attn_varlen_kvpacked_func(q, kv, *lists, 70, 200, **options), out)
     qkv = torch.randn(sum(lengths), 3, heads, d, dtype=dtype, device=device)
     assert torch.equal(
@@ -145,6 +151,13 @@ def test_refusals(device):
         two.flash_attn_with_kvcache(q, q, q, alibi_slopes=torch.ones(2))
     with pytest.raises(ValueError, match=r"kv has the shape \(1, 4, 2, 64\); it must be \[batch, tokens, 2, heads, dimension\]"):
         two.flash_attn_kvpacked_func(q, q)
+    with pytest.raises(NotImplementedError, match="multiple of 8; it is 60, and caches are not filled up"):
+        two.flash_attn_with_kvcache(*(torch.zeros(1, 4, 2, 60, dtype=torch.float16, device=device),) * 3)
+    starts = torch.tensor([0, 4], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="block_table has the shape"):
+        two.flash_attn_varlen_func(q[0], q, q, starts, starts, 4, 4, block_table=starts)
+    with pytest.raises(ValueError, match=r"cu_seqlens_k has the shape \(1,\); it must be that of cu_seqlens_q"):
+        two.flash_attn_varlen_func(q[0], q, q, starts, starts[:1], 4, 4, block_table=starts[None])
     with pytest.raises(ValueError, match="qkv has the shape"):
         two.flash_attn_qkvpacked_func(torch.cat([q[:, :, None]] * 4, 2))
 
@@ -161,6 +174,9 @@ def test_padding(device):
     assert torch.equal(x.grad, mask[..., None, None].expand_as(x).to(x.dtype))
     assert bert_padding.unpad_input(x, mask, 1 - mask)[4].tolist() == [3, 2, 0]
     assert bert_padding.unpad_input(x, mask, 1 - mask)[2].tolist() == [0, 5, 10, 15]
+    for chosen in (places.int(), mask.flatten().bool()):
+        assert torch.equal(bert_padding.pad_input(rows, chosen, 3, 5), back)
+    assert torch.equal(bert_padding.index_first_axis_residual(x.flatten(0, 1), places)[0], rows)
     several = torch.tensor([[2, 1, 0, 0, 0], [5, 0, 0, 0, 0], [0, 0, 0, 0, 0]], device=device)
     rows, places, starts, most = bert_padding.unpad_input_for_concatenated_sequences(x, several)
     assert places.tolist() == [0, 1, 2, 5, 6, 7, 8, 9] and starts.tolist() == [0, 2, 3, 8] and most == 5

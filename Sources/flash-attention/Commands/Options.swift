@@ -164,7 +164,7 @@ struct VectorsOption: ParsableArguments {
   /// - Throws: `ValidationError` where the machine has none such, or where the CPU is not what computes.
   func choose(for device: Device) throws {
     guard let vectors else { return }
-    if device.ordinal != nil { throw ValidationError("--vectors is for the CPU; leave it out, or give --device cpu.") }
+    if device != .cpu { throw ValidationError("--vectors is for the CPU; give --device cpu with it, or leave it out.") }
     do { try Machine.chooseInstructionSet(vectors) } catch { throw ValidationError("--vectors: \(error)") }
   }
 }

@@ -283,7 +283,8 @@ def flash_attn_with_kvcache(
 
     With ``num_splits`` 0, work is divided as is fast. With 1, each sequence's keys are computed in one part, and with n in up to n
     parts of as many keys each, counted over all that the cache can hold (FlashAttention 3 counts over each length); the bits of a
-    result then do not depend on the rest of its batch, but for ``max_seqlen_q``. (On the CPU they never do: there is always one part.)
+    result then do not depend on the rest of its batch, but for ``max_seqlen_q``. (On the CPU they never do; they may
+    with the number of threads, which divide long sequences.)
 
     Positions are those of ``cache_seqlens``, or of ``rotary_seqlens``, which means nothing without ``rotary_cos``, as in FlashAttention
     3. Ranges of keys are counted from a sequence's first, new keys included. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.

@@ -2,17 +2,23 @@
 
 import torch
 
-__all__ = ["index_first_axis", "index_put_first_axis", "pad_input", "unpad_input", "unpad_input_for_concatenated_sequences"]
+__all__ = ["index_first_axis", "index_first_axis_residual", "index_put_first_axis", "pad_input", "unpad_input", "unpad_input_for_concatenated_sequences"]
 
 
 def index_first_axis(input, indices):
     """Rows ``(len(indices), ...)`` of a tensor ``(rows, ...)``."""
-    return input.index_select(0, indices)
+    return input[indices]
+
+
+def index_first_axis_residual(input, indices):
+    """The same, and the tensor itself, without a gradient."""
+    return index_first_axis(input, indices), input.detach()
 
 
 def index_put_first_axis(values, indices, first_axis_dim):
     """A tensor ``(first_axis_dim, ...)`` with the given rows, and zeros elsewhere."""
-    return values.new_zeros((first_axis_dim, *values.shape[1:])).index_copy(0, indices, values)
+    indices = indices if indices.dtype == torch.bool else indices.long()
+    return values.new_zeros((first_axis_dim, *values.shape[1:])).index_put((indices,), values)
 
 
 def _starts(lengths):

@@ -1,6 +1,9 @@
 """The functions of FlashAttention 2, by those of FlashAttention 3: what differs is the order of arguments, some names, and how packed
 tensors come."""
 
+import re
+from contextlib import contextmanager
+
 import torch
 from torch.nn.functional import pad
 
@@ -38,11 +41,33 @@ def _padded(scale, *tensors):
     return d**-0.5 if scale is None else scale, [pad(x, (0, -d % 8)) for x in tensors], d
 
 
+def _lse(lse):
+    """Of rows without keys, infinite as there: not below zero, but above."""
+    return lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
 def _result(results, d, wants_probs):
     out, lse = results
     out = out if d is None else out[..., :d]
     # What dropout has left of the weights: nothing without.
-    return (out, lse, torch.empty(0, dtype=out.dtype, device=out.device)) if wants_probs else out
+    return (out, _lse(lse), torch.empty(0, dtype=out.dtype, device=out.device)) if wants_probs else out
+
+
+@contextmanager
+def _named(**names):
+    """Errors about the arguments of FlashAttention 3 speak of those that they came from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for other, own in names.items():
+            text = re.sub(rf"\b{other}\b", own, text)
+        raise type(error)(text) from None
+
+
+def _check_dimension(d):
+    if isinstance(d, int) and d % 8 != 0:
+        raise NotImplementedError(f"Over a cache the head dimension must be a multiple of 8; it is {d}, and caches are not filled up.")
 
 
 def flash_attn_func(
@@ -92,10 +117,14 @@ def flash_attn_varlen_func(
     wants_probs = flag("return_attn_probs", return_attn_probs)
     if block_table is not None:
         starts = given.int32("cu_seqlens_k", cu_seqlens_k, given.tensor("q", q))
-        results = three.flash_attn_with_kvcache(
-            q, k, v, cache_seqlens=starts.diff().to(torch.int32), page_table=block_table, cu_seqlens_q=cu_seqlens_q,
-            max_seqlen_q=max_seqlen_q, softmax_scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap,
-            return_softmax_lse=True)
+        _check_dimension(q.shape[-1])
+        if starts.dim() != 1 or getattr(cu_seqlens_q, "shape", starts.shape) != starts.shape:
+            raise ValueError(f"cu_seqlens_k has the shape {tuple(starts.shape)}; it must be that of cu_seqlens_q, [batch + 1].")
+        with _named(page_table="block_table", k_cache="k", v_cache="v", cache_seqlens="cu_seqlens_k"):
+            results = three.flash_attn_with_kvcache(
+                q, k, v, cache_seqlens=starts.diff().to(torch.int32), page_table=block_table, cu_seqlens_q=cu_seqlens_q,
+                max_seqlen_q=max_seqlen_q, softmax_scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap,
+                return_softmax_lse=True)
         return _result(results[:2], None, wants_probs)
     softmax_scale, (q, k, v), d = _padded(softmax_scale, q, k, v)
     return _result(
@@ -134,9 +163,11 @@ def flash_attn_with_kvcache(
     """q ``(b, s_q, h, d)``; caches ``(b_cache, s_cache, h_k, d)``, or pages ``(pages, page size, h_k, d)`` with ``block_table``; k and v
     are appended in place first. Returns out, or (out, lse ``(b, h, s_q)``)."""
     _refuse(0.0, alibi_slopes)
-    results = three.flash_attn_with_kvcache(
-        q, k_cache, v_cache, k, v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_seqlens=cache_seqlens,
-        cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, page_table=block_table, softmax_scale=softmax_scale,
-        causal=causal, window_size=window_size, softcap=softcap, rotary_interleaved=rotary_interleaved, num_splits=num_splits,
-        return_softmax_lse=return_softmax_lse)
-    return results[:2] if flag("return_softmax_lse", return_softmax_lse) else results
+    _check_dimension(given.tensor("q", q).shape[-1] if q is not None else 0)
+    with _named(page_table="block_table"):
+        results = three.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_seqlens=cache_seqlens,
+            cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, page_table=block_table, softmax_scale=softmax_scale,
+            causal=causal, window_size=window_size, softcap=softcap, rotary_interleaved=rotary_interleaved,
+            num_splits=num_splits, return_softmax_lse=return_softmax_lse)
+    return (results[0], _lse(results[1])) if flag("return_softmax_lse", return_softmax_lse) else results
