@@ -48,6 +48,26 @@ struct WarpgroupAttention {
     }
   }
 
+  /// S of a tile, with nothing else under way; K is given back.
+  private func makeAlone(_ scores: Accumulators, _ queries: MatrixDescriptor) {
+    rings.fullKeys.wait()
+    k.warpgroupFence()
+    start(scores, queries)
+    k.commitProducts()
+    k.waitForProducts()
+    k.giveBack(rings.fullKeys, rings.emptyKeys)
+  }
+
+  /// A tile's share of O, with nothing else under way; V is given back.
+  private func addAlone(_ weights: [[Register<U32>]], to output: Accumulators) {
+    rings.fullValues.wait()
+    k.warpgroupFence()
+    start(output, of: weights)
+    k.commitProducts()
+    k.waitForProducts()
+    k.giveBack(rings.fullValues, rings.emptyValues)
+  }
+
   private func cap(_ scores: Accumulators) {
     if s.hasSoftcap {
       ScoreCap(inner: parameters.capScale, outer: parameters.scale).apply(
@@ -66,12 +86,7 @@ struct WarpgroupAttention {
   func attendToFew(of tile: Register<S32>, _ tiles: KeyTiles, _ rows: Rows) {
     k.comment("the first \(Self.fewKeys) keys of a tile, of which no row sees more")
     let (scores, queries, softmax) = (scores(Self.fewKeys), queries(rows), rows.softmax)
-    rings.fullKeys.wait()
-    k.warpgroupFence()
-    start(scores, queries)
-    k.commitProducts()
-    k.waitForProducts()
-    k.giveBack(rings.fullKeys, rings.emptyKeys)
+    makeAlone(scores, queries)
     cap(scores)
     rows.mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys)
     let largest = softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
@@ -79,12 +94,7 @@ struct WarpgroupAttention {
     softmax.exponentiate(scores)
     softmax.rescaleLate(rows.output)
     let own = weights(scores)
-    rings.fullValues.wait()
-    k.warpgroupFence()
-    start(rows.output, of: own)
-    k.commitProducts()
-    k.waitForProducts()
-    k.giveBack(rings.fullValues, rings.emptyValues)
+    addAlone(own, to: rows.output)
   }
 
   /// Some tiles, one at least.
@@ -108,12 +118,7 @@ struct WarpgroupAttention {
     }
 
     k.comment("the first tile's scores")
-    rings.fullKeys.wait()
-    k.warpgroupFence()
-    start(scores, queries)
-    k.commitProducts()
-    k.waitForProducts()
-    k.giveBack(rings.fullKeys, rings.emptyKeys)
+    makeAlone(scores, queries)
     update(tile: tiles.first)
     softmax.exponentiate(scores)
     softmax.rescaleLate(output)
@@ -151,11 +156,6 @@ struct WarpgroupAttention {
     k.comment("the last tile's share of O")
     finish()
     let last = weights(scores)
-    rings.fullValues.wait()
-    k.warpgroupFence()
-    start(output, of: last)
-    k.commitProducts()
-    k.waitForProducts()
-    k.giveBack(rings.fullValues, rings.emptyValues)
+    addAlone(last, to: output)
   }
 }
