@@ -349,15 +349,17 @@ import Testing
 
   /// With splits of a fixed length, a sequence's result has the same bits whatever else is in its batch, and on
   /// whatever grid.
-  @Test(arguments: [DecodeTiling.Combination.lastBlock, .launchBehind])
-  func fixedSplitsDoNotDependOnTheBatch(combination: DecodeTiling.Combination) throws {
+  @Test(arguments: [DecodeTiling.Combination.lastBlock, .launchBehind], [DecodeFamily.name, HopperDecodeFamily.name])
+  func fixedSplitsDoNotDependOnTheBatch(combination: DecodeTiling.Combination, family: String) throws {
+    let isHopper = family == HopperDecodeFamily.name
     func bits(_ lengths: [Int], multiprocessors: Int, keysPerSplit: Int? = 200) throws -> [UInt16] {
       let decoding = try EmulatedDecoding(
-        lengths: lengths, heads: 2, queries: 2, capacity: 1000, keysPerSplit: keysPerSplit,
-        multiprocessors: multiprocessors, combination: combination)
+        lengths: lengths, heads: 2, group: isHopper ? 20 : 4, queries: 2, capacity: 1000, keysPerSplit: keysPerSplit,
+        multiprocessors: multiprocessors, combination: combination,
+        changes: isHopper ? "groups=1,keys=64,combine=\(combination.rawValue)" : nil, family: family)
       let outcome = try decoding.run()
       #expect(outcome.passes)
-      return Array(outcome.bits.prefix(2 * 8 * 64))
+      return Array(outcome.bits.prefix(2 * (isHopper ? 40 : 8) * 64))
     }
     let alone = try bits([900], multiprocessors: 5)
     #expect(try bits([900, 1000, 3], multiprocessors: 5) == alone)

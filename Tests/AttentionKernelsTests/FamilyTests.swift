@@ -178,7 +178,8 @@ import Testing
       #expect(plan.family == family && plan.tiling.changes == plans[0].tiling.changes)
       #expect(plan.splits(lengths: [Int](repeating: 32768, count: batch)).allSatisfy { $0 == 1 })
     }
-    #expect(try plan(batch: 1, keysPerSplit: 4096).family == DecodeFamily.name)
+    #expect(
+      try plan(batch: 1, keysPerSplit: 4096).family == (queries == 1 ? DecodeFamily.name : HopperDecodeFamily.name))
     // Packed, the kernels of prefill on Hopper would let a neighbour's rows decide when maxima follow.
     let packed = try AttentionProblem(
       batch: 3, queries: 2048, packedQueries: 3000, queryHeads: 32, keyValueHeads: 8, dimension: 128,

@@ -13,13 +13,15 @@ import Testing
     _ type: ScalarType = .bf16, _ changes: String = "groups=1,keys=64", lengths: [Int], heads: Int = 1, group: Int = 8,
     queries: Int = 8, queryCounts: [Int]? = nil, dimension: Int = 64, valueDimension: Int? = nil, pageSize: Int? = nil,
     capacity: Int = 512, hasPackedKeys: Bool = false, mask: AttentionMask = .causal, scale: Double? = nil,
-    softcap: Double? = nil, batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: EmulatedDecoding.New? = nil
+    softcap: Double? = nil, batchIndex: [Int]? = nil, leftPadding: [Int]? = nil, new: EmulatedDecoding.New? = nil,
+    cacheType: ScalarType? = nil, queryType: ScalarType? = nil, keysPerSplit: Int? = nil
   ) throws -> EmulatedDecoding {
     try EmulatedDecoding(
       type, lengths: lengths, heads: heads, group: group, queries: queries, queryCounts: queryCounts,
       dimension: dimension, valueDimension: valueDimension, pageSize: pageSize, capacity: capacity,
       hasPackedKeys: hasPackedKeys, mask: mask, scale: scale, softcap: softcap, batchIndex: batchIndex,
-      leftPadding: leftPadding, new: new, multiprocessors: 3, changes: changes, family: HopperDecodeFamily.name)
+      leftPadding: leftPadding, new: new, cacheType: cacheType, queryType: queryType, hasScales: cacheType == .e4m3,
+      keysPerSplit: keysPerSplit, multiprocessors: 3, changes: changes, family: HopperDecodeFamily.name)
   }
 
   static let clauses: [Clause] = [
@@ -54,6 +56,25 @@ import Testing
           counts: [8, 8], rotary: RotaryEmbedding(dimension: 32, isInterleaved: false, positions: 400)))
     },
     Clause("new keys to pages") { try decoding(lengths: [300, 0], pageSize: 16, new: .init(counts: [8, 8])) },
+    Clause("a cache of e4m3") {
+      try decoding(lengths: [300, 0, 120], heads: 2, dimension: 80, valueDimension: 48, cacheType: .e4m3)
+    },
+    Clause("e4m3 queries over pages of e4m3, 128 rows, D 256") {
+      try decoding(
+        .bf16, "groups=2,keys=32", lengths: [200, 30], group: 16, dimension: 256, pageSize: 16, cacheType: .e4m3,
+        queryType: .e4m3)
+    },
+    Clause("new keys for a cache of e4m3, turned, softcap") {
+      try decoding(
+        .f16, lengths: [300, 0], softcap: 3,
+        new: .init(
+          counts: [8, 8], rotary: RotaryEmbedding(dimension: 32, isInterleaved: false, positions: 400)),
+        cacheType: .e4m3)
+    },
+    Clause("splits of a fixed length") { try decoding(lengths: [500, 20, 0, 300], keysPerSplit: 100) },
+    Clause("one part, 128 rows") {
+      try decoding(.f16, "groups=2,keys=64", lengths: [500, 20], group: 16, keysPerSplit: AttentionProblem.allKeys)
+    },
     Clause("D 256") { try decoding(.bf16, "groups=2,keys=48", lengths: [200, 30], group: 16, dimension: 256) },
   ]
 
@@ -84,9 +105,11 @@ import Testing
     #expect(survivors.isEmpty, "\(survivors)")
   }
 
-  /// K and V come once, whatever shares them.
+  /// K and V come once, whatever shares them, and bytes as bytes: two rows of D 64 have the room of one of the pattern.
   @Test func eachCachedByteIsReadOnce() throws {
     let outcome = try Self.decoding(lengths: [256, 128], group: 16, queries: 4).run()
     #expect(outcome.counters.bulkBytesLoaded == (256 + 128) * 2 * 64 * 2)
+    let bytes = try Self.decoding(lengths: [256, 128], group: 16, queries: 4, dimension: 128, cacheType: .e4m3).run()
+    #expect(bytes.counters.bulkBytesLoaded == (256 + 128) * 2 * 128)
   }
 }

@@ -182,6 +182,19 @@ import Testing
         .f16, lengths: [130, 7, 300], queries: 70, pageSize: 192, capacity: 384, mask: .window(left: 90, right: 0),
         multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
     },
+    SequencesClause("a cache of e4m3, D 80, D_v 48, scales") {
+      try EmulatedDecoding(
+        lengths: [130, 0, 256], heads: 2, group: 2, queries: 130, dimension: 80, valueDimension: 48, capacity: 256,
+        batchIndex: [2, 0, 3], cacheType: .e4m3, hasScales: true, multiprocessors: 2, changes: $0,
+        family: HopperForwardFamily.name)
+    },
+    SequencesClause("pages of e4m3, packed queries, softcap") {
+      try EmulatedDecoding(
+        .f16, lengths: [130, 0, 256, 77], heads: 2, group: 1, queryCounts: [130, 9, 140, 0], dimension: 144,
+        valueDimension: 16, pageSize: 16, capacity: 256, mask: .window(left: 90, right: 0), softcap: 5,
+        cacheType: .e4m3,
+        hasScales: true, multiprocessors: 2, changes: $0, family: HopperForwardFamily.name)
+    },
     SequencesClause("70 sequences") {
       try EmulatedDecoding(
         lengths: (0..<70).map { $0 * 37 % 90 }, group: 1, queryCounts: (0..<70).map { $0 * 53 % 80 }, dimension: 16,
@@ -254,6 +267,10 @@ import Testing
     #expect(outcome.output.passes && outcome.isConfined, "\(outcome.output)")
   }
 
+  private let schedules: [Schedule] = [
+    .roundRobin, .copiesAtOnce, .copiesLate, .firstAhead, .lastAhead, .random(seed: 1), .random(seed: 2),
+  ]
+
   /// Every barrier, wait and fence is needed, in some schedule.
   @Test(arguments: HopperForwardTiling.Softmax.allCases) func everyOrderingIsNeeded(
     softmax: HopperForwardTiling.Softmax
@@ -263,11 +280,24 @@ import Testing
       heads: 4, queries: 394, keys: 200, mask: .causal, scale: 4,
       HopperForwardTiling(groups: 2, tileKeys: 64, softmax: softmax, queryStages: 2))
     let kernel = try attention.plan.launches.attention.kernel.kernel()
-    let schedules: [Schedule] = [
-      .roundRobin, .copiesAtOnce, .copiesLate, .firstAhead, .lastAhead, .random(seed: 1), .random(seed: 2),
-    ]
     let survivors = Mutation.survivors(of: kernel, schedules: schedules) { (program, schedule) throws(Hazard) in
       try attention.run(program, schedule).passes
+    }
+    #expect(survivors.isEmpty, "\(survivors)")
+  }
+
+  /// The same of the warps that convert bytes.
+  @Test func everyOrderingOfBytesIsNeeded() throws {
+    let decoding = try EmulatedDecoding(
+      // The last group lets tiles pass that the first is still at.
+      lengths: [200, 64, 330], group: 2, queryCounts: [200, 64, 100], capacity: 400, hasPackedKeys: true,
+      mask: .window(left: 70, right: 0), scale: 4,
+      cacheType: .e4m3, hasScales: true, multiprocessors: 2, changes: "groups=2,keys=32,query-stages=2",
+      family: HopperForwardFamily.name)
+    let kernel = try decoding.plan.launches.attention.kernel.kernel()
+    let survivors = Mutation.survivors(of: kernel, schedules: schedules + (3...9).map { .random(seed: $0) }) {
+      (program, schedule) throws(Hazard) in
+      try decoding.run(EmulatedDecoding.Programs(decode: program), schedule).passes
     }
     #expect(survivors.isEmpty, "\(survivors)")
   }

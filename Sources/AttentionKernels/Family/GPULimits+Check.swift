@@ -29,6 +29,15 @@ extension GPULimits {
     }
   }
 
+  /// - Throws: `AttentionError.dimension` for a cache of bytes whose rows are no multiples of 16 bytes.
+  static func check(bytesOf problem: AttentionProblem, limit: Int) throws(AttentionError) {
+    if problem.cacheType != .e4m3 { return }
+    for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
+    where value % 16 != 0 {
+      throw .dimension(tensor: tensor, value: value, path: "GPU path over e4m3 caches", multiple: 16, limit: limit)
+    }
+  }
+
   /// - Throws: `AttentionError.lengthOnDevice` for more rows than a grid has threads for.
   package static func check(combining problem: PartialResultsProblem) throws(AttentionError) {
     try check(counts: [

@@ -6,26 +6,29 @@ internal import PTX
 package struct TensorBox: Hashable, Sendable {
   private let element: TensorMap.Element
   private let shape: TensorShape
+  /// Bytes of a number of the tensor, of which bytes count in twos.
+  private let byteCount: Int
   private let rows: Int
   /// Whether a copy says where its sequence begins and how many rows that has, behind which it brings zeros: the
   /// coordinates are those of `RaggedRows`.
   private let isRagged: Bool
 
   init(_ type: ScalarType, _ shape: TensorShape, rows: Int, isRagged: Bool = false) {
-    (element, self.shape, self.rows, self.isRagged) = (type == .f16 ? .f16 : .bf16, shape, rows, isRagged)
+    (element, byteCount) = (type == .f16 ? .f16 : .bf16, type.byteCount)
+    (self.shape, self.rows, self.isRagged) = (shape, rows, isRagged)
   }
 
   /// The map of a tensor at an address, with strides in elements; nil where the copy engine takes none of that kind.
   func map(address: UInt64, batch: Int, head: Int, row: Int) -> TensorMap? {
     // Nobody's memory, where there are no elements.
     if address == 0 { return nil }
-    let bytes = element.byteCount
     // A tensor without elements has none to be brought; along an axis of one entry any stride is as good as another.
-    func step(_ stride: Int, _ extent: Int) -> Int { extent > 1 ? stride &* bytes : 0 }
+    func step(_ stride: Int, _ extent: Int) -> Int { extent > 1 ? stride &* byteCount : 0 }
     func map(_ outer: [(extent: Int, stride: Int)], box: [Int]) -> TensorMap? {
       let map = TensorMap(
-        element, address: address, extents: [max(shape.dimension, 1)] + outer.map { max($0.extent, 1) },
-        strides: outer.map(\.stride), box: [128 / bytes] + box, swizzle: .bytes128)
+        element, address: address,
+        extents: [max(shape.dimension * byteCount / element.byteCount, 1)] + outer.map { max($0.extent, 1) },
+        strides: outer.map(\.stride), box: [128 / element.byteCount] + box, swizzle: .bytes128)
       return map.obstacle == nil ? map : nil
     }
     let heads = (shape.heads, step(head, shape.heads))
@@ -34,7 +37,7 @@ package struct TensorBox: Hashable, Sendable {
         [heads, (shape.length, step(row, shape.length)), (shape.batch, step(batch, shape.batch))], box: [1, rows, 1])
     }
     guard let strides = RaggedRows.Strides(shape, batch: batch, row: row) else { return nil }
-    let (step, isOverflow) = strides.row.multipliedReportingOverflow(by: bytes)
+    let (step, isOverflow) = strides.row.multipliedReportingOverflow(by: byteCount)
     if isOverflow { return nil }
     return map(
       [

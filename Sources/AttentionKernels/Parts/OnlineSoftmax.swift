@@ -242,9 +242,10 @@ struct OnlineSoftmax {
   ///
   /// - Parameter ln2: what makes the natural logarithm of a sum of scaled scores' powers of two, and of the maximum:
   ///   there the scale's own rounding is made good, in two parts because one f32 is not exact enough.
+  /// - Parameter scale: what the output is multiplied by besides; nil for 1.
   /// - Parameter overWarps: what the sums of the warps that share rows amount to; nil where none do.
   func normalize(
-    _ output: Accumulators, ln2: SoftmaxParameters.NaturalLogarithm,
+    _ output: Accumulators, ln2: SoftmaxParameters.NaturalLogarithm, scale: Register<F32>? = nil,
     overWarps: (([Register<F32>]) -> [Register<F32>])? = nil
   ) -> [Register<F32>] {
     k.comment("normalize: sums of the rows over their four lanes")
@@ -252,7 +253,7 @@ struct OnlineSoftmax {
     let totals = overWarps?(ofWarp) ?? ofWarp
     // A row with a key has a weight; one whose scores are NaN is none of the empty ones.
     let hasKeys = totals.map { $0 .!= 0 }
-    let factors = totals.map { k.reciprocal($0) }
+    let factors = totals.map { k.reciprocal($0) }.map { inverse in scale.map { inverse * $0 } ?? inverse }
     for row in maxima.indices {
       // Chosen, not multiplied: what a row without keys holds may be anything.
       for value in output.ofRow(row) { k.set(value, to: k.select(hasKeys[row], value * factors[row], 0)) }

@@ -10,18 +10,25 @@ struct ParameterParts: OptionSet, Hashable, Sendable {
   static let rangeList = ParameterParts(rawValue: 2)
   /// A number of first keys.
   static let firstKeys = ParameterParts(rawValue: 4)
+  /// Scales of queries, keys and values, where kernels do not have them anyway.
+  static let scales = ParameterParts(rawValue: 8)
+  /// How many choices of parts there are.
+  static let choices = 16
 
   init(rawValue: Int) { self.rawValue = rawValue }
 
   /// Those of a kernel.
-  init(sinkType: ScalarType?, _ mask: MaskEdges) {
+  init(sinkType: ScalarType?, _ mask: MaskEdges, hasScales: Bool = false) {
     self = sinkType == nil ? [] : .sinks
+    if hasScales { insert(.scales) }
     if mask.rangeCount > 0 || mask.contains(.prefix) { insert(.rangeList) }
     if mask.contains(.firstKeys) { insert(.firstKeys) }
   }
 
   /// Those of a problem's kernels.
-  init(_ problem: AttentionProblem) { self.init(sinkType: problem.sinkType, MaskEdges(problem)) }
+  init(_ problem: AttentionProblem) {
+    self.init(sinkType: problem.sinkType, MaskEdges(problem), hasScales: problem.cacheType == .e4m3)
+  }
 }
 
 /// The lists of a kernel's parameters, one for each choice of parts.
@@ -29,7 +36,7 @@ struct DeclaredLists<Launch>: Sendable {
   private let lists: [[ParameterList<Launch>.Entry]]
 
   init(_ declare: (ParameterList<Launch>, ParameterParts) -> Void) {
-    lists = (0..<8).map { parts in
+    lists = (0..<ParameterParts.choices).map { parts in
       ParameterList<Launch>.declared { declare($0, ParameterParts(rawValue: parts)) }
     }
   }

@@ -15,6 +15,10 @@ struct SoftmaxParameters {
     let high, low: Register<F32>
   }
 
+  init(scale: Register<F32>, capScale: Register<F32>, ln2: NaturalLogarithm) {
+    (self.scale, self.capScale, self.ln2) = (scale, capScale, ln2)
+  }
+
   init<Launch>(_ list: ParameterList<Launch>, _ scales: @escaping @Sendable (Launch) -> SoftmaxScales) {
     scale = list.float("scale") { scales($0).scale }
     capScale = list.float("cap_scale") { scales($0).capScale }

@@ -27,14 +27,15 @@ struct ScoresAgain {
   /// Makes them, from a stage of K.
   func make(_ scores: Accumulators, stage: Register<U32>) {
     let (q, lane) = (s.queryTile, k.special(.lane))
-    let keys = keys + stage * s.keyTile.byteCount
+    let keyTile = s.operands.keys
+    let keys = keys + stage * keyTile.byteCount
     let inputs = s.inputs
     scores.clear(columnTiles: 0..<scores.columnTiles)
     k.loop(from: k.constant(0, U32.self), to: k.constant((s.dimension + 15) / 16, U32.self)) { step in
       let (slab, first) = (step / 4, (step % 4) * 2)
       let a = k.loadMatrix(
         count: 4, shared: queries + slab * q.slabByteCount + ((first + lane / 16) ^ turn) * 16)
-      let column = keys + slab * s.keyTile.slabByteCount + ((first + (lane / 8) % 2) ^ turn) * 16
+      let column = keys + slab * keyTile.slabByteCount + ((first + (lane / 8) % 2) ^ turn) * 16
       for key in stride(from: 0, to: scores.columnTiles * 8, by: 16) {
         let b = k.loadMatrix(count: 4, shared: column, offset: key * 128)
         for block in 0..<2 {

@@ -31,7 +31,7 @@ struct WarpgroupAttention {
 
   /// Starts S of the first keys of the tile at hand, as many as `scores` has columns.
   private func start(_ scores: Accumulators, _ queries: MatrixDescriptor) {
-    let keys = k.descriptor(s.keyTile, at: shared + (rings.fullKeys.stage * s.keyTile.byteCount + s.keysOffset))
+    let keys = k.descriptor(rings.tiles.keys, at: rings.keys(shared))
     for step in 0..<(s.dimension + 15) / 16 {
       k.startProduct(
         inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
@@ -41,8 +41,7 @@ struct WarpgroupAttention {
 
   /// Starts the share of O of the first keys of the tile at hand, for which there are weights.
   private func start(_ output: Accumulators, of weights: [[Register<U32>]]) {
-    let values = k.descriptor(
-      s.valueTile, at: shared + (rings.fullValues.stage * s.valueTile.byteCount + s.valuesOffset), isTransposed: true)
+    let values = k.descriptor(rings.tiles.values, at: rings.values(shared), isTransposed: true)
     for (step, own) in weights.enumerated() {
       k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
     }
@@ -125,7 +124,8 @@ struct WarpgroupAttention {
     k.loop(from: tiles.first + 1, to: tiles.end) { tile in
       k.comment("a tile: the weights and the share of O of the one before, this one's scores")
       let own = weights(scores)
-      rings.fullValues.wait()
+      // Bytes of V are converted before those of the next K.
+      if !s.convertsBytes { rings.fullValues.wait() }
       rings.fullKeys.wait()
       k.warpgroupFence()
       start(scores, queries)
@@ -139,7 +139,7 @@ struct WarpgroupAttention {
           hide(tile)
         } again: {
           ScoresAgain(
-            k, s, queries: rows.queries, keys: shared + s.keysOffset, row: rows.group * 64 + rows.warpRow
+            k, s, queries: rows.queries, keys: shared + rings.tiles.keysOffset, row: rows.group * 64 + rows.warpRow
           ).make(scores, stage: rings.fullKeys.stage)
           cap(scores)
         }

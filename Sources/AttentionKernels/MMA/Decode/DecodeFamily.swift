@@ -32,17 +32,11 @@ package enum DecodeFamily: KernelFamily {
         ]
       ),
     ])
-    if problem.cacheType == .e4m3 {
-      for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)]
-      where value % 16 != 0 {
-        throw .dimension(
-          tensor: tensor, value: value, path: "GPU path over e4m3 caches", multiple: 16, limit: dimensionLimit)
-      }
-      if problem.newKeys != nil && gpu.target < .sm89 {
-        throw .unsupported(
-          "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new "
-            + "keys.")
-      }
+    try GPULimits.check(bytesOf: problem, limit: dimensionLimit)
+    if problem.cacheType == .e4m3 && problem.newKeys != nil && gpu.target < .sm89 {
+      throw .unsupported(
+        "Appending to an e4m3 cache needs a GPU of sm_89 or newer; append to a cache of 16 bits, or attend without new "
+          + "keys.")
     }
   }
 
@@ -104,7 +98,7 @@ package enum DecodeFamily: KernelFamily {
 
   /// Who may put the parts together: the cost decides, but for splits of a fixed length, where it would depend on what
   /// else is in the batch.
-  private static func combinations(
+  static func combinations(
     for problem: AttentionProblem, _ tiling: DecodeTiling
   ) -> [DecodeTiling.Combination] {
     if problem.leavesParts { return [.lastBlock] }
@@ -153,13 +147,16 @@ package enum DecodeFamily: KernelFamily {
     of tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
     let specialization = specialization(tiling, problem, gpu)
-    // No more splits than there can be tiles.
-    let tiles = max(1, (problem.plannedKeys + tiling.tileKeys - 1) / tiling.tileKeys)
-    let splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tiles) } ?? 0
     return WorkSharing(
       problem: problem, specialization: specialization, gpu: gpu,
-      blocks: tiling.blocks(on: gpu), splitTiles: splitTiles
+      blocks: tiling.blocks(on: gpu), splitTiles: splitTiles(problem, tileKeys: tiling.tileKeys)
     ).costOfLongest
+  }
+
+  /// Tiles of a split of fixed length, no more than there are keys that are planned for; 0 without.
+  static func splitTiles(_ problem: AttentionProblem, tileKeys: Int) -> Int {
+    let tiles = max(1, (problem.plannedKeys + tileKeys - 1) / tileKeys)
+    return problem.keysPerSplit.map { min(max(1, ($0 - 1) / tileKeys + 1), tiles) } ?? 0
   }
 
   package static func launches(

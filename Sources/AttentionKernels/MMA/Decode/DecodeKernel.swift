@@ -91,9 +91,9 @@ final class DecodeBody {
         memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
         parameters.queryStrides, to: place.shared, thread: place.thread, threads: tiling.threads)
     }
-    let scales = UnitScales(k, s, parameters, unit)
+    let scales = parameters.scales(k, s, unit)
     let softmax = OnlineSoftmax(
-      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.scores, sums: .f32)
+      k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.softmax.scale, sums: .f32)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
     let scores = Accumulators(k, rowTiles: 1, columns: tiling.keysPerStep, named: "s")
     k.waitForCopies(pending: tiling.stages - 2)
@@ -151,7 +151,7 @@ final class DecodeBody {
 
   /// S = Q K^T of a step, softcapped.
   private func multiply(
-    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, _ scales: UnitScales
+    _ queries: QueryFragments, _ tile: TileReader, into scores: Accumulators, _ scales: CacheScales
   ) {
     k.comment("S = Q K^T")
     scores.clear(columnTiles: 0..<scores.columnTiles)
@@ -165,7 +165,7 @@ final class DecodeBody {
       }
     }
     if s.hasSoftcap {
-      ScoreCap(inner: scales.cap, outer: parameters.softmax.scale)
+      ScoreCap(inner: scales.softmax.capScale, outer: scales.softmax.scale)
         .apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
     }
   }

@@ -62,7 +62,9 @@ struct DecodeLaunch: Sendable {
     counterByteCount = units * 4
     preparationBlocks = preparation.map { _ in PreparationKernel.blocks(problem) } ?? 0
     preparesQueries = preparation?.movesQueries ?? false
-    let counters = LaunchSequence.sharedCounterByteCount(units: units)
+    // As many as there are units of 16 rows, so that kernels with larger ones, which may take each other's calls, have theirs where
+    // no others have parts.
+    let counters = LaunchSequence.sharedCounterByteCount(units: heads * ((rows + 15) / 16))
     let partBytes = parts * tiling.rows * problem.valueDimension * 4
     let partStatistics = counters + partBytes
     let queries = partStatistics + (parts * tiling.rows * 4 + 15) / 16 * 16

@@ -13,8 +13,7 @@ final class DecodeParameters {
   let keyStrides, valueStrides: StrideParameters
   /// What sequences have.
   let lists: SequenceLists
-  /// `[B, H_kv]`, f32: what queries, keys and values are multiplied by; 0 for 1.
-  let queryScales, keyScales, valueScales: Register<U64>
+  let cacheScales: CacheScales.Lists
   /// `[B, pages]`, s32, and the bytes from a sequence to the next.
   let pageTable, pageTableStride: Register<U64>
   /// f32: parts of O `[parts, rows, D_v]`, their log-sum-exps `[parts, rows]`, and a u32 for each unit.
@@ -67,8 +66,8 @@ final class DecodeParameters {
       TensorSteps(.output, $0.problem.outputType, isPacked: $0.problem.packedQueries != nil)
     }
     lists = SequenceLists(list)
-    (queryScales, keyScales) = (list.pointer("query_scales", .queryScales), list.pointer("key_scales", .keyScales))
-    (valueScales, pageTable) = (list.pointer("value_scales", .valueScales), list.pointer("page_table", .pageTable))
+    cacheScales = CacheScales.Lists(list)
+    pageTable = list.pointer("page_table", .pageTable)
     pageTableStride = list.number("page_table_stride", U64.self) { ($0.problem.pages?.perSequence ?? 0) * 4 }
     parts = list.pointer("parts") { .address(.workspace, plus: $0.workspace.parts) }
     partLogSumExps = list.pointer("part_log_sum_exps") { .address(.workspace, plus: $0.workspace.partLogSumExps) }
@@ -97,6 +96,14 @@ final class DecodeParameters {
 }
 
 extension DecodeParameters {
+  /// What a unit's numbers are multiplied by.
+  func scales(_ k: KernelBuilder, _ s: DecodeSpecialization, _ unit: WorkShare.Unit) -> CacheScales {
+    guard s.hasScales else { return CacheScales(softmax) }
+    return CacheScales(
+      k, softmax, cacheScales, at: unit.sequence.reinterpreted(as: U32.self) * keyValueHeads + unit.head,
+      hasSoftcap: s.hasSoftcap)
+  }
+
   /// What the rows of a unit see.
   func mask(
     _ k: KernelBuilder, _ s: DecodeSpecialization, _ unit: WorkShare.Unit, rows: PackedQueries,

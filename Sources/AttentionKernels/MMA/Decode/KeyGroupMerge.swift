@@ -21,10 +21,10 @@ final class KeyGroupMerge {
 
   init(
     _ k: KernelBuilder, _ s: DecodeSpecialization, _ memory: DecodeMemoryPlan, _ parameters: DecodeParameters,
-    _ warp: WarpPlace, rows: UnitRows, ownRows: [Register<U32>], scales: UnitScales
+    _ warp: WarpPlace, rows: UnitRows, ownRows: [Register<U32>], scales: CacheScales
   ) {
     (self.k, self.s, self.memory, self.parameters, self.warp) = (k, s, memory, parameters, warp)
-    (self.rows, self.ownRows, scale, ln2) = (rows, ownRows, scales.values, scales.ln2)
+    (self.rows, self.ownRows, scale, ln2) = (rows, ownRows, scales.values, scales.softmax.ln2)
     region = warp.shared + memory.ringOffset
     statistics = warp.shared + memory.statisticsOffset
   }

@@ -11,16 +11,17 @@ package enum ForwardFamily: KernelFamily {
   package static let dimensionLimit = 1024
 
   package static func limitation(for problem: AttentionProblem) -> String? {
-    problem.pages == nil ? limitation(ofPaged: problem) : "pages"
+    if problem.pages != nil { return "pages" }
+    return problem.cacheType == problem.scalarType ? commonLimitation(for: problem) : "e4m3 numbers"
   }
 
-  /// The same, but for pages.
-  static func limitation(ofPaged problem: AttentionProblem) -> String? {
+  /// That of all kernels of prefill.
+  static func commonLimitation(for problem: AttentionProblem) -> String? {
     if problem.hasLeftPadding { return "left padding" }
     if problem.newKeys != nil { return "new keys" }
     if problem.cutsSequences { return "splits of a fixed length" }
     if problem.leavesParts { return "parts left to the caller" }
-    return problem.cacheType == problem.scalarType && problem.queryType == problem.scalarType ? nil : "e4m3 numbers"
+    return problem.queryType == problem.scalarType ? nil : "e4m3 queries"
   }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {

@@ -8,9 +8,8 @@ package enum HopperDecodeFamily: KernelFamily {
   package static let architecture = Architecture.exactly(90)
 
   package static func limitation(for problem: AttentionProblem) -> String? {
-    if problem.cacheType != problem.scalarType || problem.queryType != problem.scalarType { return "e4m3 numbers" }
     if problem.pages != nil && problem.hasLeftPadding { return "left padding on pages" }
-    if problem.keysPerSplit != nil { return "splits of a fixed length, or one part" }
+    if problem.leavesParts { return "parts left to the caller" }
     return DecodeFamily.limitation(for: problem)
   }
 
@@ -29,8 +28,11 @@ package enum HopperDecodeFamily: KernelFamily {
           return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount
             <= gpu.sharedBytesPerBlock
         }
-        return DecodeTiling.Combination.allCases.map {
-          HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages ?? 2, combination: $0)
+        let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages ?? 2)
+        return DecodeFamily.combinations(for: problem, tiling.work).map {
+          var tiling = tiling
+          tiling.combination = $0
+          return tiling
         }
       }
     }
@@ -40,12 +42,6 @@ package enum HopperDecodeFamily: KernelFamily {
     to tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
     if let obstacle = DecodeFamily.obstacle(ofWholeKeys: problem, rows: tiling.rows, on: gpu) { return obstacle }
-    // So that counters are in the same place of a workspace as those of the other decode kernels, which may take its calls.
-    let rows = (problem.queries * problem.groupSize + 15) / 16
-    if problem.batch * problem.keyValueHeads * rows > LaunchSequence.sharedUnits {
-      return
-        "counts units of 16 rows of all sequences and heads, of which there are more than \(LaunchSequence.sharedUnits)"
-    }
     return HopperDecodeSpecialization(problem, tiling, target: gpu.target).obstacle(on: gpu)
   }
 
@@ -55,7 +51,7 @@ package enum HopperDecodeFamily: KernelFamily {
     let specialization = HopperDecodeSpecialization(problem, tiling, target: gpu.target)
     return WorkSharing(
       problem: problem, specialization: specialization.work, gpu: gpu, blocks: gpu.multiprocessors,
-      splitTiles: 0, hopper: tiling
+      splitTiles: DecodeFamily.splitTiles(problem, tileKeys: tiling.tileKeys), hopper: tiling
     ).costOfLongest
   }
 

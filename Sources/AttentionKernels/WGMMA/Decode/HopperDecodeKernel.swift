@@ -53,21 +53,24 @@ struct HopperDecodeBody {
     if s.work.combination == .dependentLaunch { k.launchDependents() }
     let (thread, tiling) = (k.special(.threadX), s.tiling)
     k.if(thread .== 0) {
-      let arrivals = HopperRings.arrivals(stages: tiling.stages, groups: tiling.groups)
-      k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: arrivals + arrivals)
+      k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals)
+      if tiles.convertsBytes { TileConverter.initialize(k, tiles, shared) }
     }
     k.barrier()
     if s.work.waitsForPreparation { k.waitForPrerequisites() }
     k.roles([
-      WarpRole("consumers", warpgroups: tiling.groups, registers: tiling.registers.consumer) { group in
-        let rings = HopperRings(k, tiles, shared)
+      WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
+        let rings = HopperRings(k, tiles.operands, shared)
         share.forEachPiece { consume($0, part: $1, $2, group, rings) }
       },
-      WarpRole("producer", registers: tiling.registers.producer) { _ in
+      WarpRole("producer", registers: s.registers.producer) { _ in
         k.if((thread / 32) .== tiling.groups * 4) {
-          let rings = HopperRings(k, tiles, shared)
+          let rings = HopperRings(k, tiles.brought, shared)
           k.if(k.elect()) { for map in [p.keyMap, p.valueMap] { k.prefetch(map) } }
           share.forEachPiece { unit, _, piece in produce(unit, piece, rings) }
+          if tiles.convertsBytes { k.if(k.elect()) { TileConverter.finish(k, tiles, shared, rings) } }
+        } else: {
+          if tiles.convertsBytes { TileConverter(k, tiles, shared, thread: thread - tiling.firstConverter).convert() }
         }
       },
     ])
@@ -117,7 +120,7 @@ struct HopperDecodeBody {
     let seen = seen(unit, piece)
     k.if(k.elect()) {
       k.loop(from: seen.first, to: seen.end) {
-        rings.bring(k, tiles, shared, p.keyMap, p.valueMap, boxes, tile: seen.place($0))
+        rings.bring(k, shared, p.keyMap, p.valueMap, boxes, tile: seen.place($0))
       }
     }
   }
@@ -133,17 +136,18 @@ struct HopperDecodeBody {
     let ownRows = [0, 8].map { rows.packed.firstRow + warpRow + lane / 4 + $0 }
     let mask = mask(unit, rows, ownRows: ownRows, tileRows: 64)
     let seen = seen(unit, piece)
+    let scales = p.work.scales(k, s.work, unit)
     let softmax = OnlineSoftmax(
-      k, rows: 2, scale: s.work.hasSoftcap ? k.constant(1) : p.work.softmax.scale, sums: .f32, rescalesLate: true)
+      k, rows: 2, scale: s.work.hasSoftcap ? k.constant(1) : scales.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: tiles.valueDimension, named: "o")
     loadQueries(rows, ofGroup, group)
     k.if(seen.first .< seen.end) {
-      WarpgroupAttention(k, tiles, shared, rings, p.work.softmax).attend(
+      WarpgroupAttention(k, tiles, shared, rings, scales.softmax).attend(
         seen,
         WarpgroupAttention.Rows(
           queries: shared, group: group, warpRow: warpRow, mask: mask, softmax: softmax, output: output))
     }
-    let logSumExps = softmax.normalize(output, ln2: p.work.softmax.ln2)
+    let logSumExps = softmax.normalize(output, ln2: scales.softmax.ln2, scale: scales.values)
     let results = UnitResults(
       k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
     k.if(unit.parts.first .== unit.parts.last) {

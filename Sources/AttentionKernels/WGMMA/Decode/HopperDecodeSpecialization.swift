@@ -22,10 +22,16 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
 
   var tiles: HopperTiles {
     HopperTiles(
-      inputs: work.inputs, dimension: work.dimension, valueDimension: work.valueDimension, groups: tiling.groups,
+      inputs: work.inputs, convertsBytes: work.cache != .sameType, dimension: work.dimension,
+      valueDimension: work.valueDimension, groups: tiling.groups,
       tileKeys: tiling.tileKeys, queryStages: 1, stages: tiling.stages, softmax: tiling.softmax,
       hasSoftcap: work.hasSoftcap, isScaleNegative: work.isScaleNegative)
   }
+  /// Registers of a thread that multiplies, and of one that asks for copies or converts bytes.
+  var registers: (consumer: Int, producer: Int) {
+    tiling.groups == 1 ? (240, 128) : tiles.convertsBytes ? (224, 56) : (232, 40)
+  }
+
   /// A word that one thread tells the others.
   var wordOffset: Int { tiles.end }
   var sharedByteCount: Int { wordOffset + 16 }
@@ -37,7 +43,7 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
     }
     if let obstacle = keys.obstacle { return obstacle }
     // Units and their parts take some.
-    let (needed, there) = (tiles.registerEstimate(work.mask) + 32, tiling.registers.consumer)
+    let (needed, there) = (tiles.registerEstimate(work.mask) + 32, registers.consumer)
     if needed > there { return "needs about \(needed) registers a thread; there are \(there)" }
     return nil
   }

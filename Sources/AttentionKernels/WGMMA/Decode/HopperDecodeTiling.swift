@@ -26,8 +26,8 @@ package struct HopperDecodeTiling: Hashable, Sendable {
   package var rows: Int { groups * 64 }
   /// Threads of a block: those that multiply, and the group that asks for copies.
   package var threads: Int { (groups + 1) * 128 }
-  /// Registers of a thread that multiplies, and of one that asks for copies.
-  var registers: (consumer: Int, producer: Int) { groups == 1 ? (240, 128) : (232, 40) }
+  /// The first thread of those that convert bytes: behind the warp that asks for copies.
+  var firstConverter: Int { groups * 128 + 32 }
 
   var name: String { "\(rows)x\(tileKeys)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)") }
 

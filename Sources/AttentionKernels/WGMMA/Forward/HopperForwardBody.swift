@@ -11,20 +11,29 @@ struct HopperForwardBody {
 
   init(_ k: KernelBuilder, _ s: HopperForwardSpecialization) {
     (self.k, self.s, tiling, parameters) = (
-      k, s, s.tiling, HopperForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask))
+      k, s, s.tiling,
+      HopperForwardParameters(
+        ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask, hasScales: s.convertsBytes))
     )
     shared = k.dynamicShared(alignment: 1024)
   }
 
   func emit() {
     k.if(k.special(.threadX) .== 0) {
-      k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: Rings.arrivals(tiling))
+      k.initialize(
+        transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals + Rings.queryArrivals(tiling))
+      if tiles.convertsBytes { TileConverter.initialize(k, tiles, shared) }
     }
     k.barrier()
     k.roles([
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { consume(group: $0) },
       WarpRole("producer", registers: s.registers.producer) { _ in
-        k.if((k.special(.threadX) / 32) .== tiling.groups * 4, produce)
+        let thread = k.special(.threadX)
+        k.if((thread / 32) .== tiling.groups * 4) {
+          produce()
+        } else: {
+          if tiles.convertsBytes { TileConverter(k, tiles, shared, thread: thread - tiling.firstConverter).convert() }
+        }
       },
     ])
   }
@@ -36,23 +45,20 @@ struct HopperForwardBody {
     let keysAndValues: HopperRings
     let fullQueries, emptyQueries: BarrierRing
 
-    init(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
-      keysAndValues = HopperRings(k, tiles, shared)
+    init(_ k: KernelBuilder, _ tiles: HopperTiles, _ keysAndValues: TileRings, _ shared: Register<U32>) {
+      self.keysAndValues = HopperRings(k, keysAndValues, shared)
       fullQueries = BarrierRing(k, stages: tiles.queryStages, at: shared + tiles.end, as: .consumer)
       emptyQueries = BarrierRing(
         k, stages: tiles.queryStages, at: shared + (tiles.end + tiles.queryStages * BarrierRing.byteCount),
         as: .producer)
     }
 
-    static func arrivals(_ tiling: HopperForwardTiling) -> [Int] {
-      [tiling.stages, tiling.stages, tiling.queryStages].flatMap {
-        HopperRings.arrivals(stages: $0, groups: tiling.groups)
-      }
+    static func queryArrivals(_ tiling: HopperForwardTiling) -> [Int] {
+      HopperRings.arrivals(stages: tiling.queryStages, empty: 4 * tiling.groups)
     }
   }
 
   private var tiles: HopperTiles { s.tiles }
-  private var rings: Rings { Rings(k, tiles, shared) }
 
   /// What rows of an item see, from `first` on.
   private func mask(
@@ -72,13 +78,25 @@ struct HopperForwardBody {
     mask(item, first: item.firstRow, rows: tiling.rows, ownRows: [], if: isThere).0.tiles(of: tiling.tileKeys)
   }
 
+  private func keyValueHead(of item: HopperItem) -> Register<U32> {
+    s.isGrouped ? (item.head / parameters.groupSize).named("key_value_head") : item.head
+  }
+
+  /// What an item's numbers are multiplied by.
+  private func scales(of item: HopperItem) -> CacheScales {
+    guard let lists = parameters.cacheScales else { return CacheScales(parameters.softmax) }
+    let heads = s.isGrouped ? parameters.queryHeads / parameters.groupSize : parameters.queryHeads
+    return CacheScales(
+      k, parameters.softmax, lists, at: item.batch * heads + keyValueHead(of: item), hasSoftcap: s.hasSoftcap)
+  }
+
   // MARK: - The producer
 
   /// One lane, of which ptxas knows that it is one, waits and copies. Where sequences have lengths of their own, or queries ranges of
   /// keys, all find its items; where they have not, that one does, because the copies are late otherwise (D 64, 8192 keys: 1.75 ms became 1.79,
   /// NVIDIA H200, 2026-11-29, `bench`).
   private func produce() {
-    let (rings, p) = (rings, parameters)
+    let (rings, p) = (Rings(k, tiles, tiles.brought, shared), parameters)
     func forOneLane(_ body: () -> Void) { k.if(k.elect(), body) }
     func produce(_ forCopies: (() -> Void) -> Void) {
       forCopies { for map in [p.queryMap, p.keyMap, p.valueMap] { k.prefetch(map) } }
@@ -100,6 +118,7 @@ struct HopperForwardBody {
         queue.advance(if: isThere)
         return isThere
       }
+      if tiles.convertsBytes { forCopies { TileConverter.finish(k, tiles, shared, rings.keysAndValues) } }
     }
     if s.producerIsWarp { produce(forOneLane) } else { forOneLane { produce { $0() } } }
   }
@@ -129,20 +148,20 @@ struct HopperForwardBody {
       ]
     }
     let boxes = KeyBoxes(
-      k, s.keys, p.keyBoxes, head: s.isGrouped ? (item.head / p.groupSize).named("key_value_head") : item.head,
+      k, s.keys, p.keyBoxes, head: keyValueHead(of: item),
       batch: item.batch,
       sequence: sequence.map {
         KeyBoxes.Sequence(number: item.batch, place: $0.keyBatch, firstKey: $0.firstKey, keys: $0.presentKeys)
       })
     k.loop(from: tiles.first, to: tiles.end) {
-      rings.keysAndValues.bring(k, self.tiles, shared, p.keyMap, p.valueMap, boxes, tile: tiles.place($0))
+      rings.keysAndValues.bring(k, shared, p.keyMap, p.valueMap, boxes, tile: tiles.place($0))
     }
   }
 
   // MARK: - The consumers
 
   private func consume(group: Register<U32>) {
-    let rings = rings
+    let rings = Rings(k, tiles, tiles.operands, shared)
     k.loop {
       rings.fullQueries.wait()
       // The same in all lanes, and known to be.
@@ -170,8 +189,9 @@ struct HopperForwardBody {
     let warpRow = ((thread / 32) % 4) * 16
     let ownRows = [0, 8].map { ownFirst + warpRow + lane / 4 + $0 }
     let (mask, rows) = mask(item, first: ownFirst, rows: 64, ownRows: ownRows)
+    let scales = scales(of: item)
     let softmax = OnlineSoftmax(
-      k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : parameters.softmax.scale, sums: .f32, rescalesLate: true)
+      k, rows: 2, scale: s.hasSoftcap ? k.constant(1) : scales.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: s.valueDimension, named: "o")
     let all = told ?? tiles(of: item)
     let own = tiles(ofGroup: mask, rows, among: all)
@@ -180,7 +200,7 @@ struct HopperForwardBody {
       let ofGroup = WarpgroupAttention.Rows(
         queries: shared + rings.fullQueries.stage * tiles.queryTile.byteCount, group: group, warpRow: warpRow,
         mask: mask, softmax: softmax, output: output)
-      let attention = WarpgroupAttention(k, tiles, shared, rings.keysAndValues, parameters.softmax)
+      let attention = WarpgroupAttention(k, tiles, shared, rings.keysAndValues, scales.softmax)
       let own = attendToFirstKeys(attention, own, all, ofGroup, rings)
       attention.attend(own, ofGroup) {
         k.comment("Q of the next item may come")
@@ -189,7 +209,7 @@ struct HopperForwardBody {
     } else: {
       k.giveBack(rings.fullQueries, rings.emptyQueries)
     }
-    var logSumExps = softmax.normalize(output, ln2: parameters.softmax.ln2)
+    var logSumExps = softmax.normalize(output, ln2: scales.softmax.ln2, scale: scales.values)
     if let sinks = AttentionSinks(k, parameters.sinkBase, type: s.sinkType) {
       logSumExps = sinks.finish(output, logSumExps) { _ in item.head }
     }

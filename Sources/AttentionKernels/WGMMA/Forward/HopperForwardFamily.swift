@@ -13,13 +13,14 @@ package enum HopperForwardFamily: KernelFamily {
     if problem.keysPerSplit != nil && problem.packedQueries != nil {
       return "packed queries that do not touch each other's bits"
     }
-    return ForwardFamily.limitation(ofPaged: problem)
+    return ForwardFamily.commonLimitation(for: problem)
   }
 
   package static func check(_ problem: AttentionProblem, on gpu: GPULimits) throws(AttentionError) {
     _ = try Matrix.Inputs(of: problem.scalarType)
     try GPULimits.check(
       dimension: problem.dimension, valueDimension: problem.valueDimension, path: "GPU path", limit: 256)
+    try GPULimits.check(bytesOf: problem, limit: 256)
     try GPULimits.check(counts: [
       ("queries", [problem.queries]), ("keys", [problem.keys]), ("batch x heads", [problem.batch, problem.queryHeads]),
     ])
@@ -62,8 +63,8 @@ package enum HopperForwardFamily: KernelFamily {
           sharedByteCount: specialization.sharedByteCount,
           arguments: ArgumentTemplate(HopperForwardParameters.all(problem), for: launch))
       ], counterByteCount: launch.items > launch.blocks(on: gpu) ? 4 : 0)
-    if problem.pages == nil { return own }
-    // Calls over pages whose strides the copy engine does not take run by the kernels of decoding, in their workspace.
+    if problem.pages == nil && problem.cacheType == problem.scalarType { return own }
+    // Calls over pages, or bytes, whose strides the copy engine does not take run by the kernels of decoding, in their workspace.
     return own.withRoom(
       for: try KernelPlan(problem, on: gpu, options: KernelOptions(family: DecodeFamily.name)).launches)
   }

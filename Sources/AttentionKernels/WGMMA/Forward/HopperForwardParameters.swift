@@ -24,6 +24,8 @@ final class HopperForwardParameters {
   let queryBatchStep: Register<U32>
   let keyBoxes: KeyBoxes.Parameters
   let softmax: SoftmaxParameters
+  /// nil where numbers have none.
+  let cacheScales: CacheScales.Lists?
   /// nil where there are none.
   let sinkBase: Register<U64>?
 
@@ -58,6 +60,7 @@ final class HopperForwardParameters {
     queryBatchStep = list.number("query_batch_step", U32.self) { $0.problem.packedQueries == nil ? 1 : 0 }
     keyBoxes = KeyBoxes.Parameters(list) { $0.problem }
     softmax = SoftmaxParameters(list) { SoftmaxScales($0.problem.scoreUnits) }
+    cacheScales = parts.contains(.scales) ? CacheScales.Lists(list) : nil
     sinkBase = AttentionSinks.base(list, if: parts.contains(.sinks))
   }
 }

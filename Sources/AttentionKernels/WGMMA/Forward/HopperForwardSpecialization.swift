@@ -3,8 +3,10 @@ package import PTX
 
 /// What the text of Hopper's forward kernel is made from, and the key that it is cached by.
 package struct HopperForwardSpecialization: Hashable, Sendable {
-  /// The type of Q, K, V and O.
+  /// The type of Q and O, and of K and V as they are multiplied.
   package let inputs: Matrix.Inputs
+  /// Whether K and V are bytes of e4m3, which become 16 bits on their way.
+  package let convertsBytes: Bool
   /// D and D_v, multiples of 8.
   package let dimension, valueDimension: Int
   /// Which edges of the mask there are.
@@ -25,6 +27,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
 
   init(_ problem: AttentionProblem, _ tiling: HopperForwardTiling) {
     inputs = problem.scalarType == .f16 ? .f16 : .bf16
+    convertsBytes = problem.cacheType == .e4m3
     (dimension, valueDimension) = (problem.dimension, problem.valueDimension)
     mask = MaskEdges(problem)
     hasSoftcap = problem.softcap != nil
@@ -39,7 +42,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
 
   /// The entry point's name.
   var name: String {
-    "attention_hopper_\(inputs.rawValue)_d\(dimension)" + (valueDimension == dimension ? "" : "_v\(valueDimension)")
+    "attention_hopper_\(inputs.rawValue)" + (convertsBytes ? "_e4m3" : "") + "_d\(dimension)"
+      + (valueDimension == dimension ? "" : "_v\(valueDimension)")
       + (isGrouped ? "_grouped" : "") + mask.name + (hasSoftcap ? "_softcap" : "")
       + (isScaleNegative ? "_negative" : "") + keys.name + (sinkType.map { "_sinks_\($0)" } ?? "") + "_" + tiling.name
   }
@@ -50,7 +54,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
 
   var tiles: HopperTiles {
     HopperTiles(
-      inputs: inputs, dimension: dimension, valueDimension: valueDimension, groups: tiling.groups,
+      inputs: inputs, convertsBytes: convertsBytes, dimension: dimension, valueDimension: valueDimension,
+      groups: tiling.groups,
       tileKeys: tiling.tileKeys, queryStages: tiling.queryStages, stages: tiling.stages, softmax: tiling.softmax,
       hasSoftcap: hasSoftcap, isScaleNegative: isScaleNegative)
   }
@@ -80,9 +85,11 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   }
 
   /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
-  /// sequences takes some, and so does to find pages, and what given ranges span.
+  /// sequences takes some, and so does to find pages, to convert bytes, and what given ranges span.
   var registers: (consumer: Int, producer: Int) {
-    if keys.pageSize != nil || mask.rangeCount == 2 { return tiling.groups == 3 ? (152, 56) : (224, 56) }
+    if keys.pageSize != nil || mask.rangeCount == 2 || convertsBytes {
+      return tiling.groups == 3 ? (152, 56) : (224, 56)
+    }
     if tiling.groups == 3 { return (160, 32) }
     return hasSequences || mask.rangeCount == 1 ? (232, 40) : (240, 24)
   }
