@@ -112,7 +112,7 @@ public struct Kernel: Sendable {
     Self.registersAtFirst(threadsPerBlock: threadsPerBlock, blocksPerMultiprocessor: blocksPerMultiprocessor)
   }
 
-  static func registersAtFirst(threadsPerBlock: Int, blocksPerMultiprocessor: Int?) -> Int {
+  package static func registersAtFirst(threadsPerBlock: Int, blocksPerMultiprocessor: Int?) -> Int {
     min(65536 / max(threadsPerBlock * (blocksPerMultiprocessor ?? 1), 1) / 8 * 8, 256)
   }
 

@@ -117,6 +117,46 @@ struct MachineCodeTests {
     }
   }
 
+  /// Of both over bytes: a fence between the proxies that waits for the block's memory and not for the GPU's, and one instruction for
+  /// two bytes.
+  @Test(arguments: [64, 128, 256]) func bytesAreConverted(dimension: Int) throws {
+    func check(_ plan: KernelPlan, products: Int, converted: Int) throws {
+      let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+      #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
+      #expect(code.products == products && !code.isSerialized && code.writesOfOperandsUnderWay.isEmpty)
+      #expect(code.count("USETMAXREG") == 3 && code.count("F2FP.F16.E4M3") == converted)
+    }
+    func problem(_ queries: Int, _ type: ScalarType, _ keys: AttentionProblem.KeyStorage) throws -> AttentionProblem {
+      try AttentionProblem(
+        batch: 2, queries: queries, queryHeads: 16, keyValueHeads: 2, dimension: dimension, keys: keys,
+        scalarType: type,
+        cacheType: .e4m3, mask: .causal)
+    }
+    let pages = AttentionProblem.KeyStorage.paged(pages: 999, pageSize: 16, pagesPerSequence: 256)
+    // A thread converts its share of two tiles, two bytes at a time.
+    func converted(_ tileKeys: Int) -> Int { tileKeys * dimension * 2 / 128 / 2 }
+    let isWide = dimension == 128
+    let keys = isWide ? AttentionProblem.KeyStorage.contiguous(sequences: 2, capacity: 8192) : pages
+    let (prefill, decoding) = (
+      try problem(2048, isWide ? .bf16 : .f16, keys), try problem(16, isWide ? .bf16 : .f16, keys)
+    )
+    let gpu = GPULimits.typical(of: .sm90)
+    // Of D 256, ptxas takes no product by blocks of 512 threads.
+    for tiling in HopperForwardFamily.tilings(for: prefill, on: gpu)
+    where HopperForwardFamily.obstacle(to: tiling, for: prefill, on: gpu) == nil {
+      let plan = try KernelPlan(prefill, on: gpu, tiling, of: HopperForwardFamily.self)
+      try check(plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
+    }
+    var tilings = 0
+    for tiling in HopperDecodeFamily.tilings(for: decoding, on: gpu)
+    where tiling.combination == .lastBlock && HopperDecodeFamily.obstacle(to: tiling, for: decoding, on: gpu) == nil {
+      let plan = try KernelPlan(decoding, on: gpu, tiling, of: HopperDecodeFamily.self)
+      try check(plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
+      tilings += 1
+    }
+    #expect(tilings >= 2)
+  }
+
   /// The probes measure what they are there for.
   @Test func probesAreWhatTheyMeasure() throws {
     for columns in [64, 80, 96, 128, 192, 256] {

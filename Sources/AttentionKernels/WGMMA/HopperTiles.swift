@@ -6,8 +6,8 @@ internal import PTX
 struct HopperTiles: Hashable, Sendable {
   /// The type of Q, K and V as they are multiplied.
   let inputs: Matrix.Inputs
-  /// Whether K and V come as bytes of e4m3, which warps of the producer's group convert (`TileConverter`).
-  let convertsBytes: Bool
+  /// Groups of four warps that convert K and V, which come as bytes of e4m3 (`TileConverter`); 0 where they do not.
+  let converters: Int
   /// D and D_v, multiples of 8; of bytes, of 16.
   let dimension, valueDimension: Int
   /// Groups of four warps that multiply, 64 query rows each; keys of a tile.
@@ -44,11 +44,12 @@ struct HopperTiles: Hashable, Sendable {
   private var operandsEnd: Int {
     rings(dimension, valueDimension, from: queryStages * queryTile.byteCount, barriers: 0).end
   }
-  /// A word for each stage of bytes: whether, instead of a tile, there is none any more.
+  var convertsBytes: Bool { converters > 0 }
+  /// A word for each stage of bytes that a group looks at first: whether, instead of a tile, there is none any more.
   var endsOffset: Int {
     convertsBytes ? rings(dimension / 2, valueDimension / 2, from: operandsEnd, barriers: 0).end : operandsEnd
   }
-  var barriersOffset: Int { endsOffset + (convertsBytes ? (stages + 3) / 4 * 16 : 0) }
+  var barriersOffset: Int { endsOffset + (converters * stages + 3) / 4 * 16 }
   /// Behind the barriers of K and V.
   var end: Int { brought.barriersOffset + brought.barriersByteCount }
 
@@ -60,6 +61,22 @@ struct HopperTiles: Hashable, Sendable {
       return one + one
     }
     return convertsBytes ? twice(converters, all) + twice(1, converters) : twice(1, all)
+  }
+
+  /// Threads of a block: those that multiply, the group that asks for copies, and those that convert bytes.
+  var threads: Int { (groups + 1 + converters) * 128 }
+
+  /// What stands against the tiles, as the end of a sentence about a tiling.
+  var obstacle: String? {
+    if !convertsBytes { return nil }
+    if !TileConverter.rows.contains(tileKeys) {
+      return
+        "converts bytes in tiles of \(TileConverter.rows.map(String.init).joined(separator: ", ")) keys, not of \(tileKeys)"
+    }
+    // (C7602: whatever there will be, ptxas 13.0 counts those for the operands of one instruction.)
+    let atFirst = Kernel.registersAtFirst(threadsPerBlock: threads, blocksPerMultiprocessor: 1)
+    let needed = max(valueDimension, tileKeys) / 2 + 30
+    return needed <= atFirst ? nil : "begins with \(atFirst) registers a thread, of which a product needs \(needed)"
   }
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.

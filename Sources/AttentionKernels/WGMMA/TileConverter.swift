@@ -1,97 +1,137 @@
 internal import PTX
 
-/// Makes operands of `wgmma` of K and V that come as bytes of e4m3: the role of the three warps of the producer's group that
-/// copy nothing.
+/// Makes operands of `wgmma` of K and V that come as bytes of e4m3: the role of groups of four warps, of which one converts both,
+/// or one K and another V.
 ///
 ///     for each tile that the copy engine brings, until it is told that there are no more:
-///       K, V:  16 bytes of a row at a time, where there is a free stage for what they become
+///       16 bytes of a row at a time, where there is a free stage for what they become
 ///
 /// `wgmma` multiplies bytes by bytes only, with k along the rows of memory, which V has not; and queries of 16 bits stay what
 /// they are. Eight lanes have as many rows of the same chunk, which the swizzle has in different banks on both sides.
 struct TileConverter {
-  /// Warps that convert.
-  static let warps = 3
+  /// Threads, and warps, that convert a tile.
+  static let threads = 128, warps = 4
+  /// Rows of tiles that they divide evenly.
+  static let rows = [32, 64, 128]
+
+  /// Cycles that one group takes for a tile of K and V, by their bytes: NVIDIA H200, 2026-11-29, chunked prefill of 2048 queries on
+  /// 30 000 keys and decoding with 128 packed rows, D 128, in tiles of 64 and 128 keys (Documentation/GPULog.md).
+  static func cycles(bytes: Double) -> Double { 500 + 0.076 * bytes }
 
   private let k: KernelBuilder
   private let tiles: HopperTiles
   private let shared: Register<U32>
-  /// Among those of these warps.
+  /// Among those that convert a tile.
   private let thread: Register<U32>
   private let operands: E4M3Operands
 
-  /// - Parameter thread: among those of these warps.
-  init(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>, thread: Register<U32>) {
-    (self.k, self.tiles, self.shared, self.thread) = (k, tiles, shared, thread)
+  init(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
+    (self.k, self.tiles, self.shared) = (k, tiles, shared)
+    thread = k.special(.threadX) % Self.threads
     operands = E4M3Operands(inputs: tiles.inputs, hasConversion: true)
   }
 
-  /// Makes room for the words, by one thread, before anybody looks.
-  static func initialize(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
-    for stage in 0..<tiles.stages {
-      k.store(k.constant(0, U32.self), shared: shared + tiles.endsOffset, offset: stage * 4)
+  /// A ring of bytes, and that of what becomes of them, as those who convert see them.
+  private struct Side {
+    let bytes, operands: MatrixTile
+    /// Where the next of each is.
+    let source, place: () -> Register<U32>
+    let fullBytes, emptyBytes, full, empty: BarrierRing
+    /// Where its words are.
+    let ends: Register<U32>
+  }
+
+  private func sides() -> (keys: Side, values: Side) {
+    let (from, to) = (HopperRings(k, tiles.brought, shared), HopperRings(k, tiles.operands, shared))
+    let ends = shared + tiles.endsOffset
+    return (
+      Side(
+        bytes: from.tiles.keys, operands: to.tiles.keys, source: { from.keys(shared) }, place: { to.keys(shared) },
+        fullBytes: from.fullKeys, emptyBytes: from.emptyKeys, full: to.fullKeys, empty: to.emptyKeys, ends: ends),
+      Side(
+        bytes: from.tiles.values, operands: to.tiles.values, source: { from.values(shared) },
+        place: { to.values(shared) }, fullBytes: from.fullValues, emptyBytes: from.emptyValues, full: to.fullValues,
+        empty: to.emptyValues, ends: ends + tiles.stages * 4)
+    )
+  }
+
+  /// Clears the words, by one thread, before anybody looks.
+  func clearEnds() {
+    for word in 0..<tiles.converters * tiles.stages {
+      k.store(k.constant(0, U32.self), shared: shared + tiles.endsOffset, offset: word * 4)
     }
   }
 
-  /// Tells them that there are no more tiles, by the thread that brings these.
-  static func finish(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>, _ rings: HopperRings) {
-    rings.emptyKeys.wait()
-    k.store(k.constant(1, U32.self), shared: shared + rings.fullKeys.stage * 4, offset: tiles.endsOffset)
-    rings.fullKeys.arrive()
+  /// Tells each group that converts that there are no more tiles, by the thread that brings these.
+  func finish(_ rings: HopperRings) {
+    let sides = [(rings.fullKeys, rings.emptyKeys), (rings.fullValues, rings.emptyValues)]
+    for (number, (full, empty)) in sides.prefix(tiles.converters).enumerated() {
+      empty.wait()
+      k.store(
+        k.constant(1, U32.self), shared: shared + full.stage * 4, offset: tiles.endsOffset + number * tiles.stages * 4)
+      full.arrive()
+    }
   }
 
   /// Converts all that comes.
-  func convert() {
-    let (from, to) = (HopperRings(k, tiles.brought, shared), HopperRings(k, tiles.operands, shared))
+  ///
+  /// - Parameter group: the number of the group among those that convert.
+  func convert(group: Register<U32>) {
+    let (keys, values) = sides()
+    if tiles.converters == 1 { return convert([keys, values]) }
+    k.if(group .== 0) {
+      convert([keys])
+    } else: {
+      convert([values])
+    }
+  }
+
+  private func convert(_ sides: [Side]) {
     k.loop {
-      from.fullKeys.wait()
+      sides[0].fullBytes.wait()
       // The same in all lanes, and known to be.
-      let word = k.load(U32.self, shared: shared + from.fullKeys.stage * 4, offset: tiles.endsOffset)
+      let word = k.load(U32.self, shared: sides[0].ends + sides[0].fullBytes.stage * 4)
       let isTile = k.shuffle(word, lane: k.constant(0, U32.self)) .== 0
       k.if(isTile) {
-        k.comment("K of a tile")
-        to.emptyKeys.wait()
-        convert(from.tiles.keys, at: from.keys(shared), to: to.tiles.keys, at: to.keys(shared))
-        k.handOver(to.fullKeys, to.emptyKeys)
-        k.giveBack(from.fullKeys, from.emptyKeys)
-        k.comment("V of a tile")
-        from.fullValues.wait()
-        to.emptyValues.wait()
-        convert(from.tiles.values, at: from.values(shared), to: to.tiles.values, at: to.values(shared))
-        k.handOver(to.fullValues, to.emptyValues)
-        k.giveBack(from.fullValues, from.emptyValues)
+        for (number, side) in sides.enumerated() {
+          if number > 0 { side.fullBytes.wait() }
+          side.empty.wait()
+          convert(side)
+          // All lanes have read, and written, before one says so.
+          k.proxyFence()
+          k.warpBarrier()
+          k.handOver(side.full, side.empty)
+          k.giveBack(side.fullBytes, side.emptyBytes)
+        }
       }
       return isTile
     }
   }
 
-  /// One tile: all lanes have written, and read, before one says so.
-  private func convert(_ bytes: MatrixTile, at source: Register<U32>, to tile: MatrixTile, at place: Register<U32>) {
-    let (rows, chunks) = (bytes.rows, tile.columns / 16)
-    let (threads, all) = (Self.warps * 32, bytes.rows * chunks)
-    // A row's own among the eight that have the pattern; steps from place to place are multiples of eight.
+  /// One tile. A thread has a row, and every so many chunks of it as there are threads for each row.
+  private func convert(_ side: Side) {
+    let (rows, chunks) = (side.bytes.rows, side.operands.columns / 16)
+    let step = Self.threads / rows
+    let (row, first) = ((thread % rows) * 128, thread / rows)
+    // A row's own among the eight that have the pattern. Chunks are turned by an exclusive or, and steps leave the first's bits alone.
     let turn = (thread % 8) * 16
-    func convert(_ numbers: Range<Int>) {
-      let parts = numbers.map { number in
-        let own = thread + number * threads
-        let (row, chunk) = ((own % rows) * 128, own / rows)
-        func slab(_ chunksOfSlab: Int, _ tile: MatrixTile) -> Register<U32> {
-          tile.slabs == 1 ? row : row + (chunk / chunksOfSlab) * tile.slabByteCount
-        }
-        let words = k.load(
-          U32.self, count: 4, shared: source + slab(8, bytes) + (((chunk % 8) * 16) ^ turn))
-        return (words, place + slab(4, tile) + (((chunk % 4) * 32) ^ turn))
+    let source = side.source() + row + ((first * 16) ^ turn)
+    let place = side.place() + row + ((first * 32) ^ turn)
+    func convert(_ numbers: [Int]) {
+      let loads = numbers.map { chunk in
+        k.load(U32.self, count: 4, shared: source ^ (chunk % 8 * 16), offset: chunk / 8 * side.bytes.slabByteCount)
       }
-      for (words, address) in parts {
-        let halves = words.map { operands.unpack(k, $0) }
-        for (half, address) in [address, address ^ 16].enumerated() {
-          k.store(halves[2 * half..<2 * half + 2].flatMap { [$0.low, $0.high] }, shared: address)
+      for (chunk, words) in zip(numbers, loads) {
+        let (halves, own) = (words.map { operands.unpack(k, $0) }, place ^ (chunk % 4 * 32))
+        for (half, address) in [own, own ^ 16].enumerated() {
+          k.store(
+            halves[2 * half..<2 * half + 2].flatMap { [$0.low, $0.high] }, shared: address,
+            offset: chunk / 4 * side.operands.slabByteCount)
         }
       }
     }
-    let whole = all / threads
-    for first in stride(from: 0, to: whole, by: 4) { convert(first..<min(first + 4, whole)) }
-    if all % threads > 0 { k.if(thread .< all - whole * threads) { convert(whole..<whole + 1) } }
-    k.proxyFence()
-    k.warpBarrier()
+    let whole = stride(from: 0, to: chunks / step * step, by: step).map { $0 }
+    for start in stride(from: 0, to: whole.count, by: 4) { convert(Array(whole[start..<min(start + 4, whole.count)])) }
+    if chunks % step > 0 { k.if(first .< chunks % step) { convert([chunks / step * step]) } }
   }
 }

@@ -124,8 +124,8 @@ struct WarpgroupAttention {
     k.loop(from: tiles.first + 1, to: tiles.end) { tile in
       k.comment("a tile: the weights and the share of O of the one before, this one's scores")
       let own = weights(scores)
-      // Bytes of V are converted before those of the next K.
-      if !s.convertsBytes { rings.fullValues.wait() }
+      // Where the same warps convert both, V comes before the next K.
+      if s.converters != 1 { rings.fullValues.wait() }
       rings.fullKeys.wait()
       k.warpgroupFence()
       start(scores, queries)

@@ -170,7 +170,7 @@ extension KernelBuilder {
     emit(.synchronization(.barrierInitializationFence))
   }
 
-  /// Orders this thread's ordinary accesses before with those of the asynchronous proxy after, whoever makes these, and
+  /// Orders this thread's ordinary accesses of shared memory before with those of the asynchronous proxy after, whoever makes these, and
   /// the other way round. Who wrote shared memory does it before the barrier behind which `wgmma` or the copy engine
   /// reads.
   public func proxyFence(file: String = #fileID, line: Int = #line) {

@@ -6,8 +6,9 @@ public enum Synchronization: Hashable, Sendable {
   case arrive(id: Operand, threads: UInt16)
   /// Waits for the lanes of the warp and orders their memory accesses.
   case warpBarrier
-  /// Orders this thread's accesses by ordinary instructions before with those after of the asynchronous proxy, that is
-  /// of the copy engine and `wgmma`, and the other way round (section 9.7.13.4, fence.proxy.async).
+  /// Orders this thread's accesses of the block's shared memory by ordinary instructions before with those after of the
+  /// asynchronous proxy, that is of the copy engine and `wgmma`, and the other way round (section 9.7.13.4, fence.proxy.async). Of
+  /// all state spaces, not this one alone, ptxas makes it wait for the whole GPU's memory (`MEMBAR.ALL.GPU`).
   case proxyFence
   /// Lets the cluster, and the copy engine, see transaction barriers that this thread made.
   case barrierInitializationFence
@@ -34,7 +35,7 @@ public enum Synchronization: Hashable, Sendable {
     case .arrive(let id, let threads): "bar.arrive \(name(id, .u32)), \(threads)"
     case .warpBarrier: "bar.warp.sync 0xffffffff"
     case .fence(let scope): "fence.acq_rel.\(scope.rawValue)"
-    case .proxyFence: "fence.proxy.async"
+    case .proxyFence: "fence.proxy.async.shared::cta"
     case .barrierInitializationFence: "fence.mbarrier_init.release.cluster"
     case .clusterArrive: "barrier.cluster.arrive.release.aligned"
     case .clusterWait: "barrier.cluster.wait.acquire.aligned"

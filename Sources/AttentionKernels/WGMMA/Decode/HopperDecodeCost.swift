@@ -1,7 +1,7 @@
 internal import Attention
 
 /// What a call of Hopper's decode kernel takes, in seconds: its launch, the tiles of the busiest block, each as long as its
-/// products and exponentials or its transfer take, whichever is longer, what begins and ends with a unit, and putting parts
+/// products and exponentials, its transfer or the conversion of its bytes take, whichever is longer, what begins and ends with a unit, and putting parts
 /// together as `DecodeCost` has it.
 ///
 /// Not fitted, but set by hand to some thirty times of an NVIDIA H200, 2026-11-29 (`bench decode --kernels hopper-decode
@@ -36,15 +36,18 @@ enum HopperDecodeCost {
     let work =
       groups * (keys * columns / 32 * cycles.products + keys * 4 * cycles.exponentials + cycles.tile) / gpu.clock
     let wait = (work / 2 + DecodeCost.latency * (1 + fresh) / 2) / Double(tiling.stages)
-    let tile = max(work, transfer, wait)
+    let converters = Double(HopperDecodeSpecialization(problem, tiling, target: gpu.target).tiles.converters)
+    let conversion = converters == 0 ? 0 : TileConverter.cycles(bytes: keys * columns / converters) / gpu.clock
+    let tile = max(work, transfer, conversion, wait)
     let isWhole = DecodeCost.divides(tiles, share) || DecodeCost.divides(share, tiles)
     let pieces = (share / tiles).rounded(.up) + (isWhole || load.share <= 1 ? 0 : 1)
     let ends = pieces * (piece + groups * Double(problem.valueDimension) * column) + work
     let combination = DecodeCost.combination(load, s, problem, on: gpu, blocks: 1, warps: groups * 4 + 4)
     return KernelCost(
       [
-        "launch": DecodeCost.launch, "work": share * work, "transfer": share * transfer, "waits": share * wait,
-        "ends": ends, "combination": combination,
+        "launch": DecodeCost.launch, "work": share * work, "transfer": share * transfer,
+        "conversion": share * conversion,
+        "waits": share * wait, "ends": ends, "combination": combination,
       ], seconds: DecodeCost.launch + share * tile + ends + combination)
   }
 }

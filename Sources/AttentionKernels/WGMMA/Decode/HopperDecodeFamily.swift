@@ -22,7 +22,7 @@ package enum HopperDecodeFamily: KernelFamily {
     // Of fewer rows most of a tile of 64 would be empty.
     if rows <= 32 { return [] }
     return (rows <= 64 ? [1] : [1, 2]).flatMap { groups in
-      [48, 64, 96, 128].flatMap { keys in
+      (problem.cacheType == .e4m3 ? TileConverter.rows : [48, 64, 96, 128]).flatMap { keys in
         let stages = [6, 4, 3, 2].first { stages in
           let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages)
           return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount
@@ -62,7 +62,7 @@ package enum HopperDecodeFamily: KernelFamily {
     try DecodeFamily.check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
     let own = DecodeFamily.launches(s.work, for: problem, on: gpu, blocks: gpu.multiprocessors, hopper: tiling) {
       LaunchSequence.Launch(
-        HopperDecodeKernel(s), blocks: $0.blocks, threads: tiling.threads, sharedByteCount: s.sharedByteCount,
+        HopperDecodeKernel(s), blocks: $0.blocks, threads: s.tiles.threads, sharedByteCount: s.sharedByteCount,
         overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all(problem), for: $0)
       )
     }

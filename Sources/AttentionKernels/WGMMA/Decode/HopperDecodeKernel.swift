@@ -25,7 +25,7 @@ package struct HopperDecodeKernel: KernelSource {
   /// The kernel, with the parameters of `HopperDecodeParameters`.
   package func kernel() throws(KernelError) -> Kernel {
     // One block a multiprocessor, so that ptxas knows the registers at entry, which setmaxnreg changes.
-    try Kernel.build(name, threadsPerBlock: specialization.tiling.threads, blocksPerMultiprocessor: 1) { k in
+    try Kernel.build(name, threadsPerBlock: specialization.tiles.threads, blocksPerMultiprocessor: 1) { k in
       HopperDecodeBody(k, specialization).emit()
     }
   }
@@ -54,11 +54,11 @@ struct HopperDecodeBody {
     let (thread, tiling) = (k.special(.threadX), s.tiling)
     k.if(thread .== 0) {
       k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals)
-      if tiles.convertsBytes { TileConverter.initialize(k, tiles, shared) }
+      if tiles.convertsBytes { converter.clearEnds() }
     }
     k.barrier()
     if s.work.waitsForPreparation { k.waitForPrerequisites() }
-    k.roles([
+    var roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
         let rings = HopperRings(k, tiles.operands, shared)
         share.forEachPiece { consume($0, part: $1, $2, group, rings) }
@@ -68,16 +68,22 @@ struct HopperDecodeBody {
           let rings = HopperRings(k, tiles.brought, shared)
           k.if(k.elect()) { for map in [p.keyMap, p.valueMap] { k.prefetch(map) } }
           share.forEachPiece { unit, _, piece in produce(unit, piece, rings) }
-          if tiles.convertsBytes { k.if(k.elect()) { TileConverter.finish(k, tiles, shared, rings) } }
-        } else: {
-          if tiles.convertsBytes { TileConverter(k, tiles, shared, thread: thread - tiling.firstConverter).convert() }
+          if tiles.convertsBytes { k.if(k.elect()) { converter.finish(rings) } }
         }
       },
-    ])
+    ]
+    if tiles.convertsBytes {
+      roles.append(
+        WarpRole("converters", warpgroups: tiles.converters, registers: s.registers.converter) {
+          converter.convert(group: $0)
+        })
+    }
+    k.roles(roles)
   }
 
   // MARK: - What both roles know
 
+  private var converter: TileConverter { TileConverter(k, tiles, shared) }
   private var share: WorkShare { WorkShare(k, s.work, p.work, lane: k.special(.lane)) }
 
   /// What rows of a unit see, from `first` of its block on.

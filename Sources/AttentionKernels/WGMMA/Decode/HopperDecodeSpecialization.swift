@@ -22,14 +22,24 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
 
   var tiles: HopperTiles {
     HopperTiles(
-      inputs: work.inputs, convertsBytes: work.cache != .sameType, dimension: work.dimension,
+      inputs: work.inputs, converters: converters, dimension: work.dimension,
       valueDimension: work.valueDimension, groups: tiling.groups,
       tileKeys: tiling.tileKeys, queryStages: 1, stages: tiling.stages, softmax: tiling.softmax,
       hasSoftcap: work.hasSoftcap, isScaleNegative: work.isScaleNegative)
   }
-  /// Registers of a thread that multiplies, and of one that asks for copies or converts bytes.
-  var registers: (consumer: Int, producer: Int) {
-    tiling.groups == 1 ? (240, 128) : tiles.convertsBytes ? (224, 56) : (232, 40)
+  /// Groups of four warps that convert bytes: as many as leave one instruction its registers.
+  private var converters: Int {
+    work.cache == .sameType ? 0 : tiling.groups == 1 && work.valueDimension <= 192 ? 2 : 1
+  }
+  /// Registers of a thread that multiplies, of one that asks for copies, and of one that converts bytes.
+  var registers: (consumer: Int, producer: Int, converter: Int) {
+    switch (tiling.groups, converters) {
+    case (1, 0): (240, 128, 0)
+    case (1, 1): (240, 128, 136)
+    case (1, _): (240, 80, 96)
+    case (_, 0): (232, 40, 0)
+    default: (208, 40, 56)
+    }
   }
 
   /// A word that one thread tells the others.
@@ -41,7 +51,7 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
     if sharedByteCount > gpu.sharedBytesPerBlock {
       return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
-    if let obstacle = keys.obstacle { return obstacle }
+    if let obstacle = keys.obstacle ?? tiles.obstacle { return obstacle }
     // Units and their parts take some.
     let (needed, there) = (tiles.registerEstimate(work.mask) + 32, registers.consumer)
     if needed > there { return "needs about \(needed) registers a thread; there are \(there)" }

@@ -24,10 +24,6 @@ package struct HopperDecodeTiling: Hashable, Sendable {
 
   /// Packed query rows of a block.
   package var rows: Int { groups * 64 }
-  /// Threads of a block: those that multiply, and the group that asks for copies.
-  package var threads: Int { (groups + 1) * 128 }
-  /// The first thread of those that convert bytes: behind the warp that asks for copies.
-  var firstConverter: Int { groups * 128 + 32 }
 
   var name: String { "\(rows)x\(tileKeys)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)") }
 

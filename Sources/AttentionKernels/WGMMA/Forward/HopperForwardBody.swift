@@ -22,20 +22,22 @@ struct HopperForwardBody {
     k.if(k.special(.threadX) .== 0) {
       k.initialize(
         transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals + Rings.queryArrivals(tiling))
-      if tiles.convertsBytes { TileConverter.initialize(k, tiles, shared) }
+      if tiles.convertsBytes { converter.clearEnds() }
     }
     k.barrier()
-    k.roles([
+    var roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { consume(group: $0) },
       WarpRole("producer", registers: s.registers.producer) { _ in
-        let thread = k.special(.threadX)
-        k.if((thread / 32) .== tiling.groups * 4) {
-          produce()
-        } else: {
-          if tiles.convertsBytes { TileConverter(k, tiles, shared, thread: thread - tiling.firstConverter).convert() }
-        }
+        k.if((k.special(.threadX) / 32) .== tiling.groups * 4, produce)
       },
-    ])
+    ]
+    if tiles.convertsBytes {
+      roles.append(
+        WarpRole("converters", warpgroups: tiles.converters, registers: s.registers.converter) {
+          converter.convert(group: $0)
+        })
+    }
+    k.roles(roles)
   }
 
   // MARK: - What both roles know
@@ -59,6 +61,7 @@ struct HopperForwardBody {
   }
 
   private var tiles: HopperTiles { s.tiles }
+  private var converter: TileConverter { TileConverter(k, tiles, shared) }
 
   /// What rows of an item see, from `first` on.
   private func mask(
@@ -118,7 +121,7 @@ struct HopperForwardBody {
         queue.advance(if: isThere)
         return isThere
       }
-      if tiles.convertsBytes { forCopies { TileConverter.finish(k, tiles, shared, rings.keysAndValues) } }
+      if tiles.convertsBytes { forCopies { converter.finish(rings.keysAndValues) } }
     }
     if s.producerIsWarp { produce(forOneLane) } else { forOneLane { produce { $0() } } }
   }

@@ -30,7 +30,9 @@ package enum HopperForwardFamily: KernelFamily {
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperForwardTiling] {
     // Of a tile of 128 rows or more the most would be empty.
     if problem.queries < 64 { return [] }
-    return [(2, [64, 80, 128]), (3, [64, 96, 128])].flatMap { groups, keys in
+    let sizes =
+      problem.cacheType == .e4m3 ? [(2, TileConverter.rows), (3, [64])] : [(2, [64, 80, 128]), (3, [64, 96, 128])]
+    return sizes.flatMap { groups, keys in
       keys.map { keys in
         // As many stages as there is room for: two of Q first, so that the next item's comes early.
         let stages = [(2, 4), (2, 3), (2, 2), (1, 3), (1, 2)].map { ofQueries, ofKeys in
@@ -59,7 +61,7 @@ package enum HopperForwardFamily: KernelFamily {
     let own = LaunchSequence(
       [
         LaunchSequence.Launch(
-          HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: tiling.threads,
+          HopperForwardKernel(specialization), blocks: launch.blocks(on: gpu), threads: specialization.tiles.threads,
           sharedByteCount: specialization.sharedByteCount,
           arguments: ArgumentTemplate(HopperForwardParameters.all(problem), for: launch))
       ], counterByteCount: launch.items > launch.blocks(on: gpu) ? 4 : 0)
@@ -101,6 +103,11 @@ package enum HopperForwardFamily: KernelFamily {
     let seconds = perMultiprocessor / gpu.clock
     let products = tiles * keys * width / 32 * cycles.products * seconds
     let exponentials = tiles * (keys * 4 * cycles.exponentials + cycles.tile) * seconds
+    // One group converts for all that multiply.
+    let conversion =
+      problem.cacheType == .e4m3
+      ? tiles * TileConverter.cycles(bytes: keys * Double(problem.dimension + problem.valueDimension)) * seconds
+        / Double(tiling.groups) : 0
     let ends = (cycles.item + Double(problem.valueDimension) * cycles.column) * seconds
     let rowBytes = Double((problem.dimension + problem.valueDimension) * problem.cacheType.byteCount)
     let rows =
@@ -108,8 +115,10 @@ package enum HopperForwardFamily: KernelFamily {
     let reading = rows * rowBytes / (Self.reached * max(gpu.bandwidth, 1))
     return KernelCost(
       [
-        "launch": Self.launch, "products": products, "exponentials": exponentials, "items": ends, "reading": reading,
-      ], seconds: Self.launch + max(products + exponentials + ends, reading))
+        "launch": Self.launch, "products": products, "exponentials": exponentials, "conversion": conversion,
+        "items": ends,
+        "reading": reading,
+      ], seconds: Self.launch + max(max(products + exponentials, conversion) + ends, reading))
   }
 
   /// The tiles that 64 rows see, on the average, or at most where no multiprocessor has more than one item. Each edge of a

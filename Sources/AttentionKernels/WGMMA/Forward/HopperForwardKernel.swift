@@ -33,7 +33,7 @@ package struct HopperForwardKernel: KernelSource {
   /// The kernel, with the parameters of `HopperForwardParameters`.
   package func kernel() throws(KernelError) -> Kernel {
     // One block a multiprocessor, so that ptxas knows the registers at entry, which setmaxnreg changes.
-    try Kernel.build(name, threadsPerBlock: specialization.tiling.threads, blocksPerMultiprocessor: 1) { k in
+    try Kernel.build(name, threadsPerBlock: specialization.tiles.threads, blocksPerMultiprocessor: 1) { k in
       HopperForwardBody(k, specialization).emit()
     }
   }

@@ -54,7 +54,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
 
   var tiles: HopperTiles {
     HopperTiles(
-      inputs: inputs, convertsBytes: convertsBytes, dimension: dimension, valueDimension: valueDimension,
+      inputs: inputs, converters: convertsBytes ? 1 : 0, dimension: dimension, valueDimension: valueDimension,
       groups: tiling.groups,
       tileKeys: tiling.tileKeys, queryStages: tiling.queryStages, stages: tiling.stages, softmax: tiling.softmax,
       hasSoftcap: hasSoftcap, isScaleNegative: isScaleNegative)
@@ -75,7 +75,7 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     if sharedByteCount > gpu.sharedBytesPerBlock {
       return "needs \(sharedByteCount) bytes of shared memory; a block of this GPU has \(gpu.sharedBytesPerBlock)"
     }
-    if let obstacle = keys.obstacle { return obstacle }
+    if let obstacle = keys.obstacle ?? tiles.obstacle { return obstacle }
     let needed = tiles.registerEstimate(mask)
     if needed > registers.consumer {
       return "needs about \(needed) registers a thread for O (\(valueDimension / 2)), S (\(tiling.tileKeys / 2)), P "
@@ -84,13 +84,12 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
     return nil
   }
 
-  /// Registers of a thread that multiplies, and of one that asks for copies: all that there are. To find items among
-  /// sequences takes some, and so does to find pages, to convert bytes, and what given ranges span.
-  var registers: (consumer: Int, producer: Int) {
-    if keys.pageSize != nil || mask.rangeCount == 2 || convertsBytes {
-      return tiling.groups == 3 ? (152, 56) : (224, 56)
-    }
-    if tiling.groups == 3 { return (160, 32) }
-    return hasSequences || mask.rangeCount == 1 ? (232, 40) : (240, 24)
+  /// Registers of a thread that multiplies, of one that asks for copies, and of one that converts bytes: all that there are. To
+  /// find items among sequences takes some, and so does to find pages, and what given ranges span.
+  var registers: (consumer: Int, producer: Int, converter: Int) {
+    if convertsBytes { return tiling.groups == 3 ? (120, 56, 56) : (200, 56, 56) }
+    if keys.pageSize != nil || mask.rangeCount == 2 { return tiling.groups == 3 ? (152, 56, 0) : (224, 56, 0) }
+    if tiling.groups == 3 { return (160, 32, 0) }
+    return hasSequences || mask.rangeCount == 1 ? (232, 40, 0) : (240, 24, 0)
   }
 }

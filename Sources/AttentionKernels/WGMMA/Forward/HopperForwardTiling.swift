@@ -29,10 +29,6 @@ package struct HopperForwardTiling: Hashable, Sendable {
 
   /// Query rows of a block.
   package var rows: Int { groups * 64 }
-  /// The first thread of those that convert bytes: behind the warp that asks for copies.
-  var firstConverter: Int { groups * 128 + 32 }
-  /// Threads of a block: those that multiply, and the group that asks for copies.
-  package var threads: Int { (groups + 1) * 128 }
 
   var name: String {
     "\(rows)x\(tileKeys)_q\(queryStages)_kv\(stages)" + (softmax == .lazy ? "" : "_\(softmax)")
