@@ -1,28 +1,46 @@
 internal import ArgumentParser
 internal import AttentionBenchmarks
+internal import AttentionKernels
+internal import AttentionVerification
 internal import FlashAttention
 
 struct TuneDecodeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "decode",
-    abstract: "Measure decoding with splits of every length on this GPU, beside what the plan makes of the lengths.",
+    abstract: "Measure decoding by every tiling that ranks high, and with splits of every length, beside the plan's choice.",
     discussion: """
-      Over the grid of bench decode: each case as the plan shares it out, and with splits of 64, 128, 256, ... keys up to the \
-      context (--keys-per-split of bench decode). A line for each case, with the fastest length of a split; a ratio above 1 \
-      says how much the plan loses by its own choice.
+      Over the grid of bench decode: each case as the plan has it, by the tilings of all families that the cost model ranks \
+      first (--kernels and --tiling of bench decode), and with splits of 64, 128, 256, ... keys up to the context \
+      (--keys-per-split). A line for each case, with the fastest tiling and length; a ratio above 1 says how much the plan \
+      loses by its own choice.
       """)
 
   @Option(help: "Element type: f16 or bf16.")
   var dtype = ScalarType.bf16
 
+  @Option(help: "Element type of the cache: e4m3; that of the queries without.")
+  var cacheDtype: ScalarType?
+
   @Option(help: "Only cases of so many query heads. (default: all)")
   var queryHeads: Int?
+
+  @Option(help: "How many tilings of a case at most: those that the model ranks first.")
+  var candidates = 8
 
   @Option(help: "Runs of each choice; the median counts.")
   var iterations = 11
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
+    if candidates < 1 { throw ValidationError("--candidates is \(candidates); it must be at least 1.") }
+  }
+
+  /// A case: the plan's own choice, others, and splits of other lengths.
+  private struct Choices {
+    let one: DecodeCase
+    let own: AttentionPlan
+    let others: [(name: String, plan: AttentionPlan)]
+    let splits: [(keys: Int, plan: AttentionPlan)]
   }
 
   func run() throws {
@@ -30,39 +48,64 @@ struct TuneDecodeCommand: ParsableCommand {
     if cases.isEmpty {
       throw ValidationError("The grid has no case of \(queryHeads!) query heads; it has 16, 32 and 64.")
     }
-    func plan(_ one: DecodeCase, _ keysPerSplit: Int?) throws(AttentionError) -> AttentionPlan {
-      try AttentionPlan(try one.problem(dtype, keysPerSplit: keysPerSplit), device: .gpu)
-    }
-    let plans = try reportingOptionErrors { try cases.map { try plan($0, nil) } }
+    let gpu = try reportingFileErrors { try GPU.device() }
+    let all = try reportingOptionErrors { try cases.map { try choices($0, on: gpu.limits) } }
     try reportingFileErrors {
-      let bench = try DecodeBench(plans)
+      let plans = all.flatMap { [$0.own] + $0.others.map(\.plan) + $0.splits.map(\.plan) }
+      try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
+      let bench = try DecodeBench(all.map(\.own))
       var progress = Progress()
       var (rows, ratios) = ([[String]](), [Double]())
-      for (number, (one, own)) in zip(cases, plans).enumerated() {
-        progress.show("tune decode: case \(number + 1) of \(cases.count)")
-        let chosen = try bench.measure(own, context: one.context, iterations: iterations, isChecked: false)
-        var best: (seconds: Double, keys: Int, splits: Int)?
-        for keys in sequence(first: 64, next: { $0 < one.context ? 2 * $0 : nil }) {
-          let result = try bench.measure(
-            try plan(one, keys), context: one.context, iterations: iterations, isChecked: false)
-          let seconds = median(result.seconds)
-          if seconds < best?.seconds ?? .infinity { best = (seconds, keys, result.splits) }
+      for (number, choices) in all.enumerated() {
+        progress.show("tune decode: case \(number + 1) of \(all.count)")
+        let one = choices.one
+        func measure(_ plan: AttentionPlan) throws -> DecodeBench.Result {
+          try bench.measure(plan, context: one.context, iterations: iterations, isChecked: false)
         }
-        let ratio = median(chosen.seconds) / best!.seconds
+        let own = try measure(choices.own)
+        let seconds = median(own.seconds)
+        let tiling = try choices.others.map { (name: $0.name, seconds: median(try measure($0.plan).seconds)) }
+          .min { $0.seconds < $1.seconds }!
+        let split = try choices.splits.map { (keys: $0.keys, seconds: median(try measure($0.plan).seconds)) }
+          .min { $0.seconds < $1.seconds }!
+        let ratio = seconds / min(tiling.seconds, split.seconds, seconds)
         ratios.append(ratio)
         rows.append([
-          "\(one.batch)", "\(one.context)", "\(one.queries)", "\(one.queryHeads)/\(one.kvHeads)",
-          duration(median(chosen.seconds)), "\(chosen.splits)", duration(best!.seconds), "\(best!.splits)",
-          "\(best!.keys)",
-          fixed(ratio, 2),
+          "\(one.batch)", "\(one.context)", "\(one.queries)", "\(one.queryHeads)/\(one.kvHeads)", duration(seconds),
+          "\(own.splits)", duration(tiling.seconds), duration(split.seconds), "\(split.keys)", fixed(ratio, 2),
+          tiling.name,
         ])
       }
       progress.clear()
       print(
-        table([["B", "context", "rows", "heads", "plan", "splits", "fastest", "splits", "keys each", "ratio"]] + rows))
+        table(
+          [
+            [
+              "B", "context", "rows", "heads", "plan", "splits", "fastest tiling", "fastest splits", "keys each", "ratio",
+              "tiling",
+            ]
+          ] + rows))
       print(
-        "The plan needs \(fixed(geometricMean(ratios), 3)) times as long as the fastest split length, in the geometric mean of "
-          + "\(ratios.count) cases; \(fixed(ratios.max()!, 2)) times at the most.")
+        "The plan needs \(fixed(geometricMean(ratios), 3)) times as long as the fastest, in the geometric mean of \(ratios.count) "
+          + "cases; \(fixed(ratios.max()!, 2)) times at the most.")
     }
+  }
+
+  private func choices(_ one: DecodeCase, on gpu: GPULimits) throws(AttentionError) -> Choices {
+    func plan(_ keysPerSplit: Int?, _ options: KernelOptions = KernelOptions()) throws(AttentionError) -> AttentionPlan {
+      let problem = try one.problem(dtype, cacheType: cacheDtype, keysPerSplit: keysPerSplit)
+      return try AttentionPlan(problem, device: .gpu, kernels: options)
+    }
+    let ranked = try Choice(try one.problem(dtype, cacheType: cacheDtype), on: gpu).ranked.prefix(candidates)
+    var choices: (others: [(String, AttentionPlan)], splits: [(Int, AttentionPlan)]) = ([], [])
+    for candidate in ranked {
+      let changes = try TilingChanges(candidate.tiling.changes)
+      choices.others.append(
+        ("\(candidate.family): \(changes)", try plan(nil, KernelOptions(family: candidate.family, tiling: changes))))
+    }
+    for keys in sequence(first: 64, next: { $0 < one.context ? 2 * $0 : nil }) {
+      choices.splits.append((keys, try plan(keys)))
+    }
+    return Choices(one: one, own: try plan(nil), others: choices.others, splits: choices.splits)
   }
 }

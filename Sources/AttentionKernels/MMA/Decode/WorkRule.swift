@@ -51,10 +51,14 @@ struct WorkRule<Number: RuleNumber> {
   /// Of a share, the part by which it may be longer than an even one; shares of up to so many tiles then cannot be.
   private static var slack: Int { 16 }
 
+  /// Blocks of up to so many rows wait for their bytes alone.
+  private static var rowsThatOnlyRead: Int { 16 }
+
   /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of
   /// tiles on the average, as those that are alike do, and blocks then have whole units of that size or whole parts of
   /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
-  /// decode`, Documentation/GPULog.md).
+  /// decode`, Documentation/GPULog.md). Where that would be two parts of each unit, and rows are so few that reading is all that takes
+  /// time, units stay whole: half of the multiprocessors read as fast as all (the same, 2026-11-29, `tune decode`).
   ///
   /// Of several waves, each block has whole units; where units have no whole number of tiles on the average, there is but one
   /// wave of blocks that have something to do, because parts cost more than waves give.
@@ -82,7 +86,8 @@ struct WorkRule<Number: RuleNumber> {
       let differences = total.subtracting(tiles.multiplied(by: units))
         .adding(part.multiplied(by: parts).subtracting(tiles))
         .adding(whole.subtracting(even).subtracting(even.divided(by: Self.slack)).orAtLeast(0))
-      return differences.whereZero(whole, else: even)
+      let own = rows <= Self.rowsThatOnlyRead ? parts.adding(-2).whereZero(tiles, else: whole) : whole
+      return differences.whereZero(own, else: even)
     }
   }
 
