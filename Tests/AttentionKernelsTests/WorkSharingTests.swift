@@ -9,10 +9,11 @@ import Testing
 /// How the work of a decode call is shared out over blocks: shares of whole units, waves, and keys that are divided.
 @Suite struct WorkSharingTests {
   /// Blocks get whole units, or a whole number of them one unit, where that makes the longest share at most a sixteenth
-  /// longer; or all of a unit, where it would be two halves.
+  /// longer; and all of a unit, where two would halve it.
   @Test(arguments: [
     // Units of so many tiles each over 132 blocks, and the share.
-    (256, 64, 128), (128, 64, 64), (1024, 8, 64), (64, 128, 128), (66, 128, 128), (61, 128, 60), (32, 256, 64), (140, 64, 68), (256, 65, 130),
+    (256, 64, 128), (128, 64, 64), (1024, 8, 64), (64, 128, 128), (66, 128, 128), (61, 128, 60), (32, 256, 64),
+    (140, 64, 68), (256, 65, 130),
     (100, 63, 48), (64, 129, 63), (8, 16, 1), (1, 3000, 23), (132, 40, 40),
   ])
   func sharesAreWholeWhereThatIsCheap(units: Int, tiles: Int, share: Int) {

@@ -7,7 +7,7 @@ internal import FlashAttention
 struct TuneDecodeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "decode",
-    abstract: "Measure decoding by every tiling that ranks high, and with splits of every length, beside the plan's choice.",
+    abstract: "Measure decoding by tilings that rank high and splits of every length, beside the plan's choice.",
     discussion: """
       Over the grid of bench decode: each case as the plan has it, by the tilings of all families that the cost model ranks \
       first (--kernels and --tiling of bench decode), and with splits of 64, 128, 256, ... keys up to the context \
@@ -81,7 +81,8 @@ struct TuneDecodeCommand: ParsableCommand {
         table(
           [
             [
-              "B", "context", "rows", "heads", "plan", "splits", "fastest tiling", "fastest splits", "keys each", "ratio",
+              "B", "context", "rows", "heads", "plan", "splits", "fastest tiling", "fastest splits", "keys each",
+              "ratio",
               "tiling",
             ]
           ] + rows))
@@ -92,7 +93,8 @@ struct TuneDecodeCommand: ParsableCommand {
   }
 
   private func choices(_ one: DecodeCase, on gpu: GPULimits) throws(AttentionError) -> Choices {
-    func plan(_ keysPerSplit: Int?, _ options: KernelOptions = KernelOptions()) throws(AttentionError) -> AttentionPlan {
+    func plan(_ keysPerSplit: Int?, _ options: KernelOptions = KernelOptions()) throws(AttentionError) -> AttentionPlan
+    {
       let problem = try one.problem(dtype, cacheType: cacheDtype, keysPerSplit: keysPerSplit)
       return try AttentionPlan(problem, device: .gpu, kernels: options)
     }
