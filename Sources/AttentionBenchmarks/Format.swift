@@ -39,12 +39,14 @@ package func fields(_ fields: [(name: String, value: String)]) -> String {
 package func table(_ rows: [[String]]) -> String {
   let columns = rows.map(\.count).max() ?? 0
   let widths = (0..<columns).map { column in rows.map { column < $0.count ? $0[column].count : 0 }.max() ?? 0 }
-  return rows.map { row in
-    let line = row.enumerated().map { column, cell in
-      let space = String(repeating: " ", count: widths[column] - cell.count)
-      return column == 0 ? cell + space : space + cell
-    }
-    let text = line.joined(separator: "  ")
-    return String(text.reversed().drop { $0 == " " }.reversed())
-  }.joined(separator: "\n")
+  return rows.map { line($0, widths: widths) }.joined(separator: "\n")
+}
+
+/// A row of a table whose columns are so wide; wider cells push the rest to the right.
+package func line(_ row: [String], widths: [Int]) -> String {
+  let cells = row.enumerated().map { column, cell in
+    let space = String(repeating: " ", count: max(widths[column] - cell.count, 0))
+    return column == 0 ? cell + space : space + cell
+  }
+  return String(cells.joined(separator: "  ").reversed().drop { $0 == " " }.reversed())
 }

@@ -149,6 +149,12 @@ import Testing
       "Error: The head dimension of queries and keys is 2048; the CPU path takes multiples of 8 from 8 to 1024. Pad the dimension with zeros up to the next multiple (and keep the scale)."
     ),
     Mistake("generate -o x.npy", 64, "Error: The output 'x.npy' must end in .safetensors."),
+    Mistake("bench --dim 32,x", 64, "Error: The value '32,x' is invalid for '--dim <dim>'"),
+    Mistake("bench --dim 32,,64", 64, "Error: The value '32,,64' is invalid for '--dim <dim>'"),
+    Mistake("bench --dtype f32,f8", 64, "Error: The value 'f32,f8' is invalid for '--dtype <dtype>'"),
+    Mistake(
+      "bench --queries 8 --and-unmasked", 64,
+      "Error: --and-unmasked is for a mask; give --causal, --window or --chunk too."),
     Mistake("bench --causal", 64, "Error: Masks, scale and softcap belong to a shape; give --queries or others too."),
     Mistake(
       "run q.npy", 64, "Error: 'q.npy' holds one array; give three by --query, --key and --value instead."),
@@ -282,5 +288,18 @@ import Testing
     let cases = try #require(json?["cases"] as? [[String: Any]])
     #expect((cases[0]["seconds"] as? [Double])?.count == 3)
     #expect(cases[0]["mask"] as? String == "causal")
+  }
+
+  @Test func benchSweepsLists() throws {
+    let sweep = "bench --device cpu --queries 8,24 --dim 16,32 --dtype f32,f16 --causal --and-unmasked --iterations 1"
+    let result = try CommandLineTool.run(sweep)
+    let lines = result.output.split(separator: "\n")
+    #expect(result.code == 0 && lines.count == 1 + 16)
+    #expect(lines[1].hasPrefix("batch 1, heads 8, 8 queries x 8 keys, dimension 16, f32, no mask "))
+    #expect(lines[16].hasPrefix("batch 1, heads 8, 24 queries x 24 keys, dimension 32, f16, causal "))
+    // Nothing but JSON.
+    let output = try CommandLineTool.run(sweep + " --json -").output
+    let json = try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any]
+    #expect((json?["cases"] as? [[String: Any]])?.count == 16)
   }
 }

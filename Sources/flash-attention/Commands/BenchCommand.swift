@@ -20,7 +20,8 @@ struct BenchAttentionCommand: ParsableCommand {
     commandName: "attention",
     abstract: "Measure attention; the same as bench alone.",
     discussion: """
-      Without a shape, measures a grid of prefill and decode. GFLOPS count 2 (D + Dv) for each pair of a query and a \
+      Without a shape, measures a grid of prefill and decode. Options of the shape take several values, with commas: all \
+      combinations are measured, and a line is printed when its case is. GFLOPS count 2 (D + Dv) for each pair of a query and a \
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
       the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation; \
       on a GPU, products on tensor cores (mma.sync, or wgmma where the plan's kernels use it), and reading 2 GB. There, each run is timed by events after the L2 \
@@ -28,9 +29,12 @@ struct BenchAttentionCommand: ParsableCommand {
       \(DefaultType.ofBenchmarks)
       """)
 
-  @OptionGroup(title: "Shape") var shape: ShapeOptions
+  @OptionGroup(title: "Shape") var shape: SweepOptions
 
   @OptionGroup(title: "Attention") var options: MaskOptions
+
+  @Flag(help: "Each shape without its mask, too.")
+  var andUnmasked = false
 
   @Option(help: "Where to compute: auto, cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
@@ -48,11 +52,14 @@ struct BenchAttentionCommand: ParsableCommand {
   @Option(help: "On a GPU, also compute this often and compare all bits of the outputs.")
   var repeats = 0
 
-  @Option(help: "Also write all samples to this file, as JSON.")
+  @Option(help: "Also write all samples to this file, as JSON; - writes nothing else to standard output.")
   var json: String?
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
+    if andUnmasked && options.mask == .none {
+      throw ValidationError("--and-unmasked is for a mask; give --causal, --window or --chunk too.")
+    }
     if let threads, !(1...Machine.processors).contains(threads) {
       throw ValidationError("--threads is \(threads); it must be from 1 to \(Machine.processors), the processors here.")
     }
@@ -65,38 +72,48 @@ struct BenchAttentionCommand: ParsableCommand {
   func run() throws {
     let problems = try reportingOptionErrors {
       shape.isGiven
-        ? [
-          try shape.problem(
-            mask: options.mask, scale: options.scale, softcap: options.softcap,
-            defaultType: device.ordinal != nil ? .bf16 : .f32)
-        ]
+        ? try shape.shapes().flatMap { shape in
+          try (andUnmasked ? [.none, options.mask] : [options.mask]).map {
+            try shape.problem(
+              mask: $0, scale: options.scale, softcap: options.softcap,
+              defaultType: device.ordinal != nil ? .bf16 : .f32)
+          }
+        }
         : device.ordinal != nil
-          ? try BenchGrid.onGPU(shape.dtype ?? .bf16)
-          : try BenchGrid.problems(shape.dtype.map { [$0] } ?? [.f32, .bf16])
+          ? try (shape.dtype?.all ?? [.bf16]).flatMap { try BenchGrid.onGPU($0) }
+          : try BenchGrid.problems(shape.dtype?.all ?? [.f32, .bf16])
     }
     let plans = try reportingOptionErrors {
       try problems.map { try AttentionPlan($0, device: device, threads: threads, kernels: tiling.options) }
     }
-    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    let isOnlyJSON = json == "-"
+    if let json, !isOnlyJSON { try reportingFileErrors { try OutputFile.check(json) } }
     for problem in problems { try requireMemory(for: problem) }
     var progress = Progress()
     var measurements: [Measurement] = []
     let gpu = try plans.lazy.compactMap(\.gpu).first.map { gpu in try reportingFileErrors { try GPUBench(gpu) } }
     let cpu = CPUBench(threads: threads)
+    let header =
+      ["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"] + (gpu == nil ? [] : ["first", "host"])
+    let widths = [problems.map { "\($0)".count }.max() ?? 0] + header.dropFirst().map { max($0.count, 8) }
+    func put(_ text: String) {
+      if !isOnlyJSON { printAtOnce(text) }
+    }
+    put(line(header, widths: widths))
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
       let inputs = try ProblemInputs(plan.problem)
-      measurements.append(
-        try reportingFileErrors {
-          plan.gpu == nil
-            ? try cpu.measure(plan, inputs, iterations: iterations)
-            : try gpu!.measure(plan, inputs, iterations: iterations, hostCalls: 200, repeats: repeats)
-        })
+      let measurement = try reportingFileErrors {
+        plan.gpu == nil
+          ? try cpu.measure(plan, inputs, iterations: iterations)
+          : try gpu!.measure(plan, inputs, iterations: iterations, hostCalls: 200, repeats: repeats)
+      }
+      measurements.append(measurement)
+      progress.clear()
+      put(line(Self.row(measurement), widths: widths))
     }
-    progress.clear()
-    print(Self.report(measurements))
-    if plans.count == 1 { print("\n\(plans[0])") }
-    if let gpu { print("limits: \(gpu.limits)") }
+    if plans.count == 1 { put("\n\(plans[0])") }
+    if let gpu { put("limits: \(gpu.limits)") }
     if let differing = measurements.first(where: { $0.gpu?.areRepeatsEqual == false }) {
       printError("Error: \(differing.problem): repeated computations differ in some bit.")
       throw ExitCode.comparisonFailed
@@ -105,21 +122,17 @@ struct BenchAttentionCommand: ParsableCommand {
       printError("Error: \(wrong.problem): faster than the probes say is possible; the measurement is wrong.")
       throw ExitCode.comparisonFailed
     }
-    if gpu != nil && repeats > 0 { print("\(repeats) repeats of each case gave the same bits.") }
+    if gpu != nil && repeats > 0 { put("\(repeats) repeats of each case gave the same bits.") }
     if let json { try reportingFileErrors { try write(measurements, to: json) } }
   }
 
-  private static func report(_ measurements: [Measurement]) -> String {
-    let rows = measurements.map { m in
-      let seconds = median(m.seconds)
-      let (gigaflops, gigabytes) = (m.flops / seconds / 1e9, m.bytes / seconds / 1e9)
-      return [
-        m.problem, duration(seconds), fixed(gigaflops, 1), percent(gigaflops / m.peakGigaflops), fixed(gigabytes, 2),
-        percent(gigabytes / m.readGigabytesPerSecond),
-      ] + (m.gpu.map { [duration($0.prepareSeconds), duration($0.hostSeconds)] } ?? [])
-    }
-    let gpu = measurements.contains { $0.gpu != nil } ? ["first", "host"] : []
-    return table([["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"] + gpu] + rows)
+  private static func row(_ m: Measurement) -> [String] {
+    let seconds = median(m.seconds)
+    let (gigaflops, gigabytes) = (m.flops / seconds / 1e9, m.bytes / seconds / 1e9)
+    return [
+      m.problem, duration(seconds), fixed(gigaflops, 1), percent(gigaflops / m.peakGigaflops), fixed(gigabytes, 2),
+      percent(gigabytes / m.readGigabytesPerSecond),
+    ] + (m.gpu.map { [duration($0.prepareSeconds), duration($0.hostSeconds)] } ?? [])
   }
 
   private func write(_ measurements: [Measurement], to path: String) throws {
@@ -127,7 +140,12 @@ struct BenchAttentionCommand: ParsableCommand {
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
     let report = Report(
       instructionSet: Machine.instructionSet, threads: threads ?? Machine.processors, cases: measurements)
-    try OutputFile.write([[UInt8](try encoder.encode(report)), [0x0a]], to: path)
+    let text = [UInt8](try encoder.encode(report)) + [0x0a]
+    if path == "-" {
+      print(String(decoding: text, as: UTF8.self), terminator: "")
+    } else {
+      try OutputFile.write([text], to: path)
+    }
   }
 
   private struct Report: Encodable {

@@ -101,39 +101,58 @@ enum DefaultType {
   static let ofBenchmarks = "Elements of a shape are f32, and bf16 with --device gpu, unless --dtype says otherwise."
 }
 
+/// The options of one shape.
+typealias ShapeOptions = Shape<Int, ScalarType>
+/// The same, each with one value or several.
+typealias SweepOptions = Shape<Values<Int>, Values<ScalarType>>
+
+/// Values with commas between them.
+struct Values<Value: ExpressibleByArgument & Sendable>: ExpressibleByArgument, Sendable {
+  let all: [Value]
+
+  init?(argument: String) {
+    all = argument.split(separator: ",", omittingEmptySubsequences: false).compactMap { Value(argument: String($0)) }
+    if all.isEmpty || all.count != argument.count(where: { $0 == "," }) + 1 { return nil }
+  }
+
+  static var allValueStrings: [String] { Value.allValueStrings }
+}
+
 /// `--batch --query-heads --kv-heads --queries --keys --dim --value-dim --dtype`.
-struct ShapeOptions: ParsableArguments {
+struct Shape<Number: ExpressibleByArgument, ElementType: ExpressibleByArgument>: ParsableArguments {
   @Option(parsing: .unconditional, help: "Independent sequences. (default: 1)")
-  var batch: Int?
+  var batch: Number?
 
   @Option(parsing: .unconditional, help: "Query heads. (default: 8)")
-  var queryHeads: Int?
+  var queryHeads: Number?
 
   @Option(
     parsing: .unconditional, help: "Key/value heads; the query heads are a multiple of them. (default: the query heads)"
   )
-  var kvHeads: Int?
+  var kvHeads: Number?
 
   @Option(parsing: .unconditional, help: "Queries of each sequence. (default: 1024)")
-  var queries: Int?
+  var queries: Number?
 
   @Option(parsing: .unconditional, help: "Keys of each sequence. (default: the queries)")
-  var keys: Int?
+  var keys: Number?
 
   @Option(parsing: .unconditional, help: "Head dimension: a multiple of 8. (default: 64)")
-  var dim: Int?
+  var dim: Number?
 
   @Option(parsing: .unconditional, help: "Head dimension of the values. (default: the head dimension)")
-  var valueDim: Int?
+  var valueDim: Number?
 
   @Option(help: "Element type: f32, f16 or bf16. (default: what the command says)")
-  var dtype: ScalarType?
+  var dtype: ElementType?
 
   /// Whether a shape was given at all; the type alone is none.
   var isGiven: Bool {
     [batch, queryHeads, kvHeads, queries, keys, dim, valueDim].contains { $0 != nil }
   }
+}
 
+extension Shape where Number == Int, ElementType == ScalarType {
   func problem(
     mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil, defaultType: ScalarType = .f32
   ) throws -> AttentionProblem {
@@ -148,6 +167,41 @@ struct ShapeOptions: ParsableArguments {
       queries: queryShape, keys: keyShape, values: valueShape, scalarType: dtype ?? defaultType, mask: mask,
       scale: scale,
       softcap: softcap)
+  }
+}
+
+extension Shape where Number == Values<Int>, ElementType == Values<ScalarType> {
+  /// All combinations, one value of each option.
+  func shapes() -> [ShapeOptions] {
+    func each<Value>(
+      _ values: Values<Value>?, _ option: WritableKeyPath<ShapeOptions, Value?>, of shapes: [ShapeOptions]
+    ) -> [ShapeOptions] {
+      guard let values else { return shapes }
+      return shapes.flatMap { shape in
+        values.all.map {
+          var shape = shape
+          shape[keyPath: option] = $0
+          return shape
+        }
+      }
+    }
+    var shapes = each(dtype, \.dtype, of: [ShapeOptions.none])
+    let options: [(Values<Int>?, WritableKeyPath<ShapeOptions, Int?>)] = [
+      (dim, \.dim), (valueDim, \.valueDim), (batch, \.batch), (queryHeads, \.queryHeads), (kvHeads, \.kvHeads),
+      (queries, \.queries), (keys, \.keys),
+    ]
+    for (values, option) in options { shapes = each(values, option, of: shapes) }
+    return shapes
+  }
+}
+
+extension Shape where Number == Int, ElementType == ScalarType {
+  /// Without any option: those of a value that no command line was parsed for cannot be read until they are set.
+  static var none: ShapeOptions {
+    var shape = ShapeOptions()
+    (shape.batch, shape.queryHeads, shape.kvHeads, shape.queries, shape.keys) = (nil, nil, nil, nil, nil)
+    (shape.dim, shape.valueDim, shape.dtype) = (nil, nil, nil)
+    return shape
   }
 }
 

@@ -1,7 +1,7 @@
 #if canImport(Glibc)
-  internal import Glibc
+  @preconcurrency internal import Glibc
 #elseif canImport(Musl)
-  internal import Musl
+  @preconcurrency internal import Musl
 #endif
 
 /// One line on standard error that says how far long work is; silent where standard error is not a terminal, and for
@@ -28,4 +28,10 @@ struct Progress: Sendable {
     let bytes = Array(text.utf8)
     _ = write(STDERR_FILENO, bytes, bytes.count)
   }
+}
+
+/// A line to standard output that is there whatever becomes of the rest.
+func printAtOnce(_ text: String) {
+  print(text)
+  fflush(stdout)
 }
