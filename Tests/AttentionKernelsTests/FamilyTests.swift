@@ -162,6 +162,29 @@ import Testing
     #expect(unread.subtracting(read).isEmpty, "\(unread.subtracting(read))")
   }
 
+  /// With splits of a fixed length neither the number of sequences nor how long they can be decides between kernels, and so between
+  /// bits.
+  @Test(arguments: [(16, 1, 8, 128), (64, 8, 8, 128), (24, 1, 8, 64), (32, 8, 1, 128), (8, 8, 70, 64)])
+  func fixedSplitsHaveOneKernel(heads: Int, keyValueHeads: Int, queries: Int, dimension: Int) throws {
+    func choice(batch: Int, capacity: Int, isPaged: Bool) throws -> String {
+      let plan = try KernelPlan(
+        try AttentionProblem(
+          batch: batch, queries: queries, queryHeads: heads, keyValueHeads: keyValueHeads, dimension: dimension,
+          keys: isPaged
+            ? .paged(pages: 9999, pageSize: 64, pagesPerSequence: capacity / 64)
+            : .contiguous(sequences: batch, capacity: capacity),
+          scalarType: .bf16, mask: .causal, keysPerSplit: 1024), on: .typical(of: .sm90a))
+      // Who puts parts together in the same order is nobody's bits.
+      return plan.family + plan.tiling.changes.split(separator: ",").filter { !$0.hasPrefix("combine") }.joined()
+    }
+    for isPaged in [false, true] {
+      let first = try choice(batch: 1, capacity: 1024, isPaged: isPaged)
+      for (batch, capacity) in [(1, 2048), (7, 3072), (64, 8192), (3000, 1024), (1, 262144)] {
+        #expect(try choice(batch: batch, capacity: capacity, isPaged: isPaged) == first)
+      }
+    }
+  }
+
   /// One part, whatever a sequence's length: the kernels of prefill do as well as those of decoding, and which of them does not
   /// depend on the batch.
   @Test(arguments: [(1, DecodeFamily.name), (2048, HopperForwardFamily.name)])

@@ -66,7 +66,7 @@ import Testing
     #expect(
       "\(try KernelPlan(problem, on: h200))" == """
         GPU, H200 or the like: attention_hopper_bf16_d64_right_192x128_q2_kv4
-        192 query rows and 128 keys a tile, 3 groups of four warps that multiply and one that copies, 2 stages of Q and 4 of K \
+        192 query rows and 128 keys a tile, 3 groups of four warps that multiply beside those that bring keys, 2 stages of Q and 4 of K \
         and of V, maxima only where weights outgrow them; 132 blocks, 176 KB of shared memory each
         The hopper kernels, at 140.8 us by the cost model; second forward (rung=split-q,warps=4,row-tiles=2,keys=96,stages=2,\
         queries=registers,blocks=2), 1.7 times as long.

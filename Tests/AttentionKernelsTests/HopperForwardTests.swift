@@ -148,10 +148,10 @@ import Testing
     }
   }
 
-  /// Sequences with lengths of their own; every row that is none is NaN.
   /// Bytes are converted in tiles of powers of two.
   private static func sizeOfBytes(_ tiling: String) -> String { tiling.replacing("keys=48", with: "keys=32") }
 
+  /// Sequences with lengths of their own; every row that is none is NaN.
   static let sequences: [SequencesClause] = [
     SequencesClause("packed queries and keys") {
       try EmulatedDecoding(

@@ -66,6 +66,7 @@ struct MachineCodeTests {
       let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
       #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
       #expect(report.registers == (own.groups == 2 ? 168 : 128) && code.count("USETMAXREG") == 2)
+      #expect(code.count("MEMBAR.ALL.GPU") == 0)
       let (scores, output) = ((dimension + 15) / 16, own.tileKeys / 16)
       // First keys that are few have products of 16 keys, each waited for, and their exponentials in between.
       let hasFewKeys = ranges == .firstKeys(4)
@@ -141,13 +142,18 @@ struct MachineCodeTests {
       try problem(2048, isWide ? .bf16 : .f16, keys), try problem(16, isWide ? .bf16 : .f16, keys)
     )
     let gpu = GPULimits.typical(of: .sm90)
+    var tilings = 0
     // Of D 256, ptxas takes no product by blocks of 512 threads.
     for tiling in HopperForwardFamily.tilings(for: prefill, on: gpu)
     where HopperForwardFamily.obstacle(to: tiling, for: prefill, on: gpu) == nil {
       let plan = try KernelPlan(prefill, on: gpu, tiling, of: HopperForwardFamily.self)
       try check(plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
+      let (_, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+      #expect(code.count("FENCE.VIEW.ASYNC") > 0 && code.count("MEMBAR.ALL.GPU") == 0)
+      tilings += 1
     }
-    var tilings = 0
+    #expect(dimension == 256 ? tilings == 0 : tilings >= 2)
+    tilings = 0
     for tiling in HopperDecodeFamily.tilings(for: decoding, on: gpu)
     where tiling.combination == .lastBlock && HopperDecodeFamily.obstacle(to: tiling, for: decoding, on: gpu) == nil {
       let plan = try KernelPlan(decoding, on: gpu, tiling, of: HopperDecodeFamily.self)

@@ -73,10 +73,17 @@ struct HopperTiles: Hashable, Sendable {
       return
         "converts bytes in tiles of \(TileConverter.rows.map(String.init).joined(separator: ", ")) keys, not of \(tileKeys)"
     }
-    // (C7602: whatever there will be, ptxas 13.0 counts those for the operands of one instruction.)
+    let product = Self.product(columns: max(valueDimension, tileKeys), threads: threads)
+    return product.fits
+      ? nil : "begins with \(product.atFirst) registers a thread, of which a product needs \(product.needed)"
+  }
+
+  /// The registers that a thread of a block of so many begins with, and those that a product takes. (C7602: whatever there will be, ptxas
+  /// 13.0 counts the first for the operands of one instruction.)
+  static func product(columns: Int, threads: Int) -> (atFirst: Int, needed: Int, fits: Bool) {
     let atFirst = Kernel.registersAtFirst(threadsPerBlock: threads, blocksPerMultiprocessor: 1)
-    let needed = max(valueDimension, tileKeys) / 2 + 30
-    return needed <= atFirst ? nil : "begins with \(atFirst) registers a thread, of which a product needs \(needed)"
+    let needed = columns / 2 + 30
+    return (atFirst, needed, needed <= atFirst)
   }
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.

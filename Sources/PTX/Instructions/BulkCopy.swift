@@ -2,7 +2,8 @@
 /// 9.7.9.28, cp.reduce.async.bulk).
 ///
 /// Loads count their bytes at a transaction barrier; stores are made groups, which the thread that started them waits
-/// for. They are made in the asynchronous proxy: see `Synchronization.proxyFence`.
+/// for. They are made in the asynchronous proxy: see `Synchronization.proxyFence`, which is for
+/// shared memory: nothing here orders ordinary stores to global memory with copies of the same kernel that read them.
 public enum BulkCopy: Hashable, Sendable {
   /// A box of a tensor, the coordinates of its first element innermost first, to shared memory.
   case loadTensor(

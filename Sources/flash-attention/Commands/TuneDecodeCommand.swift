@@ -12,7 +12,7 @@ struct TuneDecodeCommand: ParsableCommand {
       Over the grid of bench decode: each case as the plan has it, by the tilings of all families that the cost model ranks \
       first (--kernels and --tiling of bench decode), and with splits of 64, 128, 256, ... keys up to the context \
       (--keys-per-split). A line for each case, with the fastest tiling and length; a ratio above 1 says how much the plan \
-      loses by its own choice.
+      loses by its own choice, and how noisy the times are: of so many, one is fast by chance.
       """)
 
   @Option(help: "Element type: f16 or bf16.")

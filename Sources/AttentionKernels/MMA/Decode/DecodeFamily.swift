@@ -146,16 +146,26 @@ package enum DecodeFamily: KernelFamily {
   package static func cost(
     of tiling: DecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
+    var tiling = tiling
+    tiling.combination = combinationThatCosts(tiling.combination, tiling, problem)
     let specialization = specialization(tiling, problem, gpu)
     return WorkSharing(
-      problem: problem, specialization: specialization, gpu: gpu,
-      blocks: tiling.blocks(on: gpu), splitTiles: splitTiles(problem, tileKeys: tiling.tileKeys)
+      problem: problem, specialization: specialization, gpu: gpu, blocks: tiling.blocks(on: gpu),
+      splitTiles: splitTiles(problem, keys: problem.plannedKeys, tileKeys: tiling.tileKeys)
     ).costOfLongest
   }
 
-  /// Tiles of a split of fixed length, no more than there are keys that are planned for; 0 without.
-  static func splitTiles(_ problem: AttentionProblem, tileKeys: Int) -> Int {
-    let tiles = max(1, (problem.plannedKeys + tileKeys - 1) / tileKeys)
+  /// Who is reckoned to put parts together. For splits of a fixed length who does depends on how long sequences can be, which must not
+  /// decide between tilings, and so between bits: the problem that costs are reckoned of says it then, which is the same for all.
+  static func combinationThatCosts(
+    _ combination: DecodeTiling.Combination, _ tiling: DecodeTiling, _ problem: AttentionProblem
+  ) -> DecodeTiling.Combination {
+    problem.keysPerSplit == nil ? combination : combinations(for: problem, tiling)[0]
+  }
+
+  /// Tiles of a split of fixed length, no more than so many keys have; 0 without.
+  static func splitTiles(_ problem: AttentionProblem, keys: Int, tileKeys: Int) -> Int {
+    let tiles = max(1, (keys + tileKeys - 1) / tileKeys)
     return problem.keysPerSplit.map { min(max(1, ($0 - 1) / tileKeys + 1), tiles) } ?? 0
   }
 

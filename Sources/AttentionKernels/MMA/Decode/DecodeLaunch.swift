@@ -50,7 +50,7 @@ struct DecodeLaunch: Sendable {
     tileKeys = tiling.tileKeys
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)
-    splitTiles = problem.keysPerSplit.map { min(max(1, ($0 - 1) / tiling.tileKeys + 1), tilesOfUnit) } ?? 0
+    splitTiles = DecodeFamily.splitTiles(problem, keys: problem.keys, tileKeys: tiling.tileKeys)
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
     let parts =

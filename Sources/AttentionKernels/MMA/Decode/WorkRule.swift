@@ -10,7 +10,7 @@ internal import Attention
 /// With splits of a fixed length, each unit is cut into parts of so many tiles from its first on, and blocks take whole
 /// parts: what is computed together then does not depend on other sequences, nor on the grid.
 ///
-/// Written once: a kernel emits it, and `DecodePlan.splits` runs it on the CPU.
+/// Written once: a kernel emits it, and `KernelPlan.splits` runs it on the CPU.
 struct WorkRule<Number: RuleNumber> {
   let tileKeys: Int
   /// Rows of a block of rows, and rows of each query.
@@ -22,6 +22,8 @@ struct WorkRule<Number: RuleNumber> {
   let splitTiles: Number?
   /// Blocks one after the other, as `DecodeTiling.waves` has them.
   let waves: Int
+  /// Whether blocks wait for nothing but their bytes.
+  let onlyReads: Bool
 
   /// The first key of a sequence that some query sees, at a tile's start, in tiles.
   func firstTile(length: Number, queries: Number) -> Number {
@@ -51,14 +53,11 @@ struct WorkRule<Number: RuleNumber> {
   /// Of a share, the part by which it may be longer than an even one; shares of up to so many tiles then cannot be.
   private static var slack: Int { 16 }
 
-  /// Blocks of up to so many rows wait for their bytes alone.
-  private static var rowsThatOnlyRead: Int { 16 }
-
   /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of
   /// tiles on the average, as those that are alike do, and blocks then have whole units of that size or whole parts of
   /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
-  /// decode`, Documentation/GPULog.md). Where that would be two parts of each unit, and rows are so few that reading is all that takes
-  /// time, units stay whole: half of the multiprocessors read as fast as all (the same, 2026-11-29, `tune decode`).
+  /// decode`, Documentation/GPULog.md). Where that would be two parts of each unit, and blocks wait for
+  /// nothing but their bytes, units stay whole: half of the multiprocessors read as fast as all (the same, 2026-11-29, `tune decode`).
   ///
   /// Of several waves, each block has whole units; where units have no whole number of tiles on the average, there is but one
   /// wave of blocks that have something to do, because parts cost more than waves give.
@@ -86,7 +85,7 @@ struct WorkRule<Number: RuleNumber> {
       let differences = total.subtracting(tiles.multiplied(by: units))
         .adding(part.multiplied(by: parts).subtracting(tiles))
         .adding(whole.subtracting(even).subtracting(even.divided(by: Self.slack)).orAtLeast(0))
-      let own = rows <= Self.rowsThatOnlyRead ? parts.adding(-2).whereZero(tiles, else: whole) : whole
+      let own = onlyReads ? parts.adding(-2).whereZero(tiles, else: whole) : whole
       return differences.whereZero(own, else: even)
     }
   }

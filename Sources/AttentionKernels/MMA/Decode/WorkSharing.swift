@@ -36,7 +36,8 @@ package struct WorkSharing: Sendable {
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
       left: specialization.mask.skips(.left) ? words.left : nil,
       chunk: specialization.mask.skips(.chunks) ? words.chunk : nil,
-      splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves)
+      splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves,
+      onlyReads: specialization.onlyReads)
   }
 
   /// The shares of sequences.

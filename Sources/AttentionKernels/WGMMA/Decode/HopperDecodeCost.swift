@@ -6,7 +6,7 @@ internal import Attention
 ///
 /// Not fitted, but set by hand to some thirty times of an NVIDIA H200, 2026-11-29 (`bench decode --kernels hopper-decode
 /// --tiling ...`, D 128, 64 and 128 rows, contiguous caches: Documentation/GPULog.md), so that these kernels are chosen where
-/// they were faster.
+/// they were faster; before the fence behind Q spoke of the block's memory alone, which made beginnings of units cheaper by up to 2 us.
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.

@@ -48,10 +48,13 @@ package enum HopperDecodeFamily: KernelFamily {
   package static func cost(
     of tiling: HopperDecodeTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
+    var tiling = tiling
+    tiling.combination = DecodeFamily.combinationThatCosts(tiling.combination, tiling.work, problem)
     let specialization = HopperDecodeSpecialization(problem, tiling, target: gpu.target)
     return WorkSharing(
       problem: problem, specialization: specialization.work, gpu: gpu, blocks: gpu.multiprocessors,
-      splitTiles: DecodeFamily.splitTiles(problem, tileKeys: tiling.tileKeys), hopper: tiling
+      splitTiles: DecodeFamily.splitTiles(problem, keys: problem.plannedKeys, tileKeys: tiling.tileKeys),
+      hopper: tiling
     ).costOfLongest
   }
 

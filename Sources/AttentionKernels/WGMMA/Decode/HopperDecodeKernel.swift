@@ -7,6 +7,7 @@ package import PTX
 ///     this block's share of all tiles, from the lengths
 ///     producer, one thread, for each unit (sequence, key/value head, block of rows) that the block has tiles of:
 ///       K, V of each tile, into rings
+///     converters, where K and V come as bytes (`TileConverter`):  operands of these, into other rings
 ///     consumers, groups of four warps, 64 rows each, for each unit:
 ///       Q, as rows of all heads that share the key/value head
 ///       S, its softmax, O, tile by tile, as in `HopperForwardKernel`

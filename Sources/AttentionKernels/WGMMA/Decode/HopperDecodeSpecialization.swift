@@ -29,7 +29,8 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
   }
   /// Groups of four warps that convert bytes: as many as leave one instruction its registers.
   private var converters: Int {
-    work.cache == .sameType ? 0 : tiling.groups == 1 && work.valueDimension <= 192 ? 2 : 1
+    if work.cache == .sameType { return 0 }
+    return tiling.groups == 1 && HopperTiles.product(columns: work.valueDimension, threads: 4 * 128).fits ? 2 : 1
   }
   /// Registers of a thread that multiplies, of one that asks for copies, and of one that converts bytes.
   var registers: (consumer: Int, producer: Int, converter: Int) {

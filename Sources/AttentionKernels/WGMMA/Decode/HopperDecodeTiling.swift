@@ -38,7 +38,7 @@ package struct HopperDecodeTiling: Hashable, Sendable {
 extension HopperDecodeTiling: KernelTiling {
   /// What `changed(by:)` reads, for help and errors.
   package static let changeSyntax =
-    "groups=1|2 or keys=16...256 in 16s (both with 2 stages of K and V, unless these follow), stages=1...8, "
+    "groups=1|2 or keys=16...256 in 16s, of bytes 32, 64 or 128 (both with 2 stages of K and V, unless these follow), stages=1...8, "
     + "softmax=lazy|maxima, combine=last|behind"
 
   /// This tiling as a text that makes it of any that a plan chooses by itself.
@@ -49,7 +49,7 @@ extension HopperDecodeTiling: KernelTiling {
   /// For a plan's text.
   package var description: String {
     "\(rows) packed query rows and \(tileKeys) keys a tile, \(groups) \(groups == 1 ? "group" : "groups") of four warps that "
-      + "\(groups == 1 ? "multiplies" : "multiply") and one that copies, \(stages) stages, "
+      + "\(groups == 1 ? "multiplies" : "multiply") beside those that bring keys, \(stages) stages, "
       + (softmax == .lazy ? "maxima only where weights outgrow them" : "maxima of each tile")
   }
 

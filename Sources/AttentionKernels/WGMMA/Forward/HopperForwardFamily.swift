@@ -109,10 +109,12 @@ package enum HopperForwardFamily: KernelFamily {
       ? tiles * TileConverter.cycles(bytes: keys * Double(problem.dimension + problem.valueDimension)) * seconds
         / Double(tiling.groups) : 0
     let ends = (cycles.item + Double(problem.valueDimension) * cycles.column) * seconds
-    let rowBytes = Double((problem.dimension + problem.valueDimension) * problem.cacheType.byteCount)
-    let rows =
-      Double(problem.batch) * Double(problem.keyValueHeads * problem.plannedKeys + problem.queryHeads * problem.queries)
-    let reading = rows * rowBytes / (Self.reached * max(gpu.bandwidth, 1))
+    let bytes =
+      problem.keyValueHeads * problem.plannedKeys * problem.cacheType.byteCount
+      + problem.queryHeads * problem.queries * problem.scalarType.byteCount
+    let reading =
+      Double(problem.batch) * Double(bytes) * Double(problem.dimension + problem.valueDimension)
+      / (Self.reached * max(gpu.bandwidth, 1))
     return KernelCost(
       [
         "launch": Self.launch, "products": products, "exponentials": exponentials, "conversion": conversion,

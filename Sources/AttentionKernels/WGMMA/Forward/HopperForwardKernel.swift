@@ -6,6 +6,7 @@ package import PTX
 ///     producer, one thread (where sequences have lengths of their own, its warp finds the items), for each item (some query
 ///     rows of a head):
 ///       Q;  for each tile of keys that some row of the item sees:  K, V, into rings
+///     converters, where K and V come as bytes (`TileConverter`):  operands of these, into other rings
 ///     consumers, groups of four warps, 64 query rows each, for each item:
 ///       S = Q K^T of the first tile that a row of the group sees;  m = its maxima;  P = exp(S - m)
 ///       for each tile but the first:

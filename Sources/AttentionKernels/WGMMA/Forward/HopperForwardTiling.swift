@@ -38,7 +38,7 @@ package struct HopperForwardTiling: Hashable, Sendable {
 extension HopperForwardTiling: KernelTiling {
   /// What `changed(by:)` reads, for help and errors.
   package static let changeSyntax =
-    "groups=2|3 or keys=16...256 in 16s (both with 2 stages of K and V and 1 of Q, unless these follow), stages=1...8, "
+    "groups=2|3 or keys=16...256 in 16s, of bytes 32, 64 or 128 (both with 2 stages of K and V and 1 of Q, unless these follow), stages=1...8, "
     + "query-stages=1|2, softmax=lazy|maxima"
 
   /// This tiling as a text that makes it of any that a plan chooses by itself.
@@ -48,7 +48,7 @@ extension HopperForwardTiling: KernelTiling {
 
   /// For a plan's text.
   package var description: String {
-    "\(rows) query rows and \(tileKeys) keys a tile, \(groups) groups of four warps that multiply and one that copies, "
+    "\(rows) query rows and \(tileKeys) keys a tile, \(groups) groups of four warps that multiply beside those that bring keys, "
       + "\(queryStages) \(queryStages == 1 ? "stage" : "stages") of Q and \(stages) of K and of V, "
       + (softmax == .lazy ? "maxima only where weights outgrow them" : "maxima of each tile")
   }
