@@ -297,9 +297,15 @@ import Testing
     #expect(result.code == 0 && lines.count == 1 + 16)
     #expect(lines[1].hasPrefix("batch 1, heads 8, 8 queries x 8 keys, dimension 16, f32, no mask "))
     #expect(lines[16].hasPrefix("batch 1, heads 8, 24 queries x 24 keys, dimension 32, f16, causal "))
-    // Nothing but JSON.
+    // Nothing but JSON; the other commands that write it do as this one.
     let output = try CommandLineTool.run(sweep + " --json -").output
     let json = try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any]
     #expect((json?["cases"] as? [[String: Any]])?.count == 16)
+    let shape = "--queries 16 --dim 16 --query-heads 1 --json -"
+    for command in ["bench variants --emulate", "bench backward --device cpu --iterations 1"] {
+      let output = try CommandLineTool.run("\(command) \(shape)").output
+      #expect(try JSONSerialization.jsonObject(with: Data(output.utf8)) is [Any], "\(command)")
+    }
+    #expect(!FileManager.default.fileExists(atPath: "-"))
   }
 }

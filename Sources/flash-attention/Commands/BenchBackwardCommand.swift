@@ -2,8 +2,6 @@ internal import ArgumentParser
 internal import AttentionBenchmarks
 internal import AttentionKernels
 internal import FlashAttention
-internal import FoundationEssentials
-internal import TensorFiles
 
 struct BenchBackwardCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -51,8 +49,8 @@ struct BenchBackwardCommand: ParsableCommand {
       valueName: "FILE"))
   var peers: String?
 
-  @Option(help: "Also write all samples to this file, as JSON.")
-  var json: String?
+  @Option(help: JSONReport.help)
+  var json: JSONReport?
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
@@ -95,7 +93,7 @@ struct BenchBackwardCommand: ParsableCommand {
         "--candidates, --repeats and --any-order are for the kernels of GPUs, and this runs on the CPU; leave them out."
       )
     }
-    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    try reportingFileErrors { try json?.check() }
     let others = try peers.map { path in try reportingFileErrors { try GradientPeerTimes(path) } }
     for problem in problems { try requireMemory(for: problem) }
     var progress = Progress()
@@ -106,20 +104,16 @@ struct BenchBackwardCommand: ParsableCommand {
       results += try reportingFileErrors { try bench.measure(plans, iterations: iterations, repeats: repeats) }
     }
     progress.clear()
-    print(table(results, others))
-    if all.count == 1, let plan = all[0].first { print("\n\(plan)") }
+    json.say(table(results, others))
+    if all.count == 1, let plan = all[0].first { json.say("\n\(plan)") }
     if let wrong = results.first(where: { $0.areRepeatsEqual == false }) {
       printError("Error: \(wrong.problem): repeated computations differ in some bit.")
       throw ExitCode.comparisonFailed
     }
     if repeats > 0 && results.allSatisfy({ $0.areRepeatsEqual == true }) {
-      print("\(repeats) repeats of each case gave the same bits.")
+      json.say("\(repeats) repeats of each case gave the same bits.")
     }
-    if let json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-      try reportingFileErrors { try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json) }
-    }
+    try reportingFileErrors { try json?.write(results) }
   }
 
   private func plans(of problem: AttentionProblem) throws -> [GradientPlan] {

@@ -2,8 +2,6 @@ internal import ArgumentParser
 internal import AttentionBenchmarks
 internal import AttentionVerification
 internal import FlashAttention
-internal import FoundationEssentials
-internal import TensorFiles
 
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -52,8 +50,8 @@ struct BenchAttentionCommand: ParsableCommand {
   @Option(help: "On a GPU, also compute this often and compare all bits of the outputs.")
   var repeats = 0
 
-  @Option(help: "Also write all samples to this file, as JSON; - writes nothing else to standard output.")
-  var json: String?
+  @Option(help: JSONReport.help)
+  var json: JSONReport?
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
@@ -86,8 +84,7 @@ struct BenchAttentionCommand: ParsableCommand {
     let plans = try reportingOptionErrors {
       try problems.map { try AttentionPlan($0, device: device, threads: threads, kernels: tiling.options) }
     }
-    let isOnlyJSON = json == "-"
-    if let json, !isOnlyJSON { try reportingFileErrors { try OutputFile.check(json) } }
+    try reportingFileErrors { try json?.check() }
     for problem in problems { try requireMemory(for: problem) }
     var progress = Progress()
     var measurements: [Measurement] = []
@@ -96,10 +93,7 @@ struct BenchAttentionCommand: ParsableCommand {
     let header =
       ["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"] + (gpu == nil ? [] : ["first", "host"])
     let widths = [problems.map { "\($0)".count }.max() ?? 0] + header.dropFirst().map { max($0.count, 8) }
-    func put(_ text: String) {
-      if !isOnlyJSON { printAtOnce(text) }
-    }
-    put(line(header, widths: widths))
+    json.say(line(header, widths: widths))
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
       let inputs = try ProblemInputs(plan.problem)
@@ -110,10 +104,10 @@ struct BenchAttentionCommand: ParsableCommand {
       }
       measurements.append(measurement)
       progress.clear()
-      put(line(Self.row(measurement), widths: widths))
+      json.say(line(Self.row(measurement), widths: widths))
     }
-    if plans.count == 1 { put("\n\(plans[0])") }
-    if let gpu { put("limits: \(gpu.limits)") }
+    if plans.count == 1 { json.say("\n\(plans[0])") }
+    if let gpu { json.say("limits: \(gpu.limits)") }
     if let differing = measurements.first(where: { $0.gpu?.areRepeatsEqual == false }) {
       printError("Error: \(differing.problem): repeated computations differ in some bit.")
       throw ExitCode.comparisonFailed
@@ -122,8 +116,10 @@ struct BenchAttentionCommand: ParsableCommand {
       printError("Error: \(wrong.problem): faster than the probes say is possible; the measurement is wrong.")
       throw ExitCode.comparisonFailed
     }
-    if gpu != nil && repeats > 0 { put("\(repeats) repeats of each case gave the same bits.") }
-    if let json { try reportingFileErrors { try write(measurements, to: json) } }
+    if gpu != nil && repeats > 0 { json.say("\(repeats) repeats of each case gave the same bits.") }
+    let report = Report(
+      instructionSet: Machine.instructionSet, threads: threads ?? Machine.processors, cases: measurements)
+    try reportingFileErrors { try json?.write(report) }
   }
 
   private static func row(_ m: Measurement) -> [String] {
@@ -133,19 +129,6 @@ struct BenchAttentionCommand: ParsableCommand {
       m.problem, duration(seconds), fixed(gigaflops, 1), percent(gigaflops / m.peakGigaflops), fixed(gigabytes, 2),
       percent(gigabytes / m.readGigabytesPerSecond),
     ] + (m.gpu.map { [duration($0.prepareSeconds), duration($0.hostSeconds)] } ?? [])
-  }
-
-  private func write(_ measurements: [Measurement], to path: String) throws {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-    let report = Report(
-      instructionSet: Machine.instructionSet, threads: threads ?? Machine.processors, cases: measurements)
-    let text = [UInt8](try encoder.encode(report)) + [0x0a]
-    if path == "-" {
-      print(String(decoding: text, as: UTF8.self), terminator: "")
-    } else {
-      try OutputFile.write([text], to: path)
-    }
   }
 
   private struct Report: Encodable {

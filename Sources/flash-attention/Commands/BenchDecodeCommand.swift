@@ -2,9 +2,7 @@ internal import ArgumentParser
 internal import AttentionBenchmarks
 internal import AttentionKernels
 internal import FlashAttention
-internal import FoundationEssentials
 internal import PTX
-internal import TensorFiles
 
 struct BenchDecodeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -85,8 +83,8 @@ struct BenchDecodeCommand: ParsableCommand {
   private static let defaultIterations = 21
   private static let mostExplained = 65536
 
-  @Option(help: "Also write all samples to this file, as JSON.")
-  var json: String?
+  @Option(help: JSONReport.help)
+  var json: JSONReport?
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
@@ -137,7 +135,7 @@ struct BenchDecodeCommand: ParsableCommand {
         ]
       } ?? DecodeCase.grid
     if explain { return try printShares(of: all[0]) }
-    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    try reportingFileErrors { try json?.check() }
     let others = try peers.map { path in try reportingFileErrors { try PeerTimes(path) } }
     let (cases, plans) = try plans(of: all)
     try reportingFileErrors {
@@ -151,24 +149,20 @@ struct BenchDecodeCommand: ParsableCommand {
         results.append(result)
       }
       progress.clear()
-      print(Self.table(results, peers: others?.names ?? []))
+      json.say(Self.table(results, peers: others?.names ?? []))
       for name in others?.names ?? [] {
         let ratios = results.compactMap { r in r.peers[name].map { $0 / median(r.seconds) } }
         if ratios.isEmpty { continue }
-        print(
+        json.say(
           "\(name) needs \(fixed(geometricMean(ratios), 2)) times as long, in the geometric mean of \(ratios.count) cases; "
             + "from \(fixed(ratios.min()!, 2)) to \(fixed(ratios.max()!, 2))")
       }
-      if plans.count == 1 { print("\n\(plans[0])") }
-      print(
+      if plans.count == 1 { json.say("\n\(plans[0])") }
+      json.say(
         "limits: \(fixed(bench.readGigabytesPerSecond, 0)) GB/s of reading, \(duration(bench.emptySeconds)) of an empty kernel; a "
           + "quarter of the L2 cache read again in \(duration(bench.reading.again)), after the eviction in \(duration(bench.reading.evicted))"
       )
-      if let json {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-        try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json)
-      }
+      try json?.write(results)
       if !bench.isEvicted {
         printError("Error: the L2 cache was not evicted between the runs; the times are those of a warm cache.")
         throw ExitCode.comparisonFailed

@@ -3,10 +3,8 @@ internal import AttentionBenchmarks
 internal import AttentionKernels
 internal import AttentionVerification
 internal import FlashAttention
-internal import FoundationEssentials
 internal import PTX
 internal import PTXEmulator
-internal import TensorFiles
 
 struct BenchVariantsCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -36,8 +34,8 @@ struct BenchVariantsCommand: ParsableCommand {
   @Flag(help: "Count on the emulator, even where there is a GPU.")
   var emulate = false
 
-  @Option(help: "Also write all samples to this file, as JSON.")
-  var json: String?
+  @Option(help: JSONReport.help)
+  var json: JSONReport?
 
   func validate() throws {
     if iterations < 1 { throw ValidationError("--iterations is \(iterations); it must be at least 1.") }
@@ -48,7 +46,7 @@ struct BenchVariantsCommand: ParsableCommand {
       try shape.problem(mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .f16)
     }
     try requireMemory(for: problem)
-    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    try reportingFileErrors { try json?.check() }
     let gpu: GPU?
     do throws(AttentionError) {
       gpu = emulate ? nil : try GPU.device()
@@ -57,11 +55,7 @@ struct BenchVariantsCommand: ParsableCommand {
       gpu = nil
     }
     let lines = try gpu.map { try measure(problem, on: $0) } ?? count(problem)
-    if let json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-      try reportingFileErrors { try OutputFile.write([[UInt8](try encoder.encode(lines)), [0x0a]], to: json) }
-    }
+    try reportingFileErrors { try json?.write(lines) }
     if let differing = lines.first(where: { $0.areRepeatsEqual == false }) {
       printError("Error: \(differing.rung), \(differing.stages) stages: repeated computations differ in some bit.")
       throw ExitCode.comparisonFailed
@@ -159,7 +153,7 @@ struct BenchVariantsCommand: ParsableCommand {
       lines.append(line)
     }
     progress.clear()
-    print("\(problem), on \(gpu.name)")
+    json.say("\(problem), on \(gpu.name)")
     let rows = lines.map { line in
       [title(line)] + (line.samples ?? []).map { fixed($0, 8) }
         + (line.seconds.map {
@@ -169,11 +163,11 @@ struct BenchVariantsCommand: ParsableCommand {
           ]
         } ?? ["", "", "", "no kernel", "", "", ""])
     }
-    print(table([["rung", "first", "second", "last", "time", "TFLOPS", "of mma.sync", "error"]] + rows))
+    json.say(table([["rung", "first", "second", "last", "time", "TFLOPS", "of mma.sync", "error"]] + rows))
     printRefusals(lines)
-    print("limits: \(bench.limits)")
+    json.say("limits: \(bench.limits)")
     if repeats > 0 && lines.allSatisfy({ $0.areRepeatsEqual != false }) {
-      print("\(repeats) repeats of each gave the same bits.")
+      json.say("\(repeats) repeats of each gave the same bits.")
     }
     return lines
   }
@@ -226,7 +220,7 @@ struct BenchVariantsCommand: ParsableCommand {
       lines.append(line)
     }
     progress.clear()
-    print("\(problem), on the emulator of \(limits.name)")
+    json.say("\(problem), on the emulator of \(limits.name)")
     let header = [
       "rung", "mma", "exp", "Q", "K", "V", "O", "barriers", "shared passes", "conflicts", "shared KB", "registers",
       "error",
@@ -242,9 +236,10 @@ struct BenchVariantsCommand: ParsableCommand {
           ]
         } ?? ["no kernel"])
     }
-    print(table([header] + rows))
-    print("Instructions of warps, exponentials of lanes, bytes of global memory in KB; barriers counted for each warp.")
-    if assembler == nil { print("registers: ptxas is neither on the PATH nor in .venv.") }
+    json.say(table([header] + rows))
+    json.say(
+      "Instructions of warps, exponentials of lanes, bytes of global memory in KB; barriers counted for each warp.")
+    if assembler == nil { json.say("registers: ptxas is neither on the PATH nor in .venv.") }
     printRefusals(lines)
     return lines
   }
@@ -257,7 +252,7 @@ struct BenchVariantsCommand: ParsableCommand {
   }
 
   private func printRefusals(_ lines: [Line]) {
-    for line in lines { if let reason = line.refusal { print("\(title(line)): \(reason).") } }
+    for line in lines { if let reason = line.refusal { json.say("\(title(line)): \(reason).") } }
   }
 
   /// The first two and the last element.

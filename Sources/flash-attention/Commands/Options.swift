@@ -153,6 +153,14 @@ struct Shape<Number: ExpressibleByArgument, ElementType: ExpressibleByArgument>:
 }
 
 extension Shape where Number == Int, ElementType == ScalarType {
+  /// Without any option: those of a value that no command line was parsed for cannot be read until they are set.
+  static var none: ShapeOptions {
+    var shape = ShapeOptions()
+    (shape.batch, shape.queryHeads, shape.kvHeads, shape.queries, shape.keys) = (nil, nil, nil, nil, nil)
+    (shape.dim, shape.valueDim, shape.dtype) = (nil, nil, nil)
+    return shape
+  }
+
   func problem(
     mask: AttentionMask = .none, scale: Double? = nil, softcap: Double? = nil, defaultType: ScalarType = .f32
   ) throws -> AttentionProblem {
@@ -192,16 +200,6 @@ extension Shape where Number == Values<Int>, ElementType == Values<ScalarType> {
     ]
     for (values, option) in options { shapes = each(values, option, of: shapes) }
     return shapes
-  }
-}
-
-extension Shape where Number == Int, ElementType == ScalarType {
-  /// Without any option: those of a value that no command line was parsed for cannot be read until they are set.
-  static var none: ShapeOptions {
-    var shape = ShapeOptions()
-    (shape.batch, shape.queryHeads, shape.kvHeads, shape.queries, shape.keys) = (nil, nil, nil, nil, nil)
-    (shape.dim, shape.valueDim, shape.dtype) = (nil, nil, nil)
-    return shape
   }
 }
 

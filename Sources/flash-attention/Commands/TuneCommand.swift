@@ -3,9 +3,7 @@ internal import AttentionBenchmarks
 internal import AttentionKernels
 internal import AttentionVerification
 internal import FlashAttention
-internal import FoundationEssentials
 internal import PTX
-internal import TensorFiles
 
 struct TuneCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -42,8 +40,8 @@ struct TuneAttentionCommand: ParsableCommand {
       "Only tilings of this family of kernels: forward, decode, hopper or hopper-decode. (default: that of the plan)")
   var family: String?
 
-  @Option(help: "Also write all samples and the model's terms to this file, as JSON.")
-  var json: String?
+  @Option(help: JSONReport.help)
+  var json: JSONReport?
 
   func validate() throws {
     if rung != nil && family != nil && family != ForwardFamily.name {
@@ -58,7 +56,7 @@ struct TuneAttentionCommand: ParsableCommand {
       try shape.problem(mask: options.mask, scale: options.scale, softcap: options.softcap, defaultType: .bf16)
     }
     try requireMemory(for: problem)
-    if let json { try reportingFileErrors { try OutputFile.check(json) } }
+    try reportingFileErrors { try json?.check() }
     let gpu = try reportingFileErrors { try GPU.device() }
     let chosen = try reportingOptionErrors { try AttentionPlan(problem, device: .gpu) }
     let choice = try reportingOptionErrors {
@@ -91,9 +89,9 @@ struct TuneAttentionCommand: ParsableCommand {
       results.append(Result(candidate, plan, measurement, rank: number + 1))
     }
     progress.clear()
-    print("\(problem), on \(gpu.name)")
+    json.say("\(problem), on \(gpu.name)")
     let fastest = results.sorted { median($0.seconds) < median($1.seconds) }
-    print(
+    json.say(
       table(
         [["tiling", "time", "TFLOPS", "registers", "model's rank"]]
           + fastest.map { result in
@@ -104,17 +102,11 @@ struct TuneAttentionCommand: ParsableCommand {
           }))
     if let own = results.first(where: { $0.isChosen(by: chosen) }) {
       let ratio = median(own.seconds) / median(fastest[0].seconds)
-      print("The plan chooses \(own.tiling): \(fixed(ratio, 3)) times the time of the fastest.")
+      json.say("The plan chooses \(own.tiling): \(fixed(ratio, 3)) times the time of the fastest.")
     } else {
-      print("The plan chooses another rung or family.")
+      json.say("The plan chooses another rung or family.")
     }
-    if let json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-      try reportingFileErrors {
-        try OutputFile.write([[UInt8](try encoder.encode(results)), [0x0a]], to: json)
-      }
-    }
+    try reportingFileErrors { try json?.write(results) }
   }
 
   /// A tiling, measured.
