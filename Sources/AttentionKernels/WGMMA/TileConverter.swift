@@ -21,14 +21,18 @@ struct TileConverter {
   private let k: KernelBuilder
   private let tiles: HopperTiles
   private let shared: Register<U32>
-  /// Among those that convert a tile.
-  private let thread: Register<U32>
   private let operands: E4M3Operands
 
-  init(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
+  /// nil where there is nothing to convert.
+  init?(_ k: KernelBuilder, _ tiles: HopperTiles, _ shared: Register<U32>) {
+    if !tiles.convertsBytes { return nil }
     (self.k, self.tiles, self.shared) = (k, tiles, shared)
-    thread = k.special(.threadX) % Self.threads
     operands = E4M3Operands(inputs: tiles.inputs, hasConversion: true)
+  }
+
+  /// The role, of so many registers a thread.
+  func role(registers: Int) -> WarpRole {
+    WarpRole("converters", warpgroups: tiles.converters, registers: registers) { convert(group: $0) }
   }
 
   /// A ring of bytes, and that of what becomes of them, as those who convert see them.
@@ -76,7 +80,7 @@ struct TileConverter {
   /// Converts all that comes.
   ///
   /// - Parameter group: the number of the group among those that convert.
-  func convert(group: Register<U32>) {
+  private func convert(group: Register<U32>) {
     let (keys, values) = sides()
     if tiles.converters == 1 { return convert([keys, values]) }
     k.if(group .== 0) {
@@ -111,7 +115,7 @@ struct TileConverter {
   /// One tile. A thread has a row, and every so many chunks of it as there are threads for each row.
   private func convert(_ side: Side) {
     let (rows, chunks) = (side.bytes.rows, side.operands.columns / 16)
-    let step = Self.threads / rows
+    let (step, thread) = (Self.threads / rows, k.special(.threadX) % Self.threads)
     let (row, first) = ((thread % rows) * 128, thread / rows)
     // A row's own among the eight that have the pattern. Chunks are turned by an exclusive or, and steps leave the first's bits alone.
     let turn = (thread % 8) * 16

@@ -55,11 +55,11 @@ struct HopperDecodeBody {
     let (thread, tiling) = (k.special(.threadX), s.tiling)
     k.if(thread .== 0) {
       k.initialize(transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals)
-      if tiles.convertsBytes { converter.clearEnds() }
+      converter?.clearEnds()
     }
     k.barrier()
     if s.work.waitsForPreparation { k.waitForPrerequisites() }
-    var roles = [
+    let roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
         let rings = HopperRings(k, tiles.operands, shared)
         share.forEachPiece { consume($0, part: $1, $2, group, rings) }
@@ -69,22 +69,16 @@ struct HopperDecodeBody {
           let rings = HopperRings(k, tiles.brought, shared)
           k.if(k.elect()) { for map in [p.keyMap, p.valueMap] { k.prefetch(map) } }
           share.forEachPiece { unit, _, piece in produce(unit, piece, rings) }
-          if tiles.convertsBytes { k.if(k.elect()) { converter.finish(rings) } }
+          if let converter { k.if(k.elect()) { converter.finish(rings) } }
         }
       },
     ]
-    if tiles.convertsBytes {
-      roles.append(
-        WarpRole("converters", warpgroups: tiles.converters, registers: s.registers.converter) {
-          converter.convert(group: $0)
-        })
-    }
-    k.roles(roles)
+    k.roles(roles + (converter.map { [$0.role(registers: s.registers.converter)] } ?? []))
   }
 
   // MARK: - What both roles know
 
-  private var converter: TileConverter { TileConverter(k, tiles, shared) }
+  private var converter: TileConverter? { TileConverter(k, tiles, shared) }
   private var share: WorkShare { WorkShare(k, s.work, p.work, lane: k.special(.lane)) }
 
   /// What rows of a unit see, from `first` of its block on.

@@ -22,22 +22,16 @@ struct HopperForwardBody {
     k.if(k.special(.threadX) .== 0) {
       k.initialize(
         transactionBarriers: shared + tiles.barriersOffset, arrivals: tiles.arrivals + Rings.queryArrivals(tiling))
-      if tiles.convertsBytes { converter.clearEnds() }
+      converter?.clearEnds()
     }
     k.barrier()
-    var roles = [
+    let roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { consume(group: $0) },
       WarpRole("producer", registers: s.registers.producer) { _ in
         k.if((k.special(.threadX) / 32) .== tiling.groups * 4, produce)
       },
     ]
-    if tiles.convertsBytes {
-      roles.append(
-        WarpRole("converters", warpgroups: tiles.converters, registers: s.registers.converter) {
-          converter.convert(group: $0)
-        })
-    }
-    k.roles(roles)
+    k.roles(roles + (converter.map { [$0.role(registers: s.registers.converter)] } ?? []))
   }
 
   // MARK: - What both roles know
@@ -61,7 +55,7 @@ struct HopperForwardBody {
   }
 
   private var tiles: HopperTiles { s.tiles }
-  private var converter: TileConverter { TileConverter(k, tiles, shared) }
+  private var converter: TileConverter? { TileConverter(k, tiles, shared) }
 
   /// What rows of an item see, from `first` on.
   private func mask(
@@ -121,7 +115,7 @@ struct HopperForwardBody {
         queue.advance(if: isThere)
         return isThere
       }
-      if tiles.convertsBytes { forCopies { converter.finish(rings.keysAndValues) } }
+      if let converter { forCopies { converter.finish(rings.keysAndValues) } }
     }
     if s.producerIsWarp { produce(forOneLane) } else { forOneLane { produce { $0() } } }
   }
