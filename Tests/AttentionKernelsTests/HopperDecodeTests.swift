@@ -119,7 +119,7 @@ import Testing
     #expect(others.isEmpty && survivors.count <= 1, "\(survivors)")
   }
 
-  /// K and V come once, whatever shares them, and bytes as bytes: two rows of D 64 have the room of one of the pattern.
+  /// K and V come once, whatever shares them, and bytes as bytes.
   @Test func eachCachedByteIsReadOnce() throws {
     let outcome = try Self.decoding(lengths: [256, 128], group: 16, queries: 4).run()
     #expect(outcome.counters.bulkBytesLoaded == (256 + 128) * 2 * 64 * 2)

@@ -121,11 +121,12 @@ struct MachineCodeTests {
   /// Of both over bytes: a fence between the proxies that waits for the block's memory and not for the GPU's, and one instruction for
   /// two bytes.
   @Test(arguments: [64, 128, 256]) func bytesAreConverted(dimension: Int) throws {
-    func check(_ plan: KernelPlan, products: Int, converted: Int) throws {
+    func check(_ plan: KernelPlan, products: Int, converted: Int) throws -> MachineCode {
       let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
       #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
       #expect(code.products == products && !code.isSerialized && code.writesOfOperandsUnderWay.isEmpty)
       #expect(code.count("USETMAXREG") == 3 && code.count("F2FP.F16.E4M3") == converted)
+      return code
     }
     func problem(_ queries: Int, _ type: ScalarType, _ keys: AttentionProblem.KeyStorage) throws -> AttentionProblem {
       try AttentionProblem(
@@ -147,8 +148,8 @@ struct MachineCodeTests {
     for tiling in HopperForwardFamily.tilings(for: prefill, on: gpu)
     where HopperForwardFamily.obstacle(to: tiling, for: prefill, on: gpu) == nil {
       let plan = try KernelPlan(prefill, on: gpu, tiling, of: HopperForwardFamily.self)
-      try check(plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
-      let (_, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+      let code = try check(
+        plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
       #expect(code.count("FENCE.VIEW.ASYNC") > 0 && code.count("MEMBAR.ALL.GPU") == 0)
       tilings += 1
     }
@@ -157,7 +158,8 @@ struct MachineCodeTests {
     for tiling in HopperDecodeFamily.tilings(for: decoding, on: gpu)
     where tiling.combination == .lastBlock && HopperDecodeFamily.obstacle(to: tiling, for: decoding, on: gpu) == nil {
       let plan = try KernelPlan(decoding, on: gpu, tiling, of: HopperDecodeFamily.self)
-      try check(plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
+      _ = try check(
+        plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
       tilings += 1
     }
     #expect(tilings >= 2)
