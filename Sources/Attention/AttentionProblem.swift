@@ -73,7 +73,8 @@ public struct AttentionProblem: Hashable, Sendable {
   public let softcap: Double?
   /// Keys that are computed together whatever else there is, so that a sequence's result does not depend on the others
   /// of its batch, not in a bit; nil leaves it to what is fast. With `allKeys`, each sequence is computed in one part. (Packed queries:
-  /// of calls with the same `queries`, the most of a sequence.)
+  /// of calls with the same `queries`, the most of a sequence. On a GPU: of tensors that the same kernels take; the plan says which strides
+  /// run by others.)
   public let keysPerSplit: Int?
   /// More keys than any sequence has.
   public static let allKeys = Int(Int32.max)
