@@ -21,6 +21,14 @@ public struct BFloat16: BitwiseCopyable, Sendable, Hashable {
   }
 }
 
+extension BFloat16: ExpressibleByFloatLiteral, ExpressibleByIntegerLiteral {
+  /// The literal, rounded twice: to a float, and to nearest.
+  public init(floatLiteral value: Float) { self.init(value) }
+
+  /// The literal, rounded twice: to a float, and to nearest.
+  public init(integerLiteral value: Float) { self.init(value) }
+}
+
 extension Float {
   /// Exact.
   public init(_ value: BFloat16) { self.init(bitPattern: UInt32(value.bitPattern) << 16) }

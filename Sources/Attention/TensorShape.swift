@@ -53,6 +53,40 @@ extension TensorShape: CustomStringConvertible {
   public var description: String { "batch \(batch), heads \(heads), length \(length), dimension \(dimension)" }
 }
 
+/// An axis of a tensor, by role.
+public enum TensorAxis: String, Hashable, Sendable, CaseIterable {
+  /// B: independent sequences.
+  case batch
+  /// H: heads.
+  case heads
+  /// N: tokens of each sequence.
+  case length
+  /// D (or Dv): elements of one token of one head.
+  case dimension
+}
+
+extension TensorShape {
+  /// The extent along an axis.
+  public subscript(_ axis: TensorAxis) -> Int {
+    get {
+      switch axis {
+      case .batch: batch
+      case .heads: heads
+      case .length: length
+      case .dimension: dimension
+      }
+    }
+    set {
+      switch axis {
+      case .batch: batch = newValue
+      case .heads: heads = newValue
+      case .length: length = newValue
+      case .dimension: dimension = newValue
+      }
+    }
+  }
+}
+
 /// The product of extents, or nil where one is negative or the product of the others than 0 does not fit: then the
 /// strides would not fit either, though there may be no element at all.
 public func checkedProduct(_ extents: [Int]) -> Int? {

@@ -100,6 +100,15 @@ extension CPUPlan: CustomStringConvertible {
       }
     let splits = keySplits == 1 ? "" : ", keys split \(keySplits) ways"
     return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
-      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)"
+      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)\(Self.build)"
+  }
+
+  /// A word of warning where the compiler was told not to optimize.
+  package static var build: String {
+    #if DEBUG
+      "\nThis is a debug build, in which the CPU's kernels are many times slower: build with -c release."
+    #else
+      ""
+    #endif
   }
 }

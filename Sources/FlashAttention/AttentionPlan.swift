@@ -195,7 +195,7 @@ extension AttentionPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
-    case .cpuSequences: "CPU, \(threads) threads, all sequences at once\n\(reason)"
+    case .cpuSequences: "CPU, \(threads) threads, all sequences at once\(CPUPlan.build)\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

@@ -46,4 +46,9 @@ import Testing
     #expect(ScalarType.f16.ulp(of: 0) == 0x1p-24)
     #expect(ScalarType.f32.ulp(of: 1) == Double(Float(1).ulp))
   }
+
+  @Test func literals() {
+    let numbers: [BFloat16] = [1, -0.5, 3.14159]
+    #expect(numbers == [BFloat16(bitPattern: 0x3f80), BFloat16(bitPattern: 0xbf00), BFloat16(Float(3.14159))])
+  }
 }

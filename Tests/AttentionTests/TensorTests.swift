@@ -143,4 +143,94 @@ import Testing
       #expect(sentence(TensorStrides(batch: 96, heads: 32, length: .max), shape, isWritten: isWritten) != nil)
     }
   }
+
+  /// Parts and joined tensors hold what the original holds, whatever the layout, the type and the axis, and parts put
+  /// together again are the whole.
+  @Test(arguments: TensorLayout.allCases, ScalarType.computed + [.e4m3])
+  func partsJoinToTheWhole(layout: TensorLayout, type: ScalarType) throws {
+    let whole = try Tensor(shape: shape, scalarType: type, layout: layout) { b, h, n, d in
+      Float(b * 100 + h * 30 + n * 8 + d) / 16
+    }
+    let part = try whole.part(batch: 1..<2, heads: 1..<3, tokens: 2..<3, dimensions: 3..<8)
+    #expect(part.shape == TensorShape(batch: 1, heads: 2, length: 1, dimension: 5))
+    #expect(part.layout == layout && part.scalarType == type)
+    for h in 0..<2 {
+      for d in 0..<5 { #expect(part[0, h, 0, d] == whole[1, 1 + h, 2, 3 + d]) }
+    }
+    for axis in TensorAxis.allCases {
+      let parts = try [0..<1, 1..<1, 1..<shape[axis]].map { range in
+        switch axis {
+        case .batch: try whole.part(batch: range)
+        case .heads: try whole.part(heads: range)
+        case .length: try whole.part(tokens: range)
+        case .dimension: try whole.part(dimensions: range)
+        }
+      }
+      let joined = try Tensor(joining: parts, along: axis)
+      #expect(joined.shape == shape && joined.floats == whole.floats, "along \(axis)")
+    }
+  }
+
+  /// Tensors of another layout join by their elements, not by their bytes.
+  @Test func layoutsMix() throws {
+    func made(_ layout: TensorLayout) throws -> Tensor {
+      try Tensor(shape: shape, scalarType: .f32, layout: layout) { b, h, n, d in Float(b * 100 + h * 30 + n * 8 + d) }
+    }
+    let joined = try Tensor(joining: [try made(.bhnd), try made(.bnhd)], along: .batch)
+    #expect(joined.layout == .bhnd)
+    #expect(try joined.part(batch: 2..<4).floats == made(.bhnd).floats)
+  }
+
+  @Test func partsRefuseInSentences() throws {
+    func sentence(_ body: () throws(AttentionError) -> Tensor) -> String {
+      do throws(AttentionError) {
+        return "\(try body().shape) was made"
+      } catch { return "\(error)" }
+    }
+    func made(heads: Int, _ type: ScalarType = .f32) throws -> Tensor {
+      try Tensor(shape: .init(batch: 1, heads: heads, length: 2, dimension: 4), scalarType: type) { _ in }
+    }
+    let (three, four, half) = (try made(heads: 3), try made(heads: 4), try made(heads: 3, .f16))
+    #expect(
+      sentence { () throws(AttentionError) in try three.part(heads: 2..<5) }
+        == "The part 2..<5 of the axis heads leads out of the tensor, which has 3 there; give a range within 0..<3.")
+    #expect(
+      sentence { () throws(AttentionError) in try three.part(tokens: -1..<1) }
+        == "The part -1..<1 of the axis length leads out of the tensor, which has 2 there; give a range within 0..<2.")
+    #expect(
+      sentence { () throws(AttentionError) in try Tensor(joining: [three, four], along: .length) }
+        == "tensor 2 of those to join has heads 4, but the first has heads 3; they must be the same.")
+    #expect(
+      sentence { () throws(AttentionError) in try Tensor(joining: [three, half], along: .heads) }
+        == "tensor 2 of those to join is f16, but the first is f32; convert them to one type.")
+    #expect(
+      sentence { () throws(AttentionError) in try Tensor(joining: [], along: .heads) }
+        == "There are no tensors to join; give one at least.")
+  }
+
+  @Test func printsForPeople() throws {
+    let small = try Tensor(
+      shape: .init(batch: 1, heads: 1, length: 2, dimension: 3),
+      scalars: [0, -0.12345, 9999.99999, 1e-9, .nan, 12345] as [Float])
+    #expect(
+      "\(small)" == """
+        Tensor [batch 1, heads 1, length 2, dimension 3] f32
+        batch 0, head 0:
+          0:     0.0000    -0.1235     1.00e4
+          1:    1.00e-9        nan     1.23e4
+        """)
+    let large = try Tensor(shape: .init(batch: 9, heads: 1, length: 11, dimension: 100), scalarType: .bf16) {
+      _, _, n, d in
+      Float(n) + Float(d % 2)
+    }
+    let lines = "\(large)".split(separator: "\n")
+    // The heading; of 9 sequences and 11 tokens six each, with something between.
+    #expect(lines.count == 1 + 6 * (1 + 6 + 1) + 1)
+    #expect(lines[2] == "   0:     0.0000     1.0000     0.0000 ...     1.0000     0.0000     1.0000")
+    #expect(lines.filter { $0 == "..." }.count == 1)
+    #expect(
+      try "\(Tensor(shape: .init(batch: 1, heads: 2, length: 0, dimension: 8), scalars: [Float]()))".split(
+        separator: "\n"
+      ).count == 1)
+  }
 }

@@ -132,10 +132,6 @@ package struct DecodeSpecialization: Hashable, Sendable {
       }
   }
 
-  /// Whether blocks wait for nothing but their bytes: few rows and nothing to convert, of heads as wide as those that it was measured with
-  /// (NVIDIA H200, 2026-11-29, D 128: Documentation/GPULog.md), because exponentials are as many for narrow ones.
-  var onlyReads: Bool { tiling.rows <= 16 && cache == .sameType && min(dimension, valueDimension) >= 128 }
-
   /// Parameters that these kernels have beside those of all.
   var parameterParts: ParameterParts { ParameterParts(sinkType: sinkType, mask) }
 

@@ -22,8 +22,6 @@ struct WorkRule<Number: RuleNumber> {
   let splitTiles: Number?
   /// Blocks one after the other, as `DecodeTiling.waves` has them.
   let waves: Int
-  /// Whether blocks wait for nothing but their bytes.
-  let onlyReads: Bool
 
   /// The first key of a sequence that some query sees, at a tile's start, in tiles.
   func firstTile(length: Number, queries: Number) -> Number {
@@ -56,8 +54,7 @@ struct WorkRule<Number: RuleNumber> {
   /// The places of each block: as many as every other, or up to a sixteenth more, where units have a whole number of
   /// tiles on the average, as those that are alike do, and blocks then have whole units of that size or whole parts of
   /// one: what begins and ends in the middle of a unit costs a block some microseconds (NVIDIA H200, 2026-11-21, `bench
-  /// decode`, Documentation/GPULog.md). Where that would be two parts of each unit, and blocks wait for
-  /// nothing but their bytes, units stay whole: half of the multiprocessors read as fast as all (the same, 2026-11-29, `tune decode`).
+  /// decode`, Documentation/GPULog.md).
   ///
   /// Of several waves, each block has whole units; where units have no whole number of tiles on the average, there is but one
   /// wave of blocks that have something to do, because parts cost more than waves give.
@@ -85,8 +82,7 @@ struct WorkRule<Number: RuleNumber> {
       let differences = total.subtracting(tiles.multiplied(by: units))
         .adding(part.multiplied(by: parts).subtracting(tiles))
         .adding(whole.subtracting(even).subtracting(even.divided(by: Self.slack)).orAtLeast(0))
-      let own = onlyReads ? parts.adding(-2).whereZero(tiles, else: whole) : whole
-      return differences.whereZero(own, else: even)
+      return differences.whereZero(whole, else: even)
     }
   }
 

@@ -41,8 +41,7 @@ final class WorkShare {
       keyValueHeads: number(parameters.keyValueHeads.reinterpreted(as: S32.self)),
       left: s.mask.skips(.left) ? number(parameters.left) : nil,
       chunk: s.mask.skips(.chunks) ? number(parameters.chunk) : nil,
-      splitTiles: s.hasFixedSplits ? number(parameters.splitTiles) : nil, waves: s.tiling.waves,
-      onlyReads: s.onlyReads)
+      splitTiles: s.hasFixedSplits ? number(parameters.splitTiles) : nil, waves: s.tiling.waves)
     self.rule = rule
     k.comment("this block's share of all tiles")
     let sum = k.variable(k.constant(0, S32.self))

@@ -36,8 +36,7 @@ package struct WorkSharing: Sendable {
       tileKeys: tiling.tileKeys, rows: tiling.rows, groupSize: problem.groupSize, keyValueHeads: problem.keyValueHeads,
       left: specialization.mask.skips(.left) ? words.left : nil,
       chunk: specialization.mask.skips(.chunks) ? words.chunk : nil,
-      splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves,
-      onlyReads: specialization.onlyReads)
+      splitTiles: splitTiles == 0 ? nil : splitTiles, waves: tiling.waves)
   }
 
   /// The shares of sequences.
