@@ -27,7 +27,8 @@ let package = Package(
     .library(name: "flash_attention", type: .dynamic, targets: ["CFlashAttention"]),
   ],
   dependencies: [
-    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.5.0"),
   ],
   targets: [
     room("Attention"),

@@ -101,6 +101,11 @@ public struct AttentionProblem: Hashable, Sendable {
   /// Whole keys: `[B, H_kv, N_k, D]`.
   ///
   /// - Parameters:
+  ///   - queries: `[B, H_q, N_q, D]`.
+  ///   - keys: `[B, H_kv, N_k, D]`.
+  ///   - values: `[B, H_kv, N_k, D_v]`.
+  ///   - scalarType: f32, f16 or bf16, of all tensors.
+  ///   - mask: which keys a query sees.
   ///   - scale: nil for `1/sqrt(D)`.
   ///   - softcap: nil for none.
   /// - Throws: `AttentionError` where the shapes do not fit each other or a number makes no sense.
@@ -130,11 +135,23 @@ public struct AttentionProblem: Hashable, Sendable {
   ///       keys: .contiguous(sequences: 4, capacity: 16384), scalarType: .bf16, mask: .causal)
   ///
   /// - Parameters:
+  ///   - batch: sequences of the call.
   ///   - queries: of each sequence, or of the longest.
   ///   - packedQueries: of all sequences, where they are packed.
+  ///   - queryHeads: H_q, a multiple of H_kv.
+  ///   - keyValueHeads: H_kv.
+  ///   - dimension: D.
+  ///   - valueDimension: D_v; nil for D.
+  ///   - storage: where keys and values are.
+  ///   - hasLeftPadding: whether sequences begin somewhere inside their caches.
+  ///   - newKeys: what a call appends; nil for nothing.
+  ///   - scalarType: f32, f16 or bf16.
   ///   - queryType: nil for `scalarType`.
   ///   - cacheType: nil for `scalarType`.
+  ///   - mask: which keys a query sees.
   ///   - scale: 1/sqrt(D) where nil.
+  ///   - softcap: nil for none.
+  ///   - keysPerSplit: keys that are computed together whatever else there is; nil for what is fast.
   ///   - leavesParts: needs `keysPerSplit`, and queries that are not packed.
   /// - Throws: `AttentionError` for extents, heads, types, masks, scales or softcaps that cannot be.
   public init(
@@ -211,7 +228,11 @@ public struct AttentionProblem: Hashable, Sendable {
 
   /// The same problem for one sequence, or for several as long, with whole keys.
   ///
-  /// - Parameter type: what it is computed in; nil for the problem's own.
+  /// - Parameters:
+  ///   - count: queries of each; nil for as many as the problem has.
+  ///   - length: keys of each.
+  ///   - batch: sequences.
+  ///   - type: what it is computed in; nil for the problem's own.
   public func sequence(
     queries count: Int? = nil, length: Int, batch: Int = 1, type: ScalarType? = nil
   ) throws(AttentionError) -> AttentionProblem {

@@ -66,7 +66,9 @@ public struct KeyRanges: Hashable, Sendable {
   /// Spans of tokens, such as those of images, that see all of themselves, among tokens that see what is before them; the same in all
   /// sequences. (The mask must let queries see to the right: `.none`, or a window without a limit there.)
   ///
-  /// - Parameter count: of the queries, which are as many as the keys.
+  /// - Parameters:
+  ///   - spans: ranges of tokens that do not overlap.
+  ///   - count: of the queries, which are as many as the keys.
   public static func spans(_ spans: [Range<Int>], count: Int) -> KeyRanges {
     var ends = (0..<max(count, 0)).map { $0 + 1 }
     for span in spans {

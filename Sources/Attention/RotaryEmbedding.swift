@@ -43,8 +43,10 @@ public struct RotaryEmbedding: Hashable, Sendable {
   /// The position of a query or a new key.
   ///
   /// - Parameters:
+  ///   - number: of the query among those of its sequence, or of the new key.
   ///   - base: the position of the first new key.
   ///   - isKey: whether it is a key.
+  ///   - mask: the problem's.
   public func position(_ number: Int, base: Int, isKey: Bool, mask: AttentionMask) -> Int {
     guard isKey || mask.isLimited else { return base }
     let (position, overflow) = base.addingReportingOverflow(number)

@@ -67,6 +67,9 @@ extension AttentionPlan {
   /// Computes the problem on tensors; the output is new.
   ///
   /// - Parameters:
+  ///   - queries: `[B, H_q, N_q, D]`.
+  ///   - keys: `[B, H_kv, N_k, D]`.
+  ///   - values: `[B, H_kv, N_k, D_v]`.
   ///   - sinks: `[H_q]`, where the problem has some.
   ///   - ranges: of the form that the problem has, where it has some.
   /// - Throws: `AttentionError` where a tensor is not what the plan was made for.

@@ -36,6 +36,8 @@ public struct AttentionPlan: Sendable {
   }
 
   /// - Parameters:
+  ///   - problem: what is computed.
+  ///   - device: where; `.auto` picks.
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
   /// - Throws: `AttentionError.deviceUnavailable` for a GPU that cannot be used; `.dimension` for a head dimension that

@@ -31,6 +31,8 @@ public struct GradientPlan: Sendable {
   }
 
   /// - Parameters:
+  ///   - problem: the forward pass whose gradients these are.
+  ///   - device: where; `.auto` picks.
   ///   - threads: threads at most on the CPU, never more than processors; nil for one per processor.
   ///   - kernels: what an experiment wants of the GPU's kernels; a plan is free without.
   /// - Throws: `AttentionError.unsupported` for problems that have no gradients, such as those over caches; otherwise as
@@ -151,6 +153,9 @@ extension GradientPlan {
   ///
   /// - Parameters:
   ///   - result: what the forward pass gave for the same inputs.
+  ///   - queries: `[B, H_q, N_q, D]`.
+  ///   - keys: `[B, H_kv, N_k, D]`.
+  ///   - values: `[B, H_kv, N_k, D_v]`.
   ///   - outputGradient: dO, of the output's shape and type.
   ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
   ///   - sinks: `[H_q]`, those of the forward pass, where the problem has some.
@@ -222,8 +227,17 @@ extension GradientPlan {
 ///
 /// - Parameters:
 ///   - result: what the forward pass gave for the same inputs, mask, scale, softcap, sinks and ranges.
+///   - queries: `[B, H_q, N_q, D]`.
+///   - keys: `[B, H_kv, N_k, D]`.
+///   - values: `[B, H_kv, N_k, D_v]`.
 ///   - outputGradient: dO, of the output's shape and type.
 ///   - logSumExpGradient: `[B, H_q, N_q]`; nil for zeros.
+///   - mask: which keys a query sees, aligned to the last key.
+///   - scale: nil for `1/sqrt(D)`.
+///   - softcap: nil for none.
+///   - sinks: `[H_q]`; nil for none.
+///   - ranges: nil for none.
+///   - device: where; `.auto` picks.
 /// - Throws: `AttentionError` where shapes or types do not fit, or the device cannot be used.
 public func attentionGradients(
   of result: AttentionResult, queries: Tensor, keys: Tensor, values: Tensor, outputGradient: Tensor,

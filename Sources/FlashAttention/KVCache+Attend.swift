@@ -12,6 +12,9 @@ extension KVCache {
   ///   - sequences: each once where keys are appended.
   ///   - counts: the queries of each sequence, and its new keys where there are some, one sequence behind the other:
   ///     prompts of different lengths in one call. nil where all have as many.
+  ///   - mask: which keys a query sees, aligned to the last key.
+  ///   - scale: nil for `1/sqrt(D)`.
+  ///   - softcap: c of `c * tanh(scale * s / c)`; nil for none.
   ///   - sinks: `[H_q]`, a logit for each query head that is in the softmax's denominator and has no value; nil for none.
   ///   - ranges: keys that queries see by ranges, counted from a sequence's first; with `counts`, given ones are those of all queries
   ///     one behind the other. nil for none.
@@ -76,10 +79,19 @@ extension KVCache {
   /// The same on tensors in the memory of the cache's GPU: puts the work into the library's own stream and returns.
   ///
   /// - Parameters:
+  ///   - queries: as the other, in the GPU's memory.
+  ///   - keys: nil to append nothing.
+  ///   - values: the same with D_v.
   ///   - output: in the shape of the queries, with D_v; overwritten.
   ///   - logSumExp: address of contiguous f32; nil where it is not needed.
+  ///   - sequences: each once where keys are appended.
+  ///   - counts: the queries, and new keys, of each sequence, where they are packed; nil where all have as many.
+  ///   - mask: which keys a query sees, aligned to the last key.
+  ///   - scale: nil for `1/sqrt(D)`.
+  ///   - softcap: nil for none.
   ///   - sinks: the address of `[H_q]`, and of which type: f32, f16 or bf16.
   ///   - ranges: which, and the address of what a call gives of them, as in `CacheEntries.ranges`.
+  ///   - rotary: an embedding and its tables; nil for none.
   /// - Throws: as the other; `AttentionError.deviceUnavailable` where the cache is not on a GPU.
   public func attend(
     queries: DeviceTensorView, keys: DeviceTensorView? = nil, values: DeviceTensorView? = nil,

@@ -57,6 +57,11 @@ public final class KVCache: Sendable {
   public var gpu: GPU? { if case .gpu(let gpu, _, _) = memory { gpu } else { nil } }
 
   /// - Parameters:
+  ///   - layout: how the memory is divided.
+  ///   - keyValueHeads: H_kv.
+  ///   - dimension: D.
+  ///   - valueDimension: D_v; nil for D.
+  ///   - scalarType: of queries and results.
   ///   - cacheType: e4m3 for half the memory; nil for `scalarType`.
   ///   - device: where; `.auto` picks.
   /// - Throws: `AttentionError` for extents or dimensions that cannot be, a GPU that cannot be used, or too little

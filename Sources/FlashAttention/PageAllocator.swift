@@ -36,7 +36,10 @@ public struct PageAllocator: Sendable {
 
   private static let identities = Atomic<UInt64>(0)
 
-  /// - Parameter pagesPerSequence: nil for no limit but the pages that there are.
+  /// - Parameters:
+  ///   - pages: how many there are.
+  ///   - pageSize: keys of each.
+  ///   - pagesPerSequence: nil for no limit but the pages that there are.
   /// - Throws: `AttentionError.extent` for numbers below 0, and pages without a key.
   public init(pages: Int, pageSize: Int, pagesPerSequence: Int? = nil) throws(AttentionError) {
     if pages < 0 { throw .extent(tensor: "the cache", axis: "length", value: pages) }
@@ -162,7 +165,9 @@ public struct PageAllocator: Sendable {
 
   /// A sequence that begins with the first keys of another: they share pages until one of them writes.
   ///
-  /// - Parameter prefix: how many keys; nil for all.
+  /// - Parameters:
+  ///   - sequence: the one that is forked.
+  ///   - prefix: how many keys; nil for all.
   public mutating func fork(_ sequence: Sequence, prefix: Int? = nil) throws(AttentionError) -> Sequence {
     let entry = try entry(sequence)
     let length = prefix ?? entry.length

@@ -14,6 +14,7 @@ public enum PartialResults {
   /// On the CPU.
   ///
   /// - Parameters:
+  ///   - problem: how many parts there are, and of which shape and type.
   ///   - partials: f32 of `problem.shape`, a view for each part.
   ///   - logSumExps: `[S, B, H, s]`; -inf, or +inf, of parts without keys, whose results may be anything.
   ///   - output: `problem.shape` in the problem's type; overwritten.
@@ -75,12 +76,14 @@ public enum PartialResults {
   /// On a GPU; puts the work into a stream and returns at once.
   ///
   /// - Parameters:
+  ///   - problem: how many parts there are, and of which shape and type.
   ///   - partials: the first part, f32 of `problem.shape`.
   ///   - partStride: elements from a part to the next.
   ///   - logSumExps: address of `[S, B, H, s]` contiguous f32.
   ///   - output: `problem.shape` in the problem's type; overwritten.
   ///   - logSumExp: address of `[B, H, s]` contiguous f32; nil where it is not needed.
   ///   - sinks: address of `[H]` in the problem's type of them, where it has some: the parts are without.
+  ///   - gpu: where they are.
   ///   - stream: a `CUstream` or `cudaStream_t`; nil for this library's own.
   /// - Throws: `AttentionError` where a view is not what the problem says or not aligned, or the driver refuses the
   ///   launch.

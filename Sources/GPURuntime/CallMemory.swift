@@ -123,7 +123,9 @@ extension GPU {
   /// otherwise to the calling thread and the stream. It stays as long as the process runs. This may allocate and wait,
   /// during a capture too, and puts nothing into the graph.
   ///
-  /// - Parameter stream: a `CUstream` or `cudaStream_t`.
+  /// - Parameters:
+  ///   - byteCount: how many bytes at least.
+  ///   - stream: a `CUstream` or `cudaStream_t`.
   /// - Throws: `AttentionError.deviceFailed`.
   public func counters(byteCount: Int, stream: OpaquePointer) throws(AttentionError) -> UInt64 {
     try callMemory.counters(byteCount: byteCount, on: self, stream: StreamHandle(stream))

@@ -39,7 +39,9 @@ public struct MatrixTile: Hashable, Sendable {
 
   /// Bytes from the tile's beginning to that of the operand of step `step` along k.
   ///
-  /// - Parameter isTransposed: whether the tile's rows are those of k; otherwise its columns are.
+  /// - Parameters:
+  ///   - step: the number of the product along k.
+  ///   - isTransposed: whether the tile's rows are those of k; otherwise its columns are.
   public func offset(ofStep step: Int, isTransposed: Bool) -> Int {
     if isTransposed { return step * Self.depth / elementByteCount * swizzle.rawValue }
     let perSlab = swizzle.rawValue / Self.depth

@@ -53,6 +53,10 @@ public enum Emulator {
   /// Runs a grid to its end.
   ///
   /// - Parameters:
+  ///   - program: a kernel, made ready.
+  ///   - launch: the grid, its shared memory and the kernel's arguments.
+  ///   - memory: what the kernel reads and writes.
+  ///   - schedule: which warp goes next.
   ///   - residentBlocks: blocks that run at the same time, as on the multiprocessors of a GPU.
   ///   - stepLimit: steps of all warps together, after which the kernel counts as hung.
   /// - Returns: what was counted.

@@ -35,6 +35,7 @@ public struct Mutation: Sendable, CustomStringConvertible {
   /// The mutations that nobody notices.
   ///
   /// - Parameters:
+  ///   - kernel: the kernel.
   ///   - schedules: orders to try; an objection in one of them is enough.
   ///   - run: runs a program on fresh memory and returns whether the result is right.
   public static func survivors(

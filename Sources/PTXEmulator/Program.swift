@@ -47,8 +47,10 @@ public struct Program: Sendable {
   /// Transaction barriers of a block.
   static let barrierLimit = 96
 
-  /// - Parameter change: for mutation tests, another instruction in place of the statement of this number in
-  ///   `kernel.statements`, or nothing in its place.
+  /// - Parameters:
+  ///   - kernel: the kernel.
+  ///   - change: for mutation tests, another instruction in place of the statement of this number in
+  ///     `kernel.statements`, or nothing in its place.
   public init(_ kernel: Kernel, changing change: (statement: Int, to: Instruction?)? = nil) {
     self.kernel = kernel
     var flattener = Flattener(firstConstant: kernel.registers.count, change: change)

@@ -35,11 +35,16 @@ extension KernelBuilder {
   /// barrier; elements outside the tensor become zero.
   ///
   /// - Parameters:
+  ///   - map: the tensor and its boxes.
   ///   - coordinates: of the box's first element, innermost first; they may lie outside. The innermost is a multiple of
   ///     16 bytes.
   ///   - destination: a multiple of 128, with a swizzle of its period.
+  ///   - barrier: where the box's bytes are counted.
   ///   - multicast: the blocks of the cluster, one bit each, that get the box at this address, and its bytes at their
   ///     barriers at that address; nil for this block.
+  ///   - policy: how long L2 should keep it; nil for as usual.
+  ///   - file: for messages.
+  ///   - line: for messages.
   public func copy(
     _ map: TensorMapParameter, _ coordinates: [Register<S32>], to destination: Register<U32>,
     barrier: Register<U32>, multicast: Register<B16>? = nil, policy: Register<U64>? = nil, file: String = #fileID,

@@ -110,7 +110,13 @@ extension KernelBuilder {
 
   /// Stores one value to shared memory.
   ///
-  /// - Parameter isVolatile: whether the assembler neither moves nor removes it, nor computes the value behind it.
+  /// - Parameters:
+  ///   - value: what is stored.
+  ///   - address: a multiple of the value's size, the offset included.
+  ///   - offset: bytes behind the address.
+  ///   - isVolatile: whether the assembler neither moves nor removes it, nor computes the value behind it.
+  ///   - file: for messages.
+  ///   - line: for messages.
   public func store<T: RegisterType>(
     _ value: Register<T>, shared address: Register<U32>, offset: Int = 0, isVolatile: Bool = false,
     file: String = #fileID, line: Int = #line

@@ -43,8 +43,13 @@ extension KernelBuilder {
 
   /// An operand of `wgmma`: a tile of shared memory.
   ///
-  /// - Parameter isTransposed: whether the tile's rows are those of k, and its columns those of M or N; otherwise its rows
-  ///   are those of M or N. Bytes are never transposed.
+  /// - Parameters:
+  ///   - tile: how the operand lies in memory.
+  ///   - address: where.
+  ///   - isTransposed: whether the tile's rows are those of k, and its columns those of M or N; otherwise its rows
+  ///     are those of M or N. Bytes are never transposed.
+  ///   - file: for messages.
+  ///   - line: for messages.
   public func descriptor(
     _ tile: MatrixTile, at address: Register<U32>, isTransposed: Bool = false, file: String = #fileID,
     line: Int = #line
@@ -82,9 +87,14 @@ extension KernelBuilder {
   /// Starts `d = a b`, or `d += a b`, of 64 rows by four warps: both operands from shared memory.
   ///
   /// - Parameters:
+  ///   - inputs: the type of the operands.
+  ///   - a: 64 rows.
+  ///   - b: as many columns as D has.
   ///   - d: f32, or for f16 and e4m3 also f16x2.
   ///   - sum: whether D is added to; `.never` needs nothing in it.
   ///   - negatesA: whether A counts with the other sign (16 bits only).
+  ///   - file: for messages.
+  ///   - line: for messages.
   public func startProduct<T: FloatType>(
     _ inputs: WarpgroupMatrix.Inputs, a: MatrixDescriptor, b: MatrixDescriptor, into d: [Register<T>],
     sum: ProductSum = .always, negatesA: Bool = false, file: String = #fileID, line: Int = #line

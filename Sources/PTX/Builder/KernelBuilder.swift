@@ -247,6 +247,9 @@ extension Kernel {
   ///   - threadsPerBlock: threads of a block, a multiple of 32 up to 1024.
   ///   - blocksPerMultiprocessor: blocks that should fit a multiprocessor at once; nil leaves it to ptxas.
   ///   - clusterSize: blocks of a cluster along x, 1 to 8 (16 where the launch allows it); nil without clusters.
+  ///   - file: for messages.
+  ///   - line: for messages.
+  ///   - body: emits the kernel.
   /// - Throws: `KernelError`, the first mistake of the body, with its line.
   public static func build(
     _ name: String, threadsPerBlock: Int, blocksPerMultiprocessor: Int? = nil, clusterSize: Int? = nil,

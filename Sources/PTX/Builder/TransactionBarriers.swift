@@ -26,7 +26,13 @@ public struct BarrierRing {
 
   /// The ring at an address, for one side, at its first stage.
   ///
-  /// - Parameter address: a multiple of 8; 8 bytes for each stage.
+  /// - Parameters:
+  ///   - k: what emits the kernel.
+  ///   - stages: how many barriers.
+  ///   - address: a multiple of 8; 8 bytes for each stage.
+  ///   - side: who uses the ring.
+  ///   - file: for messages.
+  ///   - line: for messages.
   public init(
     _ k: KernelBuilder, stages: Int, at address: Register<U32>, as side: Side, file: String = #fileID,
     line: Int = #line
