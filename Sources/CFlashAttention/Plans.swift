@@ -8,19 +8,21 @@ final class Plans<Plan: Sendable>: Sendable {
     let device: Device
     /// What plans of the CPU take, which a program may change.
     let vectors: String
+    let threads: Int?
   }
 
   private let plans = Mutex([Key: Plan]())
-  private let make: @Sendable (AttentionProblem, Device) throws(AttentionError) -> Plan
+  private let make: @Sendable (AttentionProblem, Device, _ threads: Int?) throws(AttentionError) -> Plan
   /// More than a program has shapes; a program that has more begins again.
   private let limit = 4096
 
-  init(_ make: @escaping @Sendable (AttentionProblem, Device) throws(AttentionError) -> Plan) { self.make = make }
+  init(_ make: @escaping @Sendable (AttentionProblem, Device, Int?) throws(AttentionError) -> Plan) { self.make = make }
 
   func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> Plan {
-    let key = Key(problem: problem, device: device, vectors: Machine.instructionSet)
+    let key = Key(
+      problem: problem, device: device, vectors: Machine.instructionSet, threads: ThreadLimit.current)
     if let plan = plans.withLock({ $0[key] }) { return plan }
-    let plan = try make(problem, device)
+    let plan = try make(problem, device, key.threads)
     plans.withLock { plans in
       if plans.count >= limit { plans.removeAll() }
       plans[key] = plan
@@ -30,8 +32,8 @@ final class Plans<Plan: Sendable>: Sendable {
 }
 
 extension AttentionPlan {
-  private static let made = Plans { (problem, device) throws(AttentionError) in
-    try AttentionPlan(problem, device: device)
+  private static let made = Plans { (problem, device, threads) throws(AttentionError) in
+    try AttentionPlan(problem, device: device, threads: threads)
   }
 
   /// A problem's plan, made once.
@@ -41,8 +43,8 @@ extension AttentionPlan {
 }
 
 extension GradientPlan {
-  private static let made = Plans { (problem, device) throws(AttentionError) in
-    try GradientPlan(problem, device: device)
+  private static let made = Plans { (problem, device, threads) throws(AttentionError) in
+    try GradientPlan(problem, device: device, threads: threads)
   }
 
   /// A problem's plan, made once.

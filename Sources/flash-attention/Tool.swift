@@ -37,6 +37,17 @@ struct Tool: ParsableCommand {
         _exit(ExitCode.fileOrMachine.rawValue)
       }
     }
-    main(nil)
+    do {
+      var command = try parseAsRoot()
+      do {
+        try command.run()
+      } catch let error as ValidationError {
+        // What only running shows; ArgumentParser would say how to call the tool, and not the command.
+        let usage = usageString(for: type(of: command))
+        let name = usage.split(separator: " ").prefix { !"<[".contains($0.first!) }.joined(separator: " ")
+        printError("Error: \(error.message)\nUsage: \(usage)\n  See '\(name) --help' for more information.")
+        throw ExitCode.validationFailure
+      }
+    } catch { exit(withError: error) }
   }
 }

@@ -352,6 +352,24 @@ import Testing
     #expect(describe() == best)
   }
 
+  /// The limit is the calling thread's own, counts for plans that were made before, and is followed by gradients, too.
+  @Test func threadsAreLimited() {
+    func describe() -> String {
+      var (text, p) = ([CChar](repeating: 0, count: 1000), forward)
+      (p.device, p.queries, p.keys) = (Int32(FA_CPU), 256, 256)
+      #expect(fa_forward_describe(&p, &text, text.count) == FA_OK, "\(lastError)")
+      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+    let free = describe()
+    #expect(fa_limit_threads(1) == FA_OK)
+    #expect(describe().contains(", 1 thread:"), "\(describe())")
+    #expect(fa_limit_threads(-3) == FA_INVALID)
+    #expect(lastError == "The limit is -3 threads; give 1 or more, or 0 for one per processor.")
+    #expect(describe().contains(", 1 thread:"))
+    #expect(fa_limit_threads(0) == FA_OK)
+    #expect(describe() == free)
+  }
+
   /// A caller that knows fields which this library does not: harmless while they are zero.
   @Test func largerStructsAreTakenWhileTheirTailIsZero() {
     struct Later {

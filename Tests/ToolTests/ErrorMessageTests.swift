@@ -194,6 +194,12 @@ import Testing
     let result = try CommandLineTool.run(mistake.line)
     #expect(result.code == mistake.code)
     #expect(result.errors.contains(mistake.message), "\(result.errors)")
+    // A wrong command line is followed by how the command at hand is called.
+    let command = mistake.line.prefix { $0 != " " }
+    if mistake.code == 64 {
+      #expect(result.errors.contains("\nUsage: flash-attention \(command) "), "\(result.errors)")
+      #expect(result.errors.contains("See 'flash-attention \(command) "), "\(result.errors)")
+    }
     #expect(try FileManager.default.contentsOfDirectory(atPath: CommandLineTool.root.path) == before)
   }
 
@@ -307,5 +313,37 @@ import Testing
       #expect(try JSONSerialization.jsonObject(with: Data(output.utf8)) is [Any], "\(command)")
     }
     #expect(!FileManager.default.fileExists(atPath: "-"))
+  }
+
+  /// What commands say to people they say to programs, too.
+  @Test func commandsReportAsJSON() throws {
+    func report(_ line: String, code: Int32 = 0) throws -> [String: Any] {
+      let result = try CommandLineTool.run(line + " --json -")
+      #expect(result.code == code, "\(result.errors)")
+      return try #require(try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [String: Any])
+    }
+    let info = try report("info --probe-megabytes 8")
+    #expect((info["vectors"] as? [String])?.contains("portable") == true && info["threads"] is Int)
+
+    let folder = FileManager.default.temporaryDirectory.appending(path: "flash-attention-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    let output = folder.appending(path: "out.safetensors").path
+    let run = try report("\(Self.example) --compare expected -o \(output)")
+    #expect((run["comparison"] as? [String: Any])?["passes"] as? Bool == true)
+    #expect(run["written"] as? [String: [String]] == [output: ["output", "lse"]])
+    let other = try report("\(Self.example) --compare expected_causal", code: 1)
+    #expect((other["comparison"] as? [String: Any])?["passes"] as? Bool == false)
+    #expect(try CommandLineTool.run("\(Self.example) -o \(output)").output.contains("written  \(output): output, lse"))
+
+    for (options, kind) in [
+      ("", "problems"), ("--cache", "caches"), ("--backward", "gradients"), ("--concurrent", "threads at once"),
+    ] {
+      let verify = try report("verify --device cpu --cases 2 \(options)")
+      #expect(verify["kind"] as? String == kind && verify["cases"] as? Int == 2)
+      #expect((verify["failures"] as? [Any])?.isEmpty == true)
+    }
+    let kernels = try report("verify --emulate --cases 1")
+    #expect(kernels["kind"] as? String == "problems")
   }
 }

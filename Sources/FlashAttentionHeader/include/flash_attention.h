@@ -257,6 +257,10 @@ fa_status fa_gpu_check(int32_t ordinal);
  * "neon" or "portable"; NULL for the best. FA_INVALID where this machine has none of that name. */
 fa_status fa_choose_vectors(const char *name);
 
+/* Has calls of the calling thread use at most so many threads of the CPU from now on, its own among them; 0 for one per processor,
+ * which is so in every thread that never said otherwise. Results may differ in their last bits between limits. */
+fa_status fa_limit_threads(int32_t count);
+
 fa_status fa_forward(const fa_forward_params *params);
 fa_status fa_sequences(const fa_sequences_params *params);
 fa_status fa_combine(const fa_combine_params *params);

@@ -68,6 +68,9 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Take the --compare tensor from this file instead; for a .npy file, --compare is not needed.")
   var compareFile: String?
 
+  @Option(help: JSONReport.helpWithoutSamples)
+  var json: JSONReport?
+
   private var isNPY: Bool { file == nil }
 
   func validate() throws {
@@ -95,6 +98,7 @@ struct RunCommand: ParsableCommand {
   func run() throws {
     let passed = try reportingFileErrors {
       if let output { try checkOutput(output) }
+      try json?.check()
       let container = try file.map { try Self.open($0) }
       let layout = givenLayout ?? container?.metadata["layout"].flatMap(TensorLayout.init) ?? .bhnd
       let inputs = try readInputs(container, layout)
@@ -112,17 +116,20 @@ struct RunCommand: ParsableCommand {
         }
         let run = try CacheRun(
           container, path: file!, queries: inputs.queries, keys: inputs.keys, values: inputs.values, options, dtype)
-        let (result, isOnGPU) = try run.compute(on: device)
-        if let output { try write(result, batch: run.problem.batch, heads: run.problem.queryHeads, to: output) }
-        return try readExpected(of: run.problem.outputShape, layout).map { expected in
-          let comparison = try run.compare(
+        let plan = try AttentionPlan(run.problem, device: device)
+        let (result, seconds) = try run.compute(plan)
+        var report = RunReport(problem: "\(run.problem)", plan: "\(plan)", seconds: [seconds])
+        json.say(fields([("problem", report.problem), ("plan", report.plan), ("time", duration(seconds))]))
+        if let output {
+          report.written = try write(result, batch: run.problem.batch, heads: run.problem.queryHeads, to: output)
+        }
+        return try finish(report, try readExpected(of: run.problem.outputShape, layout)) { expected in
+          try run.compare(
             result,
             with: expected.isLogSumExp
               ? expected.array.floats.map(Double.init) : try expected.array.tensor(layout: layout)!.inHeadOrder,
-            isLogSumExp: expected.isLogSumExp, isOnGPU: isOnGPU)
-          print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
-          return comparison.passes
-        } ?? true
+            isLogSumExp: expected.isLogSumExp, isOnGPU: plan.gpu != nil)
+        }
       }
       let (queries, keys, values) = (
         try inputs.queries.converted(to: dtype ?? inputs.queries.scalarType),
@@ -163,18 +170,23 @@ struct RunCommand: ParsableCommand {
           of: result!, queries: queries, keys: keys, values: values, sinks: sinks, ranges: ranges, plan)
       }
       progress.clear()
+      var report = report(plan, times)
       if let output {
-        try write(
+        progress.show("run: writing \(output)", isSure: true)
+        report.written = try write(
           result!, batch: problem.batch, heads: problem.queryHeads, to: output,
           beside: try made.map {
             [("dq", StoredArray($0.queries)), ("dk", StoredArray($0.keys)), ("dv", StoredArray($0.values))]
               + (try $0.sinks.map { [("dsinks", try StoredArray(extents: [$0.count], floats: $0))] } ?? [])
           } ?? [])
       }
-      report(plan, times)
-      guard let expected else { return true }
-      progress.show("run: comparing with the 64-bit reference", isSure: true)
-      return try compare(result!, with: expected, problem, layout, inputs, sinks, ranges, isOnGPU: plan.gpu != nil)
+      progress.clear()
+      return try finish(report, expected) { expected in
+        progress.show("run: comparing with the 64-bit reference", isSure: true)
+        defer { progress.clear() }
+        return try compare(
+          result!, with: expected, problem, layout, inputs, sinks, ranges, isOnGPU: plan.gpu != nil)
+      }
     }
     if !passed { throw ExitCode.comparisonFailed }
   }
@@ -263,40 +275,63 @@ struct RunCommand: ParsableCommand {
     return Expected(name: name, array: array, isLogSumExp: array.extents == lseExtents)
   }
 
+  /// - Returns: the files, and the tensors in each.
   private func write(
     _ result: AttentionResult, batch: Int, heads: Int, to path: String, beside others: [(String, StoredArray)] = []
-  ) throws {
+  ) throws -> [String: [String]] {
     let output = StoredArray(result.output)
     let lse = try StoredArray(extents: [batch, heads, result.output.shape.length], floats: result.logSumExp)
     if path.hasSuffix(".npy") {
       try OutputFile.write([
         (path, NPYFile.pieces(of: output)), (Self.besideNPY(path), NPYFile.pieces(of: lse)),
       ])
-    } else {
-      try SafetensorsFile.write(
-        [("output", output), ("lse", lse)] + others,
-        metadata: ["layout": result.output.layout.rawValue], to: path)
+      return [path: ["output"], Self.besideNPY(path): ["lse"]]
     }
+    let tensors = [("output", output), ("lse", lse)] + others
+    try SafetensorsFile.write(tensors, metadata: ["layout": result.output.layout.rawValue], to: path)
+    return [path: tensors.map(\.0)]
   }
 
   // MARK: - Reports
 
-  private func report(_ plan: AttentionPlan, _ times: [Double]) {
+  private func report(_ plan: AttentionPlan, _ times: [Double]) -> RunReport {
     let time = median(times)
     let runs = times.count == 1 ? "" : " (median of \(times.count) runs)"
-    print(
+    let (gigaflops, gigabytes) = (plan.problem.flops / time / 1e9, plan.problem.bytes / time / 1e9)
+    json.say(
       fields([
         ("problem", "\(plan.problem)"),
         ("plan", "\(plan)"),
         ("time", duration(time) + runs),
         (
           "speed",
-          "\(fixed(plan.problem.flops / time / 1e9, 1)) GFLOPS, \(fixed(plan.problem.bytes / time / 1e9, 2)) GB/s"
+          "\(fixed(gigaflops, 1)) GFLOPS, \(fixed(gigabytes, 2)) GB/s"
         ),
         (
           "memory", "\(megabytes(peakMemory())) at most in use; \(megabytes(plan.scratchByteCount)) of scratch a thread"
         ),
       ]))
+    return RunReport(
+      problem: "\(plan.problem)", plan: "\(plan)", seconds: times, gigaflops: gigaflops,
+      gigabytesPerSecond: gigabytes, peakBytes: peakMemory(), scratchBytesPerThread: plan.scratchByteCount)
+  }
+
+  /// Says what was written, compares where something is expected, and writes the report.
+  /// - Returns: whether nothing differs.
+  private func finish(
+    _ report: RunReport, _ expected: Expected?, compare: (Expected) throws -> Comparison
+  ) throws -> Bool {
+    var report = report
+    for (path, tensors) in report.written.sorted(by: { $0.key < $1.key }) {
+      json.say(fields([("written", "\(path): \(tensors.joined(separator: ", "))")]))
+    }
+    let comparison = try expected.map(compare)
+    if let expected, let comparison {
+      json.say(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
+      report.comparison = RunReport.Compared(expected.name, comparison)
+    }
+    try json?.write(report)
+    return comparison?.passes ?? true
   }
 
   /// Compares the output, or the log-sum-exp where the expected tensor has its shape. The allowance is what the plain
@@ -304,7 +339,7 @@ struct RunCommand: ParsableCommand {
   private func compare(
     _ result: AttentionResult, with expected: Expected, _ problem: AttentionProblem, _ layout: TensorLayout,
     _ inputs: Inputs, _ sinks: [Float]?, _ ranges: KeyRanges?, isOnGPU: Bool
-  ) throws -> Bool {
+  ) throws -> Comparison {
     let yardstick = try inputs.converted(to: problem.scalarType).withViews { q, k, v in
       inputs.withViews {
         Yardstick(
@@ -312,14 +347,11 @@ struct RunCommand: ParsableCommand {
           ranges: ranges?.numbers)
       }
     }
-    let comparison =
-      expected.isLogSumExp
+    return expected.isLogSumExp
       ? yardstick.judge(
         logSumExp: result.logSumExp.map(Double.init), expected: expected.array.floats.map(Double.init))
       : yardstick.judge(
         output: result.output.inHeadOrder, expected: try expected.array.tensor(layout: layout)!.inHeadOrder)
-    print(fields([("compare", "\(expected.name): \(comparison.passes ? "passes" : "FAILS")\n\(comparison)")]))
-    return comparison.passes
   }
 }
 

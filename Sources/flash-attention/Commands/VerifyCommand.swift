@@ -67,6 +67,9 @@ struct VerifyCommand: ParsableCommand {
       """)
   var concurrent = false
 
+  @Option(help: JSONReport.helpWithoutSamples)
+  var json: JSONReport?
+
   private static let threads = 8
 
   func validate() throws {
@@ -108,6 +111,7 @@ struct VerifyCommand: ParsableCommand {
     if (variants || family != nil) && !emulate && !usesGPU {
       try reportingFileErrors { _ = try GPU.device(device.ordinal ?? 0) }
     }
+    try reportingFileErrors { try json?.check() }
     let numbers = only.map { $0...$0 } ?? 0...cases - 1
     if cache { return try runOnCaches(numbers) }
     if backward { return try runBackward(numbers) }
@@ -118,13 +122,43 @@ struct VerifyCommand: ParsableCommand {
     for (test, outcome) in outcomes {
       tallies[CaseFamily.allCases.firstIndex(of: test.family)!].add(outcome)
       if only != nil { describe(test) }
-      if let failure = outcome.failure { print("FAILED  \(test.problem): \(failure)\n        \(command(for: test))") }
     }
     let done = tallies.filter { $0.count > 0 }
-    print(table([["family", "cases", "failed", "worst ratio"]] + done.map(\.row)))
-    let failures = done.reduce(0) { $0 + $1.failures }
-    print(failures == 0 ? "All passed." : "\(failures) failed.")
-    if failures > 0 { throw ExitCode.comparisonFailed }
+    try conclude(
+      "problems",
+      outcomes.map { test, outcome in
+        Judged(problem: "\(test.problem)", outcome: outcome, command: command(for: test))
+      }, families: done.map(\.report)
+    ) { _ in table([["family", "cases", "failed", "worst ratio"]] + done.map(\.row)) }
+  }
+
+  // MARK: - What is said at the end
+
+  /// A problem, what became of it, and the command that runs it alone.
+  private struct Judged {
+    let problem: String
+    let outcome: CaseOutcome
+    let command: String
+  }
+
+  /// Says what failed, then a summary of all, and writes the report.
+  /// - Throws: `ExitCode.comparisonFailed` where something failed.
+  private func conclude(
+    _ kind: String, _ results: [Judged], families: [VerifyReport.Family]? = nil, summary: (String) -> String
+  ) throws {
+    let failures = results.compactMap { one in
+      one.outcome.failure.map { VerifyReport.Failure(problem: one.problem, failure: $0, command: one.command) }
+    }
+    let worst = results.map(\.outcome.ratio).max() ?? 0
+    for one in failures { json.say("FAILED  \(one.problem): \(one.failure)\n        \(one.command)") }
+    json.say(summary("worst ratio \(fixed(worst, 2))"))
+    json.say(failures.isEmpty ? "All passed." : "\(failures.count) failed.")
+    try reportingFileErrors {
+      try json?.write(
+        VerifyReport(
+          kind: kind, seed: seed, cases: results.count, worstRatio: worst, failures: failures, families: families))
+    }
+    if !failures.isEmpty { throw ExitCode.comparisonFailed }
   }
 
   private var usesGPU: Bool { device.ordinal != nil || device == .auto && (try? GPU.device()) != nil }
@@ -165,7 +199,7 @@ struct VerifyCommand: ParsableCommand {
         outcomes.withLock { $0[index] = outcome }
       }
       progress.withLock { $0.clear() }
-      print(
+      json.say(
         "\(gpu.name): \(gpu.compiledKernelCount) kernels, compiled or loaded in \(duration(compiling)); "
           + families(plans))
       return zip(tests, outcomes.withLock { $0 }).map { ($0, $1!) }
@@ -182,9 +216,13 @@ struct VerifyCommand: ParsableCommand {
     try reportingFileErrors {
       let gpu = usesGPU ? try GPU.device(device.ordinal ?? 0) : nil
       let differences = try ConcurrentCheck(threads: Self.threads, rounds: cases, gpu: gpu).run()
-      print("\(Self.threads) threads, \(cases) rounds, \(gpu.map { "streams on \($0.name)" } ?? "CPU")")
-      for difference in differences.prefix(10) { print("FAILED  \(difference)") }
-      print(differences.isEmpty ? "All bits agree." : "\(differences.count) rounds differ.")
+      json.say("\(Self.threads) threads, \(cases) rounds, \(gpu.map { "streams on \($0.name)" } ?? "CPU")")
+      for difference in differences.prefix(10) { json.say("FAILED  \(difference)") }
+      json.say(differences.isEmpty ? "All bits agree." : "\(differences.count) rounds differ.")
+      try json?.write(
+        VerifyReport(
+          kind: "threads at once", seed: seed, cases: cases, worstRatio: nil,
+          failures: differences.map { VerifyReport.Failure(problem: "a round", failure: "\($0)", command: "") }))
       if !differences.isEmpty { throw ExitCode.comparisonFailed }
     }
   }
@@ -201,7 +239,7 @@ struct VerifyCommand: ParsableCommand {
           kernels: limits.map { familyOptions(for: test.problem, on: $0) } ?? KernelOptions())
       }
       try eachAtOnce(plans.count) { index throws(AttentionError) in try plans[index].prepare() }
-      if isForGPU { print(families(plans)) }
+      if isForGPU { json.say(families(plans)) }
       let progress = Mutex(Progress())
       // On the CPU each case has all processors already.
       func one(_ index: Int) throws(AttentionError) {
@@ -220,19 +258,14 @@ struct VerifyCommand: ParsableCommand {
       progress.withLock { $0.clear() }
     }
     let results = outcomes.withLock { $0 }.map { $0! }
-    for (test, outcome) in zip(tests, results) {
-      if only != nil { print("\(test.problem)\n\(test.scenario.entries)") }
-      if let failure = outcome.failure {
-        print("FAILED  \(test.problem): \(failure)")
-        print(
-          "        \(test.command(device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu, kernels: kernels))"
-            + (family.map { " --family \($0)" } ?? ""))
-      }
+    let judged = zip(tests, results).map { test, outcome in
+      if only != nil { json.say("\(test.problem)\n\(test.scenario.entries)") }
+      return Judged(
+        problem: "\(test.problem)", outcome: outcome,
+        command: test.command(device: isForGPU ? .gpu(device.ordinal ?? 0) : .cpu, kernels: kernels)
+          + (family.map { " --family \($0)" } ?? ""))
     }
-    let failures = results.filter { $0.failure != nil }.count
-    print("\(tests.count) problems over caches, worst ratio \(fixed(results.map(\.ratio).max() ?? 0, 2))")
-    print(failures == 0 ? "All passed." : "\(failures) failed.")
-    if failures > 0 { throw ExitCode.comparisonFailed }
+    try conclude("caches", judged) { "\(tests.count) problems over caches, \($0)" }
   }
 
   private func runBackward(_ numbers: ClosedRange<Int>) throws {
@@ -256,16 +289,11 @@ struct VerifyCommand: ParsableCommand {
     }
     progress.withLock { $0.clear() }
     let results = outcomes.withLock { $0 }.map { $0! }
-    for (test, outcome) in zip(tests, results) {
-      if only != nil { print("\(test.problem)\n\(test.sequences.map { "\($0)" } ?? "whole")") }
-      if let failure = outcome.failure {
-        print("FAILED  \(test.problem): \(failure)\n        \(test.command(device: device))")
-      }
+    let judged = zip(tests, results).map { test, outcome in
+      if only != nil { json.say("\(test.problem)\n\(test.sequences.map { "\($0)" } ?? "whole")") }
+      return Judged(problem: "\(test.problem)", outcome: outcome, command: test.command(device: device))
     }
-    let failures = results.filter { $0.failure != nil }.count
-    print("gradients of \(tests.count) problems, worst ratio \(fixed(results.map(\.ratio).max() ?? 0, 2))")
-    print(failures == 0 ? "All passed." : "\(failures) failed.")
-    if failures > 0 { throw ExitCode.comparisonFailed }
+    try conclude("gradients", judged) { "gradients of \(tests.count) problems, \($0)" }
   }
 
   /// Runs the cases on the emulator and, where there is a GPU, there too. Large ones are left out: the emulator needs
@@ -276,12 +304,12 @@ struct VerifyCommand: ParsableCommand {
       gpu = try GPU.device(device.ordinal ?? 0)
     } catch {
       if device.ordinal != nil { try reportingFileErrors { throw error } }
-      print("Kernels on the emulator alone. \(error)")
+      json.say("Kernels on the emulator alone. \(error)")
       gpu = nil
     }
     if let gpu {
       try compareInstructions(with: gpu)
-      print("Kernels on the emulator and on \(gpu.name):")
+      json.say("Kernels on the emulator and on \(gpu.name):")
     }
     let limits = gpu?.limits ?? .typical(of: .sm90)
     let tests = numbers.map { VerificationCase(seed: seed, number: $0, kernels: kernels) }
@@ -343,10 +371,10 @@ struct VerifyCommand: ParsableCommand {
     let emulated = try check.emulate()
     let actual = try reportingFileErrors { try gpu.run(check.kernel, input: check.input, outputCount: emulated.count) }
     let differences = check.differences(emulated, actual)
-    print(
+    json.say(
       "\(check.names.count) instructions on \(InstructionCheck.threads) lanes, emulator and \(gpu.name): "
         + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
-    for difference in differences { print("        \(difference)") }
+    for difference in differences { json.say("        \(difference)") }
     var failures = differences.count
     if Target.sm90a.runs(onCapability: gpu.capability) { failures += try compareHopper(with: gpu) }
     if failures > 0 { throw ExitCode.comparisonFailed }
@@ -359,24 +387,24 @@ struct VerifyCommand: ParsableCommand {
       let (own, actual) = (try check.emulate(), try check.run(on: gpu))
       if own != actual {
         failures += 1
-        print("        \(check): the emulator and the GPU differ")
+        json.say("        \(check): the emulator and the GPU differ")
       }
     }
-    print(
+    json.say(
       "\(BulkCopyCheck.all.count) boxes by the copy engine: " + (failures == 0 ? "all agree" : "\(failures) differ"))
     var (wrong, sums, equal) = (0, 0, 0)
     for check in WarpgroupCheck.all {
       if try check.run(.whole, on: gpu) != check.expected(.whole) {
         wrong += 1
-        print("        \(check): the GPU's product of whole numbers is another")
+        json.say("        \(check): the GPU's product of whole numbers is another")
       }
       let (own, actual) = (try check.emulate(.any(seed: 3)).d, try check.run(.any(seed: 3), on: gpu))
       sums += own.count
       let same = zip(own, actual).count { $0 == $1 }
       equal += same
-      if same < own.count { print("        \(check): \(own.count - same) of \(own.count) sums differ") }
+      if same < own.count { json.say("        \(check): \(own.count - same) of \(own.count) sums differ") }
     }
-    print(
+    json.say(
       "\(WarpgroupCheck.all.count) products by wgmma: \(wrong == 0 ? "all layouts agree" : "\(wrong) layouts differ"); of "
         + "\(sums) sums of any numbers \(equal) have the same bits")
     return failures + wrong + (sums - equal) + (try compareProducts(with: gpu)) + (try hearWarnings(of: gpu))
@@ -388,8 +416,8 @@ struct VerifyCommand: ParsableCommand {
       let warnings = try reportingFileErrors { try kernel.warnings(from: gpu) }
       return kernel.isHeard(in: warnings) ? nil : "\(kernel): \(warnings.isEmpty ? ["nothing"] : warnings)"
     }
-    for line in unheard { print("        \(line)") }
-    print(
+    for line in unheard { json.say("        \(line)") }
+    json.say(
       "\(SlowProducts.allCases.count) kernels with and without slow products: "
         + (unheard.isEmpty ? "the driver's compiler warns of each that is" : "\(unheard.count) unheard"))
     return unheard.count
@@ -402,8 +430,8 @@ struct VerifyCommand: ParsableCommand {
       let own = try check.emulate(.any(seed: 5)).c
       return try check.run(.any(seed: 5), times: times, on: gpu).contains { $0 != own }
     }
-    for check in wrong { print("        \(check): the emulator and the GPU differ") }
-    print(
+    for check in wrong { json.say("        \(check): the emulator and the GPU differ") }
+    json.say(
       "\(count) products of matrices, \(times) times each: "
         + (wrong.isEmpty ? "the emulator's bits" : "\(wrong.count) differ"))
     return wrong.count
@@ -417,7 +445,7 @@ struct VerifyCommand: ParsableCommand {
   }
 
   private func describe(_ test: VerificationCase) {
-    print(
+    json.say(
       fields([
         ("problem", "\(test.problem)"), ("scale", "\(test.problem.scale)"), ("family", test.family.rawValue),
         ("inputs", test.inputs.rawValue + (test.isPoisoned ? ", NaN around them" : "")),
@@ -436,6 +464,10 @@ struct VerifyCommand: ParsableCommand {
       count += 1
       if outcome.failure != nil { failures += 1 }
       worst = max(worst, outcome.ratio)
+    }
+
+    var report: VerifyReport.Family {
+      VerifyReport.Family(name: family.rawValue, cases: count, failed: failures, worstRatio: worst)
     }
 
     var row: [String] { [family.rawValue, "\(count)", "\(failures)", fixed(worst, 2)] }

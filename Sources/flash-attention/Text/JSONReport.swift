@@ -6,6 +6,8 @@ internal import TensorFiles
 struct JSONReport: ExpressibleByArgument {
   static let help: ArgumentHelp =
     "Also write all samples to this file, as JSON; - writes nothing else to standard output."
+  static let helpWithoutSamples: ArgumentHelp =
+    "Also write what is said to this file, as JSON; - writes nothing else to standard output."
 
   private let path: String
 
@@ -18,7 +20,10 @@ struct JSONReport: ExpressibleByArgument {
 
   func write(_ report: some Encodable) throws {
     let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    // Errors that are no numbers are what a report is read for.
+    encoder.nonConformingFloatEncodingStrategy = .convertToString(
+      positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
     let text = [UInt8](try encoder.encode(report)) + [0x0a]
     if isAlone {
       print(String(decoding: text, as: UTF8.self), terminator: "")
