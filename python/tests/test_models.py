@@ -1,5 +1,7 @@
 """Models of many architectures: with our attention, what eager computes in float32, or a refusal that is listed here."""
 
+import pathlib
+
 import model_catalogue as catalogue
 import pytest
 import torch
@@ -10,21 +12,23 @@ from swift_flash_attention.transformers import NAME
 # What is refused, in the words of the refusal. Transformers itself has no place for any registered attention in some models (KeyError).
 BIAS = "a bias on scores \\(position_bias\\)"
 OWN = "computes with its attention mask itself"
-REFUSED = {
-    "v5": {"t5": BIAS, "umt5": BIAS, "bloom": OWN, "xglm": OWN, "mpt": OWN, "mpnet": OWN, "beit": OWN},
+ALL_REFUSED = {
     "v4": {},
-}[catalogue.VERSION]
-NO_PLACE = {
-    "v5": {"gpt_neo", "falcon", "falcon_alibi"},
+    "v5": {"t5": BIAS, "umt5": BIAS, "bloom": OWN, "xglm": OWN, "mpt": OWN, "mpnet": OWN, "beit": OWN},
+}
+ALL_WITHOUT_PLACE = {
     "v4": {
         "gpt_neo", "falcon", "falcon_alibi", "gptj", "stablelm", "bert_decoder", "bert", "roberta", "distilbert", "modernbert",
         "electra", "xlm_roberta", "albert", "beit"},
-}[catalogue.VERSION]
+    "v5": {"gpt_neo", "falcon", "falcon_alibi"},
+}
 # Models of transformers 4 whose own attention computes, with masks of eager, and asks us nothing.
-UNASKED = {"v5": set(), "v4": {"bloom", "xglm", "mpt", "mpnet", "t5", "umt5"}}[catalogue.VERSION]
+ALL_UNASKED = {"v4": {"bloom", "xglm", "mpt", "mpnet", "t5", "umt5"}, "v5": set()}
+REFUSED, NO_PLACE, UNASKED = (of[catalogue.VERSION] for of in (ALL_REFUSED, ALL_WITHOUT_PLACE, ALL_UNASKED))
 # Generation that cannot be compared: transformers' own static caches fail, or the mask is made for other keys than there are.
 NO_STATIC = {"v5": set(), "v4": {"xglm", "deepseek_v2", "deepseek_v3"}}[catalogue.VERSION]
-NO_GENERATION = {"v5": set(), "v4": {"t5gemma"}}[catalogue.VERSION]
+ALL_WITHOUT_GENERATION = {"v5": set(), "v4": {"t5gemma"}}
+NO_GENERATION = ALL_WITHOUT_GENERATION[catalogue.VERSION]
 OTHERS_KEYS = "made its mask for 2 x 1 queries and 16 keys, and attends with 2 x 1 queries and 4 keys"
 
 ENTRIES = {entry.name: entry for entry in catalogue.available()}
@@ -42,6 +46,39 @@ def difference(entry, padding, models):
         one, other = (catalogue.output_of(model(**inputs)) for model in models)
     real = catalogue.real_positions(models[0], inputs, one)
     return (one - other)[real].abs().max().item() / one[real].abs().max().item()
+
+
+def table():
+    """Documentation/Models.md: what becomes of each model, which the tests of this file hold for the transformers that runs them."""
+
+    def word(entry, version):
+        if version not in entry.versions:
+            return "-"
+        if entry.name in ALL_REFUSED[version]:
+            return {BIAS: "raises: a bias on scores", OWN: "raises: computes with its mask itself"}[ALL_REFUSED[version][entry.name]]
+        if entry.name in ALL_WITHOUT_PLACE[version]:
+            return "has no place for registered attention"
+        if entry.name in ALL_UNASKED[version]:
+            return "its own attention, as ever"
+        return "yes, but generation raises" if entry.name in ALL_WITHOUT_GENERATION[version] else "yes"
+
+    lines = [
+        "# Models of transformers", "",
+        "What `attn_implementation=\"swift_attention\"` computes: \"yes\" means what `eager` computes within 1e-4, in float32 on the CPU, without padding and with",
+        "padding on each side that the model takes, and for models that write, the same tokens with growing and static caches. Tiny models with random weights, by",
+        "`python/tests/test_models.py`, whose `table()` made this page and which fails where it is not so.", "",
+        "| model | class | kind | transformers 4.57 | transformers 5 |", "|---|---|---|---|---|"]
+    for entry in sorted(catalogue.CATALOG, key=lambda e: (e.kind, e.name)):
+        lines.append(f"| {entry.name} | `{entry.model}` | {entry.kind} | {word(entry, 'v4')} | {word(entry, 'v5')} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "Documentation/Models.md"
+
+
+@pytest.mark.skipif(not PAGE.parent.exists(), reason="the tests run without the project around them")
+def test_the_page_says_what_the_tests_hold():
+    assert PAGE.read_text() == table(), "write it again: python -c 'import test_models as t; t.PAGE.write_text(t.table())'"
 
 
 def test_there_are_enough():

@@ -4,22 +4,31 @@
 ``transformers`` registers an attention implementation for Hugging Face models.
 """
 
+from __future__ import annotations
+
 import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, overload
 
 from . import _library as c
 from . import _numbers
-from ._arrays import array, empty, finished, is_torch, numbers, stream, writable
+from ._arrays import Array, array, empty, finished, is_torch, numbers, stream, writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._types import A, AnyArray, Options, P, WholeNumbers, Window
 
 __all__ = ["__version__", "attention", "gpu_is_usable", "gradient_order", "plan", "prepare", "set_gradient_order"]
-__version__ = c.library.fa_version().decode()
+__version__: str = c.library.fa_version().decode()
 
 
-def gpu_is_usable(ordinal=0):
+def gpu_is_usable(ordinal: int = 0) -> bool:
     """Whether the library can use a GPU: an NVIDIA GPU of the Ampere generation or newer, and its driver."""
-    return c.library.fa_gpu_check(ordinal) == c.OK
+    return bool(c.library.fa_gpu_check(ordinal) == c.OK)
 
 
-def set_gradient_order(order):
+def set_gradient_order(order: Literal["fixed", "any"]) -> None:
     """Says in which order the parts of gradients are added up, for all that is computed from now on, by whatever thread.
 
     Args:
@@ -32,12 +41,14 @@ def set_gradient_order(order):
     c.gradient_order = order
 
 
-def gradient_order():
+def gradient_order() -> Literal["fixed", "any"]:
     """What ``set_gradient_order`` said last."""
     return c.gradient_order
 
 
-def _options(causal, window, chunk, softcap, scale):
+def _options(
+    causal: bool, window: Window | None, chunk: int | None, softcap: float | None, scale: float | None
+) -> Options:
     """``(causal, left, right, chunk, softcap, scale)``; sides are -1 where they are unlimited."""
     causal = _numbers.flag("causal", causal)
     left, right = _numbers.window("window", window)
@@ -47,7 +58,7 @@ def _options(causal, window, chunk, softcap, scale):
         None if scale is None else _numbers.number("scale", scale))
 
 
-def scores(causal, left, right, chunk, softcap, scale):
+def scores(causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None) -> c.Scores:
     """``fa_scores``."""
     result = c.Scores(chunk=chunk, softcap=softcap)
     if scale is not None:
@@ -61,7 +72,7 @@ def scores(causal, left, right, chunk, softcap, scale):
     return result
 
 
-def _params(q, k, v, options):
+def _params(q: AnyArray, k: AnyArray, v: AnyArray, options: Options) -> tuple[c.ForwardParams, dict[str, Array]]:
     arrays = {name: array(name, value) for name, value in (("q", q), ("k", k), ("v", v))}
     for name, a in arrays.items():
         if len(a.shape) != 4:
@@ -81,7 +92,7 @@ def _params(q, k, v, options):
     return params, arrays
 
 
-def _set_sinks(params, sinks):
+def _set_sinks(params: c.ForwardParams, sinks: AnyArray) -> Array:
     own = array("sinks", sinks)
     if own.shape != (params.query_heads,) or own.type == c.E4M3 or (own.device, own.ordinal) != (params.device, params.ordinal):
         raise ValueError(
@@ -92,7 +103,9 @@ def _set_sinks(params, sinks):
     return own
 
 
-def _set_ranges(params, key_ranges, prefix, first_keys):
+def _set_ranges(
+    params: c.ForwardParams, key_ranges: WholeNumbers | None, prefix: WholeNumbers | None, first_keys: int | None
+) -> Array | None:
     if sum(x is not None for x in (key_ranges, prefix, first_keys)) > 1:
         raise ValueError("Give one of key_ranges, prefix and first_keys; they are three ways of saying which keys queries see.")
     if first_keys is not None:
@@ -122,10 +135,41 @@ def _set_ranges(params, key_ranges, prefix, first_keys):
     return own
 
 
+@overload
 def attention(
-    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, key_ranges=None, prefix=None,
-    first_keys=None, out=None, return_lse=False
-):
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = ..., window: Window | None = ..., chunk: int | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., sinks: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ..., out: Tensor | None = ..., return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = ..., window: Window | None = ..., chunk: int | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., sinks: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ..., out: Tensor | None = ..., return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: A, k: AnyArray, v: AnyArray, *, causal: bool = ..., window: Window | None = ..., chunk: int | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., sinks: AnyArray | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ..., out: A | None = ..., return_lse: Literal[False] = ...,
+) -> A: ...
+@overload
+def attention(
+    q: A, k: AnyArray, v: AnyArray, *, causal: bool = ..., window: Window | None = ..., chunk: int | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., sinks: AnyArray | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ..., out: A | None = ..., return_lse: Literal[True],
+) -> tuple[A, A]: ...
+@overload
+def attention(
+    q: A, k: AnyArray, v: AnyArray, *, causal: bool = ..., window: Window | None = ..., chunk: int | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., sinks: AnyArray | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ..., out: A | None = ..., return_lse: bool = ...,
+) -> A | tuple[A, A]: ...
+def attention(
+    q: AnyArray, k: AnyArray, v: AnyArray, *, causal: bool = False, window: Window | None = None, chunk: int | None = None,
+    softcap: float | None = None, scale: float | None = None, sinks: AnyArray | None = None, key_ranges: WholeNumbers | None = None,
+    prefix: WholeNumbers | None = None, first_keys: int | None = None, out: AnyArray | None = None, return_lse: bool = False
+) -> AnyArray | tuple[AnyArray, AnyArray]:
     """Computes ``softmax(mask(scale * q k^T)) v``, exactly and without a tokens x tokens buffer.
 
     Args:
@@ -178,14 +222,17 @@ def attention(
         lse = empty(q, (b, h, n), "float32")
         params.log_sum_exp = array("lse", lse).pointer
     params.stream = stream(q, params.device)
+    c.limit_threads(0)
     c.check(c.library.fa_forward(ctypes.byref(params)))
     result = finished(q, result) if out is None else result
     return (result, finished(q, lse)) if return_lse else result
 
 
 def plan(
-    q, k, v, *, causal=False, window=None, chunk=None, softcap=None, scale=None, sinks=None, key_ranges=None, prefix=None, first_keys=None
-):
+    q: AnyArray, k: AnyArray, v: AnyArray, *, causal: bool = False, window: Window | None = None, chunk: int | None = None,
+    softcap: float | None = None, scale: float | None = None, sinks: AnyArray | None = None, key_ranges: WholeNumbers | None = None,
+    prefix: WholeNumbers | None = None, first_keys: int | None = None
+) -> str:
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
     params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
     if sinks is not None:
@@ -196,13 +243,18 @@ def plan(
         ranges, first = ranges_fit(key_ranges, prefix, first_keys, q, q.shape[0])
         key_ranges, prefix = (ranges, None) if ranges is not None and ranges.dim() > 1 else (None, ranges)
         first_keys = first if first_keys is not None else None
+        import torch
+
+        c.limit_threads(torch.get_num_threads())
+    else:
+        c.limit_threads(0)
     _set_ranges(params, key_ranges, prefix, first_keys)
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
     return text.value.decode()
 
 
-def prepare(function, *arguments, **options):
+def prepare(function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
     """Compiles and loads what a call with such torch tensors needs, without computing anything: on a GPU, the first call of a shape
     takes as long as the driver needs to compile its kernel.
 

@@ -1,11 +1,15 @@
 """What callers hand over, as what the calls need: tensors that are tensors, lists of int32. Each refusal names the argument."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
 _WIDEST = 2**31 - 1
 
 
-def tensor(name, value, axes=None, shape=None):
+def tensor(name: str, value: object, axes: int | None = None, shape: str | None = None) -> torch.Tensor:
     """A dense tensor whose numbers are what its memory holds.
 
     Args:
@@ -21,17 +25,19 @@ def tensor(name, value, axes=None, shape=None):
     return value.resolve_neg() if is_lazy(value) else value
 
 
-def is_lazy(value):
+def is_lazy(value: torch.Tensor) -> bool:
     """Whether a tensor's numbers are those of its memory with the other sign. (An operator of a trace looks for itself.)"""
     return not torch.compiler.is_compiling() and value.is_neg()
 
 
-def _type_name(value):
+def _type_name(value: object) -> str:
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
-def int32(name, value, like, shape=None, words=""):
+def int32(
+    name: str, value: object, like: torch.Tensor, shape: Sequence[int] | None = None, words: str = ""
+) -> torch.Tensor:
     """A list of whole numbers as contiguous int32 on the device of ``like``: a tensor of any whole type, an array of NumPy, a list.
 
     Args:
@@ -46,7 +52,7 @@ def int32(name, value, like, shape=None, words=""):
     return value
 
 
-def _listed(name, value, like):
+def _listed(name: str, value: object, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         value = list(value) if isinstance(value, range) else value
         if not isinstance(value, (list, tuple)) and not hasattr(value, "__array__"):

@@ -1,15 +1,23 @@
 """Arrays of other libraries as addresses, extents and strides, without a copy."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from . import _library as c
 from ._overlap import Place, check_written
 
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeIs
+
 # Of no tensor, but of lists.
-_INT32 = "int32"
+_INT32 = -1
 _SIZES = {c.F32: 4, c.F16: 2, c.BF16: 2, c.E4M3: 1, _INT32: 4}
 _BY_NAME = {"float32": c.F32, "float16": c.F16, "bfloat16": c.BF16, "float8_e4m3fn": c.E4M3}
 
@@ -19,8 +27,8 @@ class Array:
     """What the C interface needs to know of an array; strides in elements."""
 
     pointer: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
     type: int
     device: int
     ordinal: int
@@ -28,49 +36,50 @@ class Array:
     is_read_only: bool = False
 
     @property
-    def place(self):
+    def place(self) -> Place:
         """Where it lies."""
         return Place(self.pointer, self.shape, tuple(self.strides), _SIZES[self.type])
 
-    def tensor(self, name):
+    def tensor(self, name: str) -> c.Tensor:
         """``fa_tensor`` of ``[batch, tokens, heads, dimension]``."""
         if self.shape[3] > 1 and self.strides[3] != 1:
             raise ValueError(f"{name}: elements must lie side by side along the last axis; its stride is {self.strides[3]}.")
         return c.Tensor(self.pointer, self.strides[0], self.strides[1], self.strides[2])
 
 
-def _type(name, dtype, types, needed):
+def _type(name: str, dtype: object, types: Mapping[str, int], needed: str) -> int:
     code = types.get(str(dtype).removeprefix("torch."))
     if code is None:
         raise TypeError(f"{name} is {dtype}; {needed}.")
     return code
 
 
-def _contiguous(shape):
-    strides, step = [], 1
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
     for extent in reversed(shape):
         strides.append(step)
         step *= extent
     return tuple(reversed(strides))
 
 
-def is_torch(value):
+def is_torch(value: object) -> TypeIs[torch.Tensor]:
     """Whether it is a tensor of torch, of whatever class."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _is_masked(value):
+def _is_masked(value: object) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ma.MaskedArray)
 
 
-def array(name, value):
+def array(name: str, value: object) -> Array:
     """An array of torch, numpy, cupy, jax or anything else that speaks DLPack."""
     return _array(name, value, _BY_NAME, "supported are float32 (on the CPU), float16 and bfloat16")
 
 
-def _array(name, value, types, needed):
+def _array(name: str, value: Any, types: Mapping[str, int], needed: str) -> Array:
     if _is_masked(value):
         raise TypeError(f"{name} is a masked array, whose mask nothing here would look at; give its data, with the values you mean.")
     if is_torch(value):
@@ -100,7 +109,7 @@ def _array(name, value, types, needed):
     raise TypeError(f"{name} is a {type(value).__name__}; give an array of torch, numpy, cupy, jax or any with DLPack.")
 
 
-def numbers(name, value):
+def numbers(name: str, value: object) -> Array:
     """A list of whole numbers: a contiguous array of int32."""
     own = _array(name, value, {"int32": _INT32}, "int32 is needed")
     if any(extent > 1 and step != right for extent, step, right in zip(own.shape, own.strides, _contiguous(own.shape))):
@@ -108,7 +117,7 @@ def numbers(name, value):
     return own
 
 
-def _ordinal(name, value):
+def _ordinal(name: str, value: Any) -> int:
     """The number of the GPU that an array is on."""
     number = getattr(getattr(value, "device", None), "id", None)
     if number is None and hasattr(value, "__dlpack_device__"):
@@ -118,7 +127,7 @@ def _ordinal(name, value):
     return int(number)
 
 
-def writable(name, value, own, others):
+def writable(name: str, value: object, own: Array, others: Mapping[str, Array]) -> None:
     """Whether results may be written to an array: it may be changed, and each element has memory of its own, also apart from inputs.
 
     Args:
@@ -174,7 +183,7 @@ _DL_TYPES = {(2, 32): c.F32, (2, 16): c.F16, (4, 16): c.BF16, (0, 32): _INT32}
 _DL_DEVICES = {1: c.CPU, 2: c.GPU, 3: c.CPU, 13: c.GPU}
 
 
-def _from_dlpack(name, value, types):
+def _from_dlpack(name: str, value: Any, types: Mapping[str, int]) -> Array:
     # The capsule is not consumed, so that it frees itself; the value keeps the memory.
     is_read_only = False
     try:
@@ -199,7 +208,7 @@ def _from_dlpack(name, value, types):
         tensor.data + tensor.byte_offset, shape, strides, code, device, tensor.device_id, (value, capsule), is_read_only)
 
 
-def empty(like, shape, dtype=None):
+def empty(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
     """A new array of the library that ``like`` is of, and how it is handed out in the end."""
     module = type(like).__module__.partition(".")[0]
     if module in ("jax", "jaxlib"):
@@ -216,7 +225,7 @@ def empty(like, shape, dtype=None):
         return importlib.import_module(module).empty(shape, dtype=dtype or like.dtype)
 
 
-def finished(like, value):
+def finished(like: object, value: Any) -> Any:
     """The result in the form of the library that ``like`` is of."""
     if type(like).__module__.partition(".")[0] in ("jax", "jaxlib"):
         import jax
@@ -225,7 +234,7 @@ def finished(like, value):
     return value
 
 
-def stream(like, device):
+def stream(like: Any, device: int) -> int | None:
     """The stream that the library of ``like`` works in."""
     if device == c.CPU:
         return None
@@ -234,5 +243,6 @@ def stream(like, device):
         import cupy
 
         with like.device:
-            return cupy.cuda.get_current_stream().ptr
+            pointer: int = cupy.cuda.get_current_stream().ptr
+            return pointer
     return None

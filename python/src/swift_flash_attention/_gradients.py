@@ -1,25 +1,41 @@
 """``fa_backward`` on torch tensors: structs that are filled once for a shape."""
 
+from __future__ import annotations
+
 import ctypes
 import warnings
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor
 
 from . import _library as c
 from ._torch import SCORES, _device, _preparing, _prepares, _remembered, _set_scores, _strides, _type, unit_stride
 
+if TYPE_CHECKING:
+    from ._types import Phrases
+
+# q, k, v, out and dout; dq, dk and dv.
+_Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+# Of _set_scores.
+_Scores: TypeAlias = tuple[bool, int, int, int, float, float | None, Tensor | None, Tensor | None, int]
+
 # How sentences speak of what the library calls otherwise.
-_PHRASES = (
+_PHRASES: Phrases = (
     ("the gradient of the output", "the gradient of out"), ("the gradient of the queries", "the gradient of q"),
     ("the gradient of the keys", "the gradient of k"), ("the gradient of the values", "the gradient of v"),
     *SCORES)
 
 
 def backward(
-    dout, dlse, q, k, v, out, lse, causal, left, right, chunk, softcap, scale, dq, dk, dv, query_starts=None,
-    key_starts=None, query_counts=None, key_counts=None, longest_query=None, longest_key=None, sinks=None, dsinks=None,
-    ranges=None, first_keys=0
-):
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None, dq: Tensor | None,
+    dk: Tensor | None, dv: Tensor | None, query_starts: Tensor | None = None, key_starts: Tensor | None = None,
+    query_counts: Tensor | None = None, key_counts: Tensor | None = None, longest_query: int | None = None,
+    longest_key: int | None = None, sinks: Tensor | None = None, dsinks: Tensor | None = None,
+    ranges: Tensor | None = None, first_keys: int = 0
+) -> None:
     """Writes the gradients of ``[B, N, H, D]`` tensors, or of packed ``[total, H, D]`` ones, to ``dq``, ``dk`` and ``dv``.
 
     Args:
@@ -38,7 +54,7 @@ def backward(
         tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors), causal, left, right, chunk, softcap,
         scale, None if query_starts is None else (query_starts.shape[0], longest_query, longest_key), query_counts is None,
         key_counts is None, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape, first_keys)
-    calls = _remembered("backward")
+    calls: dict[Hashable, tuple[c.BackwardParams, list[c.Tensor], int]] = _remembered("backward")
     found = calls.get(key)
     if found is None:
         found = calls[key] = _call(
@@ -66,11 +82,13 @@ def backward(
         # A graph that is captured owns its memory.
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         call.workspace, call.workspace_size = workspace.data_ptr(), size
+    else:
+        c.limit_threads(torch.get_num_threads())
     status = c.library.fa_backward_prepare(call) if _preparing and _prepares() else c.library.fa_backward(call)
     c.check(status, _PHRASES)
 
 
-def _order(is_cuda):
+def _order(is_cuda: bool) -> int:
     """The order in which gradients may be added up. (On the CPU it is always one.)
 
     Raises:
@@ -86,7 +104,7 @@ def _order(is_cuda):
     return c.ORDERS[c.gradient_order]
 
 
-def _readable(x):
+def _readable(x: Tensor) -> Tensor:
     """A tensor that the library can read: elements side by side, rows at multiples of 16 bytes; otherwise a copy."""
     bytes_of = x.element_size()
     if x.shape[-1] > 1 and x.stride(-1) != 1:
@@ -96,11 +114,14 @@ def _readable(x):
     return x
 
 
-def _call(tensors, order, scores, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key):
+def _call(
+    tensors: _Tensors, order: int, scores: _Scores, query_starts: Tensor | None, key_starts: Tensor | None,
+    query_counts: Tensor | None, key_counts: Tensor | None, longest_query: int | None, longest_key: int | None
+) -> tuple[c.BackwardParams, list[c.Tensor], int]:
     q, k, v = tensors[:3]
     is_packed = query_starts is not None
     device, ordinal = _device("q", q)
-    batch = query_starts.shape[0] - 1 if is_packed else q.shape[0]
+    batch = q.shape[0] if query_starts is None else query_starts.shape[0] - 1
     call = c.BackwardParams(
         size=ctypes.sizeof(c.BackwardParams), device=device, ordinal=ordinal, type=_type("q", q), order=order, batch=batch,
         queries=longest_query if is_packed else q.shape[1], keys=longest_key if is_packed else k.shape[1],

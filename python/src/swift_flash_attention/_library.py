@@ -1,8 +1,13 @@
 """The C interface by ctypes: its structs, and errors as exceptions."""
 
+from __future__ import annotations
+
 import ctypes
+import threading
+from collections.abc import Iterable
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
+from typing import Literal
 
 OK, INVALID, UNAVAILABLE, FAILED, NO_MEMORY, LOST = range(6)
 F32, F16, BF16, E4M3 = range(4)
@@ -12,14 +17,19 @@ CONTIGUOUS, PAGED, PACKED = range(3)
 RANGES_NONE, RANGES_GIVEN, RANGES_PREFIX, RANGES_FIRST_KEYS = range(4)
 ORDERS = {"fixed": 0, "any": 1}
 # What set_gradient_order said last.
-gradient_order = "fixed"
+gradient_order: Literal["fixed", "any"] = "fixed"
 # Of keys_per_split: one part.
 ALL_KEYS = 0x7FFFFFFF
 
 
+# Of fields, those that Python reads have types, too.
 class Tensor(ctypes.Structure):
     """``fa_tensor``"""
 
+    data: int | None
+    batch_stride: int
+    token_stride: int
+    head_stride: int
     _fields_ = [("data", c_void_p), ("batch_stride", c_int64), ("token_stride", c_int64), ("head_stride", c_int64)]
 
 
@@ -47,6 +57,18 @@ class Scores(ctypes.Structure):
 class ForwardParams(ctypes.Structure):
     """``fa_forward_params``"""
 
+    device: int
+    ordinal: int
+    type: int
+    batch: int
+    queries: int
+    query_heads: int
+    value_dimension: int
+    scores: Scores
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
     _fields_ = [
         ("size", c_size_t),
         *[(name, c_int32) for name in ("device", "ordinal", "type", "reserved")],
@@ -64,6 +86,13 @@ class ForwardParams(ctypes.Structure):
 class SequencesParams(ctypes.Structure):
     """``fa_sequences_params``"""
 
+    scores: Scores
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    new_k: Tensor
+    new_v: Tensor
     _fields_ = [
         ("size", c_size_t),
         *[(name, c_int32) for name in ("device", "ordinal", "type", "query_type", "cache_type", "cache")],
@@ -142,6 +171,7 @@ class CombineParams(ctypes.Structure):
 class BackwardParams(ctypes.Structure):
     """``fa_backward_params``"""
 
+    scores: Scores
     _fields_ = [
         ("size", c_size_t),
         *[(name, c_int32) for name in ("device", "ordinal", "type", "order")],
@@ -179,10 +209,19 @@ library.fa_backward_workspace.argtypes = [POINTER(BackwardParams), POINTER(c_siz
 library.fa_sequences_counters.argtypes = [POINTER(SequencesParams), POINTER(c_size_t), POINTER(c_int32)]
 library.fa_counters.argtypes = [c_int32, c_void_p, c_size_t, POINTER(c_void_p)]
 library.fa_version.restype = library.fa_last_error.restype = c_char_p
-library.fa_gpu_check.argtypes = [c_int32]
+library.fa_gpu_check.argtypes = library.fa_limit_threads.argtypes = [c_int32]
+# How many threads this one's calls may use, as the library was last told.
+_local = threading.local()
 
 
-def check(status, phrases=()):
+def limit_threads(count: int) -> None:
+    """Has this thread's calls use at most so many threads of the CPU; 0 for one per processor."""
+    if getattr(_local, "threads", 0) != count:
+        check(library.fa_limit_threads(count))
+        _local.threads = count
+
+
+def check(status: int, phrases: Iterable[tuple[str, str]] = ()) -> None:
     """Raises what a status means; the sentence is the library's, in which phrases give way to the caller's words for them."""
     if status == OK:
         return
@@ -194,8 +233,9 @@ def check(status, phrases=()):
     raise _out_of_memory()(sentence) if status == NO_MEMORY else RuntimeError(sentence)
 
 
-def _out_of_memory():
+def _out_of_memory() -> type[RuntimeError]:
     """What PyTorch raises where memory runs out, a kind of ``RuntimeError``: programs that try again with less wait for it."""
     import torch
 
-    return getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    kind: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    return kind

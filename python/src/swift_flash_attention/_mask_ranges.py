@@ -4,6 +4,8 @@ Any mask in which each query sees no more than two unbroken ranges of keys is on
 images. Where more are broken by keys that nobody sees (padding in the middle, here and there), these go to the end first.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +22,15 @@ class Ranges:
     # [batch or 1, keys], where keys must change places.
     order: torch.Tensor | None = None
 
-    def ordered(self, *tensors):
+    def ordered(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[B, S, H, D]`` as the ranges count them."""
         if self.order is None:
-            return tensors
-        order = self.order.to(tensors[0].device)[:, :, None, None]
-        return tuple(x.gather(1, order.expand(x.shape[0], -1, *x.shape[2:])) for x in tensors)
+            return k, v
+        order = self.order.to(k.device)[:, :, None, None]
+        k, v = (x.gather(1, order.expand(x.shape[0], -1, *x.shape[2:])) for x in (k, v))
+        return k, v
 
-    def rule(self, keys):
+    def rule(self, keys: int) -> Rule | None:
         """The rule of the whole, where it is one, of queries that are as many as the keys; else None."""
         if self.order is not None or self.numbers.shape[1:3] != (keys, 1) or keys == 0:
             return None
@@ -39,7 +42,7 @@ class Ranges:
                 return rule
         return None
 
-    def stay_within(self, starts):
+    def stay_within(self, starts: torch.Tensor) -> bool:
         """Whether no query of one row sees keys of another document than its own.
 
         Args:
@@ -56,7 +59,7 @@ class Ranges:
         return bool(((begin >= end) | (begin >= low) & (end <= high)).all())
 
 
-def boolean(mask, name="attention_mask"):
+def boolean(mask: torch.Tensor, name: str = "attention_mask") -> torch.Tensor:
     """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores, as ``[B or 1, N, S]`` of booleans.
 
     Raises:
@@ -81,7 +84,7 @@ def boolean(mask, name="attention_mask"):
     return mask
 
 
-def ranges_of_rule(rule, numbers, queries):
+def ranges_of_rule(rule: Rule, numbers: torch.Tensor, queries: int) -> torch.Tensor:
     """The keys that each query sees by a rule, int32 ``[batch, queries, 1, 2]``. (No GPU is waited for.)
 
     Args:
@@ -100,7 +103,7 @@ def ranges_of_rule(rule, numbers, queries):
     return torch.stack([lower, upper], -1).to(torch.int32)[:, :, None].contiguous()
 
 
-def ranges_of_mask(mask, name="attention_mask"):
+def ranges_of_mask(mask: torch.Tensor, name: str = "attention_mask") -> Ranges:
     """``Ranges`` of a mask ``[batch or 1, queries, keys]`` of booleans. On a GPU this waits for it, once or twice.
 
     Raises:
@@ -118,7 +121,7 @@ def ranges_of_mask(mask, name="attention_mask"):
     return Ranges(numbers, order)
 
 
-def _edges(mask):
+def _edges(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The first piece of the keys that each query sees, and, where one sees two, the last; and the most pieces that one sees."""
     keys = mask.shape[-1]
     if mask.numel() == 0:
@@ -129,10 +132,10 @@ def _edges(mask):
     count = begins.sum(-1, dtype=torch.int32)
     pieces = int(count.max())
 
-    def first(x):
+    def first(x: torch.Tensor) -> torch.Tensor:
         return x.argmax(-1)
 
-    def last(x):
+    def last(x: torch.Tensor) -> torch.Tensor:
         return keys - 1 - x.flip(-1).argmax(-1)
 
     both = [torch.stack([first(begins), first(ends) + 1], -1), torch.stack([last(begins), last(ends) + 1], -1)]

@@ -6,11 +6,16 @@ within which chunks. This costs no memory, waits for no GPU, knows nothing of tr
 change from version to version), and it is exact: what a symbol does not know has no rule, and must be evaluated key by key.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 _T = torch.Tensor
+# What a mask function computes with: a _Symbol, another tensor, or a number. (_kind says which.)
+_Operand: TypeAlias = Any
 
 
 class Rule(NamedTuple):
@@ -21,7 +26,7 @@ class Rule(NamedTuple):
     chunk: int = 0
 
     @property
-    def is_aligned(self):
+    def is_aligned(self) -> bool:
         """Whether it matters where the queries stand."""
         return self != Rule()
 
@@ -38,13 +43,20 @@ class _Symbol(torch.Tensor):
         unknown: anything else
     """
 
+    kind: str
+    value: tuple[Any, ...]
+
     @classmethod
-    def __torch_function__(cls, function, types, arguments=(), options=None):
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Sequence[type], arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None
+    ) -> Any:
         a = arguments[0]
         b = arguments[1] if len(arguments) > 1 else None
         if options and function not in (_T.to, _T.new_ones, _T.new_zeros):
             return _forgotten(arguments)
-        if function in (_T.device.__get__, _T.dtype.__get__, _T.shape.__get__, _T.requires_grad.__get__):
+        # (Which torch's stubs have as values.)
+        if function in (_T.device.__get__, _T.dtype.__get__, _T.shape.__get__, _T.requires_grad.__get__):  # type: ignore[attr-defined]
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments)
         if function in (_T.to, _T.bool):
@@ -78,7 +90,7 @@ class _Symbol(torch.Tensor):
         return _forgotten(arguments)
 
 
-def _forgotten(arguments):
+def _forgotten(arguments: Sequence[_Operand]) -> _Symbol:
     """What comes of an operation that nobody here knows, after which its arguments may be something else, too."""
     for x in arguments:
         if isinstance(x, _Symbol):
@@ -86,18 +98,18 @@ def _forgotten(arguments):
     return _symbol("unknown")
 
 
-def _symbol(kind, value=()):
+def _symbol(kind: str, value: tuple[Any, ...] = ()) -> _Symbol:
     # One element, so that a tensor can be indexed with it.
     symbol = torch.zeros(1, dtype=torch.long).as_subclass(_Symbol)
     symbol.kind, symbol.value = kind, value
     return symbol
 
 
-def _kind(x):
+def _kind(x: _Operand) -> str:
     return x.kind if isinstance(x, _Symbol) else "tensor" if isinstance(x, torch.Tensor) else "number"
 
 
-def _sum(a, b):
+def _sum(a: _Operand, b: _Operand) -> _Symbol:
     if _kind(a) == "number":
         a, b = b, a
     if _kind(a) in ("query", "key") and _kind(b) == "number":
@@ -105,7 +117,7 @@ def _sum(a, b):
     return _symbol("unknown")
 
 
-def _difference(a, b):
+def _difference(a: _Operand, b: _Operand) -> _Symbol:
     kinds = (_kind(a), _kind(b))
     if kinds[0] in ("query", "key"):
         number, shifts = a.value
@@ -118,13 +130,13 @@ def _difference(a, b):
     return _symbol("unknown")
 
 
-def _chunk(a, size):
+def _chunk(a: _Operand, size: _Operand) -> _Symbol:
     if _kind(a) in ("query", "key") and _is_whole(size) and size > 0 and a.value[0] == 0 and len(a.value[1]) <= 1:
         return _symbol("chunk", (a.kind, size, a.value[1]))
     return _symbol("unknown")
 
 
-def _same_chunk(a, b):
+def _same_chunk(a: _Operand, b: _Operand) -> _Symbol:
     if _kind(a) == "chunk" and _kind(b) == "chunk":
         (one, size, shifts), (other, other_size, other_shifts) = a.value, b.value
         if one != other and size == other_size and len(shifts) == len(other_shifts):
@@ -132,7 +144,7 @@ def _same_chunk(a, b):
     return _symbol("unknown")
 
 
-def _at_most(a, b, less):
+def _at_most(a: _Operand, b: _Operand, less: int) -> _Symbol:
     """What ``a <= b - less`` says."""
     kinds = (_kind(a), _kind(b))
     if kinds == ("key", "query") and not a.value[1] and not b.value[1]:
@@ -151,23 +163,23 @@ def _at_most(a, b, less):
     return _symbol("unknown")
 
 
-def _limit(side, number):
+def _limit(side: str, number: _Operand) -> _Symbol:
     # Where a query does not even see its own key, there is no window of the kernels.
     return _symbol("seen", ((side, number),)) if _is_whole(number) and number >= 0 else _symbol("unknown")
 
 
-def _is_whole(number):
+def _is_whole(number: object) -> bool:
     return isinstance(number, int) or type(number).__name__ == "SymInt"
 
 
-def _both(a, b):
+def _both(a: _Operand, b: _Operand) -> _Symbol:
     kinds = (_kind(a), _kind(b))
     if kinds == ("seen", "seen"):
         return _symbol("seen", (*a.value, *b.value))
     return _symbol("none") if kinds == ("none", "none") else _symbol("unknown")
 
 
-def _either(a, b):
+def _either(a: _Operand, b: _Operand) -> _Operand:
     kinds = (_kind(a), _kind(b))
     if kinds[0] == "none":
         return b if isinstance(b, _Symbol) else _symbol("unknown")
@@ -177,7 +189,7 @@ def _either(a, b):
     return everything[0] if everything else _symbol("unknown")
 
 
-def read(function, batch):
+def read(function: Callable[..., Any], batch: int) -> tuple[Rule, tuple[torch.Tensor, ...]] | None:
     """The rule of a mask function, and tensors ``[batch, 1, 1, 1]`` (or of fewer elements) from which it counts chunks, all of which
     must be where each sequence's keys begin; None where it has none."""
     index = torch.arange(batch)[:, None, None, None]

@@ -13,14 +13,17 @@ _OF_MASKS = "swift_flash_attention has no backward pass of this attention mask u
 _WAITS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 
 
-def _refuse_capture(tensor):
+def _refuse_capture(tensor: torch.Tensor) -> None:
     if tensor.is_cuda and is_captured(tensor.get_device()):
         raise NotImplementedError(
             "A mask of padding that is not to the left, of documents or of blocks cannot be looked into while a CUDA graph is captured; "
             "let the model make its mask before the capture, or leave it out.")
 
 
-def whole(q, k, v, sinks, rule, softcap, scale, numbers=None):
+def whole(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, rule: Rule, softcap: float, scale: float | None,
+    numbers: torch.Tensor | None = None
+) -> torch.Tensor:
     """Queries of which the last stands on the last key; ``numbers`` are ranges of keys beside the rule, or None."""
     arguments = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
     if needs_operator(q, k, v, sinks):
@@ -28,7 +31,10 @@ def whole(q, k, v, sinks, rule, softcap, scale, numbers=None):
     return forward(_plain(q), _plain(k), _plain(v), *arguments, False, sinks=sinks, ranges=numbers)[0]
 
 
-def by_ranges(q, k, v, sinks, ranges, softcap, scale):
+def by_ranges(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, ranges: Ranges, softcap: float,
+    scale: float | None
+) -> torch.Tensor:
     """Queries that see what ``Ranges`` say."""
     return whole(q, *ranges.ordered(k, v), sinks, Rule(), softcap, scale, ranges.numbers.to(q.device))
 
@@ -55,7 +61,7 @@ def _padded_as_found(
     return _padded(q, k, v, sinks, numbers, bool(overhangs), left, right, chunk, softcap, scale)
 
 
-def _fake_output(q, k, v, *rest):
+def _fake_output(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> torch.Tensor:
     return q.new_empty((*q.shape[:3], v.shape[-1]))
 
 
@@ -63,7 +69,10 @@ padded_op = _operator("padded", _padded, _fake_output, gradients=_OF_MASKS)
 padded_as_found_op = _operator("padded_as_found", _padded_as_found, _fake_output, tags=_WAITS, gradients=_OF_MASKS)
 
 
-def padded(q, k, v, sinks, numbers, overhangs, rule, softcap, scale):
+def padded(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, numbers: torch.Tensor,
+    overhangs: bool | torch.Tensor, rule: Rule, softcap: float, scale: float | None
+) -> torch.Tensor:
     """Sequences whose keys begin and end somewhere.
 
     Args:
@@ -75,12 +84,13 @@ def padded(q, k, v, sinks, numbers, overhangs, rule, softcap, scale):
         return by_ranges(
             q, k, v, sinks, Ranges(ranges_of_rule(rule, numbers.expand(3, q.shape[0]), q.shape[1])), softcap, scale)
     run = padded_op if needs_operator(q, k, v, sinks) else _padded
+    options = (rule.left, rule.right, rule.chunk, softcap, scale)
     if isinstance(overhangs, torch.Tensor):
-        run = padded_as_found_op
-    return run(q, k, v, sinks, numbers, overhangs, rule.left, rule.right, rule.chunk, softcap, scale)
+        return padded_as_found_op(q, k, v, sinks, numbers, overhangs, *options)
+    return run(q, k, v, sinks, numbers, overhangs, *options)
 
 
-def overhang(rule, numbers):
+def overhang(rule: Rule, numbers: torch.Tensor) -> bool:
     """Whether a sequence's keys end elsewhere than its queries, and the kernels' masks, which count from one end, do not have it so."""
     last, end, _ = numbers
     return rule.is_aligned and bool(((end < last) if rule.right == 0 else (end != last)).any())
@@ -112,7 +122,10 @@ ranges_of_mask_op = _operator(
     "ranges_of_mask", _ranges_of_mask, lambda mask: mask.new_empty((mask.shape[0], mask.shape[2], 2, 2), dtype=torch.int32), tags=_WAITS)
 
 
-def masked(q, k, v, sinks, mask, softcap, scale):
+def masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, mask: torch.Tensor, softcap: float,
+    scale: float | None
+) -> torch.Tensor:
     """A mask ``[B or 1, H or 1, N, S]`` of booleans, or of numbers that are added to scores."""
     if wants_gradients(q, k, v, sinks):
         if is_traced():
@@ -122,7 +135,11 @@ def masked(q, k, v, sinks, mask, softcap, scale):
     return (masked_op if needs_operator(q, k, v, sinks) else _masked)(q, k, v, sinks, mask, softcap, scale)
 
 
-def documents(q, k, v, sinks, query_starts, key_starts, longest_query, longest_key, rule, softcap, scale):
+def documents(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, query_starts: torch.Tensor,
+    key_starts: torch.Tensor, longest_query: int | torch.Tensor, longest_key: int | torch.Tensor, rule: Rule, softcap: float,
+    scale: float | None
+) -> torch.Tensor:
     """Documents of one row, one behind the other."""
     options = (rule.right == 0, rule.left, rule.right, rule.chunk, softcap, scale)
     lists = (query_starts.to(torch.int32), key_starts.to(torch.int32), None, None, int(longest_query), int(longest_key))
@@ -146,6 +163,6 @@ check_padding_op = _operator(
     gradients=_OF_MASKS)
 
 
-def checked_padding(numbers, fits, rule):
+def checked_padding(numbers: torch.Tensor, fits: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """The numbers of sequences, and ``overhang``, when the trace runs; raises then where they do not say all."""
     return check_padding_op(numbers, fits, *rule)

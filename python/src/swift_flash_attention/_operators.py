@@ -2,6 +2,8 @@
 which computes when the trace runs."""
 
 import ctypes
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import torch
 from torch.autograd import forward_ad
@@ -10,8 +12,17 @@ from . import _library as c
 from ._gradients import backward
 from ._torch import SCORES, Words, forward, sequences, unit_stride
 
+if TYPE_CHECKING:
+    from ._types import Operator, Options, P, R
 
-def is_traced():
+# (The annotations of operators are their schemas: torch reads them, and no strings in their place.)
+_Two: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+_Four: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# Of gradients, what torch keeps until then: it takes whatever is put into it.
+_Context: TypeAlias = Any
+
+
+def is_traced() -> bool:
     """Whether somebody records what is done with tensors, or does it to others than these."""
     return (
         torch.compiler.is_compiling() or _len_dispatch_stack() > 0 or _tracing_state() is not None
@@ -24,7 +35,7 @@ _functorch_level = torch._C._functorch.maybe_current_level
 is_autocast = torch._C._is_any_autocast_enabled
 
 
-def needs_operator(*tensors):
+def needs_operator(*tensors: torch.Tensor | None) -> bool:
     """Whether somebody traces, wants gradients of what is computed, or has tensors of another kind.
 
     Raises:
@@ -57,40 +68,43 @@ _KINDS = {torch.Tensor, torch.nn.Parameter, type(None)}
 _GRADIENTS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
-def _operator(name, function, fake, mutates=(), tags=(), gradients=None):
+def _operator(
+    name: str, function: "Callable[P, R]", fake: "Callable[..., R]", mutates: Sequence[str] = (), tags: Sequence[torch.Tag] = (),
+    gradients: tuple[Callable[..., object], Callable[..., None]] | str | None = None
+) -> "Operator[P, R]":
     """An operator.
 
     Args:
         gradients: How gradients are computed, ``(backward, setup_context)``; or why they are not, as a sentence.
     """
-    options = {"tags": tags} if tags else {}
+    options: dict[str, Any] = {"tags": tags} if tags else {}
     operator = torch.library.custom_op(f"swift_flash_attention::{name}", function, mutates_args=mutates, **options)
     operator.register_fake(fake)
     if isinstance(gradients, str):
         operator.register_autograd(_refusing(gradients))
     elif gradients is not None:
         operator.register_autograd(gradients[0], setup_context=gradients[1])
-    return operator
+    return cast("Operator[P, R]", operator)
 
 
-def _refusing(sentence):
-    def refuse(ctx, *gradients):
+def _refusing(sentence: str) -> Callable[..., None]:
+    def refuse(ctx: _Context, *gradients: object) -> None:
         raise NotImplementedError(sentence)
 
     return refuse
 
 
-def packs_gradients(qkv):
+def packs_gradients(qkv: torch.Tensor) -> bool:
     """Whether the gradient of packed q, k and v shall be one tensor: where there is one, and ``vmap`` has nothing to do with it."""
     return wants_gradients(qkv) and (torch.compiler.is_compiling() or _functorch_level() is None)
 
 
-def wants_gradients(*tensors):
+def wants_gradients(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd records what is done with one of some tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def in_autocast_type(q, *others):
+def in_autocast_type(q: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Tensors in the type that autocast says, where it is on, as ``scaled_dot_product_attention`` has it."""
     kind = q.device.type
     if not is_autocast() or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
@@ -106,10 +120,10 @@ _OF_CACHES = (
     "flash_attn_varlen_func, in float16 or bfloat16.")
 
 
-def _no_vmap(operator, names):
+def _no_vmap(operator: "Operator[P, R]", names: str) -> None:
     """``vmap`` of an operator is a sentence."""
 
-    def refuse(info, in_dims, *arguments):
+    def refuse(info: object, in_dims: object, *arguments: object) -> None:
         raise NotImplementedError(f"vmap over {names} is not supported; make the axis a part of the batch.")
 
     operator.register_vmap(refuse)
@@ -127,17 +141,21 @@ def _forward(
         first_keys=first_keys)
 
 
-def _list(ranges):
+def _list(ranges: torch.Tensor | None) -> torch.Tensor | None:
     """Ranges of keys as they are in memory; what a trace made of them may lie anyhow."""
     return None if ranges is None else ranges.contiguous()
 
 
-def _plain(tensor):
+@overload
+def _plain(tensor: torch.Tensor) -> torch.Tensor: ...
+@overload
+def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None: ...
+def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor with its numbers as they are in memory, side by side along the last axis."""
     return None if tensor is None else unit_stride(tensor.resolve_neg())
 
 
-def _fake_forward(q, k, v, *rest):
+def _fake_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> _Two:
     return (
         q.new_empty((*q.shape[:3], v.shape[-1])), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32))
 
@@ -147,57 +165,66 @@ def _backward(
     out: torch.Tensor, lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, wants_sinks: bool, causal: bool, left: int,
     right: int, chunk: int, softcap: float, scale: float | None, ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
-    gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    dq, dk, dv = _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
     ofs = _room_of_sinks(q, wants_sinks)
     backward(
-        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients, sinks=sinks,
-        dsinks=ofs if wants_sinks else None, ranges=_list(ranges), first_keys=first_keys)
-    return *made, ofs
+        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, dq if wants_q else None,
+        dk if wants_k else None, dv if wants_v else None, sinks=sinks, dsinks=ofs if wants_sinks else None, ranges=_list(ranges),
+        first_keys=first_keys)
+    return dq, dk, dv, ofs
 
 
-def _room(like, wanted):
+def _room(like: torch.Tensor, wanted: bool) -> torch.Tensor:
     """Memory for a gradient, contiguous; nothing where nobody wants it."""
     return like.new_empty(like.shape if wanted else (0,))
 
 
-def _room_of_sinks(q, wanted):
+def _room_of_sinks(q: torch.Tensor, wanted: bool) -> torch.Tensor:
     """The same for the gradient of sinks, float32."""
     return q.new_empty((q.shape[-2] if wanted else 0,), dtype=torch.float32)
 
 
-def _fake_backward(dout, dlse, q, k, v, sinks, out, lse, wants_q, wants_k, wants_v, wants_sinks, *options):
+def _fake_backward(
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor, wants_q: bool, wants_k: bool, wants_v: bool, wants_sinks: bool, *options: object
+) -> _Four:
     return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v), _room_of_sinks(q, wants_sinks)
 
 
-def _wanted(made, wants, sinks):
+def _wanted(made: _Four, wants: Sequence[bool], sinks: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """Those gradients that are wanted, that of sinks in their type."""
     *own, ofs = (x if wanted else None for x, wanted in zip(made, wants))
-    return *own, None if ofs is None else ofs.to(sinks.dtype)
+    return *own, None if ofs is None or sinks is None else ofs.to(sinks.dtype)
 
 
 backward_op = _operator("backward", _backward, _fake_backward, gradients=_SECOND)
 _no_vmap(backward_op, "the backward pass of swift_flash_attention")
 
 
-def _save(ctx, inputs, output):
-    q, k, v, sinks, *ctx.options, ranges, ctx.first_keys = inputs
+def _save(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, sinks = inputs[:4]
+    ctx.options, (ranges, ctx.first_keys) = inputs[4:10], inputs[10:]
     ctx.save_for_backward(q, k, v, sinks, *output, ranges)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dout, dlse):
+def _gradients(ctx: _Context, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     q, k, v, sinks, out, lse, ranges = ctx.saved_tensors
-    wants = ctx.needs_input_grad[:4]
+    wants: tuple[bool, bool, bool, bool] = ctx.needs_input_grad[:4]
+    options: Options = ctx.options
+    # In one tuple: mypy loses count where a longer one comes behind a shorter one.
     made = backward_op(
-        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *wants, *ctx.options, ranges, ctx.first_keys)
-    return *_wanted(made, wants, sinks), *[None] * (len(ctx.options) + 2)
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *(*wants, *options), ranges, ctx.first_keys)
+    return *_wanted(made, wants, sinks), *[None] * (len(options) + 2)
 
 
 forward_op = _operator("forward", _forward, _fake_forward, gradients=(_gradients, _save))
 
 
-def _vmap_forward(info, in_dims, q, k, v, sinks, *options):
+def _vmap_forward(
+    info: Any, in_dims: Sequence[int | None], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+    *options: Any
+) -> tuple[_Two, tuple[int, int]]:
     """The axis becomes a part of the batch."""
     if in_dims[3] is not None:
         raise NotImplementedError("vmap over sinks is not supported; make the axis a part of the heads.")
@@ -207,7 +234,8 @@ def _vmap_forward(info, in_dims, q, k, v, sinks, *options):
     for x, axis in zip((q, k, v), in_dims):
         x = x.expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)
         own.append(x.flatten(0, 1))
-    out, lse = forward_op(*own, sinks, *options)
+    q, k, v = own
+    out, lse = forward_op(q, k, v, sinks, *options)
     return (out.unflatten(0, (info.batch_size, -1)), lse.unflatten(0, (info.batch_size, -1))), (0, 0)
 
 
@@ -217,12 +245,14 @@ forward_op.register_vmap(_vmap_forward)
 # MARK: - Q, K and V in one tensor
 
 
-def _split(qkv, query_heads):
+def _split(qkv: torch.Tensor, query_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k and v of ``[b, s, 3, h, d]``, or of ``[b, s, h_q + 2 h_k, d]`` where the query heads are not 0."""
     if query_heads == 0:
-        return qkv.unbind(dim=-3)
-    heads = (qkv.shape[-2] - query_heads) // 2
-    return qkv.split([query_heads, heads, heads], dim=-2)
+        q, k, v = qkv.unbind(dim=-3)
+    else:
+        heads = (qkv.shape[-2] - query_heads) // 2
+        q, k, v = qkv.split([query_heads, heads, heads], dim=-2)
+    return q, k, v
 
 
 def _packed(
@@ -247,13 +277,13 @@ packed_backward_op = _operator(
 _no_vmap(packed_backward_op, "the backward pass of flash_attn_qkvpacked_func")
 
 
-def _save_packed(ctx, inputs, output):
+def _save_packed(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     qkv, *ctx.options = inputs
     ctx.save_for_backward(qkv, *output)
     ctx.set_materialize_grads(False)
 
 
-def _packed_gradients(ctx, dout, dlse):
+def _packed_gradients(ctx: _Context, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     qkv, out, lse = ctx.saved_tensors
     made = packed_backward_op(torch.zeros_like(out) if dout is None else dout, dlse, qkv, out, lse, *ctx.options)
     return made, *[None] * len(ctx.options)
@@ -268,7 +298,9 @@ _no_vmap(packed_op, "flash_attn_qkvpacked_func")
 # MARK: - Sequences
 
 
-def _fake_sequences(q, v, query_starts, new_k):
+def _fake_sequences(
+    q: torch.Tensor, v: torch.Tensor, query_starts: torch.Tensor | None, new_k: torch.Tensor | None
+) -> _Two:
     dtype = q.dtype if q.dtype != torch.float8_e4m3fn else new_k.dtype if new_k is not None else torch.bfloat16
     shape = (q.shape[1], q.shape[0]) if query_starts is not None else (q.shape[0], q.shape[2], q.shape[1])
     return q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=dtype), q.new_empty(shape, dtype=torch.float32)
@@ -305,20 +337,22 @@ def _varlen_backward(
     wants_sinks: bool, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
     ranges: torch.Tensor | None = None, first_keys: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    made = [_room(x, wanted) for x, wanted in ((q, wants_q), (k, wants_k), (v, wants_v))]
-    gradients = [x if wanted else None for x, wanted in zip(made, (wants_q, wants_k, wants_v))]
+    dq, dk, dv = _room(q, wants_q), _room(k, wants_k), _room(v, wants_v)
     ofs = _room_of_sinks(q, wants_sinks)
     backward(
-        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale, *gradients,
+        dout, dlse, _plain(q), _plain(k), _plain(v), out, lse, causal, left, right, chunk, softcap, scale,
+        dq if wants_q else None, dk if wants_k else None, dv if wants_v else None,
         query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, sinks, ofs if wants_sinks else None,
         _list(ranges), first_keys)
-    return *made, ofs
+    return dq, dk, dv, ofs
 
 
 def _fake_varlen_backward(
-    dout, dlse, q, k, v, sinks, out, lse, query_starts, key_starts, query_counts, key_counts, longest_query, longest_key, wants_q,
-    wants_k, wants_v, wants_sinks, *options
-):
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, query_counts: torch.Tensor | None,
+    key_counts: torch.Tensor | None, longest_query: int, longest_key: int, wants_q: bool, wants_k: bool, wants_v: bool,
+    wants_sinks: bool, *options: object
+) -> _Four:
     return _room(q, wants_q), _room(k, wants_k), _room(v, wants_v), _room_of_sinks(q, wants_sinks)
 
 
@@ -326,7 +360,7 @@ varlen_backward_op = _operator("varlen_backward", _varlen_backward, _fake_varlen
 _no_vmap(varlen_backward_op, "the backward pass of flash_attn_varlen_func")
 
 
-def _save_varlen(ctx, inputs, output):
+def _save_varlen(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     q, k, v, *lists = inputs[:7]
     ctx.longest, scales, sinks, ctx.options = inputs[7:9], inputs[9:12], inputs[12], inputs[13:19]
     ranges, ctx.first_keys = inputs[19:]
@@ -335,16 +369,18 @@ def _save_varlen(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _varlen_gradients(ctx, dout, dlse):
+def _varlen_gradients(ctx: _Context, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if ctx.has_scales:
         raise NotImplementedError("float8_e4m3fn numbers have no gradients in swift_flash_attention; train with float16 or bfloat16.")
-    q, k, v, sinks, out, lse, ranges, *lists = ctx.saved_tensors
-    wants = *ctx.needs_input_grad[:3], ctx.needs_input_grad[12]
+    q, k, v, sinks, out, lse, ranges, query_starts, key_starts, query_counts, key_counts = ctx.saved_tensors
+    longest: tuple[int, int] = ctx.longest
+    wants: tuple[bool, bool, bool, bool] = *ctx.needs_input_grad[:3], ctx.needs_input_grad[12]
+    options: Options = ctx.options
     made = varlen_backward_op(
-        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, *lists, *ctx.longest, *wants, *ctx.options,
-        ranges, ctx.first_keys)
+        torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, sinks, out, lse, query_starts, key_starts, query_counts,
+        key_counts, *(*longest, *wants, *options), ranges, ctx.first_keys)
     *own, ofs = _wanted(made, wants, sinks)
-    return *own, *[None] * 9, ofs, *[None] * (len(ctx.options) + 2)
+    return *own, *[None] * 9, ofs, *[None] * (len(options) + 2)
 
 
 varlen_op = _operator(
@@ -391,7 +427,11 @@ KVCACHE = Words(
         ("and the new values share", "and v share"), ("and queries share", "and q share"), *SCORES))
 
 
-def _fake_kvcache(q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, left_padding, page_table, query_starts, *rest):
+def _fake_kvcache(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None,
+    cosines: torch.Tensor | None, sines: torch.Tensor | None, lengths: torch.Tensor, batch_index: torch.Tensor | None,
+    left_padding: torch.Tensor | None, page_table: torch.Tensor | None, query_starts: torch.Tensor | None, *rest: object
+) -> _Two:
     return _fake_sequences(q, v_cache, query_starts, k)
 
 
@@ -401,7 +441,9 @@ cache_op = _operator("over_cache", _kvcache, _fake_kvcache, gradients=_OF_CACHES
 _no_vmap(cache_op, "flash_attn_with_kvcache")
 
 
-def kvcache_op(q, k_cache, v_cache, k, v, *rest):
+def kvcache_op(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None, *rest: Any
+) -> _Two:
     """The operator for a call: with new keys, the one that changes the caches."""
     if k is None:
         return cache_op(q, k_cache, v_cache, k, v, *rest)
@@ -447,7 +489,9 @@ def _combine(
     return result, lse.transpose(-1, -2).contiguous()
 
 
-def _fake_combine(partials, log_sum_exps, dtype, sinks):
+def _fake_combine(
+    partials: torch.Tensor, log_sum_exps: torch.Tensor, dtype: torch.dtype, sinks: torch.Tensor | None
+) -> _Two:
     return partials.new_empty(partials.shape[1:], dtype=dtype), log_sum_exps.new_empty(log_sum_exps.shape[1:])
 
 

@@ -1,5 +1,8 @@
 """Whether memory is shared."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -7,12 +10,12 @@ class Place(NamedTuple):
     """Where an array lies; strides in elements, sizes in bytes."""
 
     pointer: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
     element_size: int
 
     @property
-    def reach(self):
+    def reach(self) -> tuple[int, int]:
         """The first byte, and the one behind the last."""
         if 0 in self.shape:
             return 0, 0
@@ -22,7 +25,7 @@ class Place(NamedTuple):
             self.pointer + sum(step for step in steps if step > 0) + self.element_size)
 
 
-def check_written(name, own, others=()):
+def check_written(name: str, own: Place, others: Iterable[tuple[str, Place]] = ()) -> None:
     """Whether each element of what is written has memory of its own.
 
     Args:
@@ -43,7 +46,7 @@ def check_written(name, own, others=()):
             raise ValueError(f"{name} shares memory with {other}, which is read while {name} is written; give memory of its own.")
 
 
-def overlaps_itself(shape, strides):
+def overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements of a tensor may share memory."""
     reach = 1
     for stride, extent in sorted((abs(stride), extent) for stride, extent in zip(strides, shape) if extent > 1):

@@ -3,18 +3,24 @@
 What is remembered of a call is what its tensors are (extents, strides, types, devices) and numbers, never a tensor or what was in it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import threading
-
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from . import _library as c
 from ._arguments import int32
 from ._numbers import whole
 from ._overlap import Place, check_written
+
+if TYPE_CHECKING:
+    from ._types import KeyRanges, Known, Phrases, WholeNumbers
 
 _TYPES = {torch.float32: c.F32, torch.float16: c.F16, torch.bfloat16: c.BF16, torch.float8_e4m3fn: c.E4M3}
 _local = threading.local()
@@ -22,22 +28,22 @@ _local = threading.local()
 _LIMIT = 1024
 
 
-def _remembered(name):
-    memory = getattr(_local, name, None)
+def _remembered(name: str) -> dict[Hashable, Any]:
+    memory: dict[Hashable, Any] | None = getattr(_local, name, None)
     if memory is None or len(memory) > _LIMIT:
         memory = {}
         setattr(_local, name, memory)
     return memory
 
 
-def _type(name, tensor):
+def _type(name: str, tensor: Tensor) -> int:
     code = _TYPES.get(tensor.dtype)
     if code is None:
         raise TypeError(f"{name} is {tensor.dtype}; supported are float32 (on the CPU), float16, bfloat16 and float8_e4m3fn.")
     return code
 
 
-def _device(name, tensor):
+def _device(name: str, tensor: Tensor) -> tuple[int, int]:
     if tensor.device.type == "cuda":
         return c.GPU, tensor.device.index or 0
     if tensor.device.type == "cpu":
@@ -45,13 +51,13 @@ def _device(name, tensor):
     raise TypeError(f"{name} is on {tensor.device}; supported are the CPU and CUDA devices.")
 
 
-def unit_stride(tensor):
+def unit_stride(tensor: Tensor) -> Tensor:
     """The tensor with elements side by side along its last axis."""
-    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
 @contextlib.contextmanager
-def preparing():
+def preparing() -> Iterator[None]:
     """Calls of this thread compile and load what they need, and compute nothing."""
     _preparing.add(threading.get_ident())
     try:
@@ -61,20 +67,23 @@ def preparing():
 
 
 # The threads that do.
-_preparing = set()
+_preparing: set[int] = set()
 
 
-def _prepares():
+def _prepares() -> bool:
     return threading.get_ident() in _preparing
 
 
-def _strides(params, tensor, is_packed=False):
+def _strides(params: c.Tensor, tensor: Tensor, is_packed: bool = False) -> None:
     """Strides of ``[B, N, H, D]``, or of ``[total, H, D]``."""
     strides = (0, *tensor.stride()) if is_packed else tensor.stride()
     params.batch_stride, params.token_stride, params.head_stride = strides[:3]
 
 
-def _set_scores(scores, causal, left, right, chunk, softcap, scale, sinks=None, ranges=None, first_keys=0):
+def _set_scores(
+    scores: c.Scores, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    sinks: Tensor | None = None, ranges: Tensor | None = None, first_keys: int = 0
+) -> None:
     """Below 0, a side of the window is unlimited. Ranges are those of queries, ``[B or 1, N, count, 2]``, or prefixes ``[B]``."""
     if ranges is not None:
         scores.key_ranges = ranges.data_ptr()
@@ -99,7 +108,7 @@ def _set_scores(scores, causal, left, right, chunk, softcap, scale, sinks=None, 
         scores.scale_is_given, scores.scale = 1, scale
 
 
-def sinks_fit(name, sinks, heads, like):
+def sinks_fit(name: str, sinks: object, heads: int, like: Tensor) -> Tensor | None:
     """Attention sinks, a logit of each query head, side by side in memory.
 
     Raises:
@@ -115,7 +124,9 @@ def sinks_fit(name, sinks, heads, like):
     return sinks.resolve_neg().contiguous()
 
 
-def ranges_fit(key_ranges, prefix, first_keys, q, batch):
+def ranges_fit(
+    key_ranges: WholeNumbers | None, prefix: WholeNumbers | None, first_keys: int | None, q: Tensor, batch: int
+) -> KeyRanges:
     """Ranges of keys that queries see, of one of three kinds: a tensor, ``[B or 1, N, count, 2]`` or of prefixes ``[B]``, or None; and
     a number of first keys, or 0.
 
@@ -152,7 +163,7 @@ def ranges_fit(key_ranges, prefix, first_keys, q, batch):
     return None if ranges.numel() == 0 else ranges[None] if is_packed else ranges, 0
 
 
-def need_no_look(sinks, q):
+def need_no_look(sinks: Known, q: Tensor) -> bool:
     """Whether sinks are what a call can take as they are: nothing must then be looked at but whether there was such a call before."""
     return (
         type(sinks) in (torch.Tensor, torch.nn.Parameter) and sinks.dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -160,7 +171,9 @@ def need_no_look(sinks, q):
         and not sinks.is_neg())
 
 
-def fits(name, tensor, shape, like, dtype=None):
+def fits(
+    name: str, tensor: Tensor, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
+) -> None:
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is needed.")
     if tensor.device != like.device:
@@ -169,27 +182,27 @@ def fits(name, tensor, shape, like, dtype=None):
         raise ValueError(f"{name} is {tensor.dtype}; {dtype} is needed.")
 
 
-def is_elsewhere(tensor, ordinal):
+def is_elsewhere(tensor: Tensor, ordinal: int) -> bool:
     """Whether a tensor is not on a GPU, or not on the CPU where the number is -1. (That of other devices without memory is -1, too.)"""
     return tensor.get_device() != ordinal or ordinal < 0 and not tensor.is_cpu
 
 
-def _elsewhere(name, tensor, like):
+def _elsewhere(name: str, tensor: Tensor, like: Tensor) -> ValueError:
     return ValueError(f"{name} is on {tensor.device}, and the queries are on {like.device}; all tensors must be on one device.")
 
 
 class Words(NamedTuple):
     """A caller's names of what is handed over, and how its sentences speak of what the library calls otherwise."""
 
-    names: dict = {}
-    phrases: tuple = ()
+    names: dict[str, str] = {}
+    phrases: Phrases = ()
 
-    def of(self, name):
+    def of(self, name: str) -> str:
         return self.names.get(name, name)
 
 
 # What all functions call something else than the library.
-SCORES = (
+SCORES: Phrases = (
     ("The scale is", "The scale (softmax_scale) is"), ("The window reaches", "The window (window_size) reaches"),
     ("The chunk size of the mask", "The chunk size of the mask (attention_chunk)"),
     ("query heads cannot share", "query heads (of q) cannot share"), ("key/value heads evenly", "key/value heads (of k and v) evenly"),
@@ -201,7 +214,11 @@ _WORDS = Words({"new_k": "k", "new_v": "v"}, SCORES)
 # MARK: - Whole tensors
 
 
-def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=None, only_known=False, sinks=None, ranges=None, first_keys=0):
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
+    wants_lse: bool, out: Tensor | None = None, only_known: bool = False, sinks: Tensor | None = None,
+    ranges: Tensor | None = None, first_keys: int = 0
+) -> tuple[Tensor, Known] | Any:
     """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None.
 
     Args:
@@ -212,7 +229,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
         v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape,
         first_keys)
-    calls = _remembered("forward")
+    calls: dict[Hashable, c.ForwardParams] = _remembered("forward")
     call = calls.get(key)
     if only_known and (call is None or q.is_neg() or k.is_neg() or v.is_neg()):
         return None
@@ -230,7 +247,7 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     if out is None:
         out = q.new_empty((*q.shape[:3], call.value_dimension))
     _strides(call.o, out)
-    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
+    lse: Known = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
     call.q.data, call.k.data, call.v.data = q.data_ptr(), k.data_ptr(), v.data_ptr()
     call.o.data = out.data_ptr()
     if sinks is not None:
@@ -240,13 +257,15 @@ def forward(q, k, v, causal, left, right, chunk, softcap, scale, wants_lse, out=
     call.log_sum_exp = lse.data_ptr() if wants_lse else None
     if q.is_cuda:
         call.stream = torch._C._cuda_getCurrentRawStream(q.device.index)
+    else:
+        c.limit_threads(torch.get_num_threads())
     status = c.library.fa_forward_prepare(call) if _preparing and _prepares() else c.library.fa_forward(call)
     if status:
         c.check(status, SCORES)
     return out, lse
 
 
-def _whole_shapes(q, k, v):
+def _whole_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} has the shape {tuple(x.shape)}; it must be [batch, tokens, heads, dimension].")
@@ -255,7 +274,10 @@ def _whole_shapes(q, k, v):
     fits("v", v, (b, k.shape[1], k.shape[2], v.shape[-1]), q, q.dtype)
 
 
-def output_fits(out, q, k, v, sinks=None, ranges=None):
+def output_fits(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None,
+    ranges: Tensor | None = None
+) -> None:
     """Whether results may be written to ``out``: it is what they are, and each of its elements has memory of its own.
 
     Raises:
@@ -268,7 +290,7 @@ def output_fits(out, q, k, v, sinks=None, ranges=None):
         raise ValueError(f"out: elements must lie side by side along the last axis; its stride is {out.stride(-1)}.")
 
 
-def output_fits_parts(out, shape, like):
+def output_fits_parts(out: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     """The same of results over parts of the keys, of any type.
 
     Raises:
@@ -279,22 +301,22 @@ def output_fits_parts(out, shape, like):
     _is_writable(out)
 
 
-def _is_writable(out, others=()):
+def _is_writable(out: Tensor, others: Iterable[tuple[str, Tensor]] = ()) -> None:
     if out.is_neg():
         raise ValueError("out is a lazily negated view; give a tensor whose memory holds its numbers.")
     check_written("out", _place(out), [(name, _place(x)) for name, x in others])
 
 
-def _place(x):
+def _place(x: Tensor) -> Place:
     return Place(x.data_ptr(), tuple(x.shape), x.stride(), x.element_size())
 
 
 # MARK: - Sequences
 
-def _workspace(byte_count, device, stream, is_shared):
+def _workspace(byte_count: int, device: torch.device, stream: int, is_shared: bool) -> Tensor:
     """Memory whose counters are zero between calls: one for all calls of a thread in a stream, or one of its own. (Calls of two
     threads may come between each other's launches.)"""
-    workspaces = _remembered("workspaces")
+    workspaces: dict[Hashable, Tensor] = _remembered("workspaces")
     key = (device, stream, None if is_shared else byte_count)
     memory = workspaces.get(key)
     if memory is None or memory.numel() < byte_count:
@@ -303,7 +325,7 @@ def _workspace(byte_count, device, stream, is_shared):
     return memory
 
 
-def is_captured(ordinal):
+def is_captured(ordinal: int | None) -> bool:
     """Whether what is put into the current stream of a GPU goes into a graph; None for the current one."""
     if ordinal is None or ordinal == _cuda_device():
         return _cuda_is_capturing()
@@ -315,11 +337,17 @@ def is_captured(ordinal):
 
 
 # Looked up once: every call asks them. (A build of torch without CUDA has none of them, and never asks.)
-_cuda_is_capturing, _cuda_device, _cuda_stream = (
-    getattr(torch._C, name, None) for name in ("_cuda_isCurrentStreamCapturing", "_cuda_getDevice", "_cuda_getCurrentRawStream"))
+if TYPE_CHECKING:
+    from torch._C import _cuda_getCurrentRawStream as _cuda_stream, _cuda_getDevice as _cuda_device
+    from torch._C import _cuda_isCurrentStreamCapturing as _cuda_is_capturing
+else:
+    _cuda_is_capturing, _cuda_device, _cuda_stream = (
+        getattr(torch._C, name, None) for name in ("_cuda_isCurrentStreamCapturing", "_cuda_getDevice", "_cuda_getCurrentRawStream"))
 
 
-def _recorded_workspace(call, byte_count, device, stream, size):
+def _recorded_workspace(
+    call: c.SequencesParams, byte_count: int, device: torch.device, stream: int, size: int
+) -> Tensor:
     """Memory for a call that somebody records or captures, and who owns it; the counters are the library's, which has some for each
     graph, so that nothing need be zeroed when it is replayed."""
     memory = torch.empty(byte_count, dtype=torch.uint8, device=device)
@@ -329,6 +357,11 @@ def _recorded_workspace(call, byte_count, device, stream, size):
     return memory
 
 
+_Lists: TypeAlias = "tuple[Known, ...]"
+# See _sequences_call.
+_SequencesCall: TypeAlias = tuple[
+    c.SequencesParams, c.Tensor, c.Tensor, c.Tensor, c.Tensor, list[tuple[str, int, torch.dtype]], int, int, bool,
+    tuple[int, ...] | None, torch.dtype]
 _LISTS = (
     "lengths", "batch_index", "left_padding", "page_table", "query_starts", "query_counts", "key_starts", "new_key_starts",
     "positions")
@@ -336,12 +369,17 @@ _SCALES = ("query_scales", "key_scales", "value_scales")
 
 
 def sequences(
-    q, k, v, lengths=None, batch_index=None, left_padding=None, page_table=None, query_starts=None, query_counts=None,
-    longest_query=None, key_starts=None, longest_key=None, new_k=None, new_v=None, new_key_starts=None, cosines=None,
-    sines=None, interleaved=True, positions=None, query_scales=None, key_scales=None, value_scales=None, scale=None,
-    causal=False, left=-1, right=-1, chunk=0, softcap=0.0, keys_per_split=0, wants_lse=False, is_recorded=False, words=_WORDS,
-    only_known=False, sinks=None, ranges=None, first_keys=0
-):
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, batch_index: Tensor | None = None,
+    left_padding: Tensor | None = None, page_table: Tensor | None = None, query_starts: Tensor | None = None,
+    query_counts: Tensor | None = None, longest_query: int | None = None, key_starts: Tensor | None = None,
+    longest_key: int | None = None, new_k: Tensor | None = None, new_v: Known = None,
+    new_key_starts: Tensor | None = None, cosines: Tensor | None = None, sines: Known = None, interleaved: bool = True,
+    positions: Tensor | None = None, query_scales: Tensor | None = None, key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None, scale: float | None = None, causal: bool = False, left: int = -1, right: int = -1,
+    chunk: int = 0, softcap: float = 0.0, keys_per_split: int = 0, wants_lse: bool = False, is_recorded: bool = False,
+    words: Words = _WORDS, only_known: bool = False, sinks: Tensor | None = None, ranges: Tensor | None = None,
+    first_keys: int = 0
+) -> tuple[Tensor, Known] | Any:
     """``fa_sequences``: queries ``[B, s, H, D]`` or packed ``[total, H, D]``, over ``[B, S, H_kv, D]``, pages, or packed keys.
 
     Args:
@@ -351,9 +389,9 @@ def sequences(
             tensors are never found, since none is remembered.)
     """
     q = unit_stride(q)
-    lists = (
+    lists: _Lists = (
         lengths, batch_index, left_padding, page_table, query_starts, query_counts, key_starts, new_key_starts, positions)
-    scales = (query_scales, key_scales, value_scales)
+    scales: _Lists = (query_scales, key_scales, value_scales)
     # All that the struct is made from but addresses.
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, v.shape, v.stride(), v.dtype,
@@ -372,7 +410,7 @@ def sequences(
     if k.get_device() != ordinal or v.get_device() != ordinal or ordinal < 0 and not (k.is_cpu and v.is_cpu):
         name, x = ("k", k) if is_elsewhere(k, ordinal) else ("v", v)
         raise _elsewhere(words.of(name), x, q)
-    calls = _remembered("sequences")
+    calls: dict[Hashable, _SequencesCall] = _remembered("sequences")
     found = calls.get(key)
     if only_known and (found is None or q.is_neg() or k.is_neg() or v.is_neg()):
         return None
@@ -408,9 +446,9 @@ def sequences(
     if ranges is not None:
         call.scores.key_ranges = ranges.data_ptr()
     if new_k is not None:
-        for name, x in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
-            if x is not None and is_elsewhere(x, ordinal):
-                raise _elsewhere(words.of(name), x, q)
+        for name, new in (("new_k", new_k), ("new_v", new_v), ("cosines", cosines), ("sines", sines)):
+            if new is not None and is_elsewhere(new, ordinal):
+                raise _elsewhere(words.of(name), new, q)
         if k_place.data == v_place.data and k.numel():
             raise ValueError(f"{words.of('k')} and {words.of('v')} are one memory, to which keys and values cannot both be appended.")
         call.new_k.data, call.new_v.data = new_k.data_ptr(), new_v.data_ptr()
@@ -428,6 +466,8 @@ def sequences(
                 memory = _workspace(workspace_size, q.device, stream, is_shared)
                 call.counters = None
             call.workspace, call.workspace_size = memory.data_ptr(), memory.numel()
+    else:
+        c.limit_threads(torch.get_num_threads())
     status = c.library.fa_sequences_prepare(call) if _preparing and _prepares() else c.library.fa_sequences(call)
     if status:
         c.check(status, words.phrases)
@@ -435,11 +475,13 @@ def sequences(
 
 
 def _sequences_call(
-    q, k, v, lists, scales, longest_query, longest_key, new_k, new_v, cosines, sines, interleaved, scale, causal, left,
-    right, chunk, softcap, keys_per_split, words, sinks, ranges, first_keys
-):
+    q: Tensor, k: Tensor, v: Tensor, in_order: _Lists, scales: _Lists, longest_query: int | None,
+    longest_key: int | None, new_k: Tensor | None, new_v: Known, cosines: Tensor | None, sines: Known,
+    interleaved: bool, scale: float | None, causal: bool, left: int, right: int, chunk: int, softcap: float, keys_per_split: int,
+    words: Words, sinks: Tensor | None, ranges: Tensor | None, first_keys: int
+) -> _SequencesCall:
     """The struct of a shape and its tensors, which lists it has, its workspace and counters, and its output."""
-    lists = dict(zip(_LISTS, lists))
+    lists = dict(zip(_LISTS, in_order))
     packed_queries, packed_keys = lists["query_starts"] is not None, lists["key_starts"] is not None
     paged, packed_new = lists["page_table"] is not None, lists["new_key_starts"] is not None
     device, ordinal = _device(words.of("q"), q)

@@ -1,39 +1,48 @@
 """``attention`` of torch's tensors."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from . import _arguments as given
 from ._operators import forward_op, in_autocast_type, needs_operator
 from ._torch import forward, output_fits, ranges_fit, sinks_fit
 
+if TYPE_CHECKING:
+    from ._types import Options, WholeNumbers
+
 _SHAPE = "[batch, tokens, heads, dimension]"
 
 
-def attention(q, k, v, sinks, ranges, options, out, return_lse):
+def attention(
+    q: object, k: object, v: object, sinks: object, key_ranges: tuple[WholeNumbers | None, WholeNumbers | None, int | None],
+    options: Options, out: Any, return_lse: bool
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See ``swift_flash_attention.attention``."""
     q, k, v = in_autocast_type(*(given.tensor(name, x, 4, _SHAPE) for name, x in (("q", q), ("k", k), ("v", v))))
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device or x.dtype != q.dtype:
             raise ValueError(f"{name} must have the device and the element type of q: {x.dtype} on {x.device}, {q.dtype} on {q.device}.")
     sinks = sinks_fit("sinks", sinks, q.shape[2], q)
-    ranges, first_keys = ranges_fit(*ranges, q, q.shape[0])
-    more = {} if ranges is None and first_keys == 0 else {"ranges": ranges, "first_keys": first_keys}
+    ranges = ranges_fit(*key_ranges, q, q.shape[0])
     if out is None:
         if needs_operator(q, k, v, sinks):
-            result, lse = forward_op(q, k, v, sinks, *options, **more)
+            result, lse = forward_op(q, k, v, sinks, *options, *ranges)
         else:
-            result, lse = forward(q, k, v, *options, return_lse, sinks=sinks, **more)
+            result, lse = forward(q, k, v, *options, return_lse, None, False, sinks, *ranges)
         return (result, lse) if return_lse else result
     given.tensor("out", out, 4, _SHAPE)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, out, sinks)):
         raise NotImplementedError("out cannot be given where gradients are wanted; leave it out, or call under torch.no_grad().")
     if needs_operator(q, k, v, out, sinks):
         # Copied in the end, so that it may be any memory.
-        result, lse = forward_op(q, k, v, sinks, *options, **more)
+        result, lse = forward_op(q, k, v, sinks, *options, *ranges)
         if out.shape != result.shape or out.dtype != result.dtype:
             raise ValueError(f"out must have the shape {tuple(result.shape)} and the element type of q.")
         out.copy_(result)
     else:
-        output_fits(out, q, k, v, sinks, ranges)
-        _, lse = forward(q, k, v, *options, return_lse, out, sinks=sinks, **more)
+        output_fits(out, q, k, v, sinks, ranges[0])
+        _, lse = forward(q, k, v, *options, return_lse, out, False, sinks, *ranges)
     return (out, lse) if return_lse else out

@@ -5,9 +5,15 @@ The mask that a model asks for decides who sees whom, as with ``sdpa``; what the
 and blocks of images are computed, and sinks; biases on scores and dropout raise ``NotImplementedError`` with the model's word for it.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
@@ -15,6 +21,9 @@ from . import _mask_rules, _masked, _operators
 from ._mask_rules import Rule
 from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
 from ._torch import is_captured, sinks_fit
+
+if TYPE_CHECKING:
+    from ._types import Known
 
 try:
     from transformers import AttentionMaskInterface
@@ -43,27 +52,37 @@ class Mask(torch.Tensor):
         ranges: ``Ranges`` where they are needed, unless that is for the call to find out.
     """
 
+    model: str
+    shape_of: tuple[int, int, int]
+    rule: Rule | None
+    is_whole: bool
+    overhangs: bool | Tensor
+    ranges: Ranges | None
+
     _attributes = ("model", "shape_of", "rule", "is_whole", "overhangs", "ranges")
     _moves = (
         torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.detach,
         torch.Tensor.pin_memory, torch.Tensor.__deepcopy__)
     _questions = (
-        torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.ndim.__get__,
-        torch.Tensor.requires_grad.__get__, torch.Tensor.is_cuda.__get__, torch.Tensor.layout.__get__,
+        *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")),
         torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_contiguous, torch.Tensor.is_floating_point,
         torch.Tensor.data_ptr, torch.Tensor.__len__)
 
     @staticmethod
-    def _asks_torch_itself():
+    def _asks_torch_itself() -> bool:
         """Whether the code that uses the mask is torch's own, which looks at the inputs of what it compiles, keeps and copies them."""
-        frame = sys._getframe(2)
-        while frame.f_globals.get("__name__") == "torch.utils._device":
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_globals.get("__name__") == "torch.utils._device":
             # A default device looks at every call in passing.
             frame = frame.f_back
-        return frame.f_globals.get("__name__", "").startswith(("torch._", "torch.fx"))
+        name: str = "" if frame is None else frame.f_globals.get("__name__", "")
+        return name.startswith(("torch._", "torch.fx"))
 
     @classmethod
-    def __torch_function__(cls, function, types, arguments=(), options=None):
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Sequence[type], arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None
+    ) -> Any:
         if function in cls._questions:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments, **(options or {}))
@@ -88,21 +107,26 @@ class Mask(torch.Tensor):
             f"{own[0].model if own else 'This model'} computes with its attention mask itself instead of handing it to an attention function, "
             f"which {NAME!r} cannot follow; use attn_implementation='eager' or 'sdpa' for this model.")
 
-    def __repr__(self, **options):
+    def __repr__(self, **options: object) -> str:  # type: ignore[override]  # Of such methods mypy knows no keywords.
         return f"Mask({self.model}, batch, queries, keys {tuple(self.shape_of)}, {self.rule or 'key by key'})"
 
 
-def _mask(data, model, shape, rule=None, is_whole=False, overhangs=None, ranges=None):
-    made = data.as_subclass(Mask)
+def _mask(
+    data: Tensor, model: str, shape: tuple[int, int, int], rule: Rule | None = None, is_whole: bool = False,
+    overhangs: bool | Tensor = False, ranges: Ranges | None = None
+) -> Mask:
+    made: Mask = data.as_subclass(Mask)
     made.model, made.shape_of, made.rule = model, shape, rule
     made.is_whole, made.overhangs, made.ranges = is_whole, overhangs, ranges
     return made
 
 
 def mask(
-    batch_size, cache_position=None, kv_length=None, q_length=None, q_offset=0, kv_offset=0, mask_function=causal_mask_function,
-    attention_mask=None, device=None, config=None, **options
-):
+    batch_size: int, cache_position: Tensor | None = None, kv_length: int | None = None, q_length: int | None = None,
+    q_offset: int | Tensor = 0, kv_offset: int | Tensor = 0, mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None, device: torch.device | str | None = None, config: object = None,
+    **options: Any
+) -> Tensor:
     """The mask of a model's layers, in the place of ``transformers.masking_utils.sdpa_mask``, with whose meaning of the arguments.
 
     What else transformers says (which of ``sdpa``'s shortcuts it may take, types) changes no mask.
@@ -110,14 +134,14 @@ def mask(
     model = getattr(config, "model_type", None) or "This model"
     # Transformers 4 says where the queries stand, 5 how many there are behind how many.
     if cache_position is not None:
-        positions = {"cache_position": cache_position}
+        positions: dict[str, Any] = {"cache_position": cache_position}
         q_length, q_offset, device = cache_position.shape[0], cache_position[0], cache_position.device
     else:
         positions = {"q_length": q_length, "q_offset": q_offset, "device": device or "cpu"}
     if attention_mask is not None:
         device = attention_mask.device
     device = torch.device(device or "cpu")
-    shape = (batch_size, q_length, kv_length)
+    shape: tuple[int, int, int] = (batch_size, q_length, kv_length)  # type: ignore[assignment]  # Of which transformers gives both.
     waits = not _operators.is_traced() and not (device.type == "cuda" and is_captured(device.index))
     # Tracers that put tensors of their own in the place of ours (torch.export) have none of our class.
     is_faked = not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0
@@ -129,7 +153,7 @@ def mask(
         if made is not None:
             return made
     dtype = options.get("dtype", torch.float32)
-    seen = sdpa_mask(
+    seen: Tensor = sdpa_mask(
         batch_size=batch_size, kv_length=kv_length, kv_offset=kv_offset, mask_function=mask_function,
         attention_mask=attention_mask, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
         **positions, **{name: value for name, value in options.items() if name == "use_vmap"})
@@ -140,7 +164,11 @@ def mask(
     return _mask(seen, model, shape, ranges=ranges_of_mask(boolean(seen)) if waits else None)
 
 
-def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_mask, device, model, waits):
+def _ruled(
+    shape: tuple[int, int, int], rule: Rule, origins: tuple[Tensor, ...], q_offset: int | Tensor,
+    kv_offset: int | Tensor, cache_position: Tensor | None, attention_mask: Tensor | None, device: torch.device,
+    model: str, waits: bool
+) -> Mask | None:
     """The mask of a rule; None where keys are missing in between, or chunks count from elsewhere."""
     batch, queries, keys = shape
     if rule.chunk and not (isinstance(kv_offset, int) and kv_offset == 0):
@@ -176,8 +204,8 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         fits = fits & (cache_position - cache_position[:1] == steps).all()
     numbers = torch.stack([last, end, begin])
     if not waits:
-        numbers, overhangs = _masked.checked_padding(numbers, fits, rule)
-        return _mask(numbers[None, None], model, shape, rule, overhangs=overhangs)
+        numbers, found = _masked.checked_padding(numbers, fits, rule)
+        return _mask(numbers[None, None], model, shape, rule, overhangs=found)
     host, all_fit = numbers.cpu(), fits.all().cpu()
     lasts, ends, begins = host
     if not bool(all_fit) or bool((lasts > keys).any()):
@@ -189,7 +217,7 @@ def _ruled(shape, rule, origins, q_offset, kv_offset, cache_position, attention_
         ranges=Ranges(ranges_of_rule(rule, numbers, queries)) if overhangs else None)
 
 
-def _real_keys(attention_mask, keys, kv_offset):
+def _real_keys(attention_mask: Tensor, keys: int, kv_offset: int | Tensor) -> Tensor:
     """Which keys are no padding ``[batch, keys]``."""
     real = attention_mask.to(torch.bool)
     if isinstance(kv_offset, torch.Tensor):
@@ -212,11 +240,11 @@ _REFUSED = {
 }
 
 
-def _is_nothing(value):
+def _is_nothing(value: object) -> bool:
     return value is None or value is False
 
 
-def _refuse(dropout, others):
+def _refuse(dropout: float, others: dict[str, Any]) -> None:
     if dropout:
         raise NotImplementedError("dropout is not supported; set attention_dropout to 0, or call model.eval().")
     for name, value in others.items():
@@ -228,9 +256,12 @@ def _refuse(dropout, others):
 
 
 def attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, is_causal=None,
-    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None, seq_idx=None, s_aux=None, **others
-):
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None,
+    is_causal: bool | None = None, cu_seq_lens_q: Tensor | None = None, cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | Tensor | None = None, max_length_k: int | Tensor | None = None, seq_idx: Tensor | None = None,
+    s_aux: Tensor | None = None, **others: Any
+) -> tuple[Tensor, None]:
     """query ``[B, H, N, D]``, key and value ``[B, H_kv, S, D]``; returns ``[B, N, H, D]`` and no weights.
 
     Raises:
@@ -256,8 +287,8 @@ def attention(
             "seq_idx tells documents apart, and neither the mask nor cu_seq_lens_q does; give cu_seq_lens_q with it, or position_ids and "
             "use_cache=False.")
     if attention_mask is None:
-        rule = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
-        return _masked.whole(q, k, v, sinks, rule, softcap, scaling), None
+        own = _rule_without_mask(module, q.shape[1], k.shape[1], sliding_window, is_causal)
+        return _masked.whole(q, k, v, sinks, own, softcap, scaling), None
     if not isinstance(attention_mask, Mask):
         # A model's own mask of four axes may be longer than the keys.
         return _masked.masked(q, k, v, sinks, _fitted(attention_mask, q, k), softcap, scaling), None
@@ -277,7 +308,7 @@ def attention(
         return _masked.padded(q, k, v, sinks, attention_mask[0, 0], attention_mask.overhangs, rule, softcap, scaling), None
 
 
-def _fitted(mask, q, k):
+def _fitted(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """A model's own mask of four axes, for the queries and keys of a layer: it may be the same for all queries, and longer than the
     keys, as models' own attention has it."""
     if mask.dim() != 4:
@@ -292,7 +323,9 @@ def _fitted(mask, q, k):
     return mask.expand(shape)
 
 
-def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
+def _rule_without_mask(
+    module: torch.nn.Module, queries: int, keys: int, sliding_window: int | None, is_causal: bool | None
+) -> Rule:
     """What a layer says of itself, where its model has no mask for it."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     # As under sdpa, a single query sees all keys.
@@ -311,7 +344,11 @@ def _rule_without_mask(module, queries, keys, sliding_window, is_causal):
     return Rule(left=sliding_window - 1, right=0)
 
 
-def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_window, is_causal):
+def _documents(
+    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, given: Tensor | None,
+    lists: tuple[Known, Known, Known, Known], scaling: float | None, softcap: float, sliding_window: int | None,
+    is_causal: bool | None
+) -> Tensor:
     """Packed documents by their starts, as ``DataCollatorWithFlattening`` hands them over."""
     names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     for name, value in zip(names, lists):
@@ -342,7 +379,7 @@ def _documents(module, q, k, v, sinks, given, lists, scaling, softcap, sliding_w
     return _masked.documents(q, k, v, sinks, *lists, rule, softcap, scaling)
 
 
-def _are_apart(numbers, given):
+def _are_apart(numbers: Tensor, given: Tensor | None) -> bool:
     """Whether a mask tells documents apart that have numbers of their own."""
     if numbers.shape[0] == 1:
         changes = (numbers[0, 1:] != numbers[0, :-1]).nonzero()[:, 0] + 1

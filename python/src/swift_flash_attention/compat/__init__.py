@@ -1,7 +1,10 @@
 """The functions of FlashAttention 3 and 2 under their names."""
 
+from __future__ import annotations
+
 import importlib
 import sys
+from typing import Literal
 
 # The modules of a version, beside this one, and what each is imported as.
 _MODULES = {
@@ -13,7 +16,7 @@ _MODULES = {
 }
 
 
-def install(version=3):
+def install(version: Literal[2, 3] = 3) -> None:
     """Makes ``import flash_attn_interface`` (3) or ``import flash_attn`` (2) mean ours, unless FlashAttention itself is there already."""
     if version not in _MODULES:
         raise ValueError(f"version is {version!r}; it must be 3, for flash_attn_interface, or 2, for flash_attn.")

@@ -6,7 +6,13 @@ library's choice, which may depend on the batch and changes last bits alone. Wha
 names the argument. Lists of numbers are int32 tensors on the device of ``q``; others of whole numbers (int64, NumPy's, Python's) are converted at every call.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+
 import torch
+from torch import Tensor
 
 from swift_flash_attention import _arguments as given
 from swift_flash_attention import gradient_order
@@ -17,25 +23,31 @@ from swift_flash_attention._operators import (
     KVCACHE, VARLEN, combine_op, forward_op, in_autocast_type, is_autocast, kvcache_op, needs_operator, packed_op, packs_gradients,
     varlen_op, wants_gradients)
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import fits, forward, need_no_look, output_fits_parts, ranges_fit, sequences, sinks_fit, unit_stride
+from swift_flash_attention._torch import (
+    Words, fits, forward, need_no_look, output_fits_parts, ranges_fit, sequences, sinks_fit, unit_stride)
+
+if TYPE_CHECKING:
+    from swift_flash_attention._types import KeyRanges, Known, Options, WholeNumbers
 
 __all__ = [
     "flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
     "flash_attn_with_kvcache", "get_scheduler_metadata"]
 
+# As backward takes them: cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q and max_seqlen_k.
+_Lists: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int | None, int | None]
 # The default of window_size.
 _UNLIMITED = (-1, -1)
 _WHOLE = "[batch, tokens, heads, dimension]"
 _PACKED = "[total, heads, dimension]"
 
 
-def _refuse(**arguments):
+def _refuse(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise NotImplementedError(f"{name} is not supported by swift_flash_attention.")
 
 
-def _tensors(names, tensors, axes, shape):
+def _tensors(names: Sequence[str], tensors: Sequence[Tensor], axes: int, shape: str) -> Sequence[Tensor]:
     """Tensors as they are in memory; all must have as many axes."""
     is_compiling = torch.compiler.is_compiling()
     for x in tensors:
@@ -45,7 +57,9 @@ def _tensors(names, tensors, axes, shape):
     return tensors
 
 
-def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
+def _options(
+    softmax_scale: float | None, causal: bool, window_size: tuple[int, int], attention_chunk: int, softcap: float
+) -> Options:
     """Numbers as numbers: nothing else may be remembered of a call."""
     if (
         (softmax_scale is None or type(softmax_scale) is float) and type(causal) is bool and window_size is _UNLIMITED
@@ -58,12 +72,13 @@ def _options(softmax_scale, causal, window_size, attention_chunk, softcap):
         number("softcap", softcap), None if softmax_scale is None else number("softmax_scale", softmax_scale))
 
 
-def _scales(**scales):
-    """Scales ``[b, h_k]``, which may be expanded, as they are needed."""
-    return [None if x is None else given.tensor(name, x).contiguous() for name, x in scales.items()]
+def _scales(**scales: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Three scales ``[b, h_k]``, which may be expanded, as they are needed."""
+    q, k, v = (None if x is None else given.tensor(name, x).contiguous() for name, x in scales.items())
+    return q, k, v
 
 
-def _sinks(learnable_sink, s_aux, q):
+def _sinks(learnable_sink: Tensor | None, s_aux: Tensor | None, q: Tensor) -> Tensor | None:
     """Attention sinks, by one of their two names."""
     if learnable_sink is not None and s_aux is not None:
         raise ValueError("learnable_sink and s_aux are two names of one argument; give one of them.")
@@ -71,7 +86,7 @@ def _sinks(learnable_sink, s_aux, q):
     return sinks_fit(name, sinks, q.shape[-2], q)
 
 
-def _quickly(learnable_sink, s_aux, q):
+def _quickly(learnable_sink: Tensor | None, s_aux: Tensor | None, q: Tensor) -> tuple[Tensor | None, bool]:
     """Sinks by one of their names, and whether nothing must be looked at closely."""
     if learnable_sink is s_aux is None:
         return None, True
@@ -79,7 +94,7 @@ def _quickly(learnable_sink, s_aux, q):
     return sinks, (learnable_sink is None or s_aux is None) and need_no_look(sinks, q)
 
 
-def _fixed_if_asked(deterministic, *tensors):
+def _fixed_if_asked(deterministic: bool, *tensors: Tensor | None) -> None:
     """Refuses what cannot be had at once: gradients of the same bits in every run, while any order was asked for.
 
     Args:
@@ -91,31 +106,61 @@ def _fixed_if_asked(deterministic, *tensors):
             "set_gradient_order('fixed').")
 
 
-def _lengths(value, batch, device):
+def _lengths(value: int, batch: int, device: torch.device) -> Tensor:
     """The same number for all sequences. (Not kept: a graph may come to own it, and another stream must not see it unfilled.)"""
     return torch.full((batch,), value, dtype=torch.int32, device=device)
 
 
-def _list(name, value, like, shape=None, words=""):
+def _list(name: str, value: object, like: Tensor, shape: Sequence[int] | None = None, words: str = "") -> Tensor | None:
     return None if value is None else given.int32(name, value, like, shape, words)
 
 
-def _are_plain(window, flag):
+def _are_plain(window: object, flag: object) -> bool:
     """Whether a window is two sides and a flag True or False, so that a call like one before can be found by them: nothing must then
     be looked at but what may be different, which costs a third."""
     return type(window) is tuple and len(window) == 2 and (flag is True or flag is False)
 
 
-def _is_unlike(error, *tensors):
+def _is_unlike(error: Exception, *tensors: Tensor | None) -> bool:
     """Whether a call could not even be looked up, because something that it was given is not what it should be."""
     return not isinstance(error, RuntimeError) or any(x is not None and x.layout is not torch.strided for x in tensors)
 
 
+@overload
 def flash_attn_func(
-    q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
-    window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
-    return_attn_probs=False, learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
-):
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = ..., causal: bool = ..., qv: Tensor | None = ...,
+    q_descale: Tensor | None = ..., k_descale: Tensor | None = ..., v_descale: Tensor | None = ...,
+    window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ..., num_splits: int = ...,
+    pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ..., return_attn_probs: Literal[False] = ...,
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = ..., causal: bool = ..., qv: Tensor | None = ...,
+    q_descale: Tensor | None = ..., k_descale: Tensor | None = ..., v_descale: Tensor | None = ...,
+    window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ..., num_splits: int = ...,
+    pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ..., *, return_attn_probs: Literal[True],
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = ..., causal: bool = ..., qv: Tensor | None = ...,
+    q_descale: Tensor | None = ..., k_descale: Tensor | None = ..., v_descale: Tensor | None = ...,
+    window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ..., num_splits: int = ...,
+    pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ..., return_attn_probs: bool = ...,
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False, qv: Tensor | None = None,
+    q_descale: Tensor | None = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
+    window_size: tuple[int, int] = _UNLIMITED, attention_chunk: int = 0, softcap: float = 0.0, num_splits: int = 1,
+    pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0, return_attn_probs: bool = False,
+    learnable_sink: Tensor | None = None, s_aux: Tensor | None = None, key_ranges: WholeNumbers | None = None,
+    prefix: WholeNumbers | None = None, first_keys: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """q ``(b, s_q, h, d)``, k ``(b, s_k, h_k, d)``, v ``(b, s_k, h_k, dv)``. Returns out, or (out, lse ``(b, h, s_q)``).
 
     ``learnable_sink``, or ``s_aux``, as others call it: a logit ``(h,)`` of each query head that is in the softmax's denominator, and in
@@ -123,7 +168,7 @@ def flash_attn_func(
     by ranges, as of ``swift_flash_attention.attention``.
     """
     if (
-        qv is q_descale is k_descale is v_descale is key_ranges is prefix is first_keys is None
+        qv is q_descale is k_descale is v_descale is key_ranges is prefix is None and first_keys is None
         and _are_plain(window_size, return_attn_probs)
     ):
         known = None
@@ -145,10 +190,11 @@ def flash_attn_func(
     ranges = ranges_fit(key_ranges, prefix, first_keys, q, q.shape[0])
     _fixed_if_asked(deterministic, q, k, v, sinks)
     if q.dtype == torch.float8_e4m3fn or k.dtype == torch.float8_e4m3fn:
-        arguments = (None,) * 4 + (_lengths(k.shape[1], q.shape[0], q.device),) + (None,) * 7
+        lengths = _lengths(k.shape[1], q.shape[0], q.device)
         scales = _scales(q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
         out, lse = _kvcache(
-            q, unit_stride(k), unit_stride(v), *arguments, *scales, sinks, True, *options, wants_lse, words=_E4M3, ranges=ranges)
+            q, unit_stride(k), unit_stride(v), None, None, None, None, lengths, None, None, None, None, None, None, None,
+            *(*scales, sinks, True, *options), wants_lse, words=_E4M3, ranges=ranges)
         return (out, lse) if wants_lse else out
     for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         if value is not None:
@@ -163,10 +209,33 @@ def flash_attn_func(
 _E4M3 = KVCACHE._replace(names={**KVCACHE.names, "k": "k", "v": "v"})
 
 
+@overload
 def flash_attn_qkvpacked_func(
-    qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED,
-    attention_chunk=0, softcap=0.0, deterministic=False, num_heads_q=None, sm_margin=0, return_attn_probs=False,
-):
+    qkv: Tensor, softmax_scale: float | None = ..., causal: bool = ..., q_descale: Tensor | None = ...,
+    k_descale: Tensor | None = ..., v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ...,
+    softcap: float = ..., deterministic: bool = ..., num_heads_q: int | None = ..., sm_margin: int = ...,
+    return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, softmax_scale: float | None = ..., causal: bool = ..., q_descale: Tensor | None = ...,
+    k_descale: Tensor | None = ..., v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ...,
+    softcap: float = ..., deterministic: bool = ..., num_heads_q: int | None = ..., sm_margin: int = ..., *,
+    return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, softmax_scale: float | None = ..., causal: bool = ..., q_descale: Tensor | None = ...,
+    k_descale: Tensor | None = ..., v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ...,
+    softcap: float = ..., deterministic: bool = ..., num_heads_q: int | None = ..., sm_margin: int = ...,
+    return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, softmax_scale: float | None = None, causal: bool = False, q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None, v_descale: Tensor | None = None, window_size: tuple[int, int] = _UNLIMITED,
+    attention_chunk: int = 0, softcap: float = 0.0, deterministic: bool = False, num_heads_q: int | None = None, sm_margin: int = 0,
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """qkv ``(b, s, 3, h, d)``, or ``(b, s, h_q + 2 h_k, d)`` with ``num_heads_q``."""
     qkv = given.tensor("qkv", qkv)
     if qkv.dim() == 5:
@@ -203,12 +272,45 @@ def flash_attn_qkvpacked_func(
         raise type(error)(f"Of qkv, split into q, k and v: {error}") from None
 
 
+@overload
 def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None, softmax_scale=None,
-    causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=_UNLIMITED, attention_chunk=0,
-    softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False,
-    learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
-):
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    seqused_q: WholeNumbers | None = ..., seqused_k: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., qv: Tensor | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ...,
+    return_attn_probs: Literal[False] = ..., learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ...,
+    key_ranges: WholeNumbers | None = ..., prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    seqused_q: WholeNumbers | None = ..., seqused_k: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., qv: Tensor | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ..., *,
+    return_attn_probs: Literal[True], learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ...,
+    key_ranges: WholeNumbers | None = ..., prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    seqused_q: WholeNumbers | None = ..., seqused_k: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., qv: Tensor | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., window_size: tuple[int, int] = ..., attention_chunk: int = ..., softcap: float = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., deterministic: bool = ..., sm_margin: int = ...,
+    return_attn_probs: bool = ..., learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ...,
+    key_ranges: WholeNumbers | None = ..., prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    seqused_q: WholeNumbers | None = None, seqused_k: WholeNumbers | None = None, softmax_scale: float | None = None,
+    causal: bool = False, qv: Tensor | None = None, q_descale: Tensor | None = None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None, window_size: tuple[int, int] = _UNLIMITED, attention_chunk: int = 0, softcap: float = 0.0,
+    num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+    return_attn_probs: bool = False, learnable_sink: Tensor | None = None, s_aux: Tensor | None = None,
+    key_ranges: WholeNumbers | None = None, prefix: WholeNumbers | None = None, first_keys: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """q ``(total_q, h, d)``, k ``(total_k, h_k, d)``, v ``(total_k, h_k, dv)``. Returns out, or (out, lse ``(h, total_q)``).
 
     Rows that ``seqused_q`` or ``cu_seqlens_q`` leave out are not written: they may be anything. Of ranges of keys, ``key_ranges`` is
@@ -229,7 +331,7 @@ def flash_attn_varlen_func(
     _fixed_if_asked(deterministic, q, k, v, sinks)
     if needs_operator(q, k, v, *scales, sinks):
         out, lse = varlen_op(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *longest, *scales, sinks, *options, *ranges)
+            q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *(*longest, *scales, sinks, *options), *ranges)
     else:
         causal, left, right, chunk, softcap, scale = options
         out, lse = sequences(
@@ -240,25 +342,28 @@ def flash_attn_varlen_func(
     return (out, lse) if wants_lse else out
 
 
-def _most(name, value):
-    value = whole(name, value)
-    if type(value) is int and value < 0:
-        raise ValueError(f"{name} is {value}; it must be 0 or more.")
-    return value
+def _most(name: str, value: object) -> int:
+    number = whole(name, value)
+    if type(number) is int and number < 0:
+        raise ValueError(f"{name} is {number}; it must be 0 or more.")
+    return number
 
 
-def _starts(name, value, like):
-    value = given.int32(name, value, like)
-    if value.dim() != 1 or value.shape[0] < 1:
-        raise ValueError(f"{name} has the shape {tuple(value.shape)}; it must be [batch + 1].")
-    return value
+def _starts(name: str, value: object, like: Tensor) -> Tensor:
+    starts = given.int32(name, value, like)
+    if starts.dim() != 1 or starts.shape[0] < 1:
+        raise ValueError(f"{name} has the shape {tuple(starts.shape)}; it must be [batch + 1].")
+    return starts
 
 
 def _kvcache(
-    q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
-    new_key_starts, longest_query, positions, q_descale, k_descale, v_descale, sinks, interleaved, causal, left, right,
-    chunk, softcap, scale, wants_lse, keys_per_split=0, words=KVCACHE, ranges=(None, 0),
-):
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None, v: Known, cosines: Tensor | None, sines: Known,
+    lengths: Tensor | None, batch_index: Tensor | None, leftpad: Tensor | None, page_table: Tensor | None,
+    query_starts: Tensor | None, new_key_starts: Tensor | None, longest_query: int | None, positions: Tensor | None,
+    q_descale: Tensor | None, k_descale: Tensor | None, v_descale: Tensor | None, sinks: Tensor | None, interleaved: bool,
+    causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None, wants_lse: bool, keys_per_split: int = 0,
+    words: Words = KVCACHE, ranges: KeyRanges = (None, 0),
+) -> tuple[Tensor, Known]:
     if needs_operator(q, k_cache, v_cache, k, v, q_descale, k_descale, v_descale, cosines, sines, sinks):
         return kvcache_op(
             q, k_cache, v_cache, k, v, cosines, sines, lengths, batch_index, leftpad, page_table, query_starts,
@@ -272,13 +377,57 @@ def _kvcache(
         False, sinks, *ranges)
 
 
+@overload
 def flash_attn_with_kvcache(
-    q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None,
-    cache_batch_idx=None, cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None,
-    max_seqlen_q=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, softmax_scale=None,
-    causal=False, window_size=_UNLIMITED, attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
-    num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False, learnable_sink=None, s_aux=None, key_ranges=None, prefix=None, first_keys=None,
-):
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., qv: Tensor | None = ...,
+    rotary_cos: Tensor | None = ..., rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ...,
+    cache_batch_idx: WholeNumbers | None = ..., cache_leftpad: WholeNumbers | None = ..., page_table: WholeNumbers | None = ...,
+    cu_seqlens_q: WholeNumbers | None = ..., cu_seqlens_k_new: WholeNumbers | None = ..., max_seqlen_q: int | None = ...,
+    rotary_seqlens: WholeNumbers | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    attention_chunk: int = ..., softcap: float = ..., rotary_interleaved: bool = ..., scheduler_metadata: Tensor | None = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., sm_margin: int = ..., return_softmax_lse: Literal[False] = ...,
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., qv: Tensor | None = ...,
+    rotary_cos: Tensor | None = ..., rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ...,
+    cache_batch_idx: WholeNumbers | None = ..., cache_leftpad: WholeNumbers | None = ..., page_table: WholeNumbers | None = ...,
+    cu_seqlens_q: WholeNumbers | None = ..., cu_seqlens_k_new: WholeNumbers | None = ..., max_seqlen_q: int | None = ...,
+    rotary_seqlens: WholeNumbers | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    attention_chunk: int = ..., softcap: float = ..., rotary_interleaved: bool = ..., scheduler_metadata: Tensor | None = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., sm_margin: int = ..., *, return_softmax_lse: Literal[True],
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., qv: Tensor | None = ...,
+    rotary_cos: Tensor | None = ..., rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ...,
+    cache_batch_idx: WholeNumbers | None = ..., cache_leftpad: WholeNumbers | None = ..., page_table: WholeNumbers | None = ...,
+    cu_seqlens_q: WholeNumbers | None = ..., cu_seqlens_k_new: WholeNumbers | None = ..., max_seqlen_q: int | None = ...,
+    rotary_seqlens: WholeNumbers | None = ..., q_descale: Tensor | None = ..., k_descale: Tensor | None = ...,
+    v_descale: Tensor | None = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    attention_chunk: int = ..., softcap: float = ..., rotary_interleaved: bool = ..., scheduler_metadata: Tensor | None = ...,
+    num_splits: int = ..., pack_gqa: bool | None = ..., sm_margin: int = ..., return_softmax_lse: bool = ...,
+    learnable_sink: Tensor | None = ..., s_aux: Tensor | None = ..., key_ranges: WholeNumbers | None = ...,
+    prefix: WholeNumbers | None = ..., first_keys: int | None = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = None, v: Tensor | None = None, qv: Tensor | None = None,
+    rotary_cos: Tensor | None = None, rotary_sin: Tensor | None = None, cache_seqlens: int | WholeNumbers | None = None,
+    cache_batch_idx: WholeNumbers | None = None, cache_leftpad: WholeNumbers | None = None, page_table: WholeNumbers | None = None,
+    cu_seqlens_q: WholeNumbers | None = None, cu_seqlens_k_new: WholeNumbers | None = None, max_seqlen_q: int | None = None,
+    rotary_seqlens: WholeNumbers | None = None, q_descale: Tensor | None = None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
+    window_size: tuple[int, int] = _UNLIMITED, attention_chunk: int = 0, softcap: float = 0.0, rotary_interleaved: bool = True,
+    scheduler_metadata: Tensor | None = None, num_splits: int = 0, pack_gqa: bool | None = None, sm_margin: int = 0,
+    return_softmax_lse: bool = False, learnable_sink: Tensor | None = None, s_aux: Tensor | None = None,
+    key_ranges: WholeNumbers | None = None, prefix: WholeNumbers | None = None, first_keys: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
     """q ``(b, s_q, h, d)`` or packed; caches ``(b_cache, s_cache, h_k, d)`` or pages; k and v are appended in place first.
 
     With ``num_splits`` 0, work is divided as is fast. With 1, each sequence's keys are computed in one part, and with n in up to n
@@ -290,19 +439,21 @@ def flash_attn_with_kvcache(
     3. Ranges of keys are counted from a sequence's first, new keys included. Returns out, or (out, lse, out_accum, lse_accum), of which the last two are empty: parts are put together within the call.
     """
     is_plain = type(num_splits) is int and num_splits == 0 and _are_plain(window_size, return_softmax_lse)
-    if is_plain and qv is key_ranges is prefix is first_keys is None and (k is None) == (v is None):
+    if is_plain and qv is key_ranges is prefix is None and first_keys is None and (k is None) == (v is None):
         known = None
         try:
-            tensors = (q, k_cache, v_cache)
+            tensors: tuple[Tensor | None, ...] = (q, k_cache, v_cache)
             if not (k is q_descale is k_descale is v_descale is rotary_cos is rotary_sin is None):
                 tensors = (*tensors, k, v, q_descale, k_descale, v_descale, rotary_cos, rotary_sin)
             sinks, is_known = _quickly(learnable_sink, s_aux, q)
             if is_known and not needs_operator(*tensors, sinks):
+                # Lists that are no tensors raise here, or are not found, and are looked at below.
                 known = sequences(
-                    q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table, cu_seqlens_q, None,
-                    max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_interleaved,
-                    rotary_seqlens, q_descale, k_descale, v_descale, softmax_scale, causal, *window_size, attention_chunk,
-                    softcap, 0, return_softmax_lse, False, KVCACHE, True, sinks)
+                    q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,  # type: ignore[arg-type]
+                    cu_seqlens_q, None, max_seqlen_q, None, None, k, v, cu_seqlens_k_new, rotary_cos,  # type: ignore[arg-type]
+                    rotary_sin, rotary_interleaved, rotary_seqlens, q_descale, k_descale, v_descale,  # type: ignore[arg-type]
+                    softmax_scale, causal, *window_size, attention_chunk, softcap, 0, return_softmax_lse, False, KVCACHE, True,
+                    sinks)
         except (AttributeError, TypeError, RuntimeError) as error:
             if not _is_unlike(error, q, k_cache, v_cache, k, v):
                 raise
@@ -350,7 +501,7 @@ def flash_attn_with_kvcache(
         ):
             if value is not None:
                 raise ValueError(f"{name} is for new keys: give k and v with it.")
-        rotary_seqlens = None
+        rotary_seqlens = cu_seqlens_k_new = None
     if cache_seqlens is None:
         cache_seqlens = _lengths(capacity, batch, q.device)
     elif isinstance(cache_seqlens, int) or getattr(cache_seqlens, "ndim", None) == 0 or type(cache_seqlens).__name__ == "SymInt":
@@ -375,7 +526,7 @@ def flash_attn_with_kvcache(
     return out, lse, *_no_parts(q)
 
 
-def _keys_per_split(num_splits, capacity):
+def _keys_per_split(num_splits: int, capacity: int) -> int:
     """The keys of each part, of as many as are wished; 0 for what is fast."""
     num_splits = whole("num_splits", num_splits)
     if type(num_splits) is int and num_splits < 0:
@@ -385,12 +536,12 @@ def _keys_per_split(num_splits, capacity):
     return ALL_KEYS if num_splits == 1 else max(-(-capacity // num_splits), 1)
 
 
-def _no_parts(q):
+def _no_parts(q: Tensor) -> tuple[Tensor, Tensor]:
     nothing = torch.empty(0, dtype=torch.float32, device=q.device)
     return nothing, nothing
 
 
-def _tables_of(page_table, index, batch):
+def _tables_of(page_table: Tensor, index: Tensor, batch: int) -> Tensor:
     """The rows of a page table that belong to a call's sequences. (Numbers on a GPU are nobody's to look at: one that no row has gets
     pages that do not exist.)"""
     if index.shape != (batch,):
@@ -402,17 +553,19 @@ def _tables_of(page_table, index, batch):
     return tables.masked_fill(((index < 0) | (index >= rows)).unsqueeze(1), -1) if index.is_cuda else tables
 
 
-def _one_length(value, batch, capacity, q):
+def _one_length(value: object, batch: int, capacity: int, q: Tensor) -> Tensor:
     """``cache_seqlens`` that is one number for all sequences."""
-    value = whole("cache_seqlens", value)
-    if type(value) is int and not 0 <= value <= capacity:
-        raise ValueError(f"cache_seqlens is {value}; it must be from 0 to {capacity}, what the cache can hold.")
-    return _lengths(value, batch, q.device)
+    length = whole("cache_seqlens", value)
+    if type(length) is int and not 0 <= length <= capacity:
+        raise ValueError(f"cache_seqlens is {length}; it must be from 0 to {capacity}, what the cache can hold.")
+    return _lengths(length, batch, q.device)
 
 
 def _new_keys(
-    q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_seqlens, cache_seqlens, cu_seqlens_k_new, batch, paged_capacity
-):
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Known, rotary_cos: Tensor | None, rotary_sin: Known,
+    rotary_seqlens: WholeNumbers | None, cache_seqlens: int | WholeNumbers | None, cu_seqlens_k_new: WholeNumbers | None,
+    batch: int, paged_capacity: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """New keys and values, tables and positions as the call needs them.
 
     Args:
@@ -446,7 +599,10 @@ def _new_keys(
     return k, v, rotary_cos, rotary_sin, rotary_seqlens
 
 
-def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None, learnable_sink=None, s_aux=None):
+def flash_attn_combine(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor | None = None, out_dtype: torch.dtype | None = None,
+    learnable_sink: Tensor | None = None, s_aux: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """out_partial ``(S, b, s, h, d)`` float32, lse_partial ``(S, b, s, h)``, -inf (or +inf, as FlashAttention 2 has it) where a part has
     no keys for a query. Returns out ``(b, s, h, d)`` and lse ``(b, s, h)``.
 
@@ -479,10 +635,12 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None, learn
 
 
 def _flash_attn_backward(
-    dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None, sequed_k=None, max_seqlen_q=None,
-    max_seqlen_k=None, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False, window_size_left=-1, window_size_right=-1,
-    softcap=0.0, deterministic=False, sm_margin=0,
-):
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, cu_seqlens_q: WholeNumbers | None = None,
+    cu_seqlens_k: WholeNumbers | None = None, sequed_q: WholeNumbers | None = None, sequed_k: WholeNumbers | None = None,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, dq: Tensor | None = None, dk: Tensor | None = None,
+    dv: Tensor | None = None, softmax_scale: float | None = None, is_causal: bool = False, window_size_left: int = -1,
+    window_size_right: int = -1, softcap: float = 0.0, deterministic: bool = False, sm_margin: int = 0,
+) -> Tensor:
     """Writes the gradients to ``dq``, ``dk`` and ``dv``, those that are given; in one order unless ``set_gradient_order`` says otherwise.
 
     Returns softmax_d: the sums of ``dout * out`` over each row, float32, of ``softmax_lse``'s shape (FlashAttention 3 rounds the last
@@ -492,7 +650,7 @@ def _flash_attn_backward(
     axes, shape = (4, _WHOLE) if cu_seqlens_q is None else (3, _PACKED)
     dout, q, k, v, out = _tensors(("dout", "q", "k", "v", "out"), (dout, q, k, v, out), axes, shape)
     softmax_lse = given.tensor("softmax_lse", softmax_lse, axes - 1, "[batch, heads, tokens], packed [heads, total]")
-    lists = ()
+    lists: _Lists = (None, None, None, None, None, None)
     if cu_seqlens_q is None:
         for name, value in (
             ("cu_seqlens_k", cu_seqlens_k), ("sequed_q", sequed_q), ("sequed_k", sequed_k), ("max_seqlen_q", max_seqlen_q),
@@ -507,7 +665,7 @@ def _flash_attn_backward(
             cu_seqlens_q, given.int32("cu_seqlens_k", cu_seqlens_k, q, (batch + 1,), ", as cu_seqlens_q has it"),
             _list("sequed_q", sequed_q, q, (batch,)), _list("sequed_k", sequed_k, q, (batch,)), _most("max_seqlen_q", max_seqlen_q),
             _most("max_seqlen_k", max_seqlen_k))
-        for name, x in zip(("cu_seqlens_q", "cu_seqlens_k", "sequed_q", "sequed_k"), lists):
+        for name, x in zip(("cu_seqlens_q", "cu_seqlens_k", "sequed_q", "sequed_k"), lists[:4]):
             if x is not None and x.device != q.device:
                 raise ValueError(f"{name} is on {x.device}, and q is on {q.device}; all tensors must be on one device.")
     rows, width = q.shape[:-1], v.shape[-1]
@@ -534,10 +692,13 @@ def _flash_attn_backward(
 
 
 def get_scheduler_metadata(
-    batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens, qkv_dtype=torch.bfloat16,
-    headdim_v=None, cu_seqlens_q=None, cu_seqlens_k_new=None, cache_leftpad=None, page_size=None, max_seqlen_k_new=0,
-    causal=False, window_size=_UNLIMITED, attention_chunk=0, has_softcap=False, num_splits=0, pack_gqa=None, sm_margin=0,
-):
+    batch_size: int, max_seqlen_q: int, max_seqlen_k: int, num_heads_q: int, num_heads_kv: int, headdim: int,
+    cache_seqlens: WholeNumbers, qkv_dtype: torch.dtype = torch.bfloat16, headdim_v: int | None = None,
+    cu_seqlens_q: WholeNumbers | None = None, cu_seqlens_k_new: WholeNumbers | None = None,
+    cache_leftpad: WholeNumbers | None = None, page_size: int | None = None, max_seqlen_k_new: int = 0, causal: bool = False,
+    window_size: tuple[int, int] = _UNLIMITED, attention_chunk: int = 0, has_softcap: bool = False, num_splits: int = 0,
+    pack_gqa: bool | None = None, sm_margin: int = 0,
+) -> Tensor:
     """A tensor to hand to ``scheduler_metadata``. Work is shared out on the GPU itself, so that there is nothing in it."""
     device = cache_seqlens.device if isinstance(cache_seqlens, torch.Tensor) else None
     return torch.zeros(1, dtype=torch.int32, device=device)

@@ -1,22 +1,30 @@
 """The functions of FlashAttention 2, by those of FlashAttention 3: what differs is the order of arguments, some names, and how packed
 tensors come."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from swift_flash_attention import _arguments as given
 from swift_flash_attention._numbers import flag, number
 from swift_flash_attention.compat import flash_attn_interface as three
 
+if TYPE_CHECKING:
+    from swift_flash_attention._types import WholeNumbers
+
 __all__ = [
     "flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func", "flash_attn_with_kvcache"]
 
 
-def _refuse(dropout_p, alibi_slopes):
+def _refuse(dropout_p: float, alibi_slopes: Tensor | None) -> None:
     if number("dropout_p", dropout_p) != 0:
         raise NotImplementedError(
             f"dropout_p is {dropout_p}; swift_flash_attention has no dropout. Give 0.0, as in evaluation. (The scale of scores is "
@@ -25,7 +33,7 @@ def _refuse(dropout_p, alibi_slopes):
         raise NotImplementedError("alibi_slopes is not supported by swift_flash_attention.")
 
 
-def _unpacked(name, packed, parts, axes, shape):
+def _unpacked(name: str, packed: Tensor, parts: int, axes: int, shape: str) -> tuple[Tensor, ...]:
     """The tensors that are one: ``(..., parts, heads, d)``."""
     packed = given.tensor(name, packed)
     if packed.dim() != axes or packed.shape[-3] != parts:
@@ -33,7 +41,7 @@ def _unpacked(name, packed, parts, axes, shape):
     return packed.unbind(-3)
 
 
-def _padded(scale, *tensors):
+def _padded(scale: float | None, *tensors: Tensor) -> tuple[float | None, Sequence[Tensor], int | None]:
     """Dimensions of any size, with zeros to the next multiple of 8; the scale is that of the size given."""
     d = tensors[0].shape[-1] if isinstance(tensors[0], torch.Tensor) and tensors[0].dim() else 0
     if d % 8 == 0 or any(not isinstance(x, torch.Tensor) or x.dim() < 3 or x.shape[-1] != d for x in tensors):
@@ -41,12 +49,12 @@ def _padded(scale, *tensors):
     return d**-0.5 if scale is None else scale, [pad(x, (0, -d % 8)) for x in tensors], d
 
 
-def _lse(lse):
+def _lse(lse: Tensor) -> Tensor:
     """Of rows without keys, infinite as there: not below zero, but above."""
     return lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
-def _result(results, d, wants_probs):
+def _result(results: tuple[Tensor, Tensor], d: int | None, wants_probs: bool) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     out, lse = results
     out = out if d is None else out[..., :d]
     # What dropout has left of the weights: nothing without.
@@ -54,7 +62,7 @@ def _result(results, d, wants_probs):
 
 
 @contextmanager
-def _named(**names):
+def _named(**names: str) -> Iterator[None]:
     """Errors about the arguments of FlashAttention 3 speak of those that they came from."""
     try:
         yield
@@ -65,15 +73,34 @@ def _named(**names):
         raise type(error)(text) from None
 
 
-def _check_dimension(d):
+def _check_dimension(d: int) -> None:
     if isinstance(d, int) and d % 8 != 0:
         raise NotImplementedError(f"Over a cache the head dimension must be a multiple of 8; it is {d}, and caches are not filled up.")
 
 
+@overload
 def flash_attn_func(
-    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
-    deterministic=False, return_attn_probs=False,
-):
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ...,
+    return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., *,
+    return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ...,
+    return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Tensor | None = None, deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """q ``(b, s_q, h, d)``, k and v ``(b, s_k, h_k, d)``. Returns out, or (out, lse ``(b, h, s_q)``, an empty tensor)."""
     _refuse(dropout_p, alibi_slopes)
     softmax_scale, (q, k, v), d = _padded(softmax_scale, q, k, v)
@@ -83,20 +110,55 @@ def flash_attn_func(
             deterministic=deterministic, return_attn_probs=True), d, flag("return_attn_probs", return_attn_probs))
 
 
+@overload
 def flash_attn_kvpacked_func(
-    q, kv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
-    deterministic=False, return_attn_probs=False,
-):
+    q: Tensor, kv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ...,
+    return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_kvpacked_func(
+    q: Tensor, kv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., *,
+    return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_kvpacked_func(
+    q: Tensor, kv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ...,
+    window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ...,
+    return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_kvpacked_func(
+    q: Tensor, kv: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Tensor | None = None, deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """q ``(b, s_q, h, d)``, kv ``(b, s_k, 2, h_k, d)``."""
     k, v = _unpacked("kv", kv, 2, 5, "[batch, tokens, 2, heads, dimension]")
     return flash_attn_func(
         q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs)
 
 
+@overload
 def flash_attn_qkvpacked_func(
-    qkv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
-    deterministic=False, return_attn_probs=False,
-):
+    qkv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., *, return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_qkvpacked_func(
+    qkv: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Tensor | None = None, deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """qkv ``(b, s, 3, h, d)``, whose gradient is one tensor, too."""
     _refuse(dropout_p, alibi_slopes)
     _unpacked("qkv", qkv, 3, 5, "[batch, tokens, 3, heads, dimension]")
@@ -107,10 +169,33 @@ def flash_attn_qkvpacked_func(
             deterministic=deterministic, return_attn_probs=True), d, flag("return_attn_probs", return_attn_probs))
 
 
+@overload
 def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-):
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: Literal[False] = ...,
+    block_table: WholeNumbers | None = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., *, return_attn_probs: Literal[True],
+    block_table: WholeNumbers | None = ...,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: bool = ...,
+    block_table: WholeNumbers | None = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0, alibi_slopes: Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
+    block_table: WholeNumbers | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """q ``(total_q, h, d)``, k and v ``(total_k, h_k, d)``, or pages ``(pages, page size, h_k, d)`` with ``block_table``, which have no
     gradients. Returns out, or (out, lse ``(h, total_q)``, an empty tensor)."""
     _refuse(dropout_p, alibi_slopes)
@@ -133,10 +218,29 @@ def flash_attn_varlen_func(
             window_size=window_size, softcap=softcap, deterministic=deterministic, return_attn_probs=True), d, wants_probs)
 
 
+@overload
 def flash_attn_varlen_kvpacked_func(
-    q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
-):
+    q: Tensor, kv: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_varlen_kvpacked_func(
+    q: Tensor, kv: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., *, return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_varlen_kvpacked_func(
+    q: Tensor, kv: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = ..., softmax_scale: float | None = ..., causal: bool = ..., window_size: tuple[int, int] = ...,
+    softcap: float = ..., alibi_slopes: Tensor | None = ..., deterministic: bool = ..., return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_varlen_kvpacked_func(
+    q: Tensor, kv: Tensor, cu_seqlens_q: WholeNumbers, cu_seqlens_k: WholeNumbers, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0, alibi_slopes: Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """q ``(total_q, h, d)``, kv ``(total_k, 2, h_k, d)``."""
     k, v = _unpacked("kv", kv, 2, 4, "[total, 2, heads, dimension]")
     return flash_attn_varlen_func(
@@ -144,10 +248,29 @@ def flash_attn_varlen_kvpacked_func(
         alibi_slopes, deterministic, return_attn_probs)
 
 
+@overload
 def flash_attn_varlen_qkvpacked_func(
-    qkv, cu_seqlens, max_seqlen, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-    alibi_slopes=None, deterministic=False, return_attn_probs=False,
-):
+    qkv: Tensor, cu_seqlens: WholeNumbers, max_seqlen: int, dropout_p: float = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ...,
+    deterministic: bool = ..., return_attn_probs: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Tensor, cu_seqlens: WholeNumbers, max_seqlen: int, dropout_p: float = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ...,
+    deterministic: bool = ..., *, return_attn_probs: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Tensor, cu_seqlens: WholeNumbers, max_seqlen: int, dropout_p: float = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., alibi_slopes: Tensor | None = ...,
+    deterministic: bool = ..., return_attn_probs: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Tensor, cu_seqlens: WholeNumbers, max_seqlen: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
+    causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Tensor | None = None,
+    deterministic: bool = False, return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """qkv ``(total, 3, h, d)``."""
     q, k, v = _unpacked("qkv", qkv, 3, 4, "[total, 3, heads, dimension]")
     return flash_attn_varlen_func(
@@ -155,11 +278,37 @@ def flash_attn_varlen_qkvpacked_func(
         alibi_slopes, deterministic, return_attn_probs)
 
 
+@overload
 def flash_attn_with_kvcache(
-    q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
-    cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-    rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
-):
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., rotary_cos: Tensor | None = ...,
+    rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ..., cache_batch_idx: WholeNumbers | None = ...,
+    cache_leftpad: WholeNumbers | None = ..., block_table: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., rotary_interleaved: bool = ...,
+    alibi_slopes: Tensor | None = ..., num_splits: int = ..., return_softmax_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., rotary_cos: Tensor | None = ...,
+    rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ..., cache_batch_idx: WholeNumbers | None = ...,
+    cache_leftpad: WholeNumbers | None = ..., block_table: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., rotary_interleaved: bool = ...,
+    alibi_slopes: Tensor | None = ..., num_splits: int = ..., *, return_softmax_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = ..., v: Tensor | None = ..., rotary_cos: Tensor | None = ...,
+    rotary_sin: Tensor | None = ..., cache_seqlens: int | WholeNumbers | None = ..., cache_batch_idx: WholeNumbers | None = ...,
+    cache_leftpad: WholeNumbers | None = ..., block_table: WholeNumbers | None = ..., softmax_scale: float | None = ...,
+    causal: bool = ..., window_size: tuple[int, int] = ..., softcap: float = ..., rotary_interleaved: bool = ...,
+    alibi_slopes: Tensor | None = ..., num_splits: int = ..., return_softmax_lse: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = None, v: Tensor | None = None, rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None, cache_seqlens: int | WholeNumbers | None = None, cache_batch_idx: WholeNumbers | None = None,
+    cache_leftpad: WholeNumbers | None = None, block_table: WholeNumbers | None = None, softmax_scale: float | None = None,
+    causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None, num_splits: int = 0, return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """q ``(b, s_q, h, d)``; caches ``(b_cache, s_cache, h_k, d)``, or pages ``(pages, page size, h_k, d)`` with ``block_table``; k and v
     are appended in place first. Returns out, or (out, lse ``(b, h, s_q)``)."""
     _refuse(0.0, alibi_slopes)
@@ -170,4 +319,4 @@ def flash_attn_with_kvcache(
             cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, page_table=block_table, softmax_scale=softmax_scale,
             causal=causal, window_size=window_size, softcap=softcap, rotary_interleaved=rotary_interleaved,
             num_splits=num_splits, return_softmax_lse=return_softmax_lse)
-    return (results[0], _lse(results[1])) if flag("return_softmax_lse", return_softmax_lse) else results
+    return (results[0], _lse(results[1])) if isinstance(results, tuple) else results
