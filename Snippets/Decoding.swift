@@ -1,12 +1,15 @@
 // Prompts of different lengths in one call, then a token of each, over a cache that shares pages.
 import FlashAttention
 
+// snippet.random
+// What a model's layer would make of its tokens: [1, heads, tokens, 128].
 func random(_ heads: Int, _ tokens: Int) throws -> Tensor {
   var generator = SystemRandomNumberGenerator()
   return try Tensor(
     shape: TensorShape(batch: 1, heads: heads, length: tokens, dimension: 128), scalarType: .f32
   ) { _, _, _, _ in Float.random(in: -1...1, using: &generator) }
 }
+// snippet.end
 
 // snippet.cache
 // One layer: 512 pages of 16 keys, 8 key/value heads.

@@ -1,9 +1,11 @@
 // Where a call runs: the CPU, a GPU, a stream, a captured graph.
 import FlashAttention
 
+// snippet.problem
 let problem = try AttentionProblem(
   batch: 4, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
   keys: .contiguous(sequences: 4, capacity: 4096), scalarType: .bf16, mask: .causal)
+// snippet.end
 
 // snippet.choice
 print(GPUSupport.summary)  // the driver and its devices, or why there is none

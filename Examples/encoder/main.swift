@@ -7,6 +7,11 @@ import FlashAttention
 import Foundation
 import TensorFiles
 
+func quit(_ message: String) -> Never {
+  print(message)
+  exit(1)
+}
+
 let sentences: [String]
 var arguments = Array(CommandLine.arguments.dropFirst())
 var output: String?
@@ -14,16 +19,19 @@ if let option = arguments.firstIndex(of: "-o"), option + 1 < arguments.count {
   output = arguments[option + 1]
   arguments.removeSubrange(option...option + 1)
 }
+if arguments.count > 1 || arguments.first?.hasPrefix("-") == true {
+  quit("usage: encoder [FILE] [-o VECTORS.npy]     a line of FILE, a sentence")
+}
 if let file = arguments.first {
-  sentences = try String(contentsOfFile: file, encoding: .utf8).split(separator: "\n").map(String.init)
+  guard let text = try? String(contentsOfFile: file, encoding: .utf8) else { quit("\(file) cannot be read.") }
+  sentences = text.split(separator: "\n").map(String.init)
 } else {
   sentences = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply on Tuesday."]
 }
 
 let folder = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../model").standardized.path
 guard FileManager.default.fileExists(atPath: folder) else {
-  print("There are no weights in \(folder); Examples/encoder/fetch brings them.")
-  exit(1)
+  quit("There are no weights in \(folder); Examples/encoder/fetch brings them.")
 }
 let tokenizer = try WordPiece(vocabulary: folder + "/vocab.txt")
 let encoder = try Encoder(weights: folder + "/model.safetensors")

@@ -115,10 +115,18 @@ package final class GPUProbe: Sendable {
   }
 
   /// Seconds of runs of what `body` puts into our stream, each after the cache was evicted.
-  package func seconds(iterations: Int, _ body: () throws(AttentionError) -> Void) throws(AttentionError) -> [Double] {
+  ///
+  /// - Parameters:
+  ///   - iterations: how many.
+  ///   - warmUp: for how long the same is done before. A GPU's clocks follow its work within a tenth of a second, up from those of rest
+  ///     and down from those of a first moment: by up to 10% either way.
+  ///   - body: puts work into the stream.
+  package func seconds(
+    iterations: Int, warmUp: Duration = .zero, _ body: () throws(AttentionError) -> Void
+  ) throws(AttentionError) -> [Double] {
     var failure: AttentionError?
     let seconds = try gpu.reporting { () throws(CUDAError) in
-      try time(iterations: iterations) { () throws(CUDAError) in
+      try time(iterations: iterations, warmUp: warmUp) { () throws(CUDAError) in
         do throws(AttentionError) { try body() } catch { failure = error }
       }
     }
@@ -127,13 +135,20 @@ package final class GPUProbe: Sendable {
   }
 
   private func time(
-    iterations: Int, warms: Bool = false, _ body: () throws(CUDAError) -> Void
+    iterations: Int, warms: Bool = false, warmUp: Duration = .zero, _ body: () throws(CUDAError) -> Void
   ) throws(CUDAError) -> [Double] {
     let stream = gpu.stream.handle
     return try gpu.context.use { () throws(CUDAError) in
       let start = try Event(gpu.context)
       let end = try Event(gpu.context)
       try body()
+      let begin = ContinuousClock.now
+      while ContinuousClock.now - begin < warmUp {
+        try read(buffer, steps: evictSteps, by: evictor)
+        try body()
+        try end.record(in: stream)
+        try end.synchronize()
+      }
       var seconds: [Double] = []
       for _ in 0..<iterations {
         try read(buffer, steps: evictSteps, by: evictor)

@@ -119,7 +119,9 @@ package final class GPUBench {
     peaks[unit] = peak
     let prepareSeconds = try elapsedSeconds { try plan.prepare() }
     let tensors = try DeviceTensors(problem, inputs, on: gpu)
-    let seconds = try probe.seconds(iterations: iterations) { () throws(AttentionError) in try tensors.launch(plan) }
+    let seconds = try probe.seconds(iterations: iterations, warmUp: .milliseconds(150)) { () throws(AttentionError) in
+      try tensors.launch(plan)
+    }
     let hostSeconds =
       try elapsedSeconds { for _ in 0..<hostCalls { try tensors.launch(plan) } } / Double(max(hostCalls, 1))
     try gpu.synchronize()

@@ -197,7 +197,8 @@ extension AttentionPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
-    case .cpuSequences: "CPU, \(threads) threads, all sequences at once\(CPUPlan.build)\n\(reason)"
+    case .cpuSequences:
+      "CPU, \(Machine.instructionSet), \(threads) thread\(threads == 1 ? "" : "s"), all sequences at once\(CPUPlan.build)\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

@@ -18,7 +18,7 @@ public struct GradientPlan: Sendable {
   /// What the gradients are of.
   public let problem: AttentionProblem
   /// Why this device was chosen, as a sentence.
-  public let reason: String
+  public fileprivate(set) var reason: String
   private let path: Path
   /// Threads at most on the CPU.
   private let threads: Int
@@ -120,7 +120,8 @@ extension GradientPlan: CustomStringConvertible {
   public var description: String {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
-    case .cpuSequences: "CPU, \(threads) threads, one sequence after the other\n\(reason)"
+    case .cpuSequences:
+      "CPU, \(Machine.instructionSet), \(threads) thread\(threads == 1 ? "" : "s"), one sequence after the other\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }
@@ -132,7 +133,10 @@ extension AttentionPlan {
   /// - Parameter kernels: what an experiment wants of the GPU's kernels.
   /// - Throws: `AttentionError.unsupported` for problems that have no gradients.
   public func backward(kernels: KernelOptions = KernelOptions()) throws(AttentionError) -> GradientPlan {
-    try GradientPlan(problem, device: gpu.map { .gpu($0.device.ordinal) } ?? .cpu, threads: threads, kernels: kernels)
+    var plan = try GradientPlan(
+      problem, device: gpu.map { .gpu($0.device.ordinal) } ?? .cpu, threads: threads, kernels: kernels)
+    plan.reason = reason
+    return plan
   }
 }
 

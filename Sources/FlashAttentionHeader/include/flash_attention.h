@@ -175,7 +175,8 @@ typedef struct fa_sequences_params {
   fa_tensor q, k, v, o;
   fa_tensor new_k, new_v;     /* appended; data NULL for nothing */
   float *log_sum_exp;         /* [batch, query_heads, queries]; packed [query_heads, total_queries]; or NULL */
-  const int32_t *lengths;     /* [batch]: rows of each cache that hold keys; may be NULL where keys are packed */
+  const int32_t *lengths;     /* [batch]: rows of each cache that hold keys before this call; new keys go behind them, and the list
+                               * stays as it is: the caller counts on. May be NULL where keys are packed */
   const int32_t *batch_index; /* [batch]: which sequence of the cache; NULL for its own number */
   const int32_t *left_padding; /* [batch]: the row of each first key; NULL for 0 */
   const int32_t *page_table;   /* [batch, pages_per_sequence] */

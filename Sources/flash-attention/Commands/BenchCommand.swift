@@ -6,6 +6,10 @@ internal import FlashAttention
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench", abstract: "Measure speed, beside what this machine can do.",
+    discussion: """
+      Alone it is bench attention, whose options it takes: see flash-attention help bench attention. The kernels of decode, gemm and \
+      probes need a GPU.
+      """,
     subcommands: [
       BenchAttentionCommand.self, BenchBackwardCommand.self, BenchVariantsCommand.self, BenchDecodeCommand.self,
       BenchEmulatorCommand.self, BenchGEMMCommand.self, BenchProbesCommand.self,
@@ -23,7 +27,7 @@ struct BenchAttentionCommand: ParsableCommand {
       key that it sees; GB/s count Q, K, V and the output once. The percentages are of what small probes measure in \
       the same run: multiply-adds on registers, and reading a buffer of as many bytes, in turns with the computation; \
       on a GPU, products on tensor cores (mma.sync, or wgmma where the plan's kernels use it), and reading 2 GB. There, each run is timed by events after the L2 \
-      cache was filled with something else; `host` is what putting a launch into a stream costs the processor. \
+      cache was filled with something else, and all behind 0.15 s of the same, in which clocks settle; `host` is what putting a launch into a stream costs the processor. \
       \(DefaultType.ofBenchmarks)
       """)
 
@@ -94,9 +98,13 @@ struct BenchAttentionCommand: ParsableCommand {
       ["problem", "time", "GFLOPS", "of peak", "GB/s", "of reading"] + (gpu == nil ? [] : ["first", "host"])
     let widths = [problems.map { "\($0)".count }.max() ?? 0] + header.dropFirst().map { max($0.count, 8) }
     json.say(line(header, widths: widths))
+    var last: (problem: AttentionProblem, inputs: ProblemInputs)?
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
-      let inputs = try ProblemInputs(plan.problem)
+      // Shapes that are alike have the same numbers, which take longer to make than to multiply.
+      let inputs =
+        if let last, last.problem.hasInputs(of: plan.problem) { last.inputs } else { try ProblemInputs(plan.problem) }
+      last = (plan.problem, inputs)
       let measurement = try reportingFileErrors {
         plan.gpu == nil
           ? try cpu.measure(plan, inputs, iterations: iterations)
@@ -135,6 +143,14 @@ struct BenchAttentionCommand: ParsableCommand {
     let instructionSet: String
     let threads: Int
     let cases: [Measurement]
+  }
+}
+
+extension AttentionProblem {
+  /// Whether its inputs have the shapes and the type of another's.
+  fileprivate func hasInputs(of other: AttentionProblem) -> Bool {
+    (queryShape, keyShape, valueShape) == (other.queryShape, other.keyShape, other.valueShape)
+      && scalarType == other.scalarType
   }
 }
 

@@ -2,7 +2,10 @@ public import ArgumentParser
 internal import AttentionKernels
 public import FlashAttention
 
-extension ScalarType: ExpressibleByArgument {}
+extension ScalarType: ExpressibleByArgument {
+  /// For shells.
+  public static var defaultCompletionKind: CompletionKind { .list((computed + [.e4m3]).map(\.rawValue)) }
+}
 extension TensorLayout: ExpressibleByArgument {}
 
 extension Device: ExpressibleByArgument {
@@ -11,6 +14,9 @@ extension Device: ExpressibleByArgument {
 
   /// For help and errors.
   public static var allValueStrings: [String] { ["auto", "cpu", "gpu", "gpu:1"] }
+
+  /// For shells.
+  public static var defaultCompletionKind: CompletionKind { .list(allValueStrings) }
 }
 
 extension Rung: ExpressibleByArgument {

@@ -28,16 +28,16 @@ struct RunCommand: ParsableCommand {
       to the .safetensors file, too.
       """)
 
-  @Argument(help: "A .safetensors file.")
+  @Argument(help: "A .safetensors file.", completion: .file(extensions: ["safetensors"]))
   var file: String?
 
-  @Option(help: "Tensor of the queries, or a .npy file.")
+  @Option(help: "Tensor of the queries, or a .npy file.", completion: .file())
   var query = "q"
 
-  @Option(help: "Tensor of the keys, or a .npy file.")
+  @Option(help: "Tensor of the keys, or a .npy file.", completion: .file())
   var key = "k"
 
-  @Option(help: "Tensor of the values, or a .npy file.")
+  @Option(help: "Tensor of the values, or a .npy file.", completion: .file())
   var value = "v"
 
   @Option(
@@ -53,7 +53,8 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Where to compute: auto, cpu, gpu, or gpu:1 for another one.")
   var device = Device.auto
 
-  @Option(name: [.customShort("o"), .long], help: "File to write the output and the log-sum-exp to.")
+  @Option(
+    name: [.customShort("o"), .long], help: "File to write the output and the log-sum-exp to.", completion: .file())
   var output: String?
 
   @Option(
@@ -65,7 +66,9 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Compare with this tensor of FILE (the output, or the log-sum-exp by its shape); exit 1 if it differs.")
   var compare: String?
 
-  @Option(help: "Take the --compare tensor from this file instead; for a .npy file, --compare is not needed.")
+  @Option(
+    help: "Take the --compare tensor from this file instead; for a .npy file, --compare is not needed.",
+    completion: .file())
   var compareFile: String?
 
   @Option(help: JSONReport.helpWithoutSamples)
@@ -77,6 +80,9 @@ struct RunCommand: ParsableCommand {
     let sources = [query, key, value]
     if isNPY && !sources.allSatisfy({ $0.hasSuffix(".npy") }) {
       throw ValidationError("Give a .safetensors FILE, or .npy files by --query, --key and --value.")
+    }
+    if !isNPY, let array = sources.first(where: { $0.hasSuffix(".npy") }) {
+      throw ValidationError("'\(array)' is a file; give all three by --query, --key and --value, and no FILE.")
     }
     if let output, !output.hasSuffix(".safetensors") && !output.hasSuffix(".npy") {
       throw ValidationError("The output '\(output)' must end in .safetensors or .npy.")

@@ -13,6 +13,8 @@ struct JSONReport: ExpressibleByArgument {
 
   init(argument: String) { path = argument }
 
+  static let defaultCompletionKind = CompletionKind.file(extensions: ["json"])
+
   fileprivate var isAlone: Bool { path == "-" }
 
   /// - Throws: `TensorFileError` for a file that cannot be written, before the long work.

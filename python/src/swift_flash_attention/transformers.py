@@ -251,8 +251,9 @@ def _refuse(dropout: float, others: dict[str, Any]) -> None:
         if name in _WITHOUT_MEANING or _is_nothing(value):
             continue
         what = _REFUSED.get(name, f"the keyword {name}, which this attention does not know,")
-        raise NotImplementedError(
-            f"{what} is not supported by {NAME!r}; use attn_implementation='eager' or 'sdpa' for this model.")
+        # Of attention weights, sdpa has none either.
+        others = "'eager'" if name == "output_attentions" else "'eager' or 'sdpa'"
+        raise NotImplementedError(f"{what} is not supported by {NAME!r}; use attn_implementation={others} for this model.")
 
 
 def attention(
