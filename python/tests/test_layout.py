@@ -16,6 +16,7 @@ STRUCTS = {
     "fa_forward_params": _library.ForwardParams,
     "fa_sequences_params": _library.SequencesParams,
     "fa_combine_params": _library.CombineParams,
+    "fa_backward_params": _library.BackwardParams,
 }
 NUMBERS = "OK INVALID UNAVAILABLE FAILED F32 F16 BF16 E4M3 CPU GPU MASK_NONE MASK_CAUSAL MASK_WINDOW".split()
 CACHES = ["CONTIGUOUS", "PAGED", "PACKED"]

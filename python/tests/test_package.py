@@ -1,5 +1,6 @@
 """What the package is to those who install it: typed, and light to import."""
 
+import pathlib
 import subprocess
 import sys
 import threading
@@ -61,3 +62,13 @@ def test_every_call_tells_the_limit(call, monkeypatch):
         told.clear()
         out.sum().backward()
     assert set(told) == {torch.get_num_threads()}
+
+
+def test_uses_the_vectors_that_there_are():
+    """However the library was linked, it finds out what the processor can do."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
+    q = torch.randn(1, 64, 2, 32)
+    if {"avx2", "fma", "f16c"} <= set(flags):
+        assert "AVX" in fa.plan(q, q, q), fa.plan(q, q, q)
+    else:
+        pytest.skip("This processor has no AVX2.")

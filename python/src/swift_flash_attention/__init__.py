@@ -81,7 +81,8 @@ def _params(q: AnyArray, k: AnyArray, v: AnyArray, options: Options) -> tuple[c.
             raise ValueError(f"{name} must have the device and the element type of q.")
     (b, n, h, d), (bk, nk, hk, dk), (bv, nv, hv, dv) = (arrays[name].shape for name in "qkv")
     if (b, d) != (bk, dk) or (bk, nk, hk) != (bv, nv, hv):
-        raise ValueError(f"The shapes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit each other.")
+        shapes = [arrays[name].shape for name in "qkv"]
+        raise ValueError("The shapes of q {}, k {} and v {} do not fit each other.".format(*shapes))
     params = c.ForwardParams(
         size=ctypes.sizeof(c.ForwardParams), device=arrays["q"].device, ordinal=arrays["q"].ordinal,
         type=arrays["q"].type, batch=b, queries=n, keys=nk, query_heads=h, key_value_heads=hk, dimension=d,

@@ -205,7 +205,8 @@ def _from_dlpack(name: str, value: Any, types: Mapping[str, int]) -> Array:
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _contiguous(shape)
     return Array(
-        tensor.data + tensor.byte_offset, shape, strides, code, device, tensor.device_id, (value, capsule), is_read_only)
+        # An array without elements may have no address.
+        (tensor.data or 0) + tensor.byte_offset, shape, strides, code, device, tensor.device_id, (value, capsule), is_read_only)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:

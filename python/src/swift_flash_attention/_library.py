@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Iterable
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
@@ -235,6 +236,8 @@ def check(status: int, phrases: Iterable[tuple[str, str]] = ()) -> None:
 
 def _out_of_memory() -> type[RuntimeError]:
     """What PyTorch raises where memory runs out, a kind of ``RuntimeError``: programs that try again with less wait for it."""
+    if "torch" not in sys.modules:
+        return RuntimeError
     import torch
 
     kind: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)

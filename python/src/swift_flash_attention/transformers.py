@@ -252,8 +252,8 @@ def _refuse(dropout: float, others: dict[str, Any]) -> None:
             continue
         what = _REFUSED.get(name, f"the keyword {name}, which this attention does not know,")
         # Of attention weights, sdpa has none either.
-        others = "'eager'" if name == "output_attentions" else "'eager' or 'sdpa'"
-        raise NotImplementedError(f"{what} is not supported by {NAME!r}; use attn_implementation={others} for this model.")
+        instead = "'eager'" if name == "output_attentions" else "'eager' or 'sdpa'"
+        raise NotImplementedError(f"{what} is not supported by {NAME!r}; use attn_implementation={instead} for this model.")
 
 
 def attention(
