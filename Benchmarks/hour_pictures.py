@@ -95,14 +95,15 @@ DECODING = [(32, 8192, 32, 8, 1, 242.3), (1, 32768, 16, 1, 1, 14.7), (32, 8192, 
 
 def roofline():
     """What an H200 can do at most, and what these kernels did, over multiply-adds for each byte that must move."""
-    bandwidth, rate = 4.68, 790.0  # TB/s by a probe; TFLOPS, the most that any of the figures reaches
+    # TB/s of reading, and TFLOPS of wgmma at the power limit, both by probes (Documentation/Hopper.md: 850 to 910).
+    bandwidth, rate = 4.68, 880.0
     points = []
     for name, d, causal, n, value in json.load(open(HERE / "prefill-h200.json"))["figures"]:
         if name == "ours" and d == 128 and not causal and n in (512, 2048, 8192):
             points.append((4 * n * n * d / (4 * n * d * 2), value, f"prefill, N {n}"))
     for batch, keys, heads, shared, queries, microseconds in DECODING:
         flops = 4 * batch * heads * queries * keys * 128
-        moved = 2 * 2 * batch * shared * keys * 128
+        moved = 2 * 2 * batch * (shared * keys + heads * queries) * 128
         name = f"{batch} x {keys} keys, {heads}/{shared} heads, {queries} {'query' if queries == 1 else 'queries'}"
         points.append((flops / moved, flops / microseconds / 1e6, name))
     x0, y0, width, height = 56, 16, 560, 210

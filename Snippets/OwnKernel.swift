@@ -24,7 +24,8 @@ func reversed(_ program: Program, _ schedule: Schedule) throws(Hazard) -> [Float
   return memory.read(Float.self, count: 64, from: y)
 }
 let expected = (0..<64).map { Float(63 - $0) }
-print(try reversed(Program(kernel), .roundRobin) == expected)
+let result = try reversed(Program(kernel), .roundRobin)
+precondition(result == expected)
 // snippet.end
 
 // snippet.mutations
@@ -32,7 +33,7 @@ print(try reversed(Program(kernel), .roundRobin) == expected)
 let survivors = Mutation.survivors(of: kernel) { program, schedule throws(Hazard) in
   try reversed(program, schedule) == expected
 }
-print(survivors.isEmpty)
+precondition(survivors.isEmpty)
 // snippet.end
 
 // snippet.text

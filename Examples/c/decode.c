@@ -120,7 +120,10 @@ static double difference(int b, int length) {
     for (int d = 0; d < D; d++) {
       double expected = 0;
       for (int j = 0; j < length; j++) expected += scores[j] / sum * widened(v[b][j][shared][d]);
-      largest = fmax(largest, fabs(expected - widened(o[b][h][d])));
+      /* A NaN stays one, which fmax would drop. */
+      double error = fabs(expected - widened(o[b][h][d]));
+      if (!(error <= largest)) largest = error;
+      if (error != error) return error;
     }
   }
   return largest;

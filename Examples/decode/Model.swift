@@ -89,7 +89,7 @@ struct Model {
     var end = 0
     return try counts.map { count in
       end += count
-      return try logits(followers.part(tokens: end - 1..<end))
+      return try logits(followers.slice(length: end - 1..<end))
     }
   }
 
@@ -110,7 +110,7 @@ struct Model {
       values: own, mask: .causal, scale: Self.sharpness)
     let (queries, keys) = try inputsOfLayer2(own, before)
     let followers = try attention(queries: queries, keys: keys, values: own, mask: .causal, scale: Self.sharpness)
-    return try logits(followers.part(tokens: text.count - 1..<text.count))
+    return try logits(followers.slice(length: text.count - 1..<text.count))
   }
 
   /// The factor of scores of vectors of length 1, by which the best of them has nearly all of the weight.
@@ -143,9 +143,10 @@ struct Model {
 
   /// Queries: this token and the one before. Keys: the one before, and the one before that.
   private func inputsOfLayer2(_ own: Tensor, _ before: Tensor) throws -> (queries: Tensor, keys: Tensor) {
-    let (last, lastButOne) = (try before.part(heads: 0..<1), try before.part(heads: 1..<2))
+    let (last, lastButOne) = (try before.slice(heads: 0..<1), try before.slice(heads: 1..<2))
     return (
-      try Tensor(joining: [own, last], along: .dimension), try Tensor(joining: [last, lastButOne], along: .dimension)
+      try Tensor(concatenating: [own, last], along: .dimension),
+      try Tensor(concatenating: [last, lastButOne], along: .dimension)
     )
   }
 

@@ -2,7 +2,7 @@
 //
 //     Examples/encoder/fetch                                       the weights and the vocabulary, 83 MB, once
 //     swift run -c release --package-path Examples encoder         three sentences, and how alike they are
-//     swift run ... encoder FILE -o vectors.npy                    a line of the file each
+//     swift run ... encoder FILE -o vectors.npy                    a line of the file each, of at most 256 word pieces
 import FlashAttention
 import Foundation
 import TensorFiles
@@ -24,7 +24,10 @@ if arguments.count > 1 || arguments.first?.hasPrefix("-") == true {
 }
 if let file = arguments.first {
   guard let text = try? String(contentsOfFile: file, encoding: .utf8) else { quit("\(file) cannot be read.") }
-  sentences = text.split(separator: "\n").map(String.init)
+  sentences = text.split(omittingEmptySubsequences: false) { $0.isNewline }.dropLast(
+    text.last?.isNewline == true ? 1 : 0
+  )
+  .map(String.init)
 } else {
   sentences = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply on Tuesday."]
 }

@@ -54,8 +54,8 @@ public enum AttentionError: Error, Hashable, Sendable {
   case memory(what: String, byteCount: Int)
   /// There are not as many elements, or bytes, as a shape has.
   case elementCount(tensor: String, needed: String, given: Int)
-  /// A part of a tensor was asked for that it has not.
-  case part(axis: String, range: Range<Int>, extent: Int)
+  /// A slice of a tensor was asked for that leads out of it.
+  case slice(axis: String, range: Range<Int>, extent: Int)
   /// A tiling that was asked for cannot be had.
   case tiling(String, reason: String)
   /// The device cannot be used; the reason is a sentence.
@@ -141,8 +141,8 @@ extension AttentionError: CustomStringConvertible {
       "\(what) needs \(byteCount / 1_000_000 + 1) MB of memory, which this machine does not have; make it smaller."
     case .elementCount(let tensor, let needed, let given):
       "\(tensor) has \(needed); \(given) were given."
-    case .part(let axis, let range, let extent):
-      "The part \(range) of the axis \(axis) leads out of the tensor, which has \(extent) there; give a range within 0..<\(extent)."
+    case .slice(let axis, let range, let extent):
+      "The slice \(range) of the axis \(axis) leads out of the tensor, which has \(extent) there; give a range within 0..<\(extent)."
     case .tiling(let tiling, let reason):
       "The tiling (\(tiling)) \(reason)."
     case .deviceUnavailable(let device, let reason):

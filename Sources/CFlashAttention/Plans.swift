@@ -8,6 +8,7 @@ final class Plans<Plan: Sendable>: Sendable {
     let device: Device
     /// What plans of the CPU take, which a program may change.
     let vectors: String
+    /// Of the CPU; nil of GPUs.
     let threads: Int?
   }
 
@@ -20,7 +21,8 @@ final class Plans<Plan: Sendable>: Sendable {
 
   func plan(_ problem: AttentionProblem, _ device: Device) throws(AttentionError) -> Plan {
     let key = Key(
-      problem: problem, device: device, vectors: Machine.instructionSet, threads: ThreadLimit.current)
+      problem: problem, device: device, vectors: Machine.instructionSet,
+      threads: device.ordinal == nil ? ThreadLimit.current : nil)
     if let plan = plans.withLock({ $0[key] }) { return plan }
     let plan = try make(problem, device, key.threads)
     plans.withLock { plans in

@@ -9,14 +9,15 @@ public import FlashAttentionHeader
 
 /// How many threads of the CPU calls of the calling thread may use; nil for one per processor.
 enum ThreadLimit {
-  private static let key: pthread_key_t = {
+  /// nil where the process has no more keys.
+  private static let key: pthread_key_t? = {
     var key = pthread_key_t()
-    pthread_key_create(&key, nil)
-    return key
+    return pthread_key_create(&key, nil) == 0 ? key : nil
   }()
 
   /// The number is the pointer: there is nothing to allocate, and nothing to free when a thread ends.
   static var current: Int? {
+    guard let key else { return nil }
     let number = Int(bitPattern: pthread_getspecific(key))
     return number == 0 ? nil : number
   }
@@ -25,7 +26,9 @@ enum ThreadLimit {
     if count < 0 {
       throw .unsupported("The limit is \(count) threads; give 1 or more, or 0 for one per processor.")
     }
-    pthread_setspecific(key, UnsafeRawPointer(bitPattern: count))
+    guard let key, pthread_setspecific(key, UnsafeRawPointer(bitPattern: count)) == 0 else {
+      throw .memory(what: "The limit of a thread", byteCount: 0)
+    }
   }
 }
 

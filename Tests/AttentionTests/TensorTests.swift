@@ -144,14 +144,14 @@ import Testing
     }
   }
 
-  /// Parts and joined tensors hold what the original holds, whatever the layout, the type and the axis, and parts put
+  /// Slices and concatenated tensors hold what the original holds, whatever the layout, the type and the axis, and slices put
   /// together again are the whole.
   @Test(arguments: TensorLayout.allCases, ScalarType.computed + [.e4m3])
-  func partsJoinToTheWhole(layout: TensorLayout, type: ScalarType) throws {
+  func slicesConcatenateToTheWhole(layout: TensorLayout, type: ScalarType) throws {
     let whole = try Tensor(shape: shape, scalarType: type, layout: layout) { b, h, n, d in
       Float(b * 100 + h * 30 + n * 8 + d) / 16
     }
-    let part = try whole.part(batch: 1..<2, heads: 1..<3, tokens: 2..<3, dimensions: 3..<8)
+    let part = try whole.slice(batch: 1..<2, heads: 1..<3, length: 2..<3, dimension: 3..<8)
     #expect(part.shape == TensorShape(batch: 1, heads: 2, length: 1, dimension: 5))
     #expect(part.layout == layout && part.scalarType == type)
     for h in 0..<2 {
@@ -160,13 +160,13 @@ import Testing
     for axis in TensorAxis.allCases {
       let parts = try [0..<1, 1..<1, 1..<shape[axis]].map { range in
         switch axis {
-        case .batch: try whole.part(batch: range)
-        case .heads: try whole.part(heads: range)
-        case .length: try whole.part(tokens: range)
-        case .dimension: try whole.part(dimensions: range)
+        case .batch: try whole.slice(batch: range)
+        case .heads: try whole.slice(heads: range)
+        case .length: try whole.slice(length: range)
+        case .dimension: try whole.slice(dimension: range)
         }
       }
-      let joined = try Tensor(joining: parts, along: axis)
+      let joined = try Tensor(concatenating: parts, along: axis)
       #expect(joined.shape == shape && joined.floats == whole.floats, "along \(axis)")
     }
   }
@@ -176,12 +176,12 @@ import Testing
     func made(_ layout: TensorLayout) throws -> Tensor {
       try Tensor(shape: shape, scalarType: .f32, layout: layout) { b, h, n, d in Float(b * 100 + h * 30 + n * 8 + d) }
     }
-    let joined = try Tensor(joining: [try made(.bhnd), try made(.bnhd)], along: .batch)
+    let joined = try Tensor(concatenating: [try made(.bhnd), try made(.bnhd)], along: .batch)
     #expect(joined.layout == .bhnd)
-    #expect(try joined.part(batch: 2..<4).floats == made(.bhnd).floats)
+    #expect(try joined.slice(batch: 2..<4).floats == made(.bhnd).floats)
   }
 
-  @Test func partsRefuseInSentences() throws {
+  @Test func slicesRefuseInSentences() throws {
     func sentence(_ body: () throws(AttentionError) -> Tensor) -> String {
       do throws(AttentionError) {
         return "\(try body().shape) was made"
@@ -192,20 +192,20 @@ import Testing
     }
     let (three, four, half) = (try made(heads: 3), try made(heads: 4), try made(heads: 3, .f16))
     #expect(
-      sentence { () throws(AttentionError) in try three.part(heads: 2..<5) }
-        == "The part 2..<5 of the axis heads leads out of the tensor, which has 3 there; give a range within 0..<3.")
+      sentence { () throws(AttentionError) in try three.slice(heads: 2..<5) }
+        == "The slice 2..<5 of the axis heads leads out of the tensor, which has 3 there; give a range within 0..<3.")
     #expect(
-      sentence { () throws(AttentionError) in try three.part(tokens: -1..<1) }
-        == "The part -1..<1 of the axis length leads out of the tensor, which has 2 there; give a range within 0..<2.")
+      sentence { () throws(AttentionError) in try three.slice(length: -1..<1) }
+        == "The slice -1..<1 of the axis length leads out of the tensor, which has 2 there; give a range within 0..<2.")
     #expect(
-      sentence { () throws(AttentionError) in try Tensor(joining: [three, four], along: .length) }
-        == "tensor 2 of those to join has heads 4, but the first has heads 3; they must be the same.")
+      sentence { () throws(AttentionError) in try Tensor(concatenating: [three, four], along: .length) }
+        == "tensor 2 of those to concatenate has heads 4, but the first has heads 3; they must be the same.")
     #expect(
-      sentence { () throws(AttentionError) in try Tensor(joining: [three, half], along: .heads) }
-        == "tensor 2 of those to join is f16, but the first is f32; convert them to one type.")
+      sentence { () throws(AttentionError) in try Tensor(concatenating: [three, half], along: .heads) }
+        == "tensor 2 of those to concatenate is f16, but the first is f32; convert them to one type.")
     #expect(
-      sentence { () throws(AttentionError) in try Tensor(joining: [], along: .heads) }
-        == "There are no tensors to join; give one at least.")
+      sentence { () throws(AttentionError) in try Tensor(concatenating: [], along: .heads) }
+        == "There are no tensors to concatenate; give one at least.")
   }
 
   @Test func printsForPeople() throws {

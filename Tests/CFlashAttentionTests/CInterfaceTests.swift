@@ -1,6 +1,8 @@
 import CFlashAttention
 import FlashAttention
 import FlashAttentionHeader
+import Foundation
+import Synchronization
 import Testing
 
 /// The library as C sees it, on the CPU: results beside the Swift API's, sentences for what cannot be, and no trap
@@ -354,10 +356,18 @@ import Testing
 
   /// The limit is the calling thread's own, counts for plans that were made before, and is followed by gradients, too.
   @Test func threadsAreLimited() {
-    func describe() -> String {
+    @Sendable func describe() -> String {
       var (text, p) = ([CChar](repeating: 0, count: 1000), forward)
       (p.device, p.queries, p.keys) = (Int32(FA_CPU), 256, 256)
       #expect(fa_forward_describe(&p, &text, text.count) == FA_OK, "\(lastError)")
+      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+    func describeGradients() -> String {
+      var (text, p) = ([CChar](repeating: 0, count: 1000), fa_backward_params())
+      p.size = MemoryLayout<fa_backward_params>.size
+      (p.device, p.batch, p.queries, p.keys) = (Int32(FA_CPU), 2, 256, 256)
+      (p.query_heads, p.key_value_heads, p.dimension) = (4, 2, 16)
+      #expect(fa_backward_describe(&p, &text, text.count) == FA_OK, "\(lastError)")
       return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
     let free = describe()
@@ -366,6 +376,13 @@ import Testing
     #expect(fa_limit_threads(-3) == FA_INVALID)
     #expect(lastError == "The limit is -3 threads; give 1 or more, or 0 for one per processor.")
     #expect(describe().contains(", 1 thread:"))
+    #expect(describeGradients().contains(", 1 thread"), "\(describeGradients())")
+    // Another thread's own is none.
+    let other = Mutex("")
+    let thread = Thread { other.withLock { $0 = describe() } }
+    thread.start()
+    while !thread.isFinished { usleep(1000) }
+    #expect(other.withLock { $0 } == free)
     #expect(fa_limit_threads(0) == FA_OK)
     #expect(describe() == free)
   }

@@ -344,6 +344,14 @@ import Testing
       #expect((verify["failures"] as? [Any])?.isEmpty == true)
     }
     let kernels = try report("verify --emulate --cases 1")
-    #expect(kernels["kind"] as? String == "problems")
+    #expect(kernels["kind"] as? String == "problems" && kernels["cases"] as? Int == 1)
+    #expect((kernels["failures"] as? [Any])?.isEmpty == true && (kernels["families"] as? [Any])?.count == 1)
+    // A report takes nobody's place.
+    let input = folder.appending(path: "in.safetensors").path
+    #expect(try CommandLineTool.run("generate --queries 4 --keys 4 --dim 8 -o \(input)").code == 0)
+    for taken in [input, output] {
+      let refused = try CommandLineTool.run("run \(input) -o \(output) --json \(taken)")
+      #expect(refused.code == 64 && refused.errors.contains("The report '\(taken)' would take the place of '\(taken)'"))
+    }
   }
 }

@@ -26,7 +26,8 @@ ALL_WITHOUT_PLACE = {
 ALL_UNASKED = {"v4": {"bloom", "xglm", "mpt", "mpnet", "t5", "umt5"}, "v5": set()}
 REFUSED, NO_PLACE, UNASKED = (of[catalogue.VERSION] for of in (ALL_REFUSED, ALL_WITHOUT_PLACE, ALL_UNASKED))
 # Generation that cannot be compared: transformers' own static caches fail, or the mask is made for other keys than there are.
-NO_STATIC = {"v5": set(), "v4": {"xglm", "deepseek_v2", "deepseek_v3"}}[catalogue.VERSION]
+ALL_WITHOUT_STATIC = {"v5": set(), "v4": {"xglm", "deepseek_v2", "deepseek_v3"}}
+NO_STATIC = ALL_WITHOUT_STATIC[catalogue.VERSION]
 ALL_WITHOUT_GENERATION = {"v5": set(), "v4": {"t5gemma"}}
 NO_GENERATION = ALL_WITHOUT_GENERATION[catalogue.VERSION]
 OTHERS_KEYS = "made its mask for 2 x 1 queries and 16 keys, and attends with 2 x 1 queries and 4 keys"
@@ -60,7 +61,10 @@ def table():
             return "has no place for registered attention"
         if entry.name in ALL_UNASKED[version]:
             return "its own attention, as ever"
-        return "yes, but generation raises" if entry.name in ALL_WITHOUT_GENERATION[version] else "yes"
+        if entry.name in ALL_WITHOUT_GENERATION[version]:
+            return "yes, but generation raises"
+        is_static = version in entry.static and entry.name not in ALL_WITHOUT_STATIC[version]
+        return "yes" if is_static or not entry.generate else "yes; static caches not compared"
 
     lines = [
         "# Models of transformers", "",

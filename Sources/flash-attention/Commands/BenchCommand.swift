@@ -102,8 +102,9 @@ struct BenchAttentionCommand: ParsableCommand {
     for (index, plan) in plans.enumerated() {
       progress.show("bench: case \(index + 1) of \(plans.count), \(plan.problem)")
       // Shapes that are alike have the same numbers, which take longer to make than to multiply.
-      let inputs =
-        if let last, last.problem.hasInputs(of: plan.problem) { last.inputs } else { try ProblemInputs(plan.problem) }
+      // Never two at once: there is memory for one.
+      if last?.problem.hasInputs(of: plan.problem) == false { last = nil }
+      let inputs = try last?.inputs ?? ProblemInputs(plan.problem)
       last = (plan.problem, inputs)
       let measurement = try reportingFileErrors {
         plan.gpu == nil

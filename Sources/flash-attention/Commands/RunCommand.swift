@@ -104,7 +104,7 @@ struct RunCommand: ParsableCommand {
   func run() throws {
     let passed = try reportingFileErrors {
       if let output { try checkOutput(output) }
-      try json?.check()
+      try checkReport()
       let container = try file.map { try Self.open($0) }
       let layout = givenLayout ?? container?.metadata["layout"].flatMap(TensorLayout.init) ?? .bhnd
       let inputs = try readInputs(container, layout)
@@ -207,6 +207,17 @@ struct RunCommand: ParsableCommand {
       if let input = inputs.compactMap({ $0 }).first(where: { OutputFile.isSame($0, written) }) {
         throw ValidationError("The output '\(written)' is the input '\(input)'; write to another file.")
       }
+    }
+  }
+
+  /// - Throws: where the report cannot be written, or would take the place of what is read, or of what is written beside it.
+  private func checkReport() throws {
+    try json?.check()
+    guard let report = json?.file else { return }
+    let written = output.map { $0.hasSuffix(".npy") ? [$0, Self.besideNPY($0)] : [$0] } ?? []
+    let others = [file, compareFile].compactMap { $0 } + (isNPY ? [query, key, value] : []) + written
+    if let other = others.first(where: { $0 == report || OutputFile.isSame($0, report) }) {
+      throw ValidationError("The report '\(report)' would take the place of '\(other)'; write to another file.")
     }
   }
 

@@ -150,7 +150,7 @@ struct VerifyCommand: ParsableCommand {
       one.outcome.failure.map { VerifyReport.Failure(problem: one.problem, failure: $0, command: one.command) }
     }
     let worst = results.map(\.outcome.ratio).max() ?? 0
-    for one in failures { json.say("FAILED  \(one.problem): \(one.failure)\n        \(one.command)") }
+    for one in failures { json.say("FAILED  \(one.problem): \(one.failure)\n        \(one.command ?? "")") }
     json.say(summary("worst ratio \(fixed(worst, 2))"))
     json.say(failures.isEmpty ? "All passed." : "\(failures.count) failed.")
     try reportingFileErrors {
@@ -221,8 +221,8 @@ struct VerifyCommand: ParsableCommand {
       json.say(differences.isEmpty ? "All bits agree." : "\(differences.count) rounds differ.")
       try json?.write(
         VerifyReport(
-          kind: "threads at once", seed: seed, cases: cases, worstRatio: nil,
-          failures: differences.map { VerifyReport.Failure(problem: "a round", failure: "\($0)", command: "") }))
+          kind: "threads at once", seed: nil, cases: cases, worstRatio: nil,
+          failures: differences.map { VerifyReport.Failure(problem: "a round", failure: "\($0)") }))
       if !differences.isEmpty { throw ExitCode.comparisonFailed }
     }
   }

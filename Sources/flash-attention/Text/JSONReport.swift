@@ -17,6 +17,9 @@ struct JSONReport: ExpressibleByArgument {
 
   fileprivate var isAlone: Bool { path == "-" }
 
+  /// Where it is written; nil for standard output.
+  var file: String? { isAlone ? nil : path }
+
   /// - Throws: `TensorFileError` for a file that cannot be written, before the long work.
   func check() throws { if !isAlone { try OutputFile.check(path) } }
 

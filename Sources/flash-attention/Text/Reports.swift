@@ -29,12 +29,15 @@ struct RunReport: Encodable {
 struct VerifyReport: Encodable {
   /// A problem that failed, and the command that runs it alone.
   struct Failure: Encodable {
-    let problem, failure, command: String
+    let problem, failure: String
+    var command: String?
   }
 
   /// What was drawn: problems, caches, gradients or threads at once.
   let kind: String
-  let seed: UInt64
+  /// What problems were drawn by; nil where none were.
+  let seed: UInt64?
+  /// Problems, or rounds of threads at once.
   let cases: Int
   /// The worst error as a part of what is allowed.
   let worstRatio: Double?

@@ -1,27 +1,27 @@
 extension Tensor {
-  /// A part of the tensor, as a tensor of its own in the same layout: what is left out of the arguments is taken whole.
+  /// A slice of the tensor, as a tensor of its own in the same layout: what is left out of the arguments is taken whole.
   ///
-  ///     let lastToken = try output.part(tokens: n - 1..<n)
+  ///     let lastToken = try output.slice(length: n - 1..<n)
   ///
   /// - Parameters:
   ///   - batch: which sequences.
   ///   - heads: which heads.
-  ///   - tokens: which tokens of each.
-  ///   - dimensions: which elements of each token.
-  /// - Throws: `AttentionError.part` where a range leads out of the tensor; `.memory` where there is not enough.
-  public func part(
-    batch: Range<Int>? = nil, heads: Range<Int>? = nil, tokens: Range<Int>? = nil, dimensions: Range<Int>? = nil
+  ///   - length: which tokens of each.
+  ///   - dimension: which elements of each token.
+  /// - Throws: `AttentionError.slice` where a range leads out of the tensor; `.memory` where there is not enough.
+  public func slice(
+    batch: Range<Int>? = nil, heads: Range<Int>? = nil, length: Range<Int>? = nil, dimension: Range<Int>? = nil
   ) throws(AttentionError) -> Tensor {
     func checked(_ range: Range<Int>?, _ axis: TensorAxis) throws(AttentionError) -> Range<Int> {
       let all = 0..<self.shape[axis]
       guard let range else { return all }
       if range.lowerBound < 0 || range.upperBound > all.upperBound {
-        throw .part(axis: "\(axis)", range: range, extent: all.upperBound)
+        throw .slice(axis: "\(axis)", range: range, extent: all.upperBound)
       }
       return range
     }
     let (b, h) = (try checked(batch, .batch), try checked(heads, .heads))
-    let (n, d) = (try checked(tokens, .length), try checked(dimensions, .dimension))
+    let (n, d) = (try checked(length, .length), try checked(dimension, .dimension))
     let shape = TensorShape(batch: b.count, heads: h.count, length: n.count, dimension: d.count)
     return try Tensor(shape: shape, scalarType: scalarType, layout: layout) { target in
       withView { view in
@@ -37,17 +37,17 @@ extension Tensor {
 
   /// Tensors one behind the other along an axis, in the layout of the first.
   ///
-  ///     let grown = try Tensor(joining: [cached, new], along: .length)
+  ///     let grown = try Tensor(concatenating: [cached, new], along: .length)
   ///
   /// - Throws: `AttentionError.mismatch` where they differ in another axis, `.mixedTypes` where in type; `.unsupported` of none;
   ///   `.tooLarge` or `.memory`.
-  public init(joining tensors: [Tensor], along axis: TensorAxis) throws(AttentionError) {
+  public init(concatenating tensors: [Tensor], along axis: TensorAxis) throws(AttentionError) {
     guard let first = tensors.first else {
-      throw .unsupported("There are no tensors to join; give one at least.")
+      throw .unsupported("There are no tensors to concatenate; give one at least.")
     }
     var shape = first.shape
     for (number, tensor) in tensors.enumerated().dropFirst() {
-      let name = "tensor \(number + 1) of those to join"
+      let name = "tensor \(number + 1) of those to concatenate"
       if tensor.scalarType != first.scalarType {
         throw .mixedTypes(
           first: name, firstType: tensor.scalarType, second: "the first", secondType: first.scalarType)
@@ -58,7 +58,7 @@ extension Tensor {
           secondExtent: shape[other])
       }
       let (sum, overflow) = shape[axis].addingReportingOverflow(tensor.shape[axis])
-      if overflow { throw .tooLarge(tensor: "The joined tensor", shape: shape) }
+      if overflow { throw .tooLarge(tensor: "The concatenated tensor", shape: shape) }
       shape[axis] = sum
     }
     try self.init(shape: shape, scalarType: first.scalarType, layout: first.layout) { target in
