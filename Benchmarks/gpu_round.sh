@@ -32,6 +32,14 @@ if [ "${3:-}" != quick ] && command -v compute-sanitizer > /dev/null; then
       "$tool" verify --device gpu --variants --cases 54 --kernels 54
   done
 fi
+library=$(python3 -c 'import swift_flash_attention as f, os; print(os.path.join(os.path.dirname(f.__file__), "libflash_attention.so"))' 2> /dev/null)
+if [ -n "$library" ] && command -v cc > /dev/null; then
+  made=$(mktemp -d); ln -s "$library" "$made/libflash_attention.so.1"
+  root=$(dirname "$0")/..
+  cc -std=c99 "$root/Examples/c/decode.c" "-I$root/Sources/FlashAttentionHeader/include" "$library" "-Wl,-rpath,$made" -lm -ldl -o "$made/decode"
+  step "decoding from C, by a captured graph" "$made/decode" gpu
+  rm -r "$made"
+fi
 step "20 repeats of every rung, 48 heads" "$tool" bench variants --query-heads 48 --queries 8192 --dim 64 --repeats 20 --iterations 5
 step "20 repeats of every rung with f16 sums" "$tool" bench variants --query-heads 8 --queries 8192 --dim 64 --repeats 20 --iterations 5 --tiling sums=f16
 for dim in 64 128; do
