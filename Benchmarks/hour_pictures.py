@@ -10,7 +10,7 @@ import json
 import pathlib
 import subprocess
 
-RED, BLUE, GREEN, GREY = "#c8102e", "#4a6785", "#8a9a5b", "#ddd"
+RED, BLUE, GREY = "#c8102e", "#4a6785", "#ddd"
 HERE = pathlib.Path(__file__).resolve().parent.parent / "Documentation"
 
 
@@ -58,10 +58,10 @@ def ladder(tool):
 
 
 MASKS = {
-    "causal": lambda i, j, n: j <= i,
-    "window of 63 keys before": lambda i, j, n: i - 63 <= j <= i,
-    "chunks of 128": lambda i, j, n: j <= i and i // 128 == j // 128,
-    "documents from 0, 90 and 200": lambda i, j, n: j <= i and sum(i >= s for s in (90, 200)) == sum(j >= s for s in (90, 200)),
+    "causal": lambda i, j: j <= i,
+    "window of 63 keys before": lambda i, j: i - 63 <= j <= i,
+    "chunks of 128": lambda i, j: j <= i and i // 128 == j // 128,
+    "documents from 0, 90 and 200": lambda i, j: j <= i and sum(i >= s for s in (90, 200)) == sum(j >= s for s in (90, 200)),
 }
 
 
@@ -75,7 +75,7 @@ def tiles(tool):
         yield text(x, 18, name, weight="bold")
         for row in range(0, n, size):
             for column in range(0, n, size):
-                seen = [sees(i, j, n) for i in range(row, row + size) for j in range(column, column + size)]
+                seen = [sees(i, j) for i in range(row, row + size) for j in range(column, column + size)]
                 colour = GREY if not any(seen) else BLUE if all(seen) else RED
                 kept += any(seen)
                 yield box(x + column * scale, y + row * scale, size * scale - 1, size * scale - 1, colour)

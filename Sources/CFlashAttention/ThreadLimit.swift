@@ -27,7 +27,7 @@ enum ThreadLimit {
       throw .unsupported("The limit is \(count) threads; give 1 or more, or 0 for one per processor.")
     }
     guard let key, pthread_setspecific(key, UnsafeRawPointer(bitPattern: count)) == 0 else {
-      throw .memory(what: "The limit of a thread", byteCount: 0)
+      throw .unsupported("The limit cannot be kept: the process has no more room for what threads have of their own.")
     }
   }
 }

@@ -1,8 +1,6 @@
 import CFlashAttention
 import FlashAttention
 import FlashAttentionHeader
-import Foundation
-import Synchronization
 import Testing
 
 /// The library as C sees it, on the CPU: results beside the Swift API's, sentences for what cannot be, and no trap
@@ -338,53 +336,6 @@ import Testing
     #expect(lastError == "The counters have -64 bytes; give a size of 0 or more.")
     #expect(fa_counters(-1, nil, 64, nil) == FA_INVALID)
     #expect(String(cString: fa_version()) == "1.0.0")
-    #expect(fa_choose_vectors("mmx") == FA_INVALID)
-    #expect(String(cString: fa_last_error()).hasPrefix("This machine has no vectors \"mmx\"; it has "))
-    // A plan that was made before has the others.
-    func describe() -> String {
-      var (text, p) = ([CChar](repeating: 0, count: 1000), forward)
-      p.device = Int32(FA_CPU)
-      #expect(fa_forward_describe(&p, &text, text.count) == FA_OK)
-      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-    let best = describe()
-    #expect(fa_choose_vectors("portable") == FA_OK)
-    #expect(describe().contains("portable"))
-    #expect(fa_choose_vectors(nil) == FA_OK)
-    #expect(describe() == best)
-  }
-
-  /// The limit is the calling thread's own, counts for plans that were made before, and is followed by gradients, too.
-  @Test func threadsAreLimited() {
-    @Sendable func describe() -> String {
-      var (text, p) = ([CChar](repeating: 0, count: 1000), forward)
-      (p.device, p.queries, p.keys) = (Int32(FA_CPU), 256, 256)
-      #expect(fa_forward_describe(&p, &text, text.count) == FA_OK, "\(lastError)")
-      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-    func describeGradients() -> String {
-      var (text, p) = ([CChar](repeating: 0, count: 1000), fa_backward_params())
-      p.size = MemoryLayout<fa_backward_params>.size
-      (p.device, p.batch, p.queries, p.keys) = (Int32(FA_CPU), 2, 256, 256)
-      (p.query_heads, p.key_value_heads, p.dimension) = (4, 2, 16)
-      #expect(fa_backward_describe(&p, &text, text.count) == FA_OK, "\(lastError)")
-      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-    let free = describe()
-    #expect(fa_limit_threads(1) == FA_OK)
-    #expect(describe().contains(", 1 thread:"), "\(describe())")
-    #expect(fa_limit_threads(-3) == FA_INVALID)
-    #expect(lastError == "The limit is -3 threads; give 1 or more, or 0 for one per processor.")
-    #expect(describe().contains(", 1 thread:"))
-    #expect(describeGradients().contains(", 1 thread"), "\(describeGradients())")
-    // Another thread's own is none.
-    let other = Mutex("")
-    let thread = Thread { other.withLock { $0 = describe() } }
-    thread.start()
-    while !thread.isFinished { usleep(1000) }
-    #expect(other.withLock { $0 } == free)
-    #expect(fa_limit_threads(0) == FA_OK)
-    #expect(describe() == free)
   }
 
   /// A caller that knows fields which this library does not: harmless while they are zero.
