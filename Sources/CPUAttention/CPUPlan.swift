@@ -100,11 +100,16 @@ extension CPUPlan: CustomStringConvertible {
       }
     let splits = keySplits == 1 ? "" : ", keys split \(keySplits) ways"
     return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
-      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)\(Self.build)"
+      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)\(Self.debugWarning)"
+  }
+
+  /// For a plan of sequences with lengths of their own, each of which gets a plan of this kind when it runs.
+  package static func ofSequences(_ how: String, threads: Int) -> String {
+    "CPU, \(InstructionSet.best.name), \(threads) thread\(threads == 1 ? "" : "s"), \(how)\(debugWarning)"
   }
 
   /// A word of warning where the compiler was told not to optimize.
-  package static var build: String {
+  package static var debugWarning: String {
     #if DEBUG
       "\nThis is a debug build, in which the CPU's kernels are many times slower: build with -c release."
     #else

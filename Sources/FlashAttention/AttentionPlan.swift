@@ -198,7 +198,7 @@ extension AttentionPlan: CustomStringConvertible {
     switch path {
     case .cpu(let plan): "\(plan)\n\(reason)"
     case .cpuSequences:
-      "CPU, \(Machine.instructionSet), \(threads) thread\(threads == 1 ? "" : "s"), all sequences at once\(CPUPlan.build)\n\(reason)"
+      "\(CPUPlan.ofSequences("all sequences at once", threads: threads))\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

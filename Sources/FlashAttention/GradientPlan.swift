@@ -119,9 +119,9 @@ extension GradientPlan: CustomStringConvertible {
   /// Which path runs and why, in a few lines.
   public var description: String {
     switch path {
-    case .cpu(let plan): "\(plan)\(CPUPlan.build)\n\(reason)"
+    case .cpu(let plan): "\(plan)\(CPUPlan.debugWarning)\n\(reason)"
     case .cpuSequences:
-      "CPU, \(Machine.instructionSet), \(threads) thread\(threads == 1 ? "" : "s"), one sequence after the other\(CPUPlan.build)\n\(reason)"
+      "\(CPUPlan.ofSequences("one sequence after the other", threads: threads))\n\(reason)"
     case .gpu(let plan): "\(plan)\n\(reason)"
     }
   }

@@ -76,6 +76,10 @@ struct RunCommand: ParsableCommand {
 
   private var isNPY: Bool { file == nil }
 
+  private var inputFiles: [String] {
+    [file, compareFile].compactMap { $0 } + (isNPY ? [query, key, value] : [])
+  }
+
   func validate() throws {
     let sources = [query, key, value]
     if isNPY && !sources.allSatisfy({ $0.hasSuffix(".npy") }) {
@@ -202,9 +206,8 @@ struct RunCommand: ParsableCommand {
   /// - Throws: where the output cannot be written, or would take the place of what is read.
   private func checkOutput(_ output: String) throws {
     try OutputFile.check(output)
-    let inputs = [file, compareFile] + (isNPY ? [query, key, value] : [])
     for written in output.hasSuffix(".npy") ? [output, Self.besideNPY(output)] : [output] {
-      if let input = inputs.compactMap({ $0 }).first(where: { OutputFile.isSame($0, written) }) {
+      if let input = inputFiles.first(where: { OutputFile.isSame($0, written) }) {
         throw ValidationError("The output '\(written)' is the input '\(input)'; write to another file.")
       }
     }
@@ -215,8 +218,7 @@ struct RunCommand: ParsableCommand {
     try json?.check()
     guard let report = json?.file else { return }
     let written = output.map { $0.hasSuffix(".npy") ? [$0, Self.besideNPY($0)] : [$0] } ?? []
-    let others = [file, compareFile].compactMap { $0 } + (isNPY ? [query, key, value] : []) + written
-    if let other = others.first(where: { $0 == report || OutputFile.isSame($0, report) }) {
+    if let other = (inputFiles + written).first(where: { $0 == report || OutputFile.isSame($0, report) }) {
       throw ValidationError("The report '\(report)' would take the place of '\(other)'; write to another file.")
     }
   }
