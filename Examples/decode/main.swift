@@ -3,9 +3,12 @@
 // The model is made by hand instead of trained (Model.swift): two layers of attention that find where the last two
 // characters stood before and write what followed there. So the text goes on in the manner of its prompt, and whether
 // caches, batches and forks are right can be seen.
+//
+//   swift run -c release --package-path Examples decode ["A PROMPT OF YOUR OWN." ...]
 import FlashAttention
 
-let prompts = [
+let given = CommandLine.arguments.dropFirst().filter { !$0.isEmpty }
+let examples = [
   """
   the cat sat on the mat and the dog sat on the log and the frog sat on the bog. the cat saw the dog and the dog saw the \
   frog and the frog saw the cat. the cat and the dog and the frog sat on the mat on the log on the bog.
@@ -13,6 +16,7 @@ let prompts = [
   "row, row, row your boat, gently down the stream, merrily, merrily, merrily, merrily, life is but a ",
   "to be or not to be, that is the question: whether tis nobler in the mind to suffer the slings and arrows, or ",
 ]
+let prompts = given.isEmpty ? examples : given
 let length = 60
 
 let model = try Model()
@@ -39,11 +43,13 @@ for _ in 0..<length {
 for (index, text) in texts.enumerated() {
   let isFork = index == prompts.count
   let prompt = prompts[isFork ? 0 : index].utf8.count
-  let (before, written) = (text[(prompt - 30)..<prompt], text[prompt...])
+  let (before, written) = (text[max(0, prompt - 30)..<prompt], text[prompt...])
   print(isFork ? "a fork of conversation 1:" : "conversation \(index + 1):")
   print("  ...\(String(decoding: before, as: UTF8.self))|\(String(decoding: written, as: UTF8.self))")
 }
-print("\(pages - model.freePages) pages of \(Model.pageSize) keys a layer were taken for \(4 * length) tokens")
+print(
+  "\(pages - model.freePages) pages of \(Model.pageSize) keys a layer were taken for \(conversations.count * length) tokens"
+)
 
 // The same without any cache: all tokens of a text at once, by whole keys. The last logits must be the same.
 for (text, logits) in zip(texts, logits) {

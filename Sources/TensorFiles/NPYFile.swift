@@ -36,7 +36,7 @@ public enum NPYFile {
     switch type {
     case "<f4": scalarType = .f32
     case "<f2": scalarType = .f16
-    default: throw .unsupportedType(path: path, name: "array", type: type)
+    default: throw .unsupportedType(path: path, name: nil, type: type)
     }
     guard let count = checkedCount(extents) else { throw malformed("it has the impossible shape \(extents).") }
     let byteCount = count * scalarType.byteCount

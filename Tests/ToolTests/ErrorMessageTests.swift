@@ -172,7 +172,7 @@ import Testing
     Mistake("run README.md", 2, "Error: README.md is neither a .safetensors nor a .npy file by its name."),
     Mistake(
       "\(example) --query nothing", 2,
-      "Error: Examples/minilm-layer3.safetensors has no tensor 'nothing'; it holds 'expected', 'expected_causal', 'expected_lse', 'k', 'q', 'v'."
+      "Error: Examples/minilm-layer3.safetensors has no tensor 'nothing'; it holds 'expected', 'expected_causal', 'expected_lse', 'k', 'q', 'v'. Give the name of the tensor by --query."
     ),
     Mistake(
       "\(example) --query expected_lse", 2,

@@ -99,6 +99,13 @@ def test_refuses_in_sentences():
 def test_says_what_it_does():
     q = torch.randn(1, 5, 4, 16)
     assert fa.plan(q, q, q).startswith("CPU, ")
+    # What attention takes, plan takes, and says what becomes of it.
+    apart = q.transpose(1, 3).contiguous().transpose(1, 3).requires_grad_()
+    assert fa.plan(q, apart, q).endswith("copied first, since the elements of a row lie apart: k")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fa.plan(q, q, q).endswith("autocast: in torch.bfloat16")
+    with pytest.raises(ValueError, match="k has the shape"):
+        fa.plan(q, q[0], q)
     assert fa.__version__ == "1.0.0"
     if not torch.cuda.is_available():
         assert not fa.gpu_is_usable()

@@ -15,8 +15,8 @@ extension Device: ExpressibleByArgument {
   /// For help and errors.
   public static var allValueStrings: [String] { ["auto", "cpu", "gpu", "gpu:1"] }
 
-  /// For shells.
-  public static var defaultCompletionKind: CompletionKind { .list(allValueStrings) }
+  /// For shells; not "gpu:1", whose colon begins a description in zsh.
+  public static var defaultCompletionKind: CompletionKind { .list(["auto", "cpu", "gpu"]) }
 }
 
 extension Rung: ExpressibleByArgument {

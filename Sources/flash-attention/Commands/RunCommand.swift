@@ -227,17 +227,24 @@ struct RunCommand: ParsableCommand {
   private static func besideNPY(_ path: String) -> String { path.dropLast(4) + "-lse.npy" }
 
   private func readInputs(_ container: SafetensorsFile?, _ layout: TensorLayout) throws -> Inputs {
-    func tensor(_ name: String) throws -> Tensor {
-      let array = try container.map { try $0.array(name) } ?? NPYFile.read(path: name)
+    func tensor(_ name: String, _ option: String) throws -> Tensor {
+      let array: StoredArray
+      do {
+        array = try container.map { try $0.array(name) } ?? NPYFile.read(path: name)
+      } catch TensorFileError.missing(let path, name, let available, _) {
+        throw TensorFileError.missing(
+          path: path, name: name, available: available, remedy: "Give the name of the tensor by \(option).")
+      }
       guard let tensor = try array.tensor(layout: layout) else {
         throw TensorFileError.rank(
-          path: file ?? name, name: file == nil ? "array" : name, extents: array.extents,
+          path: file ?? name, name: file == nil ? nil : name, extents: array.extents,
           expected: "four axes are needed: "
             + (layout == .bhnd ? "batch, heads, tokens, dimension" : "batch, tokens, heads, dimension"))
       }
       return tensor
     }
-    return Inputs(queries: try tensor(query), keys: try tensor(key), values: try tensor(value))
+    return Inputs(
+      queries: try tensor(query, "--query"), keys: try tensor(key, "--key"), values: try tensor(value, "--value"))
   }
 
   /// Attention sinks, `[H_q]`; nil where the file has none.
@@ -276,10 +283,10 @@ struct RunCommand: ParsableCommand {
 
   /// What the result is to be compared with; its shape is that of the output or of the log-sum-exp.
   private func readExpected(of output: TensorShape, _ layout: TensorLayout) throws -> Expected? {
-    let name: String
+    let name: String?
     let array: StoredArray
     if let compareFile, compareFile.hasSuffix(".npy") {
-      (name, array) = (compareFile, try NPYFile.read(path: compareFile))
+      (name, array) = (nil, try NPYFile.read(path: compareFile))
     } else {
       guard let compare else { return nil }
       (name, array) = (compare, try Self.open(compareFile ?? file!).array(compare))
@@ -291,7 +298,7 @@ struct RunCommand: ParsableCommand {
         path: compareFile ?? file!, name: name, extents: array.extents,
         expected: "the output has \(outputExtents), the log-sum-exp \(lseExtents)")
     }
-    return Expected(name: name, array: array, isLogSumExp: array.extents == lseExtents)
+    return Expected(name: name ?? compareFile!, array: array, isLogSumExp: array.extents == lseExtents)
   }
 
   /// - Returns: the files, and the tensors in each.

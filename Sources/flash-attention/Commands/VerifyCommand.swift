@@ -366,75 +366,85 @@ struct VerifyCommand: ParsableCommand {
     return (try? KernelPlan(problem, on: gpu, options: own)) == nil ? KernelOptions() : own
   }
 
+  /// Instructions, one by one and in the products and copies that are made of them.
+  /// - Throws: `ExitCode.comparisonFailed` where the GPU's results are others than the emulator's; the report says which.
   private func compareInstructions(with gpu: GPU) throws {
     let check = try InstructionCheck()
     let emulated = try check.emulate()
     let actual = try reportingFileErrors { try gpu.run(check.kernel, input: check.input, outputCount: emulated.count) }
-    let differences = check.differences(emulated, actual)
+    let differences = check.differences(emulated, actual).map { "\($0)" }
     json.say(
       "\(check.names.count) instructions on \(InstructionCheck.threads) lanes, emulator and \(gpu.name): "
         + (differences.isEmpty ? "all agree" : "\(differences.count) differ"))
+    say(differences)
+    let failures = differences + (Target.sm90a.runs(onCapability: gpu.capability) ? try compareHopper(with: gpu) : [])
+    if failures.isEmpty { return }
+    try reportingFileErrors {
+      try json?.write(
+        VerifyReport(
+          kind: "instructions", seed: nil, cases: check.names.count, worstRatio: nil,
+          failures: failures.map { VerifyReport.Failure(problem: "instructions of \(gpu.name)", failure: $0) }))
+    }
+    throw ExitCode.comparisonFailed
+  }
+
+  /// Says what differs, below the line that counts.
+  private func say(_ differences: [String]) {
     for difference in differences { json.say("        \(difference)") }
-    var failures = differences.count
-    if Target.sm90a.runs(onCapability: gpu.capability) { failures += try compareHopper(with: gpu) }
-    if failures > 0 { throw ExitCode.comparisonFailed }
   }
 
   /// Copies and products of Hopper's own instructions: layouts by whole numbers, and sums of others bit for bit.
-  private func compareHopper(with gpu: GPU) throws -> Int {
-    var failures = 0
-    for check in BulkCopyCheck.all {
-      let (own, actual) = (try check.emulate(), try check.run(on: gpu))
-      if own != actual {
-        failures += 1
-        json.say("        \(check): the emulator and the GPU differ")
-      }
-    }
+  private func compareHopper(with gpu: GPU) throws -> [String] {
+    let boxes = try BulkCopyCheck.all.filter { try $0.emulate() != $0.run(on: gpu) }
+      .map { "\($0): the emulator and the GPU differ" }
     json.say(
-      "\(BulkCopyCheck.all.count) boxes by the copy engine: " + (failures == 0 ? "all agree" : "\(failures) differ"))
-    var (wrong, sums, equal) = (0, 0, 0)
+      "\(BulkCopyCheck.all.count) boxes by the copy engine: "
+        + (boxes.isEmpty ? "all agree" : "\(boxes.count) differ"))
+    say(boxes)
+    var (layouts, others): ([String], [String]) = ([], [])
+    var (sums, equal) = (0, 0)
     for check in WarpgroupCheck.all {
       if try check.run(.whole, on: gpu) != check.expected(.whole) {
-        wrong += 1
-        json.say("        \(check): the GPU's product of whole numbers is another")
+        layouts.append("\(check): the GPU's product of whole numbers is another")
       }
       let (own, actual) = (try check.emulate(.any(seed: 3)).d, try check.run(.any(seed: 3), on: gpu))
-      sums += own.count
       let same = zip(own, actual).count { $0 == $1 }
-      equal += same
-      if same < own.count { json.say("        \(check): \(own.count - same) of \(own.count) sums differ") }
+      (sums, equal) = (sums + own.count, equal + same)
+      if same < own.count { others.append("\(check): \(own.count - same) of \(own.count) sums differ") }
     }
     json.say(
-      "\(WarpgroupCheck.all.count) products by wgmma: \(wrong == 0 ? "all layouts agree" : "\(wrong) layouts differ"); of "
+      "\(WarpgroupCheck.all.count) products by wgmma: "
+        + "\(layouts.isEmpty ? "all layouts agree" : "\(layouts.count) layouts differ"); of "
         + "\(sums) sums of any numbers \(equal) have the same bits")
-    return failures + wrong + (sums - equal) + (try compareProducts(with: gpu)) + (try hearWarnings(of: gpu))
+    say(layouts + others)
+    return boxes + layouts + others + (try compareProducts(with: gpu)) + (try hearWarnings(of: gpu))
   }
 
   /// Whether the driver's compiler says what is wrong with kernels that are slow by design, and finds nothing in others.
-  private func hearWarnings(of gpu: GPU) throws -> Int {
+  private func hearWarnings(of gpu: GPU) throws -> [String] {
     let unheard = try SlowProducts.allCases.compactMap { kernel in
       let warnings = try reportingFileErrors { try kernel.warnings(from: gpu) }
       return kernel.isHeard(in: warnings) ? nil : "\(kernel): \(warnings.isEmpty ? ["nothing"] : warnings)"
     }
-    for line in unheard { json.say("        \(line)") }
     json.say(
       "\(SlowProducts.allCases.count) kernels with and without slow products: "
         + (unheard.isEmpty ? "the driver's compiler warns of each that is" : "\(unheard.count) unheard"))
-    return unheard.count
+    say(unheard)
+    return unheard
   }
 
   /// Products of whole matrices, of 30 random sizes: the same bits as the emulator's, 20 times.
-  private func compareProducts(with gpu: GPU) throws -> Int {
+  private func compareProducts(with gpu: GPU) throws -> [String] {
     let (count, times) = (30, 20)
     let wrong = try GEMMCheck.random(count, seed: 1).filter { check in
       let own = try check.emulate(.any(seed: 5)).c
       return try check.run(.any(seed: 5), times: times, on: gpu).contains { $0 != own }
-    }
-    for check in wrong { json.say("        \(check): the emulator and the GPU differ") }
+    }.map { "\($0): the emulator and the GPU differ" }
     json.say(
       "\(count) products of matrices, \(times) times each: "
         + (wrong.isEmpty ? "the emulator's bits" : "\(wrong.count) differ"))
-    return wrong.count
+    say(wrong)
+    return wrong
   }
 
   /// The command that runs a case alone.

@@ -33,11 +33,11 @@ struct VerifyReport: Encodable {
     var command: String?
   }
 
-  /// What was drawn: problems, caches, gradients or threads at once.
+  /// What was drawn: problems, caches, gradients or threads at once; or instructions, where they differ already.
   let kind: String
   /// What problems were drawn by; nil where none were.
   let seed: UInt64?
-  /// Problems, or rounds of threads at once.
+  /// Problems, rounds of threads at once, or instructions.
   let cases: Int
   /// The worst error as a part of what is allowed.
   let worstRatio: Double?

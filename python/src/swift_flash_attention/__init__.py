@@ -235,24 +235,28 @@ def plan(
     prefix: WholeNumbers | None = None, first_keys: int | None = None
 ) -> str:
     """Which path ``attention`` takes for these arrays and why, in a few lines."""
-    params, _ = _params(q, k, v, _options(causal, window, chunk, softcap, scale))
-    if sinks is not None:
-        _set_sinks(params, sinks)
-    if is_torch(q):
-        from ._torch import ranges_fit
+    options, lines = _options(causal, window, chunk, softcap, scale), ""
+    if is_torch(q) or is_torch(k) or is_torch(v) or is_torch(sinks):
+        import torch
 
+        from ._torch import ranges_fit, sinks_fit
+        from ._whole import computed
+
+        (q, k, v), lines = computed(q, k, v)
+        sinks = sinks_fit("sinks", sinks, q.shape[2], q)
         ranges, first = ranges_fit(key_ranges, prefix, first_keys, q, q.shape[0])
         key_ranges, prefix = (ranges, None) if ranges is not None and ranges.dim() > 1 else (None, ranges)
         first_keys = first if first_keys is not None else None
-        import torch
-
         c.limit_threads(torch.get_num_threads())
     else:
         c.limit_threads(0)
+    params, _ = _params(q, k, v, options)
+    if sinks is not None:
+        _set_sinks(params, sinks)
     _set_ranges(params, key_ranges, prefix, first_keys)
     text = ctypes.create_string_buffer(1000)
     c.check(c.library.fa_forward_describe(ctypes.byref(params), text, len(text)))
-    return text.value.decode()
+    return text.value.decode() + lines
 
 
 def prepare(function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:

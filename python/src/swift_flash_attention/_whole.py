@@ -8,7 +8,7 @@ import torch
 
 from . import _arguments as given
 from ._operators import forward_op, in_autocast_type, needs_operator
-from ._torch import forward, output_fits, ranges_fit, sinks_fit
+from ._torch import forward, output_fits, ranges_fit, sinks_fit, unit_stride
 
 if TYPE_CHECKING:
     from ._types import Options, WholeNumbers
@@ -16,15 +16,34 @@ if TYPE_CHECKING:
 _SHAPE = "[batch, tokens, heads, dimension]"
 
 
+def _taken(q: object, k: object, v: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What is handed over, in the type that autocast says."""
+    q, k, v = in_autocast_type(*(given.tensor(name, x, 4, _SHAPE) for name, x in (("q", q), ("k", k), ("v", v))))
+    for name, x in (("k", k), ("v", v)):
+        if x.device != q.device or x.dtype != q.dtype:
+            raise ValueError(f"{name} must have the device and the element type of q: {x.dtype} on {x.device}, {q.dtype} on {q.device}.")
+    return q, k, v
+
+
+def computed(q: object, k: object, v: object) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], str]:
+    """The tensors that ``attention`` computes with where it is handed these, and lines that say what it does to them first."""
+    taken = _taken(q, k, v)
+    result = tuple(unit_stride(x).detach() for x in taken)
+    lines = []
+    if isinstance(q, torch.Tensor) and q.dtype != taken[0].dtype:
+        lines.append(f"autocast: in {taken[0].dtype}")
+    copied = [name for name, x in zip("qkv", taken) if unit_stride(x) is not x]
+    if copied:
+        lines.append(f"copied first, since the elements of a row lie apart: {', '.join(copied)}")
+    return (result[0], result[1], result[2]), "".join(f"\n{line}" for line in lines)
+
+
 def attention(
     q: object, k: object, v: object, sinks: object, key_ranges: tuple[WholeNumbers | None, WholeNumbers | None, int | None],
     options: Options, out: Any, return_lse: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See ``swift_flash_attention.attention``."""
-    q, k, v = in_autocast_type(*(given.tensor(name, x, 4, _SHAPE) for name, x in (("q", q), ("k", k), ("v", v))))
-    for name, x in (("k", k), ("v", v)):
-        if x.device != q.device or x.dtype != q.dtype:
-            raise ValueError(f"{name} must have the device and the element type of q: {x.dtype} on {x.device}, {q.dtype} on {q.device}.")
+    q, k, v = _taken(q, k, v)
     sinks = sinks_fit("sinks", sinks, q.shape[2], q)
     ranges = ranges_fit(*key_ranges, q, q.shape[0])
     if out is None:
