@@ -51,7 +51,8 @@ public struct CPUGradientPlan: Sendable {
 
   /// Computes the gradients of a problem with whole keys.
   ///
-  /// - Throws: `AttentionError` where the tensors are not what was planned, and `.memory` where there is not enough for dQ in f32.
+  /// - Throws: `AttentionError` where the tensors are not what was planned, and `.memory` where there is not enough for Q, dO
+  ///   and dQ in f32.
   public func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
     try tensors.check(problem)
     let heads = problem.batch * problem.keyValueHeads
@@ -60,18 +61,20 @@ public struct CPUGradientPlan: Sendable {
     let (units, columns) = (heads * parts, tensors.queryGradient == nil ? 0 : padded(problem.dimension))
     // Of all parts, which are added up in the end; or of a thread's unit, which is done with it.
     let ofParts = parts > 1 ? try FloatRooms(units, factors: [rows, columns]) : nil
-    let ofThreads = try FloatRooms(min(threads, units), factors: [rows, 2 + (parts > 1 ? 0 : columns)])
+    let ofThreads = try FloatRooms(
+      min(threads, units), factors: [rows, GradientWorker.floatsOfRow(self) + (parts > 1 ? 0 : columns)])
     let operands = GradientOperands(tensors, heads: problem.batch * problem.queryHeads)
     defer { addSinkGradients(operands) }
     let taken = Atomic<Int>(0)
     WorkerTeam.run(items: units, threads: threads) { queue in
       let own = ofThreads[taken.add(1, ordering: .relaxed).oldValue]
-      let worker = GradientWorker(self, statistics: own)
+      let worker = GradientWorker(self, room: own)
+      let ofThread = own + rows * GradientWorker.floatsOfRow(self)
       while let unit = queue.next() {
         worker.compute(
           batch: unit / parts / problem.keyValueHeads, keyValueHead: unit / parts % problem.keyValueHeads,
-          part: unit % parts, operands, sums: ofParts?[unit] ?? own + 2 * rows)
-        if ofParts == nil { store(own + 2 * rows, ofHead: unit, operands) }
+          part: unit % parts, operands, sums: ofParts?[unit] ?? ofThread)
+        if ofParts == nil { store(ofThread, ofHead: unit, operands) }
       }
     }
     guard let ofParts else { return }
@@ -135,23 +138,26 @@ final class GradientOperands: @unchecked Sendable {
   deinit { ofSinks?.deallocate() }
 }
 
-/// Rooms of as many floats each, handed to threads of which no two have the same.
+/// Rooms of as many floats each, zeros at first, handed to threads of which no two have the same. Each begins with a line of the cache.
 final class FloatRooms: @unchecked Sendable {
+  private static let line = 64
+  private let memory: UnsafeMutableRawPointer
   private let base: UnsafeMutablePointer<Float>
   private let size: Int
 
   /// - Parameter factors: of the floats of a room.
   /// - Throws: `AttentionError.memory` where there is not so much.
   init(_ count: Int, factors: [Int]) throws(AttentionError) {
-    let bytes = checkedProduct(factors + [count, 4])
-    guard let bytes, let memory = calloc(max(bytes, 4), 1) else {
-      throw .memory(what: "The gradients of the queries in f32", byteCount: bytes ?? .max)
+    let floats = checkedProduct(factors + [4]).map { ($0 / Self.line + 1) * (Self.line / 4) }
+    let bytes = floats.flatMap { checkedProduct([$0, count, 4]) }
+    guard let floats, let bytes, let memory = calloc(bytes + Self.line, 1) else {
+      throw .memory(what: "The gradients in f32", byteCount: bytes ?? .max)
     }
-    size = factors.reduce(1, *)
-    base = memory.assumingMemoryBound(to: Float.self)
+    (self.memory, size) = (memory, floats)
+    base = memory.alignedUp(toMultipleOf: Self.line).assumingMemoryBound(to: Float.self)
   }
 
-  deinit { free(base) }
+  deinit { free(memory) }
 
   subscript(room: Int) -> UnsafeMutablePointer<Float> { base + room * size }
 }

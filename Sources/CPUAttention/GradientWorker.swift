@@ -17,45 +17,54 @@ final class GradientWorker {
   private let scale: Float
   private let scratch: Scratch
   private let visible: UnsafeMutablePointer<Int32>
-  // [tile][padded]: Q, dO, O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS.
-  private let queries, given, output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
-  private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
+  /// Q and dO of all rows of a unit, [rows][padded]: every tile of keys passes over them, and where they come from,
+  /// neighbouring rows of a head may lie pages of memory apart.
+  private let queries, given: UnsafeMutablePointer<Float>
   /// The log-sum-exp and delta of all rows of a unit.
   private let logSumExps, deltas: UnsafeMutablePointer<Float>
+  // [tile][padded]: O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS.
+  private let output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
+  private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
 
   private var tile: Int { CPUGradientPlan.tile }
   private var depth: Int { plan.padded(problem.dimension) }
   private var width: Int { plan.padded(problem.valueDimension) }
 
-  /// - Parameter statistics: room for two floats of each row of a unit.
-  init(_ plan: CPUGradientPlan, statistics: UnsafeMutablePointer<Float>) {
+  /// Floats that a worker keeps of each row of a unit.
+  static func floatsOfRow(_ plan: CPUGradientPlan) -> Int {
+    plan.padded(plan.problem.dimension) + plan.padded(plan.problem.valueDimension) + 2
+  }
+
+  /// - Parameter room: `floatsOfRow` for each row of a unit, zeros.
+  init(_ plan: CPUGradientPlan, room: UnsafeMutablePointer<Float>) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
       scale: scale, scale_rest: Float(plan.problem.scale - Double(scale)), cap: Float(plan.problem.softcap ?? 0),
       scale_over_cap: Float(plan.problem.scoreUnits.cap ?? 0))
-    (logSumExps, deltas) = (statistics, statistics + plan.rows)
     let (tile, depth, width) = (
       CPUGradientPlan.tile, plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension)
     )
+    // Zeros behind a row's last element stay.
+    queries = room
+    given = queries + plan.rows * depth
+    logSumExps = given + plan.rows * width
+    deltas = logSumExps + plan.rows
     let bytes =
-      4 * Scratch.byteCount(tile * depth, of: Float.self) + 5 * Scratch.byteCount(tile * width, of: Float.self)
+      3 * Scratch.byteCount(tile * depth, of: Float.self) + 4 * Scratch.byteCount(tile * width, of: Float.self)
       + 2 * Scratch.byteCount(tile * tile, of: Float.self) + Scratch.byteCount(2 * tile, of: Int32.self)
     var scratch = Scratch(byteCount: bytes)
-    queries = scratch.take(tile * depth, of: Float.self)
     keys = scratch.take(tile * depth, of: Float.self)
     keySums = scratch.take(tile * depth, of: Float.self)
     keysTransposed = scratch.take(tile * depth, of: Float.self)
-    given = scratch.take(tile * width, of: Float.self)
     output = scratch.take(tile * width, of: Float.self)
     values = scratch.take(tile * width, of: Float.self)
     valueSums = scratch.take(tile * width, of: Float.self)
     valuesTransposed = scratch.take(tile * width, of: Float.self)
     weights = scratch.take(tile * tile, of: Float.self)
     gradients = scratch.take(tile * tile, of: Float.self)
-    // Zeros behind a row's last element stay.
-    for buffer in [queries, keys] { buffer.initialize(repeating: 0, count: tile * depth) }
-    for buffer in [given, output, values] { buffer.initialize(repeating: 0, count: tile * width) }
+    keys.initialize(repeating: 0, count: tile * depth)
+    for buffer in [output, values] { buffer.initialize(repeating: 0, count: tile * width) }
     visible = scratch.take(2 * tile, of: Int32.self)
     self.scratch = scratch
   }
@@ -82,13 +91,15 @@ final class GradientWorker {
     }
   }
 
-  /// Log-sum-exps and deltas of all rows.
+  /// Q, dO, log-sum-exps and deltas of all rows.
   private func prepare(_ rows: PackedRows, _ tensors: GradientTensors<HostMemory>) {
     for start in stride(from: 0, to: plan.rows, by: tile) {
       let block = start..<min(start + tile, plan.rows)
-      stage(tensors.outputGradient, rows, block, width, to: given)
+      stage(tensors.queries, rows, block, depth, to: queries + start * depth)
+      stage(tensors.outputGradient, rows, block, width, to: given + start * width)
       stage(tensors.output, rows, block, width, to: output)
-      functions.dots(given, output, width, Int32(block.count), Int32(problem.valueDimension), deltas + start)
+      functions.dots(
+        given + start * width, output, width, Int32(block.count), Int32(problem.valueDimension), deltas + start)
       for row in block {
         let place = rows.index(row)
         logSumExps[row] = tensors.logSumExp[place]
@@ -135,7 +146,9 @@ final class GradientWorker {
     valueSums.update(repeating: 0, count: tile * width)
     let all = rowsSeeing(block, rows)
     for start in stride(from: all.lowerBound, to: all.upperBound, by: tile) {
-      pass(start..<min(start + tile, all.upperBound), block, rows, tensors, queryGradient)
+      for part in rows.parts {
+        pass(start..<min(start + tile, all.upperBound), block, rows, part: part, tensors, queryGradient)
+      }
     }
     let type = problem.scalarType.microkernelType
     for (i, key) in block.enumerated() {
@@ -170,17 +183,7 @@ final class GradientWorker {
     return first * group..<end * group
   }
 
-  /// A pair of tiles.
-  private func pass(
-    _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
-    _ queryGradient: UnsafeMutablePointer<Float>?
-  ) {
-    stage(tensors.queries, rows, block, depth, to: queries)
-    stage(tensors.outputGradient, rows, block, width, to: given)
-    for part in rows.parts { pass(block, keyBlock, rows, part: part, tensors, queryGradient) }
-  }
-
-  /// The rows' first ranges of the tile's keys, or their second.
+  /// A pair of tiles: the rows' first ranges of the tile's keys, or their second.
   private func pass(
     _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, part: Int,
     _ tensors: GradientTensors<HostMemory>, _ queryGradient: UnsafeMutablePointer<Float>?
@@ -196,6 +199,7 @@ final class GradientWorker {
     }
     if !seesSome { return }
     let seen = FAVisibleKeys(first: visible, end: visible + tile)
+    let (queries, given) = (queries + block.lowerBound * depth, given + block.lowerBound * width)
     func rowMajor(_ elements: UnsafeMutablePointer<Float>, _ row: Int) -> FAFactor {
       FAFactor(elements: elements, row: row, step: 1)
     }
