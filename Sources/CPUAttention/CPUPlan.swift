@@ -1,4 +1,5 @@
 public import Attention
+internal import CPUMicrokernels
 
 /// How a problem is computed on the CPU: every choice, made once.
 ///
@@ -21,7 +22,7 @@ public struct CPUPlan: Sendable {
   /// More threads than any machine has; a bound for what follows from their number.
   static let threadsAtMost = 4096
   /// The largest head dimension; the scratch memory of a thread grows with it.
-  public static let dimensionLimit = 1024
+  public static let dimensionLimit = Int(FA_MAX_DIMENSION)
 
   /// What is computed.
   public let problem: AttentionProblem

@@ -26,33 +26,42 @@ struct PackedRows {
 
   /// The ranges that a row may see: one by a mask's rule alone, and otherwise two.
   var parts: Range<Int> { problem.ranges == nil ? 0..<1 : 0..<2 }
+}
 
-  /// Whether no row need be asked what it sees.
-  private var seeAll: Bool { !problem.mask.isLimited && problem.ranges == nil }
+/// The keys that each row of a block sees, asked for once.
+struct SeenByRows {
+  private let first, keys: Int
+  /// Of each row; none where all see all keys.
+  private let ranges: [VisibleRanges]
 
-  /// Keys that the first ranges of the rows span, or the second.
-  func keysSeen(by rows: Range<Int>, part: Int) -> Range<Int> {
-    if seeAll { return 0..<problem.keys }
-    var first = Int.max
-    var end = 0
+  init(_ rows: PackedRows) {
+    (first, keys) = (rows.rows.lowerBound, rows.problem.keys)
+    let seeAll = !rows.problem.mask.isLimited && rows.problem.ranges == nil
+    ranges = seeAll ? [] : rows.rows.map(rows.visibleKeys)
+  }
+
+  /// The first range of a row, or the second.
+  subscript(row: Int, part: Int) -> Range<Int> { ranges.isEmpty ? 0..<keys : ranges[row - first][part] }
+
+  /// Keys that the first ranges of some rows span, or the second.
+  func any(of rows: Range<Int>, part: Int) -> Range<Int> {
+    if ranges.isEmpty { return 0..<keys }
+    var (first, end) = (Int.max, 0)
     for row in rows {
-      let visible = visibleKeys(row)[part]
+      let visible = self[row, part]
       if visible.isEmpty { continue }
-      first = min(first, visible.lowerBound)
-      end = max(end, visible.upperBound)
+      (first, end) = (min(first, visible.lowerBound), max(end, visible.upperBound))
     }
     return first < end ? first..<end : 0..<0
   }
 
-  /// Keys that all first ranges of the rows have in common, or all second.
-  func keysSeen(byEachOf rows: Range<Int>, part: Int) -> Range<Int> {
-    if seeAll { return 0..<problem.keys }
-    var first = 0
-    var end = Int.max
+  /// Keys that all first ranges of some rows have in common, or all second.
+  func all(of rows: Range<Int>, part: Int) -> Range<Int> {
+    if ranges.isEmpty { return 0..<keys }
+    var (first, end) = (0, Int.max)
     for row in rows {
-      let visible = visibleKeys(row)[part]
-      first = max(first, visible.lowerBound)
-      end = min(end, visible.upperBound)
+      let visible = self[row, part]
+      (first, end) = (max(first, visible.lowerBound), min(end, visible.upperBound))
     }
     return first < end ? first..<end : 0..<0
   }

@@ -79,15 +79,15 @@ struct PanelWorker: ~Copyable {
   /// Computes the tiles of one unit and hands each panel's rows to `finish`.
   func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
     let transform = operands.scoreUnits(plan.problem, head: rows.keyValueHead).microkernels
-    let panels = makePanels(rows, operands)
-    let tiles = plan.tiles(over: rows.parts.map { rows.keysSeen(by: rows.rows, part: $0) }, split: split)
+    let seen = SeenByRows(rows)
+    let panels = makePanels(rows, seen, operands)
+    let tiles = plan.tiles(over: rows.parts.map { seen.any(of: rows.rows, part: $0) }, split: split)
     for tile in tiles {
       let keys = tile * plan.tileKeys..<min((tile + 1) * plan.tileKeys, plan.problem.keys)
-      let tile = stage(keys, rows, operands)
+      var tile = stage(keys, rows, operands)
       for panel in panels {
         for part in rows.parts where panel.seen[part].overlaps(keys) {
-          let isMasked = keys.clamped(to: panel.seenByAll[part]) != keys
-          step(panel, keys, tile, rows, transform, masked: isMasked ? part : nil)
+          step(panel, keys, &tile, seen, part, transform)
         }
       }
     }
@@ -98,7 +98,7 @@ struct PanelWorker: ~Copyable {
     }
   }
 
-  private func makePanels(_ rows: PackedRows, _ operands: Operands) -> [Panel] {
+  private func makePanels(_ rows: PackedRows, _ seen: SeenByRows, _ operands: Operands) -> [Panel] {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
     let isNegated = operands.scoreUnits(plan.problem, head: rows.keyValueHead).isNegated
@@ -108,8 +108,8 @@ struct PanelWorker: ~Copyable {
       let base = statistics + panels.count * 3 * width
       let panel = Panel(
         rows: range, vectors: (range.count + plan.instructionSet.lanes - 1) / plan.instructionSet.lanes,
-        seen: rows.parts.map { rows.keysSeen(by: range, part: $0) },
-        seenByAll: rows.parts.map { rows.keysSeen(byEachOf: range, part: $0) },
+        seen: rows.parts.map { seen.any(of: range, part: $0) },
+        seenByAll: rows.parts.map { seen.all(of: range, part: $0) },
         queries: queries + panels.count * d * width, output: output + panels.count * dv * width,
         state: FASoftmaxState(maximum: base, sum: base + width, rescale: base + 2 * width))
       for lane in 0..<width {
@@ -139,6 +139,8 @@ struct PanelWorker: ~Copyable {
   /// Rows of a tile where the products read them.
   private struct Tile {
     let keys, values: (rows: UnsafeRawPointer, stride: Int, type: FAScalarType)
+    /// Whether V holds an infinity or a NaN; nil before somebody has asked.
+    var holdsNonfinite: Bool?
   }
 
   /// Brings a tile into the form that the products read. f32 and pairs of K are read where they are, but for pages.
@@ -177,37 +179,47 @@ struct PanelWorker: ~Copyable {
     return tile
   }
 
-  /// A tile and a panel.
-  ///
-  /// - Parameter masked: which of the rows' two ranges hides keys of the tile that are not in it; nil where none is hidden.
+  /// A tile and a panel: the keys of the tile that the panel's first ranges span, or its second.
   private func step(
-    _ panel: Panel, _ keys: Range<Int>, _ tile: Tile, _ rows: PackedRows, _ transform: FAScoreTransform, masked: Int?
+    _ panel: Panel, _ ofTile: Range<Int>, _ tile: inout Tile, _ seen: SeenByRows, _ part: Int,
+    _ transform: FAScoreTransform
   ) {
     let functions = plan.instructionSet.functions.pointee
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    // Pairs of keys are those of the tile.
+    let keys = plan.path == .pairPanels ? ofTile : panel.seen[part].clamped(to: ofTile)
+    let before = keys.lowerBound - ofTile.lowerBound
     let (k, v) = (tile.keys, tile.values)
+    let (keyRows, valueRows) = (k.rows + before * k.stride, v.rows + before * v.stride)
     let count = Int32(keys.count)
     let vectors = Int32(panel.vectors)
     var visible = FAVisibleKeys(first: nil, end: nil)
-    if let masked {
+    let isMasked = keys.clamped(to: panel.seenByAll[part]) != keys
+    if isMasked {
       for lane in 0..<panel.vectors * plan.instructionSet.lanes {
         let row = panel.rows.lowerBound + lane
-        let seen = row < panel.rows.upperBound ? rows.visibleKeys(row)[masked] : 0..<0
-        firstVisible[lane] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
-        endVisible[lane] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
+        let own = row < panel.rows.upperBound ? seen[row, part] : 0..<0
+        firstVisible[lane] = Int32(min(max(own.lowerBound - keys.lowerBound, 0), keys.count))
+        endVisible[lane] = Int32(min(max(own.upperBound - keys.lowerBound, 0), keys.count))
       }
       visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
     }
     // An infinity or a NaN in V must not reach the rows that do not see it.
-    let isCareful = masked != nil && functions.has_nonfinite(v.rows, v.stride, v.type, count, Int32(dv)) != 0
+    var isCareful = false
+    if isMasked {
+      let holds =
+        tile.holdsNonfinite
+        ?? (functions.has_nonfinite(v.rows, v.stride, v.type, Int32(ofTile.count), Int32(dv)) != 0)
+      (tile.holdsNonfinite, isCareful) = (holds, holds)
+    }
 
     if plan.path == .pairPanels {
       panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
-        functions.pair_scores(k.rows, k.stride, count, $0, vectors, Int32(d), scores)
+        functions.pair_scores(keyRows, k.stride, count, $0, vectors, Int32(d), scores)
       }
       if isCareful {
         functions.softmax(scores, count, vectors, transform, visible, panel.state)
-        accumulateCarefully(panel, v.rows, v.stride, v.type, count)
+        accumulateCarefully(panel, valueRows, v.stride, v.type, count)
         return
       }
       functions.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
@@ -218,14 +230,15 @@ struct PanelWorker: ~Copyable {
       return
     }
     functions.scores(
-      k.rows.assumingMemoryBound(to: Float.self), k.stride / 4, count, panel.queries, vectors, Int32(d), scores)
+      keyRows.assumingMemoryBound(to: Float.self), k.stride / 4, count, panel.queries, vectors, Int32(d), scores)
     functions.softmax(scores, count, vectors, transform, visible, panel.state)
     if isCareful {
-      accumulateCarefully(panel, v.rows, v.stride, v.type, count)
+      accumulateCarefully(panel, valueRows, v.stride, v.type, count)
       return
     }
     functions.accumulate(
-      v.rows.assumingMemoryBound(to: Float.self), v.stride / 4, count, scores, vectors, Int32(dv), panel.state.rescale,
+      valueRows.assumingMemoryBound(to: Float.self), v.stride / 4, count, scores, vectors, Int32(dv),
+      panel.state.rescale,
       panel.output)
   }
 

@@ -78,8 +78,9 @@ struct RowWorker: ~Copyable {
       for i in 0..<paddedRows * paddedD { queries[i].negate() }
     }
 
-    let seen = rows.parts.map { rows.keysSeen(by: rows.rows, part: $0) }
-    let seenByAll = rows.parts.map { rows.keysSeen(byEachOf: rows.rows, part: $0) }
+    let ofRows = SeenByRows(rows)
+    let seen = rows.parts.map { ofRows.any(of: rows.rows, part: $0) }
+    let seenByAll = rows.parts.map { ofRows.all(of: rows.rows, part: $0) }
     let present = seen.filter { !$0.isEmpty }
     let all = (present.map(\.lowerBound).min() ?? 0)..<(present.map(\.upperBound).max() ?? 0)
     let tiles = plan.tiles(over: seen, split: split)
@@ -92,7 +93,7 @@ struct RowWorker: ~Copyable {
         if keys.clamped(to: seenByAll[part]) != keys {
           for r in 0..<paddedRows {
             let row = rows.rows.lowerBound + r
-            let seen = row < rows.rows.upperBound ? rows.visibleKeys(row)[part] : 0..<0
+            let seen = row < rows.rows.upperBound ? ofRows[row, part] : 0..<0
             firstVisible[r] = Int32(min(max(seen.lowerBound - keys.lowerBound, 0), keys.count))
             endVisible[r] = Int32(min(max(seen.upperBound - keys.lowerBound, 0), keys.count))
           }

@@ -9,6 +9,8 @@
 #define HAS_F16 1
 #define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 8
+#define ROWS_OF_SINGLE_KEYS 2
+#define KEYS_OF_PARTIAL_LINES 16
 #define PROBE_CHAINS 12
 #define TABLE fa_avx2
 #define TABLE_NAME "AVX2"

@@ -9,6 +9,8 @@
 #define HAS_F16 1
 #define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 16
+#define ROWS_OF_SINGLE_KEYS 0
+#define KEYS_OF_PARTIAL_LINES 1024
 #define PROBE_CHAINS 24
 #define TABLE fa_avx512
 #define TABLE_NAME "AVX-512"

@@ -1,25 +1,37 @@
 // V that holds an infinity or a NaN, under a mask: 0 x NaN is no 0, so a weight of 0 must keep V from being looked at at
 // all. Rare, hence simple: found by a scan of the masked tiles, computed one element at a time.
 
-static int has_nonfinite(const void *values, ptrdiff_t stride, FAScalarType type, int count, int dimension) {
+/// A row at a time, without a way out within it, so that the compiler can take whole vectors.
+INLINE int has_nonfinite_typed(const char *values, ptrdiff_t stride, FAScalarType type, int count, int dimension) {
   for (int key = 0; key < count; key++) {
-    const char *row = (const char *)values + key * stride;
+    const char *row = values + key * stride;
+    uint32_t any = 0;
     for (int c = 0; c < dimension; c++) {
-      uint32_t bits;
       if (type == FA_F32) {
+        uint32_t bits;
         __builtin_memcpy(&bits, row + c * 4, 4);
-        if ((bits & 0x7f800000u) == 0x7f800000u) return 1;
+        any |= (bits & 0x7f800000u) == 0x7f800000u;
       } else if (type == FA_E4M3) {
-        if ((row[c] & 0x7f) == 0x7f) return 1;
+        any |= (row[c] & 0x7f) == 0x7f;
       } else {
         uint16_t half;
         __builtin_memcpy(&half, row + c * 2, 2);
         const uint16_t exponent = type == FA_F16 ? 0x7c00u : 0x7f80u;
-        if ((half & exponent) == exponent) return 1;
+        any |= (half & exponent) == exponent;
       }
     }
+    if (any) return 1;
   }
   return 0;
+}
+
+static int has_nonfinite(const void *values, ptrdiff_t stride, FAScalarType type, int count, int dimension) {
+  switch (type) {
+    case FA_F32: return has_nonfinite_typed(values, stride, FA_F32, count, dimension);
+    case FA_F16: return has_nonfinite_typed(values, stride, FA_F16, count, dimension);
+    case FA_BF16: return has_nonfinite_typed(values, stride, FA_BF16, count, dimension);
+    default: return has_nonfinite_typed(values, stride, FA_E4M3, count, dimension);
+  }
 }
 
 static void accumulate_carefully(const void *values, ptrdiff_t stride, FAScalarType type, int count,

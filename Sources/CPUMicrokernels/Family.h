@@ -2,6 +2,7 @@
 //
 //   LANES, HAS_FMA, HAS_F16, HAS_PAIRS                          what the instruction set offers
 //   PANEL_VECTORS, STRIP, ROW_ACCUMULATORS, PROBE_CHAINS       what its registers hold at once
+//   ROWS_OF_SINGLE_KEYS, KEYS_OF_PARTIAL_LINES                 in which order few rows read K and V (Rows.h)
 //   TABLE, TABLE_NAME                                             the table's symbol and its name for people
 //
 // and has the target attribute pushed.

@@ -5,6 +5,8 @@
 #define HAS_F16 0
 #define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 8
+#define ROWS_OF_SINGLE_KEYS 0
+#define KEYS_OF_PARTIAL_LINES 1024
 #define PROBE_CHAINS 12
 #define TABLE fa_portable
 #define TABLE_NAME "portable"

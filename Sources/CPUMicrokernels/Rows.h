@@ -43,6 +43,27 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
     }
   }
 #endif
+  // A key after the other, in two sums, where so few rows leave the registers for it: memory then sees one stream, as its prefetchers like
+  // it, and not a line of each key of the group in turns.
+  if (rows <= ROWS_OF_SINGLE_KEYS) {
+    const int whole = dimension / (2 * LANES) * (2 * LANES);
+    UNROLL for (int k = 0; k < group; k++) {
+      Floats second[FA_MAX_ROWS];
+      UNROLL for (int r = 0; r < rows; r++) second[r] = (Floats){0};
+      ROLLED for (int c = 0; c < whole; c += 2 * LANES) {
+        const char *p = keys + k * stride + c * element_size(type);
+        const Floats even = load_elements(p, type), odd = load_elements(p + LANES * element_size(type), type);
+        prefetch(next + k * next_stride + c * element_size(type));
+        UNROLL for (int r = 0; r < rows; r++) {
+          const float *query = queries + r * padded + c;
+          partial[k * rows + r] = multiply_add(even, load(query), partial[k * rows + r]);
+          second[r] = multiply_add(odd, load(query + LANES), second[r]);
+        }
+      }
+      UNROLL for (int r = 0; r < rows; r++) partial[k * rows + r] += second[r];
+    }
+    d = whole;
+  }
   ROLLED for (; d + LANES <= dimension; d += LANES) {
     UNROLL for (int k = 0; k < group; k++) {
       const Floats key = load_elements(keys + k * stride + d * element_size(type), type);
@@ -218,15 +239,16 @@ static void row_softmax(float *scores, int count, int rows, FAScoreTransform tra
   }
 }
 
-/// `chunk` vectors of columns for all rows.
-INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarType type, int count,
+/// `chunk` vectors of columns for all rows, of the keys from `first` to `end`. What the keys of the tile before them left is in `tile`, and what
+/// these leave goes there, until the last: it is added to the output.
+INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarType type, int first, int end, int count,
                                  const float *weights, int rows, int chunk, int columns, int padded,
-                                 const float *rescale, float *output, FAPrefetch next) {
+                                 const float *rescale, float *tile, float *output, FAPrefetch next) {
   Floats sum[FA_MAX_ROWS][8];
   UNROLL for (int r = 0; r < rows; r++) {
-    UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = (Floats){0};
+    UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = first == 0 ? (Floats){0} : load(tile + r * padded + v * LANES);
   }
-  ROLLED for (int key = 0; key < count; key++) {
+  ROLLED for (int key = first; key < end; key++) {
     const char *ahead = key < next.count ? (const char *)next.rows + key * next.stride : values + key * stride;
     Floats value[8];
     UNROLL for (int v = 0; v < chunk; v++) {
@@ -242,7 +264,8 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int v = 0; v < chunk; v++) {
       float *p = output + r * padded + v * LANES;
-      store(p, multiply_add(load(p), splat(rescale[r]), sum[r][v]));
+      if (end < count) store(tile + r * padded + v * LANES, sum[r][v]);
+      else store(p, multiply_add(load(p), splat(rescale[r]), sum[r][v]));
     }
   }
 }
@@ -251,22 +274,21 @@ INLINE void row_accumulate_wide(const char *values, ptrdiff_t stride, FAScalarTy
                                 const float *weights, int rows, int dimension, int padded, const float *rescale,
                                 float *output, FAPrefetch next) {
   const int chunk = ROW_ACCUMULATORS / rows < 8 ? ROW_ACCUMULATORS / rows : 8;
-  int c = 0;
+  // Where a chunk of a row is less than a line, few keys at a time: what is left of their lines stays in the first level of the cache.
+  const int step = chunk * LANES * element_size(type) < 64 ? KEYS_OF_PARTIAL_LINES : count;
+  float tile[FA_MAX_ROWS * FA_MAX_DIMENSION];
   const char *ahead = next.rows;
-  for (; c + chunk * LANES <= dimension; c += chunk * LANES) {
-    next.rows = ahead + c * element_size(type);
-    row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, chunk, 0, padded, rescale,
-                         output + c, next);
-  }
-  for (; c + LANES <= dimension; c += LANES) {
-    next.rows = ahead + c * element_size(type);
-    row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, 1, 0, padded, rescale,
-                         output + c, next);
-  }
-  if (c < dimension) {
-    next.rows = ahead + c * element_size(type);
-    row_accumulate_chunk(values + c * element_size(type), stride, type, count, weights, rows, 1, dimension - c, padded,
-                         rescale, output + c, next);
+  for (int first = 0; first < count; first += step) {
+    const int end = first + step < count ? first + step : count;
+    int c = 0;
+#define CHUNK(VECTORS, COLUMNS)                                                                                          \
+  next.rows = ahead + c * element_size(type);                                                                            \
+  row_accumulate_chunk(values + c * element_size(type), stride, type, first, end, count, weights, rows, VECTORS, COLUMNS, \
+                       padded, rescale, tile + c, output + c, next)
+    for (; c + chunk * LANES <= dimension; c += chunk * LANES) { CHUNK(chunk, 0); }
+    for (; c + LANES <= dimension; c += LANES) { CHUNK(1, 0); }
+    if (c < dimension) { CHUNK(1, dimension - c); }
+#undef CHUNK
   }
 }
 

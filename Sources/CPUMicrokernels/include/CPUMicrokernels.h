@@ -21,6 +21,8 @@
 
 /// Largest number of query rows of the rows family.
 #define FA_MAX_ROWS 8
+/// The largest head dimension.
+#define FA_MAX_DIMENSION 1024
 
 /// The element type of a tensor in memory; outputs have none of e4m3.
 typedef enum { FA_F32 = 0, FA_F16 = 1, FA_BF16 = 2, FA_E4M3 = 3 } FAScalarType;

@@ -20,6 +20,8 @@ final class BackwardBody {
   /// dK or dQ, and dV.
   private let sums: (first: Accumulators?, values: Accumulators?)
 
+  private static let headsOfSection = 16
+
   private var keepsKeys: Bool { s.kind != .queries }
   private var cut: BackwardTiling.Cut { s.cut }
 
@@ -35,11 +37,17 @@ final class BackwardBody {
       firstRow: ((sharers == 1 ? warp : warp / sharers) * s.cut.rowsPerWarp).named("warp_row"),
       sharer: sharers == 1 ? k.constant(0, U32.self) : (warp % sharers).named("sharer"))
 
-    k.comment("block: (batch, key/value head, what is kept); what most passes by under a right edge comes first")
-    let block = k.special(.blockX)
-    let head = block / p.blocksPerHead
-    let own = block - head * p.blocksPerHead
-    let inHead = s.mask.limitsEnd && s.kind == .queries ? p.blocksPerHead - 1 - own : own
+    let head, inHead: Register<U32>
+    if s.mask.limitsEnd {
+      k.comment(
+        "block: (batch and key/value head, what is kept), of some heads together; what most passes by comes first")
+      let own = HeadSections(k: k, size: Self.headsOfSection).placeOfBlock(partsPerHead: p.blocksPerHead)
+      (head, inHead) = (own.head, s.kind == .queries ? p.blocksPerHead - 1 - own.part : own.part)
+    } else {
+      k.comment("block: (batch, key/value head, what is kept)")
+      head = k.special(.blockX) / p.blocksPerHead
+      inHead = k.special(.blockX) - head * p.blocksPerHead
+    }
     batch = (head / p.keyValueHeads).named("batch")
     keyValueHead = (head - batch * p.keyValueHeads).named("key_value_head")
     sequence =

@@ -23,6 +23,8 @@ final class ForwardBody {
   let output: Accumulators
   private let products: WarpProducts
 
+  private static let headsOfSection = 16
+
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
     let (tiling, parameters) = (
       s.tiling, ForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask))
@@ -35,11 +37,17 @@ final class ForwardBody {
       firstRow: ((thread / (32 * tiling.columnWarps)) * tiling.rowsPerWarp).named("warp_row"),
       sharer: ((thread / 32) % tiling.columnWarps).named("column_warp"))
 
-    k.comment("block: (batch, key/value head, rows); under a right edge, the rows that see the most keys come first")
-    let block = k.special(.blockX)
-    let head = block / parameters.blocksPerHead
-    let own = block - head * parameters.blocksPerHead
-    let inHead = s.mask.limitsEnd ? parameters.blocksPerHead - 1 - own : own
+    let head, inHead: Register<U32>
+    if s.mask.limitsEnd {
+      k.comment(
+        "block: (batch and key/value head, rows), of some heads together; the rows that see the most keys come first")
+      let own = HeadSections(k: k, size: Self.headsOfSection).placeOfBlock(partsPerHead: parameters.blocksPerHead)
+      (head, inHead) = (own.head, parameters.blocksPerHead - 1 - own.part)
+    } else {
+      k.comment("block: (batch, key/value head, rows)")
+      head = k.special(.blockX) / parameters.blocksPerHead
+      inHead = k.special(.blockX) - head * parameters.blocksPerHead
+    }
     batch = (head / parameters.keyValueHeads).named("batch")
     keyValueHead = (head - batch * parameters.keyValueHeads).named("key_value_head")
     sequence =

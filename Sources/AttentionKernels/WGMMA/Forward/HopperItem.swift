@@ -97,13 +97,9 @@ final class HopperItemQueue {
     let (head, row): (Register<U32>, Register<U32>)
     if s.mask.limitsEnd {
       k.comment("item: some heads together, whose keys L2 holds; of these the rows that see the most keys come first")
-      let section = itemsPerHead * Self.headsOfSection
-      let firstHead = (number / section) * Self.headsOfSection
-      // Behind the last item there may be no heads.
-      let together = k.maximum(
-        k.minimum(heads - firstHead, k.constant(Self.headsOfSection, U32.self)), k.constant(1, U32.self))
-      let own = number % section
-      (head, row) = (firstHead + own % together, itemsPerHead - 1 - own / together)
+      let place = HeadSections(k: k, size: Self.headsOfSection).place(
+        ofNumber: number, partsPerHead: itemsPerHead, heads: heads)
+      (head, row) = (place.head, itemsPerHead - 1 - place.part)
     } else {
       k.comment("item: all rows of a head, head by head")
       (head, row) = (number / itemsPerHead, number % itemsPerHead)
