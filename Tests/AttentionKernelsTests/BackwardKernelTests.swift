@@ -26,6 +26,9 @@ import Testing
     Clause("causal, more keys than queries") {
       try EmulatedGradients(problem(queries: 150, keys: 333, mask: .causal))
     },
+    Clause("causal, more heads than a section") {
+      try EmulatedGradients(problem(batch: 3, heads: 6, queries: 20, keys: 70, mask: .causal))
+    },
     Clause("causal, more queries than keys: empty rows") {
       try EmulatedGradients(problem(.bf16, queries: 200, keys: 70, mask: .causal))
     },

@@ -26,6 +26,9 @@ import Testing
     Clause("bf16, odd lengths") { try EmulatedAttention(problem(.bf16, queries: 131, keys: 211)) },
     Clause("one query, three keys") { try EmulatedAttention(problem(batch: 4, heads: 4, queries: 1, keys: 3)) },
     Clause("causal, more keys than queries") { try EmulatedAttention(problem(queries: 150, keys: 333, mask: .causal)) },
+    Clause("causal, more heads than a section") {
+      try EmulatedAttention(problem(batch: 3, heads: 6, queries: 70, keys: 20, mask: .causal))
+    },
     Clause("causal, more queries than keys: empty rows") {
       try EmulatedAttention(problem(.bf16, queries: 200, keys: 70, mask: .causal))
     },

@@ -51,6 +51,9 @@ import Testing
         heads: 3, queries: 300, keys: 130, mask: .causal, HopperForwardTiling(groups: 2, tileKeys: 64, queryStages: 2))
     },
     Clause("causal") { try attention(batch: 2, heads: 5, queries: 200, keys: 200, mask: .causal) },
+    Clause("causal, more heads than a section") {
+      try attention(batch: 5, heads: 7, queries: 130, keys: 20, mask: .causal)
+    },
     Clause("causal, more keys") { try attention(queries: 130, keys: 300, mask: .causal) },
     Clause("causal, rows without keys") { try attention(queries: 300, keys: 130, mask: .causal) },
     Clause("window") { try attention(queries: 260, keys: 260, mask: .window(left: 50, right: 0)) },

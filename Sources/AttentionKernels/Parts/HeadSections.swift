@@ -6,7 +6,7 @@ internal import PTX
 struct HeadSections {
   let k: KernelBuilder
   /// Heads of a section.
-  let size: Int
+  let size: Register<U32>
 
   /// The head of a number, and which of its parts, the longest being 0.
   ///
@@ -15,7 +15,7 @@ struct HeadSections {
     ofNumber number: Register<U32>, partsPerHead: Register<U32>, heads: Register<U32>
   ) -> (head: Register<U32>, part: Register<U32>) {
     let first = (number / (partsPerHead * size)) * size
-    let together = k.maximum(k.minimum(heads - first, k.constant(size, U32.self)), k.constant(1, U32.self))
+    let together = k.maximum(k.minimum(heads - first, size), k.constant(1, U32.self))
     let own = number - first * partsPerHead
     return (first + own % together, own / together)
   }

@@ -41,7 +41,8 @@ final class BackwardBody {
     if s.mask.limitsEnd {
       k.comment(
         "block: (batch and key/value head, what is kept), of some heads together; what most passes by comes first")
-      let own = HeadSections(k: k, size: Self.headsOfSection).placeOfBlock(partsPerHead: p.blocksPerHead)
+      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self)).placeOfBlock(
+        partsPerHead: p.blocksPerHead)
       (head, inHead) = (own.head, s.kind == .queries ? p.blocksPerHead - 1 - own.part : own.part)
     } else {
       k.comment("block: (batch, key/value head, what is kept)")

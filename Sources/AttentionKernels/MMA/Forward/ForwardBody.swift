@@ -41,7 +41,8 @@ final class ForwardBody {
     if s.mask.limitsEnd {
       k.comment(
         "block: (batch and key/value head, rows), of some heads together; the rows that see the most keys come first")
-      let own = HeadSections(k: k, size: Self.headsOfSection).placeOfBlock(partsPerHead: parameters.blocksPerHead)
+      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self)).placeOfBlock(
+        partsPerHead: parameters.blocksPerHead)
       (head, inHead) = (own.head, parameters.blocksPerHead - 1 - own.part)
     } else {
       k.comment("block: (batch, key/value head, rows)")

@@ -15,6 +15,8 @@ final class HopperForwardParameters {
   /// N_q, H_q, query heads of a key/value head, heads of all batches, items of one head and of all; where sequences have
   /// lengths of their own, N_q of the longest, and the most items that there can be.
   let queries, queryHeads, groupSize, allHeads, itemsPerHead, items: Register<U32>
+  /// Query heads of a section (`HeadSections`).
+  let headsOfSection: Register<U32>
   /// N_k; of sequences, the most.
   let keys: Register<S32>
   let mask: MaskParameters
@@ -53,6 +55,7 @@ final class HopperForwardParameters {
     allHeads = list.number("all_heads", U32.self) { $0.problem.queryHeads * $0.problem.batch }
     itemsPerHead = list.number("items_per_head", U32.self) { $0.itemsPerHead }
     items = list.number("item_count", U32.self) { $0.items }
+    headsOfSection = list.number("heads_of_section", U32.self) { $0.headsOfSection }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
     mask = MaskParameters(list, parts) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
@@ -75,5 +78,14 @@ struct HopperForwardLaunch: Sendable {
   /// that there can be.
   var itemsPerHead: Int { (problem.queries + tiling.rows - 1) / tiling.rows }
   var items: Int { itemsPerHead * problem.queryHeads * problem.batch }
+  /// Query heads whose items are drawn together under a mask's right edge: as many as have 16 MB of keys and values, 4 to 32. More
+  /// would not stay in the L2 cache, and of fewer the last ones' longest items begin late (Documentation/GPULog.md, NVIDIA H200,
+  /// 2026-11-30).
+  var headsOfSection: Int {
+    let bytes =
+      Double(problem.keys) * Double(problem.dimension + problem.valueDimension)
+      * Double(problem.cacheType.byteCount) / Double(problem.groupSize)
+    return Int(min(max(0x1p24 / max(bytes, 1), 4), 32))
+  }
   func blocks(on gpu: GPULimits) -> Int { min(items, max(gpu.multiprocessors, 1)) }
 }

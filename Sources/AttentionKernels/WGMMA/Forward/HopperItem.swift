@@ -48,8 +48,6 @@ final class HopperItemQueue {
     scan = s.hasSequences ? SequenceScan(k, parameters, itemRows: s.tiling.rows, lane: lane) : nil
   }
 
-  private static let headsOfSection = 8
-
   /// The item at hand, where there is one, and its sequence, where that has a length of its own.
   func next() -> (isThere: Predicate, item: HopperItem, sequence: ForwardSequence?) {
     guard let scan else {
@@ -97,7 +95,7 @@ final class HopperItemQueue {
     let (head, row): (Register<U32>, Register<U32>)
     if s.mask.limitsEnd {
       k.comment("item: some heads together, whose keys L2 holds; of these the rows that see the most keys come first")
-      let place = HeadSections(k: k, size: Self.headsOfSection).place(
+      let place = HeadSections(k: k, size: p.headsOfSection).place(
         ofNumber: number, partsPerHead: itemsPerHead, heads: heads)
       (head, row) = (place.head, itemsPerHead - 1 - place.part)
     } else {
