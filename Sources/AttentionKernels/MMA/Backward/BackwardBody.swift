@@ -38,16 +38,18 @@ final class BackwardBody {
       sharer: sharers == 1 ? k.constant(0, U32.self) : (warp % sharers).named("sharer"))
 
     let head, inHead: Register<U32>
-    if s.mask.limitsEnd {
+    // Of sequences, and with dQ, what this keeps in registers would be spilled.
+    if s.mask.limitsEnd && !s.hasSequences && s.kind != .queries {
       k.comment(
-        "block: (batch and key/value head, what is kept), of some heads together; what most passes by comes first")
-      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self)).placeOfBlock(
-        partsPerHead: p.blocksPerHead)
-      (head, inHead) = (own.head, s.kind == .queries ? p.blocksPerHead - 1 - own.part : own.part)
+        "block: (batch and key/value head, keys), of some heads together; the keys that most rows see come first")
+      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self))
+        .placeOfBlock(partsPerHead: p.blocksPerHead)
+      (head, inHead) = (own.head, own.part)
     } else {
-      k.comment("block: (batch, key/value head, what is kept)")
+      k.comment("block: (batch, key/value head, what is kept); what most passes by under a right edge comes first")
       head = k.special(.blockX) / p.blocksPerHead
-      inHead = k.special(.blockX) - head * p.blocksPerHead
+      let own = k.special(.blockX) - head * p.blocksPerHead
+      inHead = s.mask.limitsEnd && s.kind == .queries ? p.blocksPerHead - 1 - own : own
     }
     batch = (head / p.keyValueHeads).named("batch")
     keyValueHead = (head - batch * p.keyValueHeads).named("key_value_head")
