@@ -7,7 +7,8 @@
 //   swift run -c release --package-path Examples decode ["A PROMPT OF YOUR OWN." ...]
 import FlashAttention
 
-let given = CommandLine.arguments.dropFirst().filter { !$0.isEmpty }
+let given = Array(CommandLine.arguments.dropFirst())
+precondition(!given.contains(""), "a prompt is empty: it must have a character that something can follow")
 let examples = [
   """
   the cat sat on the mat and the dog sat on the log and the frog sat on the bog. the cat saw the dog and the dog saw the \

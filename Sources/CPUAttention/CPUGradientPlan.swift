@@ -138,7 +138,8 @@ final class GradientOperands: @unchecked Sendable {
   deinit { ofSinks?.deallocate() }
 }
 
-/// Rooms of as many floats each, zeros at first, handed to threads of which no two have the same. Each begins with a line of the cache.
+/// Rooms of as many floats each, zeros at first, handed to threads of which no two have the same. Each begins with a line
+/// of the cache.
 final class FloatRooms: @unchecked Sendable {
   private static let line = 64
   private let memory: UnsafeMutableRawPointer
@@ -150,7 +151,7 @@ final class FloatRooms: @unchecked Sendable {
   init(_ count: Int, factors: [Int]) throws(AttentionError) {
     let floats = checkedProduct(factors + [4]).map { ($0 / Self.line + 1) * (Self.line / 4) }
     let bytes = floats.flatMap { checkedProduct([$0, count, 4]) }
-    guard let floats, let bytes, let memory = calloc(bytes + Self.line, 1) else {
+    guard let floats, let bytes, bytes <= .max - Self.line, let memory = calloc(bytes + Self.line, 1) else {
       throw .memory(what: "The gradients in f32", byteCount: bytes ?? .max)
     }
     (self.memory, size) = (memory, floats)

@@ -2,7 +2,9 @@
 //
 //   LANES, HAS_FMA, HAS_F16, HAS_PAIRS                          what the instruction set offers
 //   PANEL_VECTORS, STRIP, ROW_ACCUMULATORS, PROBE_CHAINS       what its registers hold at once
-//   ROWS_OF_SINGLE_KEYS, KEYS_OF_PARTIAL_LINES                 in which order few rows read K and V (Rows.h)
+//   ROWS_OF_SINGLE_KEYS                                         up to how many rows read K a key after the other; 0: none
+//   KEYS_OF_PARTIAL_LINES                                       of how many keys V is read at a time where passes over it
+//                                                                  take parts of lines; more than a tile has: of all
 //   TABLE, TABLE_NAME                                             the table's symbol and its name for people
 //
 // and has the target attribute pushed.

@@ -43,8 +43,8 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
     }
   }
 #endif
-  // A key after the other, in two sums, where so few rows leave the registers for it: memory then sees one stream, as its prefetchers like
-  // it, and not a line of each key of the group in turns.
+  // A key after the other, in two sums, where so few rows leave the registers for it: memory then sees one stream, as
+  // its prefetchers like it, and not a line of each key of the group in turns.
   if (rows <= ROWS_OF_SINGLE_KEYS) {
     const int whole = dimension / (2 * LANES) * (2 * LANES);
     UNROLL for (int k = 0; k < group; k++) {
@@ -239,8 +239,8 @@ static void row_softmax(float *scores, int count, int rows, FAScoreTransform tra
   }
 }
 
-/// `chunk` vectors of columns for all rows, of the keys from `first` to `end`. What the keys of the tile before them left is in `tile`, and what
-/// these leave goes there, until the last: it is added to the output.
+/// `chunk` vectors of columns for all rows, of the keys from `first` to `end`. What the keys of the tile before them left is
+/// in `tile`, and what these leave goes there, until the last: it is added to the output.
 INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarType type, int first, int end, int count,
                                  const float *weights, int rows, int chunk, int columns, int padded,
                                  const float *rescale, float *tile, float *output, FAPrefetch next) {
@@ -274,7 +274,8 @@ INLINE void row_accumulate_wide(const char *values, ptrdiff_t stride, FAScalarTy
                                 const float *weights, int rows, int dimension, int padded, const float *rescale,
                                 float *output, FAPrefetch next) {
   const int chunk = ROW_ACCUMULATORS / rows < 8 ? ROW_ACCUMULATORS / rows : 8;
-  // Where a chunk of a row is less than a line, few keys at a time: what is left of their lines stays in the first level of the cache.
+  // Where a chunk of a row is less than a line, few keys at a time: what is left of their lines stays in the first level
+  // of the cache.
   const int step = chunk * LANES * element_size(type) < 64 ? KEYS_OF_PARTIAL_LINES : count;
   float tile[FA_MAX_ROWS * FA_MAX_DIMENSION];
   const char *ahead = next.rows;

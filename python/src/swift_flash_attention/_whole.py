@@ -28,14 +28,14 @@ def _taken(q: object, k: object, v: object) -> tuple[torch.Tensor, torch.Tensor,
 def computed(q: object, k: object, v: object) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], str]:
     """The tensors that ``attention`` computes with where it is handed these, and lines that say what it does to them first."""
     taken = _taken(q, k, v)
-    result = tuple(unit_stride(x).detach() for x in taken)
+    own = [unit_stride(x) for x in taken]
     lines = []
     if isinstance(q, torch.Tensor) and q.dtype != taken[0].dtype:
         lines.append(f"autocast: in {taken[0].dtype}")
-    copied = [name for name, x in zip("qkv", taken) if unit_stride(x) is not x]
+    copied = [name for name, x, y in zip("qkv", taken, own) if x is not y]
     if copied:
         lines.append(f"copied first, since the elements of a row lie apart: {', '.join(copied)}")
-    return (result[0], result[1], result[2]), "".join(f"\n{line}" for line in lines)
+    return (own[0].detach(), own[1].detach(), own[2].detach()), "".join(f"\n{line}" for line in lines)
 
 
 def attention(

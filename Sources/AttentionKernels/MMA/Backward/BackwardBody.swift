@@ -20,8 +20,6 @@ final class BackwardBody {
   /// dK or dQ, and dV.
   private let sums: (first: Accumulators?, values: Accumulators?)
 
-  private static let headsOfSection = 16
-
   private var keepsKeys: Bool { s.kind != .queries }
   private var cut: BackwardTiling.Cut { s.cut }
 
@@ -42,8 +40,7 @@ final class BackwardBody {
     if s.mask.limitsEnd && !s.hasSequences && s.kind != .queries {
       k.comment(
         "block: (batch and key/value head, keys), of some heads together; the keys that most rows see come first")
-      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self))
-        .placeOfBlock(partsPerHead: p.blocksPerHead)
+      let own = HeadSections.placeOfBlock(k, partsPerHead: p.blocksPerHead)
       (head, inHead) = (own.head, own.part)
     } else {
       k.comment("block: (batch, key/value head, what is kept); what most passes by under a right edge comes first")

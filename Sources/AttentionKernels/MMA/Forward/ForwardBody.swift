@@ -23,8 +23,6 @@ final class ForwardBody {
   let output: Accumulators
   private let products: WarpProducts
 
-  private static let headsOfSection = 16
-
   init(_ k: KernelBuilder, _ s: ForwardSpecialization, _ memory: SharedMemoryPlan) {
     let (tiling, parameters) = (
       s.tiling, ForwardParameters(ParameterList(k), ParameterParts(sinkType: s.sinkType, s.mask))
@@ -41,8 +39,7 @@ final class ForwardBody {
     if s.mask.limitsEnd {
       k.comment(
         "block: (batch and key/value head, rows), of some heads together; the rows that see the most keys come first")
-      let own = HeadSections(k: k, size: k.constant(Self.headsOfSection, U32.self)).placeOfBlock(
-        partsPerHead: parameters.blocksPerHead)
+      let own = HeadSections.placeOfBlock(k, partsPerHead: parameters.blocksPerHead)
       (head, inHead) = (own.head, parameters.blocksPerHead - 1 - own.part)
     } else {
       k.comment("block: (batch, key/value head, rows)")
