@@ -8,7 +8,7 @@
 import FlashAttention
 
 let given = Array(CommandLine.arguments.dropFirst())
-precondition(!given.contains(""), "a prompt is empty: it must have a character that something can follow")
+if given.contains("") { fatalError("A prompt is empty; give it a character that something can follow.") }
 let examples = [
   """
   the cat sat on the mat and the dog sat on the log and the frog sat on the bog. the cat saw the dog and the dog saw the \
