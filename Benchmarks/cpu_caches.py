@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decoding over caches on the CPU: sequences, pages, e4m3, beside what memory gives.
 
-    python3 cpu_caches.py [--batch 32] [--context 4096] [--heads 32/8] [--threads N]
+    python3 cpu_caches.py [--batch 32] [--context 4096] [--heads 32/8] [--threads N] [--vectors avx2]
 
 One query for each sequence, D 128; GB/s count K and V once. The limit is measured by reading as many bytes from end to end
 (`torch.sum` of integers on the same threads), in turns with the calls.
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-import swift_flash_attention as fa
+from swift_flash_attention import _library
 from swift_flash_attention.compat.flash_attn_interface import flash_attn_with_kvcache
 
 
@@ -32,7 +32,10 @@ def main():
     parser.add_argument("--heads", default="32/8")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--vectors", help="the instructions to use; the best of the machine unless given")
     options = parser.parse_args()
+    if options.vectors:
+        _library.check(_library.library.fa_choose_vectors(options.vectors.encode()))
     torch.set_num_threads(options.threads)
     (heads, kv_heads), d = map(int, options.heads.split("/")), 128
     batch, n = options.batch, options.context

@@ -5,7 +5,9 @@ package struct CPUCall: Sendable {
   private let plan: CPUPlan
   private let operands: Operands
 
-  init(_ plan: CPUPlan, _ operands: Operands) { (self.plan, self.operands) = (plan, operands) }
+  init(_ plan: CPUPlan, _ operands: Operands) {
+    (self.plan, self.operands) = (plan.reading(operands.keys, operands.values), operands)
+  }
 
   /// A sequence of a call over a cache.
   ///
@@ -60,23 +62,23 @@ package struct CPUCall: Sendable {
     from first: Int, of numbers: Range<Int>, _ partials: SplitPartials?, _ queue: WorkQueue
   ) -> Int? {
     var next = Optional(first)
-    func unit() -> (rows: PackedRows, split: Int)? {
+    func unit() -> CPUPlan.Unit? {
       guard let number = next, numbers.contains(number) else { return nil }
       return plan.unit(number - numbers.lowerBound, operands.ranges)
     }
     switch plan.path {
     case .rows:
       let worker = RowWorker(plan)
-      while let (rows, split) = unit() {
-        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: split)
-        worker.compute(rows, split: split, operands, to: destination)
+      while let unit = unit() {
+        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: unit.split)
+        worker.compute(unit, operands, to: destination)
         next = queue.next()
       }
     case .panels, .pairPanels:
       let worker = PanelWorker(plan)
-      while let (rows, split) = unit() {
-        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: split)
-        worker.compute(rows, split: split, operands, to: destination)
+      while let unit = unit() {
+        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: unit.split)
+        worker.compute(unit.rows, split: unit.split, operands, to: destination)
         next = queue.next()
       }
     }

@@ -28,20 +28,28 @@ extension CPUPlan {
       ], threads: threads)
   }
 
-  /// What unit `index` is. The last blocks, which see the most keys under a causal mask, come first, so that no thread
-  /// is left alone with a long one at the end.
-  func unit(_ index: Int, _ ranges: [Int]?) -> (PackedRows, split: Int) {
+  /// What unit `index` is: rows of the first of some heads, the same of the others being of it. The last blocks, which see the
+  /// most keys under a causal mask, come first, so that no thread is left alone with a long one at the end.
+  func unit(_ index: Int, _ ranges: [Int]?) -> Unit {
     let split = index % keySplits
-    let heads = problem.batch * problem.keyValueHeads
-    let head = index / keySplits % heads
-    let block = blocks - 1 - index / keySplits / heads
+    let groups = problem.batch * headGroups
+    let group = index / keySplits % groups
+    let block = blocks - 1 - index / keySplits / groups
     let rows = block * blockRows..<min((block + 1) * blockRows, problem.groupSize * problem.queries)
-    return (
-      PackedRows(
-        problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: rows,
-        ranges: ranges),
-      split
-    )
+    let first = group % headGroups * headsTogether
+    return Unit(
+      rows: PackedRows(
+        problem: problem, batch: group / headGroups, keyValueHead: first, rows: rows, ranges: ranges),
+      heads: min(headsTogether, problem.keyValueHeads - first), split: split)
+  }
+
+  /// What a thread computes at a time.
+  struct Unit {
+    let rows: PackedRows
+    /// Key/value heads from that of the rows on.
+    let heads: Int
+    /// Of its keys.
+    let split: Int
   }
 
   /// The tiles of one split of the keys that a block sees, ascending: those that its rows' first ranges span, and their second.
@@ -56,7 +64,8 @@ extension CPUPlan {
     return Array(all[all.count * split / keySplits..<all.count * (split + 1) / keySplits])
   }
 
-  /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths.
+  /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths. Few rows of
+  /// heads that are read together need as much for each.
   public var scratchByteCount: Int {
     path == .rows ? RowWorker.scratchByteCount(self) : PanelWorker.scratchByteCount(self)
   }

@@ -5,7 +5,8 @@ internal import CPUMicrokernels
 ///
 /// The query rows that share a key/value head are packed (row r is query `r / group`, head `r % group` of the group),
 /// cut into blocks, and each block walks over its keys tile by tile. A unit of work is one block of one
-/// (batch, key/value head), or one part of its keys.
+/// (batch, key/value head), or one part of its keys; with few rows of heads whose keys lie side by side, a block each of
+/// several heads.
 public struct CPUPlan: Sendable {
   /// What lies across the vector lanes.
   public enum Path: String, Sendable {
@@ -35,9 +36,11 @@ public struct CPUPlan: Sendable {
   /// Packed rows of a block.
   public let blockRows: Int
   /// Keys of a tile.
-  public let tileKeys: Int
+  public private(set) var tileKeys: Int
   /// Parts that the keys of a block are divided into, computed apart and combined by their log-sum-exps.
-  public let keySplits: Int
+  public private(set) var keySplits: Int
+  /// Key/value heads that a unit reads together, tile by tile.
+  private(set) var headsTogether = 1
 
   /// - Throws: `AttentionError.dimension` where a head dimension is not a multiple of 8 up to 1024.
   public init(
@@ -56,8 +59,6 @@ public struct CPUPlan: Sendable {
 
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
-    let heads = problem.batch * problem.keyValueHeads
-    let enough = (rows <= PackedRows.fewRows ? 16 : 2) * self.threads
     if rows <= PackedRows.fewRows {
       path = .rows
       blockRows = max(rows, 1)
@@ -77,17 +78,54 @@ public struct CPUPlan: Sendable {
       tileKeys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
     }
 
-    // Too few units to keep the threads busy: divide the keys, but into parts worth a thread's waking up.
-    let units = heads * ((rows + blockRows - 1) / blockRows)
-    let longEnough = max(1, problem.keys / 512)
-    keySplits = units == 0 || units >= enough ? 1 : min((enough + units - 1) / units, longEnough)
+    keySplits = 1
+    keySplits = splits(units: problem.batch * problem.keyValueHeads * blocks)
   }
+
+  /// Into how many parts keys are divided: where there are too few units to keep the threads busy, but into parts worth a
+  /// thread's waking up.
+  private func splits(units: Int) -> Int {
+    let enough = (path == .rows ? 16 : 2) * threads
+    return units == 0 || units >= enough ? 1 : min((enough + units - 1) / units, max(1, problem.keys / 512))
+  }
+
+  /// The same where keys and values lie as they do. Rows of a head that are not neighbours in memory, because those of other
+  /// heads lie between them, are read with these: a few keys of some heads, then of the next keys. Memory then sees one
+  /// stream, instead of a line here and there, two rows to a page (Documentation/Benchmarks.md, "Caches").
+  func reading(_ keys: KeyRows, _ values: KeyRows) -> CPUPlan {
+    guard path == .rows && keys.headsAreBetweenRows && values.headsAreBetweenRows else { return self }
+    var together = self
+    let heads = problem.keyValueHeads
+    var most = Self.headsTogether(problem, keys.scalarType)
+    repeat {
+      // Groups of one size, or one head less.
+      let groups = (heads + most - 1) / max(most, 1)
+      together.headsTogether = groups == 0 ? 1 : (heads + groups - 1) / groups
+      together.keySplits = splits(units: problem.batch * together.headGroups)
+      most = together.headsTogether / 2
+    } while most > 1 && together.units < threads
+    if together.headsTogether == 1 || together.units < threads { return self }
+    together.tileKeys = Self.keysOfHeads
+    return together
+  }
+
+  /// Keys of a tile of heads that are read together: what they are multiplied by comes from the first level of the cache
+  /// (`Benchmarks/cpu_caches.py`, Zen 4 and with AVX2, 2026-11-30).
+  private static let keysOfHeads = 16
+
+  /// Heads of which a key is 4 KB, a page of memory.
+  private static func headsTogether(_ problem: AttentionProblem, _ type: ScalarType) -> Int {
+    max(1, min(problem.keyValueHeads, 4096 / (max(problem.dimension, problem.valueDimension) * type.byteCount)))
+  }
+
+  /// Groups of the heads that are read together, the last of which may have less.
+  var headGroups: Int { (problem.keyValueHeads + headsTogether - 1) / headsTogether }
 
   /// Blocks of one (batch, key/value head).
   var blocks: Int { (problem.groupSize * problem.queries + blockRows - 1) / blockRows }
 
-  /// Units of work: (batch, key/value head, block, split).
-  var units: Int { problem.batch * problem.keyValueHeads * blocks * keySplits }
+  /// Units of work: (batch, group of key/value heads, block, split).
+  var units: Int { problem.batch * headGroups * blocks * keySplits }
 }
 
 extension CPUPlan: CustomStringConvertible {
@@ -100,8 +138,13 @@ extension CPUPlan: CustomStringConvertible {
       case .rows: "dimension across lanes (few query rows)"
       }
     let splits = keySplits == 1 ? "" : ", keys split \(keySplits) ways"
+    let most = path == .rows ? Self.headsTogether(problem, problem.scalarType) : 1
+    let together =
+      headsTogether > 1
+      ? ", those of \(headsTogether) heads together"
+      : most == 1 ? "" : ", or of \(Self.keysOfHeads) keys of \(most) heads where these lie side by side"
     return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
-      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(splits)\(Self.debugWarning)"
+      + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(together)\(splits)\(Self.debugWarning)"
   }
 
   /// For a plan of sequences with lengths of their own, each of which gets a plan of this kind when it runs.

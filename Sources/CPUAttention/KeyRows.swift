@@ -27,11 +27,14 @@ package struct KeyRows: Sendable {
     (self.view, sequence) = (view, .pages(pages, size: size, from: first))
   }
 
-  var base: UnsafeRawPointer { view.base }
   var scalarType: ScalarType { view.scalarType }
   var type: FAScalarType { view.scalarType.microkernelType }
   /// Bytes from row to row.
   var stride: Int { view.strides.length * view.scalarType.byteCount }
+  /// Bytes from a head's row to that of the next.
+  var headStride: Int { view.strides.heads * view.scalarType.byteCount }
+  /// Whether rows of other heads lie between those of one.
+  var headsAreBetweenRows: Bool { abs(headStride) < abs(stride) }
   /// Whether all rows of a sequence are one stride apart.
   var areNeighbours: Bool {
     if case .pages = sequence { return false }

@@ -10,7 +10,7 @@ struct PackedRows {
 
   let problem: AttentionProblem
   let batch: Int
-  let keyValueHead: Int
+  var keyValueHead: Int
   let rows: Range<Int>
   /// What the call gives of ranges of keys; nil where that is nothing.
   let ranges: [Int]?
@@ -19,6 +19,13 @@ struct PackedRows {
   func head(_ row: Int) -> Int { keyValueHead * problem.groupSize + row % problem.groupSize }
   func visibleKeys(_ row: Int) -> VisibleRanges {
     problem.visibleRanges(ofQuery: query(row), sequence: batch, ranges)
+  }
+
+  /// The same rows of a head that many further on.
+  func ofHead(_ number: Int) -> PackedRows {
+    var other = self
+    other.keyValueHead += number
+    return other
   }
 
   /// Where a row stands in `[b, h_q, n_q]`.

@@ -143,14 +143,18 @@ struct PanelWorker: ~Copyable {
     var holdsNonfinite: Bool?
   }
 
-  /// Brings a tile into the form that the products read. f32 and pairs of K are read where they are, but for pages.
+  /// Whether tiles of f32 are copied, too: their rows are then near for all panels but the first.
+  private var stagesFloats: Bool { plan.instructionSet.functions.pointee.stages_floats != 0 && panelsAtMost > 1 }
+
+  /// Brings a tile into the form that the products read. Pairs of K are read where they are, but for
+  /// pages, and so are few rows of f32.
   private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) -> Tile {
     let functions = plan.instructionSet.functions.pointee
     func staged(
       _ own: KeyRows, _ dimension: Int, in tile: UnsafeMutableRawPointer
     ) -> (rows: UnsafeRawPointer, stride: Int, type: FAScalarType) {
       let isPairs = plan.path == .pairPanels
-      if own.areNeighbours && (isPairs || own.scalarType == .f32) {
+      if own.areNeighbours && (isPairs || own.scalarType == .f32 && !stagesFloats) {
         return (own.row(rows, keys.lowerBound), own.stride, own.type)
       }
       let type = isPairs ? own.scalarType : .f32

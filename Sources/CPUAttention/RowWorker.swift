@@ -1,21 +1,40 @@
 internal import Attention
 internal import CPUMicrokernels
 
-/// Computes blocks of at most 8 query rows: the dimension across lanes, online softmax over the tiles of keys. K and V
-/// are read once, in their own type, where they are.
+/// Computes blocks of at most 8 query rows of each of some heads: the dimension across lanes, online softmax over the tiles of
+/// keys. K and V are read once, in their own type, where they are.
 struct RowWorker: ~Copyable {
   private let plan: CPUPlan
+  private let functions: CPUMicrokernels
   private let scratch: Scratch
   /// 1, 2, 4 or 8: the rows of a block rounded up to what the kernels are made for.
   private let paddedRows: Int
-  private let queries: UnsafeMutablePointer<Float>
-  private let output: UnsafeMutablePointer<Float>
-  private let statistics: UnsafeMutablePointer<Float>
+  private let heads: UnsafeMutablePointer<Head>
   private let scores: UnsafeMutablePointer<Float>
   /// Factors of rows whose output nothing rescales.
   private let ones: UnsafeMutablePointer<Float>
   private let firstVisible: UnsafeMutablePointer<Int32>
   private let endVisible: UnsafeMutablePointer<Int32>
+  /// Of the tile that is read, and of the one behind it.
+  private let runs: (UnsafeMutablePointer<Run>, UnsafeMutablePointer<Run>)
+
+  /// What is kept of a head.
+  private struct Head {
+    /// `[rows][D]`
+    let queries: UnsafeMutablePointer<Float>
+    /// `[rows][D_v]`
+    let output: UnsafeMutablePointer<Float>
+    let state: FASoftmaxState
+    var transform: FAScoreTransform
+  }
+
+  /// Keys of a tile whose rows are one stride apart, of the first head.
+  private struct Run {
+    /// The first, counted from the tile's first.
+    let place: Int
+    let count: Int32
+    let keys, values: UnsafeRawPointer
+  }
 
   /// Floats from one row of a buffer to the next.
   static func padded(_ dimension: Int) -> Int { (dimension + 31) / 32 * 32 }
@@ -29,65 +48,62 @@ struct RowWorker: ~Copyable {
   /// Bytes that one worker needs.
   static func scratchByteCount(_ plan: CPUPlan) -> Int {
     let rows = paddedRows(plan)
-    return Scratch.byteCount(rows * padded(plan.problem.dimension), of: Float.self)
+    let ofHead =
+      Scratch.byteCount(rows * padded(plan.problem.dimension), of: Float.self)
       + Scratch.byteCount(rows * padded(plan.problem.valueDimension), of: Float.self)
-      + Scratch.byteCount(3 * rows, of: Float.self)
+      + 3 * Scratch.byteCount(rows, of: Float.self)
+    return plan.headsTogether * ofHead + Scratch.byteCount(plan.headsTogether, of: Head.self)
       + Scratch.byteCount(plan.tileKeys * rows + 32, of: Float.self) + Scratch.byteCount(rows, of: Float.self)
-      + 2 * Scratch.byteCount(rows, of: Int32.self)
+      + 2 * Scratch.byteCount(rows, of: Int32.self) + 2 * Scratch.byteCount(plan.tileKeys, of: Run.self)
   }
 
   init(_ plan: CPUPlan) {
     self.plan = plan
+    functions = plan.instructionSet.functions.pointee
     paddedRows = Self.paddedRows(plan)
     var scratch = Scratch(byteCount: Self.scratchByteCount(plan))
-    queries = scratch.take(paddedRows * Self.padded(plan.problem.dimension), of: Float.self)
-    output = scratch.take(paddedRows * Self.padded(plan.problem.valueDimension), of: Float.self)
-    statistics = scratch.take(3 * paddedRows, of: Float.self)
+    heads = scratch.take(plan.headsTogether, of: Head.self)
+    for head in 0..<plan.headsTogether {
+      let queries = scratch.take(paddedRows * Self.padded(plan.problem.dimension), of: Float.self)
+      let output = scratch.take(paddedRows * Self.padded(plan.problem.valueDimension), of: Float.self)
+      let state = FASoftmaxState(
+        maximum: scratch.take(paddedRows, of: Float.self), sum: scratch.take(paddedRows, of: Float.self),
+        rescale: scratch.take(paddedRows, of: Float.self))
+      heads[head] = Head(queries: queries, output: output, state: state, transform: FAScoreTransform())
+    }
     scores = scratch.take(plan.tileKeys * paddedRows + 32, of: Float.self)
     ones = scratch.take(paddedRows, of: Float.self)
     ones.update(repeating: 1, count: paddedRows)
     firstVisible = scratch.take(paddedRows, of: Int32.self)
     endVisible = scratch.take(paddedRows, of: Int32.self)
+    runs = (scratch.take(plan.tileKeys, of: Run.self), scratch.take(plan.tileKeys, of: Run.self))
     self.scratch = scratch
   }
 
-  func compute(_ rows: PackedRows, split: Int, _ operands: Operands, to destination: borrowing RowDestination) {
-    let functions = plan.instructionSet.functions.pointee
-    let problem = plan.problem
-    let (d, dv) = (Int32(problem.dimension), Int32(problem.valueDimension))
-    let (paddedD, paddedDv) = (Self.padded(problem.dimension), Self.padded(problem.valueDimension))
-    let (k, v) = (operands.keys, operands.values)
-    let units = operands.scoreUnits(problem, head: rows.keyValueHead)
-    let transform = units.microkernels
-    let state = FASoftmaxState(
-      maximum: statistics, sum: statistics + paddedRows, rescale: statistics + 2 * paddedRows)
-
-    queries.update(repeating: 0, count: paddedRows * paddedD)
-    output.update(repeating: 0, count: paddedRows * paddedDv)
-    for r in 0..<paddedRows {
-      state.maximum[r] = -.infinity
-      state.sum[r] = 0
-    }
-    for (r, row) in rows.rows.enumerated() {
-      functions.load_row(
-        operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)),
-        operands.queries.scalarType.microkernelType, d, Int32(paddedD), queries + r * paddedD)
-    }
-
-    if units.isNegated {
-      for i in 0..<paddedRows * paddedD { queries[i].negate() }
-    }
-
+  /// Computes the block of all heads of a unit, of each tile one head after the other.
+  func compute(_ unit: CPUPlan.Unit, _ operands: Operands, to destination: borrowing RowDestination) {
+    let rows = unit.rows
+    for head in 0..<unit.heads { start(head, rows.ofHead(head), operands) }
     let ofRows = SeenByRows(rows)
     let seen = rows.parts.map { ofRows.any(of: rows.rows, part: $0) }
     let seenByAll = rows.parts.map { ofRows.all(of: rows.rows, part: $0) }
     let present = seen.filter { !$0.isEmpty }
     let all = (present.map(\.lowerBound).min() ?? 0)..<(present.map(\.upperBound).max() ?? 0)
-    let tiles = plan.tiles(over: seen, split: split)
+    let tiles = plan.tiles(over: seen, split: unit.split)
     /// Keys of a tile, without those that no row sees, which are not even read.
-    func ofTile(_ tile: Int) -> Range<Int> { (tile * plan.tileKeys..<(tile + 1) * plan.tileKeys).clamped(to: all) }
-    for (number, tile) in tiles.enumerated() {
-      let keys = ofTile(tile)
+    func ofTile(_ number: Int) -> Range<Int> {
+      number == tiles.count
+        ? 0..<0 : (tiles[number] * plan.tileKeys..<(tiles[number] + 1) * plan.tileKeys).clamped(to: all)
+    }
+    let reader = Reader(operands)
+    var (keys, here, there) = (ofTile(0), runs.0, runs.1)
+    var count = find(keys, rows, operands, here)
+    for number in 0..<tiles.count {
+      let next = ofTile(number + 1)
+      let following = find(next, rows, operands, there)
+      let (own, ahead) = (
+        UnsafeBufferPointer(start: here, count: count), UnsafeBufferPointer(start: there, count: following)
+      )
       for part in rows.parts where seen[part].overlaps(keys) {
         var visible = FAVisibleKeys(first: nil, end: nil)
         if keys.clamped(to: seenByAll[part]) != keys {
@@ -99,40 +115,106 @@ struct RowWorker: ~Copyable {
           }
           visible = FAVisibleKeys(first: UnsafePointer(firstVisible), end: UnsafePointer(endVisible))
         }
-        for run in k.runs(of: keys) {
-          functions.row_scores(
-            k.row(rows, run.lowerBound), k.stride, k.type, Int32(run.count), queries, Int32(paddedRows), d,
-            Int32(paddedD), scores + (run.lowerBound - keys.lowerBound) * paddedRows, FAPrefetch(v, rows, run))
-        }
-        functions.row_softmax(scores, Int32(keys.count), Int32(paddedRows), transform, visible, state)
-        let next = number + 1 < tiles.count ? ofTile(tiles[number + 1]) : keys.upperBound..<keys.upperBound
-        var rescale = state.rescale!
-        for run in v.runs(of: keys) {
-          let (values, weights) = (
-            v.row(rows, run.lowerBound), scores + (run.lowerBound - keys.lowerBound) * paddedRows
-          )
-          if visible.first != nil && functions.has_nonfinite(values, v.stride, v.type, Int32(run.count), dv) != 0 {
-            functions.accumulate_carefully(
-              values, v.stride, v.type, Int32(run.count), weights, Int32(paddedRows), dv, rescale, output, paddedDv, 1)
-          } else {
-            let ahead = min(next.lowerBound + run.lowerBound - keys.lowerBound, next.upperBound)..<next.upperBound
-            functions.row_accumulate(
-              values, v.stride, v.type, Int32(run.count), weights, Int32(paddedRows), dv, Int32(paddedDv), rescale,
-              output, FAPrefetch(k, rows, k.run(of: ahead)))
-          }
-          rescale = ones
+        for head in 0..<unit.heads {
+          let isLast = head + 1 == unit.heads
+          add(own, Int32(keys.count), head, visible, reader, ahead: isLast ? ahead : own, of: isLast ? 0 : head + 1)
         }
       }
+      (keys, here, there, count) = (next, there, here, following)
     }
-    operands.scale(output, count: paddedRows * paddedDv, head: rows.keyValueHead)
-    destination.storeRows(output, stride: paddedDv, state, rows)
+    for head in 0..<unit.heads {
+      let (rows, own) = (rows.ofHead(head), heads[head])
+      let stride = Self.padded(plan.problem.valueDimension)
+      operands.scale(own.output, count: paddedRows * stride, head: rows.keyValueHead)
+      destination.storeRows(own.output, stride: stride, own.state, rows)
+    }
   }
-}
 
-extension FAPrefetch {
-  /// The rows of the given keys, which lie one after the other.
-  init(_ keys: KeyRows, _ rows: PackedRows, _ run: Range<Int>) {
-    self.init(
-      rows: run.isEmpty ? keys.base : keys.row(rows, run.lowerBound), stride: keys.stride, count: Int32(run.count))
+  /// A head that has seen nothing yet.
+  private func start(_ head: Int, _ rows: PackedRows, _ operands: Operands) {
+    let (own, d) = (heads[head], plan.problem.dimension)
+    let units = operands.scoreUnits(plan.problem, head: rows.keyValueHead)
+    heads[head].transform = units.microkernels
+    own.queries.update(repeating: 0, count: paddedRows * Self.padded(d))
+    own.output.update(repeating: 0, count: paddedRows * Self.padded(plan.problem.valueDimension))
+    own.state.maximum.update(repeating: -.infinity, count: paddedRows)
+    own.state.sum.update(repeating: 0, count: paddedRows)
+    for (r, row) in rows.rows.enumerated() {
+      functions.load_row(
+        operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)),
+        operands.queries.scalarType.microkernelType, Int32(d), Int32(Self.padded(d)), own.queries + r * Self.padded(d))
+    }
+    if units.isNegated {
+      for i in 0..<paddedRows * Self.padded(d) { own.queries[i].negate() }
+    }
+  }
+
+  /// Where some keys are; how many runs they are in. (Those of K and V end where pages do, and these are of one size.)
+  private func find(
+    _ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands, _ runs: UnsafeMutablePointer<Run>
+  ) -> Int {
+    var count = 0
+    for run in operands.keys.runs(of: keys) {
+      runs[count] = Run(
+        place: run.lowerBound - keys.lowerBound, count: Int32(run.count),
+        keys: operands.keys.row(rows, run.lowerBound), values: operands.values.row(rows, run.lowerBound))
+      count += 1
+    }
+    return count
+  }
+
+  /// How rows of K and V are read.
+  private struct Reader {
+    let keyType, valueType: FAScalarType
+    let keyStride, valueStride, keyHeadStride, valueHeadStride: Int
+
+    init(_ operands: Operands) {
+      (keyType, valueType) = (operands.keys.type, operands.values.type)
+      (keyStride, valueStride) = (operands.keys.stride, operands.values.stride)
+      (keyHeadStride, valueHeadStride) = (operands.keys.headStride, operands.values.headStride)
+    }
+  }
+
+  /// Adds a tile to a head.
+  ///
+  /// - Parameters:
+  ///   - count: keys of the tile.
+  ///   - ahead: where the keys are that come next, and of which head.
+  private func add(
+    _ runs: UnsafeBufferPointer<Run>, _ count: Int32, _ head: Int, _ visible: FAVisibleKeys, _ reader: Reader,
+    ahead: UnsafeBufferPointer<Run>, of nextHead: Int
+  ) {
+    let (own, rows) = (heads[head], Int32(paddedRows))
+    let (d, dv) = (Int32(plan.problem.dimension), Int32(plan.problem.valueDimension))
+    let (paddedD, paddedDv) = (Self.padded(plan.problem.dimension), Self.padded(plan.problem.valueDimension))
+    let (keyOffset, valueOffset) = (head * reader.keyHeadStride, head * reader.valueHeadStride)
+    for run in runs {
+      functions.row_scores(
+        run.keys + keyOffset, reader.keyStride, reader.keyType, run.count, own.queries, rows, d, Int32(paddedD),
+        scores + run.place * paddedRows,
+        FAPrefetch(rows: run.values + valueOffset, stride: reader.valueStride, count: run.count))
+    }
+    functions.row_softmax(scores, count, rows, own.transform, visible, own.state)
+    var rescale = own.state.rescale
+    for (number, run) in runs.enumerated() {
+      let (values, weights) = (run.values + valueOffset, scores + run.place * paddedRows)
+      if visible.first != nil
+        && functions.has_nonfinite(values, reader.valueStride, reader.valueType, run.count, dv) != 0
+      {
+        functions.accumulate_carefully(
+          values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, rescale, own.output, paddedDv, 1)
+      } else {
+        let next =
+          number < ahead.count
+          ? FAPrefetch(
+            rows: ahead[number].keys + nextHead * reader.keyHeadStride, stride: reader.keyStride,
+            count: ahead[number].count)
+          : FAPrefetch(rows: run.keys, stride: reader.keyStride, count: 0)
+        functions.row_accumulate(
+          values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
+          own.output, next)
+      }
+      rescale = ones
+    }
   }
 }

@@ -5,6 +5,7 @@
 #define LANES 8
 #define PANEL_VECTORS 2
 #define STRIP 6
+#define STAGES_FLOATS 1
 #define HAS_FMA 1
 #define HAS_F16 1
 #define HAS_PAIRS 0

@@ -3,6 +3,7 @@
 #define LANES 4
 #define PANEL_VECTORS 3
 #define STRIP 8
+#define STAGES_FLOATS 0
 #define HAS_FMA 1
 #define HAS_F16 1
 #define HAS_PAIRS 0

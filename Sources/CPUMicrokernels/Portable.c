@@ -1,6 +1,7 @@
 #define LANES 4
 #define PANEL_VECTORS 2
 #define STRIP 4
+#define STAGES_FLOATS 0
 #define HAS_FMA 0
 #define HAS_F16 0
 #define HAS_PAIRS 0

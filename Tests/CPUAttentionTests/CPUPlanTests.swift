@@ -1,10 +1,11 @@
 import Attention
 import AttentionVerification
-import CPUAttention
 import Dispatch
 import Glibc
 import Synchronization
 import Testing
+
+@testable import CPUAttention
 
 @Suite struct CPUPlanTests {
   struct Shape: Sendable, CustomTestStringConvertible {
@@ -12,10 +13,12 @@ import Testing
     var mask = AttentionMask.none
     var softcap: Double?
     var scale: Double?
+    /// Of Q, K and V.
+    var layout = TensorLayout.bhnd
 
     var testDescription: String {
       "\(queryHeads)/\(keyValueHeads) heads, \(queries)x\(keys), \(dimension)/\(valueDimension), \(mask), "
-        + "softcap \(softcap ?? 0), scale \(scale ?? 1)"
+        + "softcap \(softcap ?? 0), scale \(scale ?? 1), \(layout)"
     }
 
     func problem(_ type: ScalarType) throws -> AttentionProblem {
@@ -48,6 +51,16 @@ import Testing
     Shape(queries: 20, keys: 50, scale: 0),
     Shape(queries: 2, keys: 50, mask: .window(left: 0, right: 0), scale: 0),
     Shape(queries: 30, keys: 0),
+    Shape(queries: 100, keys: 200, mask: .causal, layout: .bnhd),
+    // Few rows of heads that are read together: all, one of them alone at the end, three and two.
+    Shape(queryHeads: 12, keyValueHeads: 6, queries: 2, keys: 1100, mask: .causal, layout: .bnhd),
+    Shape(queryHeads: 5, keyValueHeads: 5, queries: 3, keys: 77, dimension: 24, valueDimension: 1024, layout: .bnhd),
+    Shape(
+      queryHeads: 5, keyValueHeads: 5, queries: 1, keys: 530, dimension: 256, valueDimension: 40, softcap: 4,
+      layout: .bnhd),
+    Shape(
+      queryHeads: 6, keyValueHeads: 3, queries: 4, keys: 100, mask: .window(left: 30, right: 0), scale: -0.1,
+      layout: .bnhd),
   ]
 
   private func run(
@@ -65,10 +78,12 @@ import Testing
     )
   }
 
-  private func inputs(_ problem: AttentionProblem) -> (GuardedTensor, GuardedTensor, GuardedTensor) {
+  private func inputs(
+    _ problem: AttentionProblem, layout: TensorLayout = .bhnd
+  ) -> (GuardedTensor, GuardedTensor, GuardedTensor) {
     // Fractions of multiples: spread like noise, the same on every machine.
     func tensor(_ shape: TensorShape, _ phase: Double) -> GuardedTensor {
-      GuardedTensor(shape, problem.scalarType) { i in
+      GuardedTensor(shape, problem.scalarType, layout: layout) { i in
         let x = Double(i) * 12.9898 + phase
         let noise = (x - x.rounded(.down) - 0.5) * 4
         return Float(noise * ((x * 0.37).truncatingRemainder(dividingBy: 3)) / 2)
@@ -83,7 +98,7 @@ import Testing
   func agreesWithTheReference(set: Int, shape: Shape) throws {
     for type in ScalarType.computed {
       let problem = try shape.problem(type)
-      let (q, k, v) = inputs(problem)
+      let (q, k, v) = inputs(problem, layout: shape.layout)
       let reference = ReferenceAttention.compute(
         problem, queries: q.view.readOnly, keys: k.view.readOnly, values: v.view.readOnly)
       var plain = AttentionValues(for: problem)
@@ -116,12 +131,15 @@ import Testing
       Shape(queries: 4, keys: 150, dimension: 16, valueDimension: 24, mask: .window(left: 40, right: 0)),
       Shape(queries: 1, keys: 1500, dimension: 16, valueDimension: 24),
       Shape(queries: 90, keys: 150, dimension: 16, valueDimension: 24, mask: .causal, softcap: 5),
+      Shape(
+        queryHeads: 6, keyValueHeads: 3, queries: 4, keys: 150, dimension: 16, valueDimension: 24,
+        mask: .window(left: 40, right: 0), layout: .bnhd),
     ] {
       let problem = try shape.problem(type)
       let plan = try CPUPlan(problem, threads: 3, instructionSet: InstructionSet.available[set])
       let bad = problem.keys - 3
       for (place, value) in [(0, Float.nan), (1, .nan), (2, .nan), (2, .infinity)] {
-        let (q, k, v) = inputs(problem)
+        let (q, k, v) = inputs(problem, layout: shape.layout)
         let query = problem.queries / 2
         let row =
           [
@@ -130,10 +148,10 @@ import Testing
           ][place]
         type.store(value, to: row, at: 5)
         let result = try run(plan, q, k, v)
-        for h in 0..<2 {
+        for h in 0..<problem.queryHeads {
           for i in 0..<problem.queries {
-            let index = (2 + h) * problem.queries + i
-            let sees = problem.visibleKeys(ofQuery: i).contains(bad)
+            let index = (problem.queryHeads + h) * problem.queries + i
+            let sees = h < problem.groupSize && problem.visibleKeys(ofQuery: i).contains(bad)
             let columns = (0..<24).map { result.output[index * 24 + $0] }
             let wrong =
               switch place {
@@ -253,6 +271,38 @@ import Testing
     let single = try CPUPlan(
       Shape(queryHeads: 32, keyValueHeads: 32, queries: 1, keys: 100_000).problem(.f32), threads: 1)
     #expect(single.keySplits == 1)
+  }
+
+  /// Where rows of heads lie between one another in memory, a unit reads those of several heads, unless threads would have
+  /// nothing to do then; as many as have a page of memory together.
+  @Test func readsHeadsTogetherThatLieTogether() throws {
+    func together(
+      _ shape: Shape, _ type: ScalarType = .f32, threads: Int = 2, layout: TensorLayout = .bnhd
+    ) throws -> CPUPlan {
+      let problem = try shape.problem(type)
+      let (_, k, v) = inputs(problem, layout: layout)
+      return try CPUPlan(problem, threads: threads).reading(KeyRows(k.view.readOnly), KeyRows(v.view.readOnly))
+    }
+    let eight = Shape(
+      queryHeads: 32, keyValueHeads: 8, queries: 1, keys: 1024, dimension: 128, valueDimension: 128)
+    let plan = try together(eight)
+    #expect(plan.headsTogether == 8 && plan.tileKeys == 16 && plan.keySplits == 2 && plan.units == 4)
+    #expect(plan.description.contains("tiles of 16 keys, those of 8 heads together"))
+    let unread = try CPUPlan(eight.problem(.f32))
+    #expect(unread.description.contains("or of 16 keys of 8 heads where these lie side by side"))
+    let apart = try together(eight, layout: .bhnd)
+    #expect(apart.headsTogether == 1 && apart.tileKeys == 128)
+    // Five heads of 2 KB: two, two and one.
+    let wide = Shape(
+      queryHeads: 5, keyValueHeads: 5, queries: 1, keys: 100, dimension: 512, valueDimension: 512)
+    #expect(try together(wide).headsTogether == 2 && together(wide).units == 6)
+    #expect(try together(wide, .bf16).headsTogether == 3 && together(wide, .bf16).units == 4)
+    // With more threads, fewer heads, and none.
+    #expect(try together(eight, threads: 8).headsTogether == 4 && together(eight, threads: 8).units == 8)
+    #expect(try together(eight, threads: 64).headsTogether == 1)
+    // Of one head, all rows are neighbours; many rows are another path's.
+    #expect(try together(Shape(queries: 1, keys: 1000)).headsTogether == 1)
+    #expect(try together(Shape(queryHeads: 8, keyValueHeads: 8, queries: 50, keys: 100)).headsTogether == 1)
   }
 
   /// Scratch memory does not grow with the lengths, and stays a few hundred KB at the usual head dimensions.

@@ -7,7 +7,9 @@ final class GuardedTensor {
   private let mapping: UnsafeMutableRawPointer
   private let mappingSize: Int
 
-  init(_ shape: TensorShape, _ type: ScalarType, value: (Int) -> Float = { _ in 0 }) {
+  init(
+    _ shape: TensorShape, _ type: ScalarType, layout: TensorLayout = .bhnd, value: (Int) -> Float = { _ in 0 }
+  ) {
     let page = sysconf(Int32(_SC_PAGESIZE))
     let bytes = shape.elementCount * type.byteCount
     let readable = (bytes + page - 1) / page * page
@@ -16,7 +18,7 @@ final class GuardedTensor {
     mprotect(mapping + readable, page, PROT_NONE)
     let base = mapping + readable - bytes
     for i in 0..<shape.elementCount { type.store(value(i), to: base, at: i) }
-    view = MutableTensorView(base: base, scalarType: type, shape: shape, layout: .bhnd)
+    view = MutableTensorView(base: base, scalarType: type, shape: shape, layout: layout)
   }
 
   deinit { munmap(mapping, mappingSize) }

@@ -99,6 +99,8 @@ typedef struct {
   int lanes;
   /// Vectors across a full panel; a panel of fewer rows may use fewer.
   int panel_vectors;
+  /// True where panels do better with tiles of f32 that lie densely, too, and not where they are.
+  int stages_floats;
   /// True where `pair_*` exist: products of bfloat16 pairs by one instruction.
   int has_pairs;
 

@@ -163,6 +163,12 @@ def ranges_fit(
     return None if ranges.numel() == 0 else ranges[None] if is_packed else ranges, 0
 
 
+def is_unlike(error: Exception, *tensors: Tensor | None) -> bool:
+    """Whether a call could not even be looked up, because something that it was given is not what it should be."""
+    return not isinstance(error, RuntimeError) or any(
+        x is not None and (x.layout is not torch.strided or x.is_nested) for x in tensors)
+
+
 def need_no_look(sinks: Known, q: Tensor) -> bool:
     """Whether sinks are what a call can take as they are: nothing must then be looked at but whether there was such a call before."""
     return (
@@ -228,28 +234,18 @@ def forward(
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
         v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape,
-        first_keys)
-    calls: dict[Hashable, c.ForwardParams] = _remembered("forward")
-    call = calls.get(key)
-    if only_known and (call is None or q.is_neg() or k.is_neg() or v.is_neg()):
+        first_keys, None if out is None else out.stride())
+    calls: dict[Hashable, _ForwardCall] = _remembered("forward")
+    found = calls.get(key)
+    if only_known and (found is None or q.is_neg() or k.is_neg() or v.is_neg()):
         return None
-    if call is None:
-        b, n, h, d = q.shape
-        _whole_shapes(q, k, v)
-        device, ordinal = _device("q", q)
-        call = c.ForwardParams(
-            size=ctypes.sizeof(c.ForwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=b, queries=n,
-            keys=k.shape[1], query_heads=h, key_value_heads=k.shape[2], dimension=d, value_dimension=v.shape[-1])
-        _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
-        for params, tensor in ((call.q, q), (call.k, k), (call.v, v)):
-            _strides(params, tensor)
-        calls[key] = call
+    if found is None:
+        found = calls[key] = _forward_call(q, k, v, out, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
+    call, q_place, k_place, v_place, o_place, out_shape = found
     if out is None:
-        out = q.new_empty((*q.shape[:3], call.value_dimension))
-    _strides(call.o, out)
+        out = torch.empty(out_shape, dtype=q.dtype, device=q.device)
     lse: Known = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
-    call.q.data, call.k.data, call.v.data = q.data_ptr(), k.data_ptr(), v.data_ptr()
-    call.o.data = out.data_ptr()
+    q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     if sinks is not None:
         call.scores.sinks = sinks.data_ptr()
     if ranges is not None:
@@ -263,6 +259,33 @@ def forward(
     if status:
         c.check(status, SCORES)
     return out, lse
+
+
+# A struct, the places in it of q, k, v and the output, whose views are made once (making one takes as long as an assignment), and the
+# output's shape.
+_ForwardCall: TypeAlias = tuple[c.ForwardParams, c.Tensor, c.Tensor, c.Tensor, c.Tensor, tuple[int, ...]]
+
+
+def _forward_call(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor | None, causal: bool, left: int, right: int, chunk: int, softcap: float,
+    scale: float | None, sinks: Tensor | None, ranges: Tensor | None, first_keys: int
+) -> _ForwardCall:
+    """The struct of a shape, and what is remembered with it."""
+    b, n, h, d = q.shape
+    _whole_shapes(q, k, v)
+    device, ordinal = _device("q", q)
+    dv = v.shape[-1]
+    call = c.ForwardParams(
+        size=ctypes.sizeof(c.ForwardParams), device=device, ordinal=ordinal, type=_type("q", q), batch=b, queries=n,
+        keys=k.shape[1], query_heads=h, key_value_heads=k.shape[2], dimension=d, value_dimension=dv)
+    _set_scores(call.scores, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
+    for params, tensor in ((call.q, q), (call.k, k), (call.v, v)):
+        _strides(params, tensor)
+    if out is None:
+        call.o.batch_stride, call.o.token_stride, call.o.head_stride = n * h * dv, h * dv, dv
+    else:
+        _strides(call.o, out)
+    return call, call.q, call.k, call.v, call.o, (b, n, h, dv)
 
 
 def _whole_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

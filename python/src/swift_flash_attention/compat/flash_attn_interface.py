@@ -24,7 +24,7 @@ from swift_flash_attention._operators import (
     varlen_op, wants_gradients)
 from swift_flash_attention._overlap import overlaps_itself
 from swift_flash_attention._torch import (
-    Words, fits, forward, need_no_look, output_fits_parts, ranges_fit, sequences, sinks_fit, unit_stride)
+    Words, fits, forward, is_unlike, need_no_look, output_fits_parts, ranges_fit, sequences, sinks_fit, unit_stride)
 
 if TYPE_CHECKING:
     from swift_flash_attention._types import KeyRanges, Known, Options, WholeNumbers
@@ -121,11 +121,6 @@ def _are_plain(window: object, flag: object) -> bool:
     return type(window) is tuple and len(window) == 2 and (flag is True or flag is False)
 
 
-def _is_unlike(error: Exception, *tensors: Tensor | None) -> bool:
-    """Whether a call could not even be looked up, because something that it was given is not what it should be."""
-    return not isinstance(error, RuntimeError) or any(x is not None and x.layout is not torch.strided for x in tensors)
-
-
 @overload
 def flash_attn_func(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = ..., causal: bool = ..., qv: Tensor | None = ...,
@@ -178,7 +173,7 @@ def flash_attn_func(
                 known = forward(
                     q, k, v, causal, *window_size, attention_chunk, softcap, softmax_scale, return_attn_probs, None, True, sinks)
         except (AttributeError, TypeError, RuntimeError) as error:
-            if not _is_unlike(error, q, k, v):
+            if not is_unlike(error, q, k, v):
                 raise
         if known is not None:
             return known if return_attn_probs else known[0]
@@ -455,7 +450,7 @@ def flash_attn_with_kvcache(
                     softmax_scale, causal, *window_size, attention_chunk, softcap, 0, return_softmax_lse, False, KVCACHE, True,
                     sinks)
         except (AttributeError, TypeError, RuntimeError) as error:
-            if not _is_unlike(error, q, k_cache, v_cache, k, v):
+            if not is_unlike(error, q, k_cache, v_cache, k, v):
                 raise
         if known is not None:
             return (*known, *_no_parts(q)) if return_softmax_lse else known[0]
