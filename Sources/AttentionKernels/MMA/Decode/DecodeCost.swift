@@ -47,6 +47,9 @@ enum DecodeCost {
   /// among them.
   private static let product = 7.4 / 64, conversion = 0.13, exponentials = 2.0, step = 125.0, copied = 0.0145,
     barrier = 150.0
+  /// Cycles of a step that waits for the number of its page; of a key whose page is looked up by itself, and of 512 bytes of its
+  /// rows, half of which is work and half a wait that other warps fill (NVIDIA H200, 2026-11-30, `bench decode --page-size`; not fitted).
+  private static let pageOfStep = 120.0, pageOfKey = (fixed: 45.0, perPass: 50.0)
   /// Cycles of 128 bytes from or to shared memory; and the part of the shorter terms that the longest does not cover.
   private static let pass = 0.88, uncovered = 0.25
   /// Of a piece; and of a row and a column of O for each group of warps, and for each part.
@@ -83,9 +86,10 @@ enum DecodeCost {
       blocks * tileBytes * fresh * min(busy, multiprocessors)
       * (1 - uneven * (1 - 1 / load.waves)) / (reached * max(gpu.bandwidth, 1))
     let perColumn = product + (problem.cacheType == .e4m3 ? conversion : 0)
-    let compute = Double(tiling.keysPerStep) * (perColumn * columns / 2 + exponentials)
+    let paging = paging(s, stepBytes: stepBytes / rowWarps)
+    let compute = Double(tiling.keysPerStep) * (perColumn * columns / 2 + exponentials) + paging.work
     let copy = copied * stepBytes / rowWarps * queue
-    let issue = max(step + compute, queue * compute) + copy
+    let issue = max(step + paging.wait + compute, queue * compute) + copy
     let shared = pass * (warps * stepBytes + blocks * tileBytes) / 128
     let work =
       (max(issue, shared) + uncovered * min(issue, shared) + (tiling.rowWarps > 1 ? barrier : 0)) / gpu.clock
@@ -106,6 +110,19 @@ enum DecodeCost {
         "launch": launch, "work": share * work, "transfer": share * transfer, "waits": share * wait, "ends": ends,
         "combination": combination,
       ], seconds: launch + share * stepSeconds + ends + combination)
+  }
+
+  /// What finding pages adds to a step of a warp, in cycles.
+  private static func paging(_ s: DecodeSpecialization, stepBytes: Double) -> (work: Double, wait: Double) {
+    switch s.paging {
+    case .none, .packed: return (0, 0)
+    case .wholeSteps: return (0, pageOfStep)
+    case .anyPage:
+      let half =
+        (pageOfKey.fixed * Double(s.tiling.keysPerStep) / Double(s.tiling.rowWarps) + pageOfKey.perPass * stepBytes
+          / 512) / 2
+      return (half, half)
+    }
   }
 
   /// What it takes to put parts together.
