@@ -29,6 +29,9 @@ final class CacheRing {
   private let gap: (first: Register<S32>, end: Register<S32>)?
   /// The page of the next step's keys, where one holds all of them.
   private let page: Register<U32>
+  /// Where pages are of any size: the page of the next step's key of the lane's number, and its row there; of 32 keys more a second
+  /// pair.
+  private let ofLanes: [(page: Register<U32>, row: Register<U32>)]
 
   /// - Parameters:
   ///   - groupThread: the thread within its group.
@@ -68,6 +71,12 @@ final class CacheRing {
       return (first, first + gap.width * size)
     }
     page = k.variable(k.constant(0, U32.self)).named("page")
+    ofLanes = (0..<(s.paging == .anyPage ? (s.tiling.keysPerStep + 31) / 32 : 0)).map { _ in
+      (
+        k.variable(k.constant(0, U32.self)).named("page_of_lane"),
+        k.variable(k.constant(0, U32.self)).named("row_of_lane")
+      )
+    }
     lookUp()
   }
 
@@ -105,12 +114,37 @@ final class CacheRing {
     if s.tiling.rowWarps == 1 { k.warpBarrier() } else { k.barrier(id: group + 1, threads: s.tiling.groupThreads) }
   }
 
-  /// Loads the page of the step at `next`, where one page holds it.
+  /// Loads the pages of the step at `next`: the one that holds it, or each key's by a lane.
   private func lookUp() {
-    guard s.paging == .wholeSteps else { return }
-    let row = (next + padding).reinterpreted(as: U32.self)
-    k.if(next .< k.minimum(length, needed)) {
-      k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(row / parameters.pageSize, 4)))
+    let end = k.minimum(length, needed)
+    func load(_ number: Register<U32>, to page: Register<U32>) {
+      k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4)))
+    }
+    if s.paging == .wholeSteps {
+      k.if(next .< end) { load((next + padding).reinterpreted(as: U32.self) / parameters.pageSize, to: page) }
+    }
+    for (number, own) in ofLanes.enumerated() {
+      let lane = (thread % 32).reinterpreted(as: S32.self) + 32 * number
+      let key = next + lane
+      let isOwn = 32 * (number + 1) > s.tiling.keysPerStep ? (lane .< s.tiling.keysPerStep) & (key .< end) : key .< end
+      let place = (key + padding).reinterpreted(as: U32.self)
+      let page = place / parameters.pageSize
+      k.set(own.row, to: place - page * parameters.pageSize)
+      k.if(isOwn) { load(page, to: own.page) }
+    }
+  }
+
+  /// The page of a row of the step at `next`, and its row there, from the lane that looked it up.
+  ///
+  /// - Parameter pass: the number of the pass that the row belongs to, of so many rows.
+  private func found(_ row: Register<U32>, pass: Int, rowsPerPass: Int) -> (page: Register<U32>, row: Register<U32>) {
+    func from(_ number: Int) -> (page: Register<U32>, row: Register<U32>) {
+      (k.shuffle(ofLanes[number].page, lane: row % 32), k.shuffle(ofLanes[number].row, lane: row % 32))
+    }
+    if 32 % rowsPerPass == 0 { return from(min(pass * rowsPerPass / 32, ofLanes.count - 1)) }
+    return ofLanes.indices.dropFirst().reduce(from(0)) { before, number in
+      let (isThere, own) = (row .>= 32 * number, from(number))
+      return (k.select(isThere, own.page, before.page), k.select(isThere, own.row, before.row))
     }
   }
 
@@ -127,8 +161,7 @@ final class CacheRing {
         let rowsPerPass = s.tiling.groupThreads / width
         let destination = slot + (tile.place(row: line, chunk: chunk, width: width) + offset)
         // Rows of a step lie one after the other but where pages are of any size.
-        let own =
-          s.paging == .anyPage ? nil : address(ofRow: line, onPage: page, base, strides) + k.wide(chunk * 16)
+        let own = s.paging == .anyPage ? nil : address(ofRow: line, base, strides) + k.wide(chunk * 16)
         for pass in 0..<(tile.rows + rowsPerPass - 1) / rowsPerPass {
           let row = line + pass * rowsPerPass
           var exists = row.reinterpreted(as: S32.self) .< rowsLeft
@@ -137,9 +170,9 @@ final class CacheRing {
           if let own {
             source = pass == 0 ? own : own + strides.row * (pass * rowsPerPass)
           } else {
-            let page = lookUp(row, exists & isOwn)
-            exists = exists & (page .< parameters.cachePlaces)
-            source = address(ofRow: row, onPage: page, base, strides) + k.wide(chunk * 16)
+            let found = found(row, pass: pass, rowsPerPass: rowsPerPass)
+            exists = exists & (found.page .< parameters.cachePlaces)
+            source = address(ofRow: found.row, onPage: found.page, base, strides) + k.wide(chunk * 16)
           }
           // Few threads take less rows at a time than the pattern has.
           let to = tile.turned(destination, asRow: pass * rowsPerPass, width: width)
@@ -174,24 +207,19 @@ final class CacheRing {
     return k.select(number .< parameters.cachePlaces, length, k.constant(0, S32.self))
   }
 
-  /// The page of a row of the step at `next`, where each row is looked up; it must exist.
-  private func lookUp(_ row: Register<U32>, _ exists: Predicate) -> Register<U32> {
-    let number = ((next + padding).reinterpreted(as: U32.self) + row) / parameters.pageSize
-    let page = k.variable(k.constant(0, U32.self))
-    k.if(exists) { k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4))) }
-    return page
+  /// Where row `row` of the step at `next` is, where its rows lie one after the other.
+  private func address(
+    ofRow row: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters
+  ) -> Register<U64> {
+    let place = (next + padding).reinterpreted(as: U32.self) + row
+    if s.paging != .wholeSteps { return base + k.wide(place) * strides.row }
+    return address(ofRow: place - (place / parameters.pageSize) * parameters.pageSize, onPage: page, base, strides)
   }
 
-  /// Where row `row` of the step at `next` is.
+  /// Where a row of a page is.
   private func address(
     ofRow row: Register<U32>, onPage page: Register<U32>, _ base: Register<U64>, _ strides: StrideParameters
   ) -> Register<U64> {
-    let place = (next + padding).reinterpreted(as: U32.self) + row
-    switch s.paging {
-    case .none, .packed: return base + k.wide(place) * strides.row
-    case .wholeSteps, .anyPage:
-      let within = place - (place / parameters.pageSize) * parameters.pageSize
-      return base + k.wide(page) * strides.batch + k.wide(within) * strides.row
-    }
+    base + k.wide(page) * strides.batch + k.wide(row) * strides.row
   }
 }

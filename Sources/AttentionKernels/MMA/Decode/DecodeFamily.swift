@@ -55,6 +55,8 @@ package enum DecodeFamily: KernelFamily {
         [(2, 32, 3, 1), (2, 32, 4, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1), (1, 64, 4, 1)]
       }
     if rowWarps == 4 && dimension <= 64 { sizes.append((2, 64, 3, 1)) }
+    // Steps of keys that are on several pages: few and large, and a second block beside their waits.
+    if rowWarps == 1 && problem.cacheType == .e4m3 && problem.pages != nil { sizes.append((4, 32, 3, 2)) }
     var list = sizes.map {
       DecodeTiling(
         rowWarps: rowWarps, keyGroups: $0.groups, keysPerStep: $0.keys, stages: $0.stages,
