@@ -109,7 +109,10 @@ def test_arrays_of_numpy():
     for options, _ in CASES.values():
         own = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
         made = fa.attention(q.numpy(), k.numpy(), v.numpy(), **own)
-        assert numpy.allclose(made, fa.attention(q, k, v, **options).numpy(), atol=1e-6)
+        expected = fa.attention(q, k, v, **options)
+        assert numpy.allclose(made, expected.numpy(), atol=1e-6)
+        # Beside torch's tensors, too, of a call that is known by now.
+        assert torch.equal(fa.attention(q, k, v, **own), expected)
     # What `attention` takes, `plan` takes.
     assert fa.plan(q, k, v, key_ranges=given().long()) == fa.plan(q, k, v, first_keys=3, window=(5, 0)) == fa.plan(q, k, v, prefix=[1, 2])
     with pytest.raises(TypeError, match="key_ranges is int64; int32 is needed"):

@@ -13,7 +13,6 @@ from ._torch import forward, is_unlike, output_fits, ranges_fit, sinks_fit, unit
 if TYPE_CHECKING:
     from ._types import Options, WholeNumbers
 
-_NO_RANGES = (None, None, None)
 _SHAPE = "[batch, tokens, heads, dimension]"
 
 
@@ -58,7 +57,7 @@ def attention(
     options: Options, out: Any, return_lse: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See ``swift_flash_attention.attention``."""
-    if out is sinks is None and key_ranges == _NO_RANGES:
+    if out is sinks is None and all(x is None for x in key_ranges):
         known = _known(q, k, v, options, return_lse)
         if known is not None:
             return known if return_lse else known[0]
