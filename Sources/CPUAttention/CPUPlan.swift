@@ -98,8 +98,8 @@ public struct CPUPlan: Sendable {
     let heads = problem.keyValueHeads
     var most = Self.headsTogether(problem, keys.scalarType)
     repeat {
-      // Groups of one size, or one head less.
-      let groups = (heads + most - 1) / max(most, 1)
+      // As even as they get: the last may have less.
+      let groups = (heads + most - 1) / most
       together.headsTogether = groups == 0 ? 1 : (heads + groups - 1) / groups
       together.keySplits = splits(units: problem.batch * together.headGroups)
       most = together.headsTogether / 2
@@ -109,8 +109,8 @@ public struct CPUPlan: Sendable {
     return together
   }
 
-  /// Keys of a tile of heads that are read together: what they are multiplied by comes from the first level of the cache
-  /// (`Benchmarks/cpu_caches.py`, Zen 4 and with AVX2, 2026-11-30).
+  /// Keys of a tile of heads that are read together: 8, 16 and 32 were measured (Zen 4, with AVX-512 and AVX2, 2026-11-30:
+  /// Documentation/Benchmarks.md, "Caches").
   private static let keysOfHeads = 16
 
   /// Heads of which a key is 4 KB, a page of memory.
@@ -142,7 +142,7 @@ extension CPUPlan: CustomStringConvertible {
     let together =
       headsTogether > 1
       ? ", those of \(headsTogether) heads together"
-      : most == 1 ? "" : ", or of \(Self.keysOfHeads) keys of \(most) heads where these lie side by side"
+      : most == 1 ? "" : ", or of \(Self.keysOfHeads) keys of up to \(most) heads where these lie side by side"
     return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
       + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(together)\(splits)\(Self.debugWarning)"
   }

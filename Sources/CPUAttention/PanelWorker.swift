@@ -146,8 +146,8 @@ struct PanelWorker: ~Copyable {
   /// Whether tiles of f32 are copied, too: their rows are then near for all panels but the first.
   private var stagesFloats: Bool { plan.instructionSet.functions.pointee.stages_floats != 0 && panelsAtMost > 1 }
 
-  /// Brings a tile into the form that the products read. Pairs of K are read where they are, but for
-  /// pages, and so are few rows of f32.
+  /// Brings a tile into the form that the products read. Pairs of K, and f32 where it is not copied, are read where they are,
+  /// but for pages.
   private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) -> Tile {
     let functions = plan.instructionSet.functions.pointee
     func staged(

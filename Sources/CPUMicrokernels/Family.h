@@ -2,7 +2,8 @@
 //
 //   LANES, HAS_FMA, HAS_F16, HAS_PAIRS                          what the instruction set offers
 //   PANEL_VECTORS, STRIP, ROW_ACCUMULATORS, PROBE_CHAINS       what its registers hold at once
-//   STAGES_FLOATS                                              whether panels copy tiles of f32 (AVX2: 0 to 9% faster)
+//   STAGES_FLOATS                                              whether panels copy tiles of f32 (AVX2, Zen 4, 2026-11-30: 0 to 9%
+//                                                                  faster; AVX-512 -2 to 0%)
 //   ROWS_OF_SINGLE_KEYS                                         up to how many rows read K a key after the other; 0: none
 //   KEYS_OF_PARTIAL_LINES                                       of how many keys V is read at a time where passes over it
 //                                                                  take parts of lines; more than a tile has: of all

@@ -163,10 +163,10 @@ def ranges_fit(
     return None if ranges.numel() == 0 else ranges[None] if is_packed else ranges, 0
 
 
-def is_unlike(error: Exception, *tensors: Tensor | None) -> bool:
+def is_unlike(error: Exception, *tensors: object) -> bool:
     """Whether a call could not even be looked up, because something that it was given is not what it should be."""
     return not isinstance(error, RuntimeError) or any(
-        x is not None and (x.layout is not torch.strided or x.is_nested) for x in tensors)
+        x is not None and (not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested) for x in tensors)
 
 
 def need_no_look(sinks: Known, q: Tensor) -> bool:

@@ -29,8 +29,8 @@ final class CacheRing {
   private let gap: (first: Register<S32>, end: Register<S32>)?
   /// The page of the next step's keys, where one holds all of them.
   private let page: Register<U32>
-  /// Where pages are of any size: the page of the next step's key of the lane's number, and its row there; of 32 keys more a second
-  /// pair.
+  /// Where a step's keys are on several pages: the page of the next step's key of the lane's number, and its row there; of a step of
+  /// more than 32 keys a second pair.
   private let ofLanes: [(page: Register<U32>, row: Register<U32>)]
 
   /// - Parameters:
@@ -116,6 +116,7 @@ final class CacheRing {
 
   /// Loads the pages of the step at `next`: the one that holds it, or each key's by a lane.
   private func lookUp() {
+    guard s.paging == .wholeSteps || s.paging == .anyPage else { return }
     let end = k.minimum(length, needed)
     func load(_ number: Register<U32>, to page: Register<U32>) {
       k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4)))

@@ -48,8 +48,8 @@ enum DecodeCost {
   private static let product = 7.4 / 64, conversion = 0.13, exponentials = 2.0, step = 125.0, copied = 0.0145,
     barrier = 150.0
   /// Cycles of a step that waits for the number of its page; of one whose keys are on several, that wait, work, and work on 512 bytes
-  /// of its rows (NVIDIA H200, 2026-11-30, `bench decode --page-size`; not fitted).
-  private static let pageOfStep = 120.0, pagesOfStep = (wait: 400.0, work: 130.0, perPass: 40.0)
+  /// of its rows (NVIDIA H200, 2026-11-30, `bench decode --page-size`, with tilings forced; by hand, not fitted).
+  private static let waitForPage = 120.0, severalPages = (wait: 400.0, work: 130.0, perPass: 40.0)
   /// Cycles of 128 bytes from or to shared memory; and the part of the shorter terms that the longest does not cover.
   private static let pass = 0.88, uncovered = 0.25
   /// Of a piece; and of a row and a column of O for each group of warps, and for each part.
@@ -116,8 +116,8 @@ enum DecodeCost {
   private static func paging(_ s: DecodeSpecialization, stepBytes: Double) -> (work: Double, wait: Double) {
     switch s.paging {
     case .none, .packed: return (0, 0)
-    case .wholeSteps: return (0, pageOfStep)
-    case .anyPage: return (pagesOfStep.work + pagesOfStep.perPass * stepBytes / 512, pagesOfStep.wait)
+    case .wholeSteps: return (0, waitForPage)
+    case .anyPage: return (severalPages.work + severalPages.perPass * stepBytes / 512, severalPages.wait)
     }
   }
 
