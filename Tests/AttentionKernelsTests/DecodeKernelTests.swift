@@ -85,6 +85,21 @@ import Testing
     Clause("pages of 64") { try EmulatedDecoding(lengths: [130, 64], pageSize: 64, capacity: 256) },
     Clause("pages of 1") { try EmulatedDecoding(lengths: [70, 7], pageSize: 1, capacity: 70) },
     Clause("pages of 24") { try EmulatedDecoding(lengths: [130, 7], pageSize: 24, capacity: 144) },
+    Clause("pages of 24, steps of 64 keys, of which a pass of the copies takes as many as two warps have lanes") {
+      try EmulatedDecoding(
+        lengths: [130, 7], group: 16, queries: 4, dimension: 16, pageSize: 24, capacity: 144,
+        changes: "row-warps=4,groups=1,keys=64,stages=2")
+    },
+    Clause("pages of 3, steps of 48 keys, 17 rows, D 72, D_v 40") {
+      try EmulatedDecoding(
+        lengths: [200, 7], group: 17, dimension: 72, valueDimension: 40, pageSize: 3, capacity: 201,
+        changes: "row-warps=2,groups=2,keys=48,stages=3")
+    },
+    Clause("pages of 8, steps of 32 keys of an e4m3 cache, padding") {
+      try EmulatedDecoding(
+        lengths: [150, 20], dimension: 128, pageSize: 8, capacity: 160, leftPadding: [5, 0], cacheType: .e4m3,
+        hasScales: true, changes: "row-warps=1,groups=4,keys=32,stages=3,blocks=2")
+    },
     Clause("blocks of one warp, whose copies take less rows at a time than the pattern of shared memory has") {
       try EmulatedDecoding(
         lengths: [90, 200], heads: 2, group: 8, queries: 2, dimension: 128, capacity: 256,

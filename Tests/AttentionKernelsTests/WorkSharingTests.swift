@@ -136,6 +136,25 @@ import Testing
     #expect(try waves(batch: 128, keysPerSplit: 512) == 1)
   }
 
+  /// Steps have the keys of a page where that is as fast; where keys are on several pages, two blocks wait side by side. (Forced
+  /// tilings, NVIDIA H200, 2026-11-30: Documentation/GPULog.md, "Small pages".)
+  @Test func stepsAreRankedByTheirPages() throws {
+    func tiling(batch: Int, keys: Int, page: Int, _ cache: ScalarType) throws -> DecodeTiling {
+      let problem = try AttentionProblem(
+        batch: batch, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+        keys: .paged(pages: batch * keys / page, pageSize: page, pagesPerSequence: keys / page), scalarType: .bf16,
+        cacheType: cache, mask: .causal)
+      return try #require(try KernelPlan(problem, on: .typical(of: .sm90)).tiling as? DecodeTiling)
+    }
+    // 108 us with steps of 32 keys, 70 with 16.
+    #expect(try tiling(batch: 8, keys: 16384, page: 16, .e4m3).keysPerStep == 16)
+    // 109 us with a block and steps of 16 keys, 83 with 32, 79 with two blocks, 75 with both.
+    let small = try tiling(batch: 8, keys: 16384, page: 1, .e4m3)
+    #expect(small.keysPerStep == 32 && small.blocksPerMultiprocessor == 2)
+    // 281 us with one, 254 with two.
+    #expect(try tiling(batch: 32, keys: 8192, page: 1, .bf16).blocksPerMultiprocessor == 2)
+  }
+
   /// An even share is 17 tiles of 9 a unit; with 18 no unit has parts.
   @Test func sharesAreWholeInTheKernel() throws {
     let decoding = try EmulatedDecoding(
