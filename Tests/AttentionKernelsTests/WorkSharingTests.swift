@@ -24,6 +24,36 @@ import Testing
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
+  /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a multiprocessor
+  /// and no third.
+  @Test(arguments: [
+    // Key/value heads, rows of each, warps before; rows of a block, blocks, and how many fit a multiprocessor.
+    (8, 128, 12, 4, 256, 2), (8, 64, 8, 2, 256, 2), (4, 128, 12, 2, 256, 2), (1, 128, 12, 1, 128, 2), (32, 128, 12, 8, 512, 8),
+    (8, 128, 4, 2, 512, 8), (32, 16, 4, 1, 512, 8),
+  ])
+  func rowsAreDealtOutToBlocksBehind(
+    heads: Int, rowsOfHead: Int, warps: Int, rows: Int, blocks: Int, places: Int
+  ) throws {
+    let problem = try AttentionProblem(
+      queries: TensorShape(batch: heads, heads: 16, length: rowsOfHead / 16, dimension: 128),
+      keys: TensorShape(batch: heads, heads: 1, length: 8192, dimension: 128),
+      values: TensorShape(batch: heads, heads: 1, length: 8192, dimension: 128), scalarType: .bf16)
+    var tiling = DecodeTiling(rowWarps: 1, keyGroups: 4, keysPerStep: 16, stages: 3, keepsQueries: true)
+    tiling.combination = .launchBehind
+    let gpu = GPULimits.typical(of: .sm90)
+    func grid(_ target: Target) -> CombineGrid {
+      CombineGrid(
+        DecodeSpecialization(problem, inputs: .bf16, tiling: tiling, target: target), heads: heads, rowsOfHead: rowsOfHead,
+        after: warps, on: gpu)
+    }
+    let own = grid(.sm90a)
+    #expect((own.rows, own.blocks) == (rows, blocks))
+    // A block's sums, and 1 KB of the system; 2048 threads at most.
+    #expect(min(8, gpu.sharedBytesPerMultiprocessor / (own.sharedByteCount + 1024)) == places)
+    // Where no launch begins early, all multiprocessors are free when it does.
+    #expect(grid(.sm80).sharedByteCount == CombineKernel.byteCount(columns: 128, rows: grid(.sm80).rows))
+  }
+
   /// Whole keys are divided over blocks as those of caches are, whatever the tensors' strides.
   @Test(arguments: [
     (DecodeFamily.name, "row-warps=1,groups=2,keys=16,stages=3,blocks=1,combine=last", 1, 5),

@@ -13,7 +13,7 @@ package struct CombineKernel: KernelSource {
   package static let threads = 256
   /// What the decode kernel was made for.
   package let specialization: DecodeSpecialization
-  /// Rows of a block: a power of two, so that they belong to one unit.
+  /// Rows of a block, as `CombineGrid` has them.
   package let rows: Int
 
   /// The kernel that follows a decode kernel.
@@ -21,16 +21,11 @@ package struct CombineKernel: KernelSource {
     (self.specialization, self.rows) = (specialization, rows)
   }
 
-  /// The rows of a block where there are so many rows in all: one, unless blocks of one would come in waves; at least two blocks
-  /// a multiprocessor then (reckoned; what it gave: Documentation/GPULog.md, NVIDIA H200, 2026-11-29). With splits of a
-  /// fixed length always one, so that sums are made in one order whatever else there is.
-  static func rows(_ s: DecodeSpecialization, ofAll all: Int, on gpu: GPULimits) -> Int {
-    if s.hasFixedSplits { return 1 }
-    var rows = 1
-    while 2 * rows * s.valueDimension / 4 <= threads && 2 * rows * 2 * gpu.multiprocessors <= all && rows < 16 {
-      rows *= 2
-    }
-    return rows
+  /// The dynamic shared memory that a block keeps its sums in, for so many columns of O.
+  static func byteCount(columns: Int, rows: Int) -> Int {
+    let perPart = columns / 4 * rows
+    let parts = threads / perPart
+    return parts == 1 ? 0 : parts * perPart * 24
   }
 
   /// The entry point's name.
@@ -46,7 +41,7 @@ package struct CombineKernel: KernelSource {
       let chunks = combine.chunks
       let parts = Self.threads / (chunks * rows)
       let perPart = chunks * rows
-      let buffer = parts == 1 ? nil : k.shared("sums", byteCount: parts * perPart * 24)
+      let buffer = k.dynamicShared(alignment: 16)
       // Rows of a key/value head, whatever blocks of rows they were computed in.
       let count = s.groupSize == 1 ? p.queries : p.queries * s.groupSize
       let block = k.special(.blockX)
@@ -73,9 +68,7 @@ package struct CombineKernel: KernelSource {
         }
         var isOne = part .== 0
         if rows > 1 { isOne = isOne & (own .< unitRows.packed.count) }
-        guard let buffer else {
-          return k.if(isOne) { combine.store(sums(), unitRows, row: own, chunk: chunk) }
-        }
+        if parts == 1 { return k.if(isOne) { combine.store(sums(), unitRows, row: own, chunk: chunk) } }
         let place = buffer + thread * 16
         let numbers = buffer + parts * perPart * 16 + thread * 8
         k.if(part .< parts) {

@@ -139,9 +139,12 @@ enum DecodeCost {
     case .lastBlock:
       return writing + lastBlock.fixed + lastBlock.perByte * Double(load.parts) * min(rows, blockRows) * columns * 4
     case .secondLaunch, .dependentLaunch:
-      let all = problem.batch * problem.keyValueHeads * problem.queries * problem.groupSize
-      return writing + launchBehind.fixed + (s.combination == .dependentLaunch && warps > 4 ? launchBehind.late : 0)
-        + launchBehind.perBlock * Double(all) / Double(CombineKernel.rows(s, ofAll: all, on: gpu))
+      let isLate = s.combination == .dependentLaunch && warps > Double(CombineGrid.warpsBeside)
+      let grid = CombineGrid(
+        s, heads: problem.batch * problem.keyValueHeads, rowsOfHead: problem.queries * problem.groupSize,
+        after: Int(warps), on: gpu)
+      return writing + launchBehind.fixed + (isLate ? launchBehind.late : 0)
+        + launchBehind.perBlock * Double(grid.blocks)
     }
   }
 

@@ -177,7 +177,8 @@ package enum DecodeFamily: KernelFamily {
     try check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
     let s = specialization(tiling, problem, gpu)
     return launches(
-      s, for: problem, on: gpu, blocks: tiling.blocks(on: gpu), hopper: nil
+      s, for: problem, on: gpu, blocks: tiling.blocks(on: gpu), warps: tiling.warps * tiling.blocksPerMultiprocessor,
+      hopper: nil
     ) { launch in
       LaunchSequence.Launch(
         DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
@@ -204,13 +205,15 @@ package enum DecodeFamily: KernelFamily {
 
   /// What is done before, the launch that computes the attention, and what is done behind.
   ///
-  /// - Parameter hopper: the tiling of Hopper's kernel, where that computes it.
+  /// - Parameters:
+  ///   - warps: those of the launch between that a multiprocessor has.
+  ///   - hopper: the tiling of Hopper's kernel, where that computes it.
   static func launches(
-    _ s: DecodeSpecialization, for problem: AttentionProblem, on gpu: GPULimits, blocks: Int,
+    _ s: DecodeSpecialization, for problem: AttentionProblem, on gpu: GPULimits, blocks: Int, warps: Int,
     hopper: HopperDecodeTiling?, attention: (DecodeLaunch) -> LaunchSequence.Launch
   ) -> LaunchSequence {
     let preparation = PreparationKernel.Specialization(problem, inputs: s.inputs, isOvertaken: s.overlapsLaunches)
-    let launch = DecodeLaunch(problem, s, on: gpu, blocks: blocks, preparation: preparation)
+    let launch = DecodeLaunch(problem, s, on: gpu, blocks: blocks, warps: warps, preparation: preparation)
     var launches: [LaunchSequence.Launch] = []
     if let preparation {
       launches.append(
@@ -219,11 +222,11 @@ package enum DecodeFamily: KernelFamily {
           arguments: ArgumentTemplate(PreparationParameters.all, for: launch)))
     }
     launches.append(attention(launch))
-    if s.combination.hasLaunch {
+    if let combination = launch.combination {
       launches.append(
         LaunchSequence.Launch(
-          CombineKernel(s, rows: launch.combineRows), blocks: launch.combineBlocks, threads: CombineKernel.threads,
-          overtakes: s.combination == .dependentLaunch,
+          CombineKernel(s, rows: combination.rows), blocks: combination.blocks, threads: CombineKernel.threads,
+          sharedByteCount: combination.sharedByteCount, overtakes: s.combination == .dependentLaunch,
           arguments: ArgumentTemplate(DecodeParameters.all(problem), for: launch)))
     }
     return LaunchSequence(

@@ -16,10 +16,10 @@ struct DecodeLaunch: Sendable {
   let problem: AttentionProblem
   /// Blocks of the grid.
   let blocks: Int
-  /// Blocks of the launch behind, and of the launch before; 0 where there is none.
-  let combineBlocks, preparationBlocks: Int
-  /// Rows of a block of the launch behind.
-  let combineRows: Int
+  /// The launch behind; nil where there is none.
+  let combination: CombineGrid?
+  /// Blocks of the launch before; 0 where there is none.
+  let preparationBlocks: Int
   /// Dynamic shared memory of a block.
   let sharedByteCount: Int
   /// Bytes of the counters that are used, a u32 for each unit.
@@ -34,9 +34,10 @@ struct DecodeLaunch: Sendable {
 
   /// - Parameters:
   ///   - blocks: of all waves, those that fit the GPU.
+  ///   - warps: those that a multiprocessor has of them.
   ///   - preparation: what is done before; nil for nothing.
   init(
-    _ problem: AttentionProblem, _ specialization: DecodeSpecialization, on gpu: GPULimits, blocks: Int,
+    _ problem: AttentionProblem, _ specialization: DecodeSpecialization, on gpu: GPULimits, blocks: Int, warps: Int,
     preparation: PreparationKernel.Specialization?
   ) {
     self.problem = problem
@@ -44,9 +45,9 @@ struct DecodeLaunch: Sendable {
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
     let units = problem.batch * problem.keyValueHeads * rowBlocks
     let (heads, rows) = (problem.batch * problem.keyValueHeads, problem.queries * problem.groupSize)
-    combineRows = CombineKernel.rows(specialization, ofAll: heads * rows, on: gpu)
-    combineBlocks =
-      specialization.combination.hasLaunch ? heads * ((rows + combineRows - 1) / combineRows) : 0
+    combination =
+      specialization.combination.hasLaunch
+      ? CombineGrid(specialization, heads: heads, rowsOfHead: rows, after: warps, on: gpu) : nil
     tileKeys = tiling.tileKeys
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)

@@ -63,7 +63,9 @@ package enum HopperDecodeFamily: KernelFamily {
   ) throws(AttentionError) -> LaunchSequence {
     let s = HopperDecodeSpecialization(problem, tiling, target: gpu.target)
     try DecodeFamily.check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
-    let own = DecodeFamily.launches(s.work, for: problem, on: gpu, blocks: gpu.multiprocessors, hopper: tiling) {
+    let own = DecodeFamily.launches(
+      s.work, for: problem, on: gpu, blocks: gpu.multiprocessors, warps: s.tiles.threads / 32, hopper: tiling
+    ) {
       LaunchSequence.Launch(
         HopperDecodeKernel(s), blocks: $0.blocks, threads: s.tiles.threads, sharedByteCount: s.sharedByteCount,
         overtakes: s.work.waitsForPreparation, arguments: ArgumentTemplate(HopperDecodeParameters.all(problem), for: $0)
