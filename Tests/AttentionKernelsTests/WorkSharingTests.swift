@@ -24,12 +24,12 @@ import Testing
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
-  /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a multiprocessor
-  /// and no third.
+  /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a
+  /// multiprocessor and no third.
   @Test(arguments: [
     // Key/value heads, rows of each, warps before; rows of a block, blocks, and how many fit a multiprocessor.
-    (8, 128, 12, 4, 256, 2), (8, 64, 8, 2, 256, 2), (4, 128, 12, 2, 256, 2), (1, 128, 12, 1, 128, 2), (32, 128, 12, 8, 512, 8),
-    (8, 128, 4, 2, 512, 8), (32, 16, 4, 1, 512, 8),
+    (8, 128, 12, 4, 256, 2), (8, 64, 8, 2, 256, 2), (4, 128, 12, 2, 256, 2), (1, 128, 12, 1, 128, 2),
+    (32, 128, 12, 8, 512, 8), (8, 128, 4, 2, 512, 8), (32, 16, 4, 1, 512, 8),
   ])
   func rowsAreDealtOutToBlocksBehind(
     heads: Int, rowsOfHead: Int, warps: Int, rows: Int, blocks: Int, places: Int
@@ -43,8 +43,8 @@ import Testing
     let gpu = GPULimits.typical(of: .sm90)
     func grid(_ target: Target) -> CombineGrid {
       CombineGrid(
-        DecodeSpecialization(problem, inputs: .bf16, tiling: tiling, target: target), heads: heads, rowsOfHead: rowsOfHead,
-        after: warps, on: gpu)
+        DecodeSpecialization(problem, inputs: .bf16, tiling: tiling, target: target), heads: heads,
+        rowsOfHead: rowsOfHead, after: warps, on: gpu)
     }
     let own = grid(.sm90a)
     #expect((own.rows, own.blocks) == (rows, blocks))
