@@ -41,13 +41,21 @@ public struct CPUGradientPlan: Sendable {
     parts = heads == 0 || heads >= self.threads ? 1 : max(1, min((self.threads + heads - 1) / heads, tiles))
   }
 
-  /// Columns of rows of so many elements.
+  /// Elements of a word of the matrices that are multiplied: bf16 in pairs, where products of these are one instruction.
+  var elements: Int { problem.scalarType == .bf16 && instructionSet.hasPairs ? 2 : 1 }
+
+  /// Columns of rows of so many elements, in f32.
   func padded(_ dimension: Int) -> Int {
     (dimension + instructionSet.lanes - 1) / instructionSet.lanes * instructionSet.lanes
   }
 
+  /// Words of rows of so many elements.
+  func words(_ dimension: Int) -> Int { padded((dimension + elements - 1) / elements) }
+
   /// Packed rows of a (batch, key/value head).
   var rows: Int { problem.groupSize * problem.queries }
+  /// The same, and one more where a word would have one too few.
+  var evenRows: Int { (rows + elements - 1) / elements * elements }
 
   /// Computes the gradients of a problem with whole keys.
   ///
@@ -62,14 +70,14 @@ public struct CPUGradientPlan: Sendable {
     // Of all parts, which are added up in the end; or of a thread's unit, which is done with it.
     let ofParts = parts > 1 ? try FloatRooms(units, factors: [rows, columns]) : nil
     let ofThreads = try FloatRooms(
-      min(threads, units), factors: [rows, GradientWorker.floatsOfRow(self) + (parts > 1 ? 0 : columns)])
+      min(threads, units), factors: [evenRows, GradientWorker.floatsOfRow(self) + (parts > 1 ? 0 : columns)])
     let operands = GradientOperands(tensors, heads: problem.batch * problem.queryHeads)
     defer { addSinkGradients(operands) }
     let taken = Atomic<Int>(0)
     WorkerTeam.run(items: units, threads: threads) { queue in
       let own = ofThreads[taken.add(1, ordering: .relaxed).oldValue]
       let worker = GradientWorker(self, room: own)
-      let ofThread = own + rows * GradientWorker.floatsOfRow(self)
+      let ofThread = own + evenRows * GradientWorker.floatsOfRow(self)
       while let unit = queue.next() {
         worker.compute(
           batch: unit / parts / problem.keyValueHeads, keyValueHead: unit / parts % problem.keyValueHeads,
@@ -117,7 +125,8 @@ public struct CPUGradientPlan: Sendable {
 extension CPUGradientPlan: CustomStringConvertible {
   /// All choices in one line.
   public var description: String {
-    "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): five products in f32, tiles of "
+    "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): five products "
+      + (elements == 1 ? "in f32" : "of bfloat16 pairs") + ", tiles of "
       + "\(Self.tile) rows and keys" + (parts == 1 ? "" : ", keys dealt out to \(parts) parts of each head")
   }
 }

@@ -8,65 +8,92 @@ internal import CPUMicrokernels
 #endif
 
 /// Computes the gradients of units, one after the other, in scratch memory of its own.
+///
+/// Matrices are of 32-bit words, each an f32 or a pair of bf16 that are neighbours along the side that a product sums over: of
+/// pairs, a tensor that is summed over either side is there twice.
 final class GradientWorker {
   private let plan: CPUGradientPlan
   private let problem: AttentionProblem
   private let functions: CPUMicrokernels
+  private let products: FAGradients
   private let transform: FAGradientTransform
   /// What dK is multiplied by at its end.
   private let scale: Float
   private let scratch: Scratch
   private let visible: UnsafeMutablePointer<Int32>
-  /// Q and dO of all rows of a unit, [rows][padded]: every tile of keys passes over them, and where they come from,
+  /// Q and dO of all rows of a unit, [rows][words]: every tile of keys passes over them, and where they come from,
   /// neighbouring rows of a head may lie pages of memory apart.
   private let queries, given: UnsafeMutablePointer<Float>
+  /// The same with words along the rows, [rows / elements][columns].
+  private let queriesAlongRows, givenAlongRows: UnsafeMutablePointer<Float>
   /// The log-sum-exp and delta of all rows of a unit.
   private let logSumExps, deltas: UnsafeMutablePointer<Float>
-  // [tile][padded]: O, K, V, dK, dV; transposed K and V; [tile][tile]: P, dS.
-  private let output, keys, values, keySums, valueSums: UnsafeMutablePointer<Float>
-  private let keysTransposed, valuesTransposed, weights, gradients: UnsafeMutablePointer<Float>
+  // [tile][words]: O, K, V; their transposes, [words][tile]; K with words along the keys, [tile / elements][columns].
+  private let output, keys, values: UnsafeMutablePointer<Float>
+  private let keysTransposed, valuesTransposed, keysAlongKeys: UnsafeMutablePointer<Float>
+  // f32: dK, dV [tile][columns]; S, dP [tile][tile].
+  private let keySums, valueSums, scores, gradients: UnsafeMutablePointer<Float>
+  /// P and dS as factors of products.
+  private let factors: FAScoreGradients
 
   private var tile: Int { CPUGradientPlan.tile }
+  private var elements: Int { plan.elements }
   private var depth: Int { plan.padded(problem.dimension) }
   private var width: Int { plan.padded(problem.valueDimension) }
+  private var depthWords: Int { plan.words(problem.dimension) }
+  private var widthWords: Int { plan.words(problem.valueDimension) }
 
   /// Floats that a worker keeps of each row of a unit.
   static func floatsOfRow(_ plan: CPUGradientPlan) -> Int {
-    plan.padded(plan.problem.dimension) + plan.padded(plan.problem.valueDimension) + 2
+    [plan.problem.dimension, plan.problem.valueDimension].reduce(2) {
+      $0 + plan.words($1) + (plan.elements == 1 ? 0 : plan.padded($1) / plan.elements)
+    }
   }
 
-  /// - Parameter room: `floatsOfRow` for each row of a unit, zeros.
+  /// - Parameter room: `floatsOfRow` for each row of a unit, and of pairs for an even number of them, zeros.
   init(_ plan: CPUGradientPlan, room: UnsafeMutablePointer<Float>) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
+    products = plan.elements == 1 ? functions.gradients : functions.pair_gradients
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
       scale: scale, scale_rest: Float(plan.problem.scale - Double(scale)), cap: Float(plan.problem.softcap ?? 0),
       scale_over_cap: Float(plan.problem.scoreUnits.cap ?? 0))
-    let (tile, depth, width) = (
-      CPUGradientPlan.tile, plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension)
-    )
-    // Zeros behind a row's last element stay.
+    let (tile, elements) = (CPUGradientPlan.tile, plan.elements)
+    let (depth, width) = (plan.padded(plan.problem.dimension), plan.padded(plan.problem.valueDimension))
+    let (depthWords, widthWords) = (plan.words(plan.problem.dimension), plan.words(plan.problem.valueDimension))
+    // Zeros behind a row's last element, and behind an odd last row, stay.
     queries = room
-    given = queries + plan.rows * depth
-    logSumExps = given + plan.rows * width
-    deltas = logSumExps + plan.rows
-    let bytes =
-      3 * Scratch.byteCount(tile * depth, of: Float.self) + 4 * Scratch.byteCount(tile * width, of: Float.self)
-      + 2 * Scratch.byteCount(tile * tile, of: Float.self) + Scratch.byteCount(2 * tile, of: Int32.self)
-    var scratch = Scratch(byteCount: bytes)
-    keys = scratch.take(tile * depth, of: Float.self)
-    keySums = scratch.take(tile * depth, of: Float.self)
-    keysTransposed = scratch.take(tile * depth, of: Float.self)
-    output = scratch.take(tile * width, of: Float.self)
-    values = scratch.take(tile * width, of: Float.self)
-    valueSums = scratch.take(tile * width, of: Float.self)
-    valuesTransposed = scratch.take(tile * width, of: Float.self)
-    weights = scratch.take(tile * tile, of: Float.self)
-    gradients = scratch.take(tile * tile, of: Float.self)
-    keys.initialize(repeating: 0, count: tile * depth)
-    for buffer in [output, values] { buffer.initialize(repeating: 0, count: tile * width) }
+    given = queries + plan.evenRows * depthWords
+    let isPaired = elements > 1
+    let behind = given + plan.evenRows * widthWords
+    queriesAlongRows = isPaired ? behind : queries
+    givenAlongRows = isPaired ? queriesAlongRows + plan.evenRows / elements * depth : given
+    logSumExps = isPaired ? givenAlongRows + plan.evenRows / elements * width : behind
+    deltas = logSumExps + plan.evenRows
+    let (square, pairs) = (tile * tile, isPaired ? tile * tile / elements : 0)
+    let counts = [
+      tile * depthWords, tile * depthWords, tile * widthWords, tile * widthWords, tile * widthWords, tile * depth,
+      tile * width, square, square, isPaired ? tile * depth / elements : 0, pairs, pairs, pairs,
+    ]
+    var scratch = Scratch(
+      byteCount: counts.reduce(Scratch.byteCount(2 * tile, of: Int32.self)) {
+        $0 + Scratch.byteCount($1, of: Float.self)
+      })
     visible = scratch.take(2 * tile, of: Int32.self)
+    var rooms: [UnsafeMutablePointer<Float>] = []
+    for count in counts { rooms.append(scratch.take(count, of: Float.self)) }
     self.scratch = scratch
+    (keys, keysTransposed) = (rooms[0], rooms[1])
+    (output, values, valuesTransposed) = (rooms[2], rooms[3], rooms[4])
+    (keySums, valueSums) = (rooms[5], rooms[6])
+    (scores, gradients) = (rooms[7], rooms[8])
+    keysAlongKeys = isPaired ? rooms[9] : keys
+    factors =
+      isPaired
+      ? FAScoreGradients(weights: rooms[10], gradients: rooms[11], gradient_rows: rooms[12])
+      : FAScoreGradients(weights: scores, gradients: gradients, gradient_rows: gradients)
+    keys.initialize(repeating: 0, count: tile * depthWords)
+    for buffer in [output, values] { buffer.initialize(repeating: 0, count: tile * widthWords) }
   }
 
   /// - Parameter sums: where dQ of this part is added up, `[rows][padded]`; of no meaning where nobody wants it.
@@ -95,11 +122,14 @@ final class GradientWorker {
   private func prepare(_ rows: PackedRows, _ tensors: GradientTensors<HostMemory>) {
     for start in stride(from: 0, to: plan.rows, by: tile) {
       let block = start..<min(start + tile, plan.rows)
-      stage(tensors.queries, rows, block, depth, to: queries + start * depth)
-      stage(tensors.outputGradient, rows, block, width, to: given + start * width)
-      stage(tensors.output, rows, block, width, to: output)
-      functions.dots(
-        given + start * width, output, width, Int32(block.count), Int32(problem.valueDimension), deltas + start)
+      let (queries, given) = (queries + start * depthWords, given + start * widthWords)
+      stage(tensors.queries, rows, block, depthWords, to: queries)
+      stage(tensors.outputGradient, rows, block, widthWords, to: given)
+      stage(tensors.output, rows, block, widthWords, to: output)
+      products.dots(
+        given, output, widthWords, Int32(block.count), Int32(problem.valueDimension / elements), deltas + start)
+      pack(queries, depthWords, block.count, depth, to: queriesAlongRows + start / elements * depth)
+      pack(given, widthWords, block.count, width, to: givenAlongRows + start / elements * width)
       for row in block {
         let place = rows.index(row)
         logSumExps[row] = tensors.logSumExp[place]
@@ -108,29 +138,44 @@ final class GradientWorker {
     }
   }
 
-  /// Rows of queries, or of what has their shape, widened.
+  /// Rows of queries, or of what has their shape, as words.
   private func stage(
-    _ view: TensorView, _ rows: PackedRows, _ block: Range<Int>, _ columns: Int, to buffer: UnsafeMutablePointer<Float>
+    _ view: TensorView, _ rows: PackedRows, _ block: Range<Int>, _ words: Int, to buffer: UnsafeMutablePointer<Float>
   ) {
     for (i, row) in block.enumerated() {
-      functions.widen(
-        view.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), 0, view.scalarType.microkernelType,
-        1,
-        Int32(view.shape.dimension), buffer + i * columns)
+      stage(
+        view.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)), of: view, to: buffer + i * words)
     }
   }
 
-  /// A tile of keys or values, widened; zeros behind the last.
+  /// A tile of keys or values, as words; zeros behind the last.
   private func stage(
-    _ view: TensorView, _ rows: PackedRows, keys block: Range<Int>, _ columns: Int,
+    _ view: TensorView, _ rows: PackedRows, keys block: Range<Int>, _ words: Int,
     to buffer: UnsafeMutablePointer<Float>
   ) {
     for (i, key) in block.enumerated() {
-      functions.widen(
-        view.row(batch: rows.batch, head: rows.keyValueHead, token: key), 0, view.scalarType.microkernelType, 1,
-        Int32(view.shape.dimension), buffer + i * columns)
+      stage(view.row(batch: rows.batch, head: rows.keyValueHead, token: key), of: view, to: buffer + i * words)
     }
-    (buffer + block.count * columns).update(repeating: 0, count: (tile - block.count) * columns)
+    (buffer + block.count * words).update(repeating: 0, count: (tile - block.count) * words)
+  }
+
+  /// A row: widened, or as the pairs that it is.
+  private func stage(_ row: UnsafeRawPointer, of view: TensorView, to buffer: UnsafeMutablePointer<Float>) {
+    if elements > 1 {
+      UnsafeMutableRawPointer(buffer).copyMemory(from: row, byteCount: view.shape.dimension * 2)
+    } else {
+      functions.widen(row, 0, view.scalarType.microkernelType, 1, Int32(view.shape.dimension), buffer)
+    }
+  }
+
+  /// Pairs of two rows, of rows of pairs; nothing to do for f32.
+  private func pack(
+    _ source: UnsafePointer<Float>, _ words: Int, _ count: Int, _ columns: Int, to buffer: UnsafeMutablePointer<Float>
+  ) {
+    if elements == 1 { return }
+    functions.pair_pack_values(
+      source, words * 4, Int32(count), Int32(columns),
+      UnsafeMutableRawPointer(buffer).assumingMemoryBound(to: UInt32.self))
   }
 
   /// A tile of keys and all rows that see some of it.
@@ -138,14 +183,17 @@ final class GradientWorker {
     _ block: Range<Int>, _ rows: PackedRows, _ tensors: GradientTensors<HostMemory>,
     _ queryGradient: UnsafeMutablePointer<Float>?
   ) {
-    stage(tensors.keys, rows, keys: block, depth, to: keys)
-    stage(tensors.values, rows, keys: block, width, to: values)
-    functions.transposed(keys, depth, Int32(tile), Int32(depth), keysTransposed, tile)
-    functions.transposed(values, width, Int32(tile), Int32(width), valuesTransposed, tile)
+    stage(tensors.keys, rows, keys: block, depthWords, to: keys)
+    stage(tensors.values, rows, keys: block, widthWords, to: values)
+    functions.transposed(keys, depthWords, Int32(tile), Int32(depthWords), keysTransposed, tile)
+    functions.transposed(values, widthWords, Int32(tile), Int32(widthWords), valuesTransposed, tile)
+    pack(keys, depthWords, tile, depth, to: keysAlongKeys)
     keySums.update(repeating: 0, count: tile * depth)
     valueSums.update(repeating: 0, count: tile * width)
     let all = rowsSeeing(block, rows)
-    for start in stride(from: all.lowerBound, to: all.upperBound, by: tile) {
+    // The rows of a word are in one block.
+    let first = all.lowerBound / elements * elements
+    for start in stride(from: first, to: all.upperBound, by: tile) {
       for part in rows.parts {
         pass(start..<min(start + tile, all.upperBound), block, rows, part: part, tensors, queryGradient)
       }
@@ -188,7 +236,6 @@ final class GradientWorker {
     _ block: Range<Int>, _ keyBlock: Range<Int>, _ rows: PackedRows, part: Int,
     _ tensors: GradientTensors<HostMemory>, _ queryGradient: UnsafeMutablePointer<Float>?
   ) {
-    let (count, size) = (Int32(block.count), Int32(tile))
     var (seesAll, seesSome) = (true, false)
     for (i, row) in block.enumerated() {
       let own = rows.visibleKeys(row)[part].clamped(to: keyBlock)
@@ -199,46 +246,53 @@ final class GradientWorker {
     }
     if !seesSome { return }
     let seen = FAVisibleKeys(first: visible, end: visible + tile)
-    let (queries, given) = (queries + block.lowerBound * depth, given + block.lowerBound * width)
-    func rowMajor(_ elements: UnsafeMutablePointer<Float>, _ row: Int) -> FAFactor {
-      FAFactor(elements: elements, row: row, step: 1)
+    let (count, size) = (Int32(block.count), Int32(tile))
+    let start = block.lowerBound
+    func rowMajor(_ words: UnsafeMutablePointer<Float>, _ row: Int) -> FAFactor {
+      FAFactor(elements: words, row: row, step: 1)
     }
-    functions.product(
-      rowMajor(queries, depth), keysTransposed, tile, count, size, Int32(problem.dimension), 0, weights, tile)
-    functions.product(
-      rowMajor(given, width), valuesTransposed, tile, count, size, Int32(problem.valueDimension), 0, gradients, tile)
-    functions.score_gradients(
-      weights, gradients, count, size, transform, logSumExps + block.lowerBound, deltas + block.lowerBound, seen)
+    products.product(
+      rowMajor(queries + start * depthWords, depthWords), keysTransposed, tile, count, size,
+      Int32(problem.dimension / elements), 0, scores, tile)
+    products.product(
+      rowMajor(given + start * widthWords, widthWords), valuesTransposed, tile, count, size,
+      Int32(problem.valueDimension / elements), 0, gradients, tile)
+    products.score_gradients(
+      scores, gradients, count, size, transform, logSumExps + start, deltas + start, seen, factors)
 
     /// Products of which the first factor is 0 where the second must not be looked at.
+    ///
+    /// - Parameter depth: elements that are summed over.
     func add(
       _ factor: FAFactor, _ other: UnsafeMutablePointer<Float>, _ columns: Int, rows: Int, depth: Int,
       to sums: UnsafeMutablePointer<Float>
     ) {
+      let words = (depth + elements - 1) / elements
       let isCareful =
         !seesAll
-        && functions.has_nonfinite(other, columns * 4, FA_F32, Int32(depth), Int32(columns)) != 0
+        && functions.has_nonfinite(
+          other, columns * 4, elements == 1 ? FA_F32 : FA_BF16, Int32(words), Int32(columns * elements)) != 0
       if isCareful {
-        functions.product_carefully(
-          factor, other, columns, Int32(rows), Int32(columns), Int32(depth), sums, columns)
+        products.product_carefully(
+          factor, other, columns, Int32(rows), Int32(columns), Int32(words), sums, columns)
       } else {
-        functions.product(factor, other, columns, Int32(rows), Int32(columns), Int32(depth), 1, sums, columns)
+        products.product(factor, other, columns, Int32(rows), Int32(columns), Int32(words), 1, sums, columns)
       }
     }
     if tensors.valueGradient != nil {
       add(
-        FAFactor(elements: weights, row: 1, step: tile), given, width, rows: keyBlock.count, depth: block.count,
-        to: valueSums)
+        FAFactor(elements: factors.weights, row: 1, step: tile), givenAlongRows + start / elements * width, width,
+        rows: keyBlock.count, depth: block.count, to: valueSums)
     }
     if tensors.keyGradient != nil {
       add(
-        FAFactor(elements: gradients, row: 1, step: tile), queries, depth, rows: keyBlock.count, depth: block.count,
-        to: keySums)
+        FAFactor(elements: factors.gradients, row: 1, step: tile), queriesAlongRows + start / elements * depth, depth,
+        rows: keyBlock.count, depth: block.count, to: keySums)
     }
     if let queryGradient {
       add(
-        rowMajor(gradients, tile), keys, depth, rows: block.count, depth: keyBlock.count,
-        to: queryGradient + block.lowerBound * depth)
+        rowMajor(factors.gradient_rows, tile / elements), keysAlongKeys, depth, rows: block.count,
+        depth: keyBlock.count, to: queryGradient + start * depth)
     }
   }
 }

@@ -88,11 +88,11 @@ const CPUMicrokernels TABLE = {
     .row_softmax = row_softmax,
     .row_accumulate = row_accumulate,
     .store_row = store_row,
-    .product = product,
-    .product_carefully = product_carefully,
+    .gradients = {1, product, product_carefully, score_gradients, dots},
+#if HAS_PAIRS
+    .pair_gradients = {2, pair_product, pair_product_carefully, pair_score_gradients, pair_dots},
+#endif
     .transposed = transposed,
-    .score_gradients = score_gradients,
-    .dots = dots,
     .store_scaled = store_scaled,
     .probe_arithmetic = probe_arithmetic,
     .probe_read = probe_read,

@@ -1,10 +1,15 @@
-// The gradients family: products of f32 matrices, small enough to stay in the cache, and what turns their results into weights
-// and gradients of scores. See CPUMicrokernels.h for the shapes. Rows of matrices are whole vectors long.
+// The gradients family: products of matrices small enough to stay in the cache, and what turns their results into weights and
+// gradients of scores. See CPUMicrokernels.h for the shapes. Rows of matrices are whole vectors of words long. `pairs` is a constant
+// everywhere: whether words are bfloat16 pairs, and not floats.
+
+INLINE Floats multiply_add_words(Floats a, Floats b, Floats sum, int pairs) {
+  return pairs ? pair_multiply_add((Bits)a, (Bits)b, sum) : multiply_add(a, b, sum);
+}
 
 /// out = A B (or out += A B) for `strip` rows by `vectors` vectors of columns, in pieces of 32 as the scores of the forward pass
 /// are summed: few roundings at the size of the whole, and in f32 with many rows a score that is the forward pass's to the bit.
-INLINE void product_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, int strip,
-                          int vectors, int depth, int adds, float *out, ptrdiff_t out_row) {
+INLINE void product_block(FAFactor a, const float *b, ptrdiff_t b_row, int strip, int vectors, int depth, int adds,
+                          float *out, ptrdiff_t out_row, int pairs) {
   for (int start = 0; start < depth; start += 32) {
     const int end = start + 32 < depth ? start + 32 : depth;
     Floats sum[STRIP][PANEL_VECTORS];
@@ -15,8 +20,8 @@ INLINE void product_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, con
       Floats row[PANEL_VECTORS];
       UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + k * b_row + v * LANES);
       UNROLL for (int i = 0; i < strip; i++) {
-        const Floats factor = splat(a[i * a_row + k * a_step]);
-        UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = multiply_add(factor, row[v], sum[i][v]);
+        const Floats factor = splat(a.elements[i * a.row + k * a.step]);
+        UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = multiply_add_words(factor, row[v], sum[i][v], pairs);
       }
     }
     UNROLL for (int i = 0; i < strip; i++) {
@@ -28,26 +33,25 @@ INLINE void product_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, con
   }
 }
 
-INLINE void product_columns(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, int rows,
-                            int vectors, int depth, int adds, float *out, ptrdiff_t out_row) {
+INLINE void product_columns(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int vectors, int depth, int adds,
+                            float *out, ptrdiff_t out_row, int pairs) {
+#define ROWS(COUNT)                                                                                        \
+  for (; i + COUNT <= rows; i += COUNT) {                                                                  \
+    product_block((FAFactor){a.elements + i * a.row, a.row, a.step}, b, b_row, COUNT, vectors, depth, adds, \
+                  out + i * out_row, out_row, pairs);                                                      \
+  }
   int i = 0;
-  for (; i + STRIP <= rows; i += STRIP) {
-    product_block(a + i * a_row, a_row, a_step, b, b_row, STRIP, vectors, depth, adds, out + i * out_row, out_row);
-  }
+  ROWS(STRIP)
   if (8 % STRIP != 0) {
-    for (; i + 4 <= rows; i += 4) {
-      product_block(a + i * a_row, a_row, a_step, b, b_row, 4, vectors, depth, adds, out + i * out_row, out_row);
-    }
+    ROWS(4)
   }
-  for (; i < rows; i++) {
-    product_block(a + i * a_row, a_row, a_step, b, b_row, 1, vectors, depth, adds, out + i * out_row, out_row);
-  }
+  ROWS(1)
+#undef ROWS
 }
 
-static void product(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds, float *out,
-                    ptrdiff_t out_row) {
-#define COLUMNS(VECTORS) \
-  product_columns(a.elements, a.row, a.step, b + c, b_row, rows, VECTORS, depth, adds, out + c, out_row)
+INLINE void product_any(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds,
+                        float *out, ptrdiff_t out_row, int pairs) {
+#define COLUMNS(VECTORS) product_columns(a, b + c, b_row, rows, VECTORS, depth, adds, out + c, out_row, pairs)
   int c = 0;
   while (c < columns) {
     const int left = (columns - c) / LANES;
@@ -63,15 +67,23 @@ static void product(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int c
 #undef COLUMNS
 }
 
-static void product_carefully(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
-                              ptrdiff_t out_row) {
+/// The first or second element of words.
+INLINE Floats element_of(Floats words, int which, int pairs) {
+  return !pairs ? words : which == 0 ? (Floats)((Bits)words << 16) : (Floats)((Bits)words & 0xffff0000u);
+}
+
+INLINE void product_carefully_any(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
+                                  ptrdiff_t out_row, int pairs) {
   for (int i = 0; i < rows; i++) {
     for (int k = 0; k < depth; k++) {
-      const float factor = a.elements[i * a.row + k * a.step];
-      if (factor == 0) continue;
-      for (int c = 0; c < columns; c += LANES) {
-        float *p = out + i * out_row + c;
-        store(p, multiply_add(splat(factor), load(b + k * b_row + c), load(p)));
+      const Floats word = splat(a.elements[i * a.row + k * a.step]);
+      for (int which = 0; which <= pairs; which++) {
+        const Floats factor = element_of(word, which, pairs);
+        if (factor[0] == 0) continue;
+        for (int c = 0; c < columns; c += LANES) {
+          float *p = out + i * out_row + c;
+          store(p, multiply_add(factor, element_of(load(b + k * b_row + c), which, pairs), load(p)));
+        }
       }
     }
   }
@@ -88,47 +100,99 @@ static void transposed(const float *source, ptrdiff_t source_row, int rows, int 
   }
 }
 
-static void score_gradients(float *scores, float *gradients, int rows, int columns, FAGradientTransform transform,
-                            const float *log_sum_exps, const float *deltas, FAVisibleKeys visible) {
+/// The weights of a row's scores, a vector of them, and the gradients of these scores but for the scale.
+INLINE void score_gradient(Floats score, Floats given, Floats offset, Floats delta, FAGradientTransform transform,
+                           Ints is_seen, Floats *weight, Floats *gradient) {
+  Floats difference, slope = splat(1.0f);
+  // The sum is subtracted before anything is rounded: what is left is small where a weight is large.
+  if (transform.cap != 0) {
+    const Floats t = tanh_accurate(score * transform.scale_over_cap);
+    difference = multiply_add(t, splat(transform.cap), offset);
+    slope = 1.0f - t * t;
+  } else {
+    difference = multiply_add(score, splat(transform.scale_rest), multiply_add(score, splat(transform.scale), offset));
+  }
+  const Floats w = exp2_nonlarge(difference * 1.4426950408889634f);
+  *weight = masked(is_seen, w);
+  *gradient = masked(is_seen, w * (given - delta) * slope);
+}
+
+/// Rows two by two where words are pairs: two of a row for dQ, and two rows for dK and dV.
+INLINE void score_gradients_any(const float *scores, const float *given, int rows, int columns,
+                                FAGradientTransform transform, const float *log_sum_exps, const float *deltas,
+                                FAVisibleKeys visible, FAScoreGradients out, int pairs) {
+  const int atOnce = pairs ? 2 : 1;
   Ints places;
   UNROLL for (int l = 0; l < LANES; l++) places[l] = l;
-  for (int r = 0; r < rows; r++) {
-    const Floats offset = splat(-log_sum_exps[r]), delta = splat(deltas[r]);
-    for (int c = 0; c < columns; c += LANES) {
-      float *p = scores + (ptrdiff_t)r * columns + c, *q = gradients + (ptrdiff_t)r * columns + c;
-      const Floats score = load(p);
-      Floats difference, slope = splat(1.0f);
-      // The sum is subtracted before anything is rounded: what is left is small where a weight is large.
-      if (transform.cap != 0) {
-        const Floats t = tanh_accurate(score * transform.scale_over_cap);
-        difference = multiply_add(t, splat(transform.cap), offset);
-        slope = 1.0f - t * t;
-      } else {
-        difference =
-            multiply_add(score, splat(transform.scale_rest), multiply_add(score, splat(transform.scale), offset));
+  for (int r = 0; r < rows; r += atOnce) {
+    for (int c = 0; c < columns; c += atOnce * LANES) {
+      Floats weight[2][2], gradient[2][2];
+      UNROLL for (int i = 0; i < atOnce; i++) {
+        // Behind the last row there is nothing to see.
+        const int row = r + i < rows ? r + i : r;
+        const int first = r + i < rows ? visible.first[row] : 0, end = r + i < rows ? visible.end[row] : 0;
+        UNROLL for (int v = 0; v < atOnce; v++) {
+          const ptrdiff_t place = (ptrdiff_t)row * columns + c + v * LANES;
+          const Ints column = places + (c + v * LANES);
+          score_gradient(load(scores + place), load(given + place), splat(-log_sum_exps[row]), splat(deltas[row]), transform,
+                         (Ints)(column >= first) & (Ints)(column < end), &weight[i][v], &gradient[i][v]);
+        }
       }
-      const Floats weight = exp2_nonlarge(difference * 1.4426950408889634f);
-      const Floats gradient = weight * (load(q) - delta) * slope;
-      const Ints column = places + c;
-      const Ints is_seen = (Ints)(column >= visible.first[r]) & (Ints)(column < visible.end[r]);
-      store(p, masked(is_seen, weight));
-      store(q, masked(is_seen, gradient));
+      if (pairs) {
+        UNROLL for (int v = 0; v < 2; v++) {
+          const ptrdiff_t place = (ptrdiff_t)(r / 2) * columns + c + v * LANES;
+          store_pair((uint32_t *)out.weights + place, weight[0][v], weight[1][v]);
+          store_pair((uint32_t *)out.gradients + place, gradient[0][v], gradient[1][v]);
+        }
+        UNROLL for (int i = 0; i < 2; i++) {
+          store_row_of_pairs((uint32_t *)out.gradient_rows + ((ptrdiff_t)(r + i) * columns + c) / 2, gradient[i][0], gradient[i][1]);
+        }
+      } else {
+        store(out.weights + (ptrdiff_t)r * columns + c, weight[0][0]);
+        store(out.gradients + (ptrdiff_t)r * columns + c, gradient[0][0]);
+      }
     }
   }
 }
 
-static void dots(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out) {
+INLINE void dots_any(const float *a, const float *b, ptrdiff_t row, int rows, int depth, float *out, int pairs) {
   for (int r = 0; r < rows; r++) {
     Floats total = (Floats){0};
-    for (int start = 0; start < columns; start += 32) {
-      const int end = start + 32 < columns ? start + 32 : columns;
+    for (int start = 0; start < depth; start += 32) {
+      const int end = start + 32 < depth ? start + 32 : depth;
       Floats sum = (Floats){0};
-      ROLLED for (int c = start; c < end; c++) sum = multiply_add(splat(a[r * row + c]), splat(b[r * row + c]), sum);
+      ROLLED for (int c = start; c < end; c++) {
+        sum = multiply_add_words(splat(a[r * row + c]), splat(b[r * row + c]), sum, pairs);
+      }
       total = start == 0 ? sum : total + sum;
     }
     out[r] = total[0];
   }
 }
+
+// The functions of `FAGradients`, of floats and of pairs.
+#define GRADIENTS(PREFIX, PAIRS)                                                                                          \
+  static void PREFIX##product(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds,    \
+                              float *out, ptrdiff_t out_row) {                                                            \
+    product_any(a, b, b_row, rows, columns, depth, adds, out, out_row, PAIRS);                                            \
+  }                                                                                                                       \
+  static void PREFIX##product_carefully(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth,    \
+                                        float *out, ptrdiff_t out_row) {                                                  \
+    product_carefully_any(a, b, b_row, rows, columns, depth, out, out_row, PAIRS);                                        \
+  }                                                                                                                       \
+  static void PREFIX##score_gradients(const float *scores, const float *given, int rows, int columns,                     \
+                                      FAGradientTransform transform, const float *log_sum_exps, const float *deltas,      \
+                                      FAVisibleKeys visible, FAScoreGradients out) {                                      \
+    score_gradients_any(scores, given, rows, columns, transform, log_sum_exps, deltas, visible, out, PAIRS);              \
+  }                                                                                                                       \
+  static void PREFIX##dots(const float *a, const float *b, ptrdiff_t row, int rows, int depth, float *out) {              \
+    dots_any(a, b, row, rows, depth, out, PAIRS);                                                                         \
+  }
+
+GRADIENTS(, 0)
+#if HAS_PAIRS
+GRADIENTS(pair_, 1)
+#endif
 
 static void store_scaled(const float *source, float factor, int dimension, FAScalarType type, void *row) {
   for (int c = 0; c < dimension; c += LANES) {

@@ -19,9 +19,17 @@ INLINE void store_pair(uint32_t *p, Floats even, Floats odd) {
   __builtin_memcpy(p, &pairs, sizeof pairs);
 }
 
+/// Stores a vector and the next one of a row as bfloat16, so that neighbours are pairs.
+INLINE void store_row_of_pairs(uint32_t *p, Floats low, Floats high) {
+  const Words row = (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  __builtin_memcpy(p, &row, sizeof row);
+}
+
 #else
 
-/// Never called: the bfloat16 path is taken only where HAS_PAIRS.
+// Never called: the bfloat16 path is taken only where HAS_PAIRS.
+INLINE Floats pair_multiply_add(Bits a, Bits b, Floats c) { return (void)a, (void)b, c; }
+INLINE void store_row_of_pairs(uint32_t *p, Floats low, Floats high) { (void)p, (void)low, (void)high; }
 INLINE void store_pair(uint32_t *p, Floats even, Floats odd) { (void)p, (void)even, (void)odd; }
 
 #endif

@@ -49,6 +49,14 @@ import Testing
     Clause(testDescription: "D 8, D_v 24", dimension: 8, valueDimension: 24, hasLogSumExpGradient: false),
     Clause(testDescription: "D 72, D_v 40", type: .bf16, dimension: 72, valueDimension: 40),
     Clause(testDescription: "D 512", queries: 30, keys: 70, dimension: 512),
+    // Of bf16 a word is two rows or two keys, of which one may be the last, or seen by others than its neighbour.
+    Clause(
+      testDescription: "bf16, an odd number of rows and keys", type: .bf16, group: 3, queries: 71, keys: 131,
+      mask: .window(left: 9, right: 0)),
+    Clause(testDescription: "bf16, softcap, D 8, D_v 24", type: .bf16, dimension: 8, valueDimension: 24, softcap: 2),
+    Clause(testDescription: "bf16, one row, one key", type: .bf16, queries: 1, keys: 1, hasLogSumExpGradient: false),
+    Clause(
+      testDescription: "bf16, empty rows, D 136", type: .bf16, queries: 97, keys: 33, dimension: 136, mask: .causal),
   ]
 
   private struct Run {
@@ -132,15 +140,31 @@ import Testing
     }
   }
 
+  /// A plan says what it multiplies: pairs where a type and the vectors have them.
+  @Test func aPlanSaysWhatItMultiplies() throws {
+    for instructionSet in InstructionSet.available {
+      for type in [ScalarType.f32, .f16, .bf16] {
+        let problem = try Clause(testDescription: "", type: type).problem()
+        let plan = try CPUGradientPlan(problem, threads: 2, instructionSet: instructionSet)
+        let products = type == .bf16 && instructionSet.hasPairs ? "of bfloat16 pairs" : "in f32"
+        #expect(
+          "\(plan)"
+            == "CPU, \(instructionSet.name), 2 threads: five products \(products), tiles of 64 rows and keys, keys dealt "
+            + "out to 2 parts of each head")
+      }
+    }
+  }
+
   /// A NaN in a row of keys and values, and in one of queries and dO, is seen by those alone that see the row.
-  @Test func aNaNStaysWithThoseWhoSeeIt() throws {
-    let clause = Clause(testDescription: "", queries: 100, keys: 100, mask: .window(left: 20, right: 0))
+  @Test(arguments: [ScalarType.f32, .bf16], [(40, 70), (41, 71)])
+  func aNaNStaysWithThoseWhoSeeIt(type: ScalarType, spoiled: (key: Int, query: Int)) throws {
+    let clause = Clause(testDescription: "", type: type, queries: 100, keys: 100, mask: .window(left: 20, right: 0))
     let problem = try clause.problem()
-    let run = try Run(problem, hasLogSumExpGradient: false, spoiled: (key: 40, query: 70))
+    let run = try Run(problem, hasLogSumExpGradient: false, spoiled: spoiled)
     for instructionSet in InstructionSet.available {
       let made = try run.compute(try CPUGradientPlan(problem, threads: 1, instructionSet: instructionSet))
       let isNaN = made.map { values in (0..<100).map { row in values[row * 64].isNaN } }
-      let seesKey = (0..<100).map { problem.visibleKeys(ofQuery: $0).contains(40) || $0 == 70 }
+      let seesKey = (0..<100).map { problem.visibleKeys(ofQuery: $0).contains(spoiled.key) || $0 == spoiled.query }
       #expect(isNaN[0] == seesKey)
       // The gradient of a key is that of all queries that see it, of which some have a NaN.
       for key in 0..<100 {

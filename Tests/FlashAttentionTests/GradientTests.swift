@@ -82,7 +82,7 @@ import Testing
       mask: .none)
     let plan = try AttentionPlan(whole, device: .cpu).backward()
     #expect(plan.gpu == nil && plan.workspaceByteCount == 0)
-    #expect("\(plan)".contains("five products in f32") && "\(plan)".contains("The CPU was asked for."))
+    #expect("\(plan)".contains("five products ") && "\(plan)".contains("The CPU was asked for."))
   }
 
   @Test func gradientsMustNotShareMemory() throws {

@@ -8,7 +8,7 @@
 // - *rows*, for at most `FA_MAX_ROWS` query rows over many keys (decoding). The head dimension lies across lanes, so
 //   that no lane is wasted: queries [rows][D], scores [keys][rows], output [rows][Dv].
 //
-// - *gradients*: matrix products of tiles for the backward pass, and what lies between them.
+// - *gradients*: matrix products of tiles for the backward pass, of f32 or of bfloat16 pairs, and what lies between them.
 //
 // All scratch memory belongs to the caller. Every head dimension is a multiple of 8. Nothing here allocates, locks,
 // or reads a byte outside the rows it was given.
@@ -82,12 +82,43 @@ typedef struct {
   float scale_over_cap;
 } FAGradientTransform;
 
-/// The first factor of a product: element (i, k) is at `i * row + k * step`, so that either of its sides can be summed over.
+/// The first factor of a product: word (i, k) is at `i * row + k * step`, so that either of its sides can be summed over.
 typedef struct {
   const float *elements;
   ptrdiff_t row;
   ptrdiff_t step;
 } FAFactor;
+
+/// Where weights and gradients of scores go, as factors of products.
+typedef struct {
+  /// P for dV and dS for dK: `[rows / elements][columns]`, words of one column.
+  float *weights;
+  float *gradients;
+  /// dS for dQ: `[rows][columns / elements]`, words of one row. Of f32 these are `gradients`, and this is not looked at.
+  float *gradient_rows;
+} FAScoreGradients;
+
+/// Products of matrices of 32-bit words, and what lies between them. A word is an f32, or two bfloat16 that are neighbours along
+/// the side that is summed over. Results are f32, in rows of whole vectors: `columns` is a multiple of `lanes`.
+typedef struct {
+  /// Elements of a word: 1 or 2.
+  int elements;
+  /// out[i][c] = sum over k of a[i][k] * b[k][c], or that much more where `adds`; `depth` words, and rows of b and out are `b_row`
+  /// and `out_row` words apart.
+  void (*product)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds, float *out,
+                  ptrdiff_t out_row);
+  /// As `product` where `adds`; b is not looked at where a is 0.
+  void (*product_carefully)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
+                            ptrdiff_t out_row);
+  /// Products of Q and K become weights, and gradients of weights those of scores but for the scale, both `[rows][columns]`:
+  /// weight = e^(score - its row's log-sum-exp), gradient = weight * (gradient - delta), times the slope of the cap; 0 where a
+  /// row does not see the key, and in a row behind an odd last one. `columns` is a multiple of `elements * lanes`; of f32, `out` may be where they come from.
+  void (*score_gradients)(const float *scores, const float *gradients, int rows, int columns, FAGradientTransform transform,
+                          const float *log_sum_exps, const float *deltas, FAVisibleKeys visible, FAScoreGradients out);
+  /// out[r] = sum over words of a[r] * b[r], in the order of `product`: where a row of O is one of V, because its query sees one
+  /// key, the gradient of its score then is zero to the bit.
+  void (*dots)(const float *a, const float *b, ptrdiff_t row, int rows, int depth, float *out);
+} FAGradients;
 
 /// The functions of one instruction set.
 typedef struct {
@@ -165,25 +196,13 @@ typedef struct {
   /// Writes one row divided by `sum` (0 where the sum is 0).
   void (*store_row)(const float *output, float sum, int dimension, FAScalarType type, void *row);
 
-  // Gradients: f32 matrices whose rows are whole vectors long; `columns` is a multiple of `lanes`.
+  // Gradients.
 
-  /// out[i][c] = sum over k of a[i][k] * b[k][c], or that much more where `adds`; rows of b and out are `b_row` and `out_row`
-  /// floats apart.
-  void (*product)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, int adds, float *out,
-                  ptrdiff_t out_row);
-  /// As `product` where `adds`; b is not looked at where a is 0.
-  void (*product_carefully)(FAFactor a, const float *b, ptrdiff_t b_row, int rows, int columns, int depth, float *out,
-                            ptrdiff_t out_row);
-  /// out[c][r] = source[r][c]; `rows` is a multiple of `lanes`, too.
+  /// Of f32 words, and of bfloat16 pairs; `elements` is 0 without `has_pairs`.
+  FAGradients gradients;
+  FAGradients pair_gradients;
+  /// out[c][r] = source[r][c], of words; `rows` and `columns` are multiples of `lanes`.
   void (*transposed)(const float *source, ptrdiff_t source_row, int rows, int columns, float *out, ptrdiff_t out_row);
-  /// Products of Q and K become weights, and gradients of weights those of scores but for the scale, both `[rows][columns]`:
-  /// weight = e^(score - its row's log-sum-exp), gradient = weight * (gradient - delta), times the slope of the cap; 0 where a
-  /// row does not see the key.
-  void (*score_gradients)(float *scores, float *gradients, int rows, int columns, FAGradientTransform transform,
-                          const float *log_sum_exps, const float *deltas, FAVisibleKeys visible);
-  /// out[r] = sum over c of a[r][c] * b[r][c], in the order of `product`: where a row of O is one of V, because its query sees one
-  /// key, the gradient of its score then is zero to the bit.
-  void (*dots)(const float *a, const float *b, ptrdiff_t row, int rows, int columns, float *out);
   /// Writes one row, multiplied by a factor.
   void (*store_scaled)(const float *source, float factor, int dimension, FAScalarType type, void *row);
 
