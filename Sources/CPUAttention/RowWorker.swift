@@ -36,6 +36,10 @@ struct RowWorker: ~Copyable {
     let keys, values: UnsafeRawPointer
   }
 
+  /// Whether K is asked for while K of what goes before is at work, and V while V is; otherwise V while K of the same is, and K while V
+  /// of what goes before is.
+  private static let asksFar = fa_prefetches_far() != 0
+
   /// Floats from one row of a buffer to the next.
   static func padded(_ dimension: Int) -> Int { (dimension + 31) / 32 * 32 }
 
@@ -188,11 +192,22 @@ struct RowWorker: ~Copyable {
     let (d, dv) = (Int32(plan.problem.dimension), Int32(plan.problem.valueDimension))
     let (paddedD, paddedDv) = (Self.padded(plan.problem.dimension), Self.padded(plan.problem.valueDimension))
     let (keyOffset, valueOffset) = (head * reader.keyHeadStride, head * reader.valueHeadStride)
-    for run in runs {
+    /// Rows to ask for, of K or of V.
+    func asking(_ runs: UnsafeBufferPointer<Run>, _ number: Int, ofKeys: Bool, head: Int) -> FAPrefetch {
+      guard number < runs.count else { return FAPrefetch(rows: runs.baseAddress, stride: 0, count: 0, is_far: 0) }
+      let (run, isFar) = (runs[number], Int32(Self.asksFar ? 1 : 0))
+      return ofKeys
+        ? FAPrefetch(
+          rows: run.keys + head * reader.keyHeadStride, stride: reader.keyStride, count: run.count, is_far: isFar)
+        : FAPrefetch(
+          rows: run.values + head * reader.valueHeadStride, stride: reader.valueStride, count: run.count, is_far: isFar)
+    }
+    for (number, run) in runs.enumerated() {
       functions.row_scores(
         run.keys + keyOffset, reader.keyStride, reader.keyType, run.count, own.queries, rows, d, Int32(paddedD),
         scores + run.place * paddedRows,
-        FAPrefetch(rows: run.values + valueOffset, stride: reader.valueStride, count: run.count))
+        Self.asksFar
+          ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head))
     }
     functions.row_softmax(scores, count, rows, own.transform, visible, own.state)
     var rescale = own.state.rescale
@@ -204,15 +219,9 @@ struct RowWorker: ~Copyable {
         functions.accumulate_carefully(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, rescale, own.output, paddedDv, 1)
       } else {
-        let next =
-          number < ahead.count
-          ? FAPrefetch(
-            rows: ahead[number].keys + nextHead * reader.keyHeadStride, stride: reader.keyStride,
-            count: ahead[number].count)
-          : FAPrefetch(rows: run.keys, stride: reader.keyStride, count: 0)
         functions.row_accumulate(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
-          own.output, next)
+          own.output, asking(ahead, number, ofKeys: !Self.asksFar, head: nextHead))
       }
       rescale = ones
     }

@@ -14,11 +14,14 @@ static void load_row(const void *row, FAScalarType type, int dimension, int padd
   }
 }
 
-INLINE void prefetch(const char *p) { __builtin_prefetch(p, 0, 3); }
+INLINE void prefetch(const char *p, int is_far) {
+  if (is_far) __builtin_prefetch(p, 0, 1);
+  else __builtin_prefetch(p, 0, 3);
+}
 
 /// LANES scores: `rows` rows by LANES / rows keys.
 INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType type, const float *queries, int rows,
-                               int dimension, int padded, const char *next, ptrdiff_t next_stride) {
+                               int dimension, int padded, const char *next, ptrdiff_t next_stride, int is_far) {
   const int group = LANES / rows;
   Floats partial[LANES];
   UNROLL for (int i = 0; i < LANES; i++) partial[i] = (Floats){0};
@@ -35,7 +38,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
       UNROLL for (int k = 0; k < group; k++) {
         Bits key;
         __builtin_memcpy(&key, keys + k * stride + d * 2, sizeof key);
-        prefetch(next + k * next_stride + d * 2);
+        prefetch(next + k * next_stride + d * 2, is_far);
         UNROLL for (int r = 0; r < rows; r++) {
           partial[k * rows + r] = pair_multiply_add(key, query[r], partial[k * rows + r]);
         }
@@ -53,7 +56,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
       ROLLED for (int c = 0; c < whole; c += 2 * LANES) {
         const char *p = keys + k * stride + c * element_size(type);
         const Floats even = load_elements(p, type), odd = load_elements(p + LANES * element_size(type), type);
-        prefetch(next + k * next_stride + c * element_size(type));
+        prefetch(next + k * next_stride + c * element_size(type), is_far);
         UNROLL for (int r = 0; r < rows; r++) {
           const float *query = queries + r * padded + c;
           partial[k * rows + r] = multiply_add(even, load(query), partial[k * rows + r]);
@@ -67,7 +70,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
   ROLLED for (; d + LANES <= dimension; d += LANES) {
     UNROLL for (int k = 0; k < group; k++) {
       const Floats key = load_elements(keys + k * stride + d * element_size(type), type);
-      prefetch(next + k * next_stride + d * element_size(type));
+      prefetch(next + k * next_stride + d * element_size(type), is_far);
       UNROLL for (int r = 0; r < rows; r++) {
         partial[k * rows + r] = multiply_add(key, load(queries + r * padded + d), partial[k * rows + r]);
       }
@@ -93,14 +96,14 @@ INLINE void row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType typ
     const int has_next = key + group <= next.count;
     const char *ahead = has_next ? (const char *)next.rows + key * next.stride : keys + key * stride;
     store(scores + (ptrdiff_t)key * rows, row_scores_group(keys + key * stride, stride, type, queries, rows, dimension,
-                                                           padded, ahead, has_next ? next.stride : stride));
+                                                           padded, ahead, has_next ? next.stride : stride, next.is_far));
   }
   if (key < count) {
     // The last keys one at a time: stride 0 repeats one key in all places of a group.
     for (; key < count; key++) {
       float all[LANES];
       const char *here = keys + key * stride;
-      store(all, row_scores_group(here, 0, type, queries, rows, dimension, padded, here, 0));
+      store(all, row_scores_group(here, 0, type, queries, rows, dimension, padded, here, 0, 0));
       for (int r = 0; r < rows; r++) scores[key * rows + r] = all[r];
     }
   }
@@ -134,7 +137,7 @@ static void row_scores(const void *keys, ptrdiff_t stride, FAScalarType type, in
     for (int key = 0; key < count; key++) {
       const char *here = (const char *)keys + key * stride;
       for (int half = 0; half < rows; half += LANES) {
-#define GROUP(T) row_scores_group(here, 0, T, queries + half * padded, LANES, dimension, padded, here, 0)
+#define GROUP(T) row_scores_group(here, 0, T, queries + half * padded, LANES, dimension, padded, here, 0, 0)
         store(scores + key * rows + half, type == FA_F32    ? GROUP(FA_F32)
                                           : type == FA_F16  ? GROUP(FA_F16)
                                           : type == FA_BF16 ? GROUP(FA_BF16)
@@ -253,7 +256,7 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
     Floats value[8];
     UNROLL for (int v = 0; v < chunk; v++) {
       const char *p = values + key * stride + v * LANES * element_size(type);
-      prefetch(ahead + v * LANES * element_size(type));
+      prefetch(ahead + v * LANES * element_size(type), next.is_far);
       value[v] = columns ? load_some(p, type, columns) : load_elements(p, type);
     }
     UNROLL for (int r = 0; r < rows; r++) {

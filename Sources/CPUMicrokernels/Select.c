@@ -28,6 +28,14 @@ __attribute__((constructor)) static void find_available(void) {
 
 const CPUMicrokernels *const *fa_cpu_microkernels(void) { return available; }
 
+int fa_prefetches_far(void) {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd") != 0;
+#else
+  return 0;
+#endif
+}
+
 int fa_processor_count(void) {
 #if defined(__linux__)
   cpu_set_t set;

@@ -69,6 +69,8 @@ typedef struct {
   ptrdiff_t stride;
   /// Rows there are; 0: nothing.
   int count;
+  /// Into the second level of the cache, and not the first.
+  int is_far;
 } FAPrefetch;
 
 /// What makes a product of Q and K a score in the backward pass, in natural units and with its sign: `scale * x`, or with a cap
@@ -218,6 +220,11 @@ typedef struct {
 
 /// The instruction sets this build knows, best first, that this machine can run. Ends with a null pointer.
 const CPUMicrokernels *const *fa_cpu_microkernels(void);
+
+/// Whether memory gives more where it is asked for what a whole tile later is at work, into the second level of the cache. A core has few
+/// requests under way for its first level: on AMD's Zen 4 that is 1.1 to 1.75 times as fast (2026-11-30); on an Intel Xeon the first
+/// level was better (2026-11-21: Documentation/Benchmarks.md, "Decode").
+int fa_prefetches_far(void);
 
 /// Processors that this process may run on, at least 1.
 int fa_processor_count(void);
