@@ -67,7 +67,7 @@ package struct CPUCall: Sendable {
       return plan.unit(number - numbers.lowerBound, operands.ranges)
     }
     switch plan.path {
-    case .rows:
+    case .rows, .pairRows:
       let worker = RowWorker(plan)
       while let unit = unit() {
         let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: unit.split)

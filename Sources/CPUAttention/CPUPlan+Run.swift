@@ -67,6 +67,6 @@ extension CPUPlan {
   /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths. Few rows of
   /// heads that are read together need as much for each.
   public var scratchByteCount: Int {
-    path == .rows ? RowWorker.scratchByteCount(self) : PanelWorker.scratchByteCount(self)
+    path.isRows ? RowWorker.scratchByteCount(self) : PanelWorker.scratchByteCount(self)
   }
 }

@@ -16,6 +16,11 @@ public struct CPUPlan: Sendable {
     case pairPanels
     /// The head dimension across vector lanes; for few rows over many keys.
     case rows
+    /// As rows, on products of bfloat16 pairs.
+    case pairRows
+
+    /// Whether the head dimension lies across the lanes.
+    var isRows: Bool { self == .rows || self == .pairRows }
   }
 
   /// Head dimensions are multiples of this.
@@ -46,6 +51,13 @@ public struct CPUPlan: Sendable {
   public init(
     _ problem: AttentionProblem, threads: Int = WorkerTeam.processors, instructionSet: InstructionSet = .best
   ) throws(AttentionError) {
+    try self.init(problem, hasBytes: false, threads: threads, instructionSet: instructionSet)
+  }
+
+  /// - Parameter hasBytes: whether some tensors are of e4m3, and not of the problem's type.
+  package init(
+    _ problem: AttentionProblem, hasBytes: Bool, threads: Int, instructionSet: InstructionSet = .best
+  ) throws(AttentionError) {
     for (tensor, value) in [("queries and keys", problem.dimension), ("values", problem.valueDimension)] {
       guard value % Self.dimensionMultiple == 0 && value <= Self.dimensionLimit else {
         throw .dimension(
@@ -57,16 +69,18 @@ public struct CPUPlan: Sendable {
     self.instructionSet = instructionSet
     self.threads = min(max(1, threads), Self.threadsAtMost)
 
+    let hasPairs = problem.scalarType == .bf16 && instructionSet.hasPairs
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
     if rows <= PackedRows.fewRows {
-      path = .rows
+      // Which take e4m3, whose numbers bf16 has, too.
+      path = hasPairs ? .pairRows : .rows
       blockRows = max(rows, 1)
       // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
       // (Zen 5, 2026-11-21).
       tileKeys = dimensions <= 256 ? 128 : 64
     } else {
-      path = problem.scalarType == .bf16 && instructionSet.hasPairs ? .pairPanels : .panels
+      path = hasPairs && !hasBytes ? .pairPanels : .panels
       // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
       let panelRows = instructionSet.lanes * instructionSet.panelVectors
       let panels = max(1, min(192 / panelRows, 320 * 1024 / (dimensions * panelRows * 4)))
@@ -85,7 +99,7 @@ public struct CPUPlan: Sendable {
   /// Into how many parts keys are divided: where there are too few units to keep the threads busy, but into parts worth a
   /// thread's waking up.
   private func splits(units: Int) -> Int {
-    let enough = (path == .rows ? 16 : 2) * threads
+    let enough = (path.isRows ? 16 : 2) * threads
     return units == 0 || units >= enough ? 1 : min((enough + units - 1) / units, max(1, problem.keys / 512))
   }
 
@@ -93,7 +107,7 @@ public struct CPUPlan: Sendable {
   /// heads lie between them, are read with these: a few keys of some heads, then of the next keys. Memory then sees one
   /// stream, instead of a line here and there, two rows to a page (Documentation/Benchmarks.md, "Caches").
   func reading(_ keys: KeyRows, _ values: KeyRows) -> CPUPlan {
-    guard path == .rows && keys.headsAreBetweenRows && values.headsAreBetweenRows else { return self }
+    guard path.isRows && keys.headsAreBetweenRows && values.headsAreBetweenRows else { return self }
     var together = self
     let heads = problem.keyValueHeads
     var most = Self.headsTogether(problem, keys.scalarType)
@@ -109,9 +123,9 @@ public struct CPUPlan: Sendable {
     return together
   }
 
-  /// Keys of a tile of heads that are read together: 8, 16 and 32 were measured (Zen 4, with AVX-512 and AVX2, 2026-11-30:
+  /// Keys of a tile of heads that are read together: 8 to 64 were measured (Zen 4, with AVX-512 and AVX2, 2026-11-30:
   /// Documentation/Benchmarks.md, "Caches").
-  private static let keysOfHeads = 16
+  private static let keysOfHeads = 32
 
   /// Heads of which a key is 4 KB, a page of memory.
   private static func headsTogether(_ problem: AttentionProblem, _ type: ScalarType) -> Int {
@@ -136,9 +150,10 @@ extension CPUPlan: CustomStringConvertible {
       case .panels: "queries across lanes"
       case .pairPanels: "queries across lanes, bfloat16 pairs"
       case .rows: "dimension across lanes (few query rows)"
+      case .pairRows: "dimension across lanes (few query rows), bfloat16 pairs"
       }
     let splits = keySplits == 1 ? "" : ", keys split \(keySplits) ways"
-    let most = path == .rows ? Self.headsTogether(problem, problem.scalarType) : 1
+    let most = path.isRows ? Self.headsTogether(problem, problem.scalarType) : 1
     let together =
       headsTogether > 1
       ? ", those of \(headsTogether) heads together"

@@ -20,7 +20,7 @@ struct RowWorker: ~Copyable {
 
   /// What is kept of a head.
   private struct Head {
-    /// `[rows][D]`
+    /// `[rows][D]`; of pairs, half as much.
     let queries: UnsafeMutablePointer<Float>
     /// `[rows][D_v]`
     let output: UnsafeMutablePointer<Float>
@@ -34,6 +34,12 @@ struct RowWorker: ~Copyable {
     let place: Int
     let count: Int32
     let keys, values: UnsafeRawPointer
+  }
+
+  private var isPaired: Bool { plan.path == .pairRows }
+
+  private static func pairs(_ words: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<UInt32> {
+    UnsafeMutableRawPointer(words).assumingMemoryBound(to: UInt32.self)
   }
 
   /// Whether K is asked for while K of what goes before is at work, and V while V is; otherwise V while K of the same is, and K while V
@@ -151,6 +157,9 @@ struct RowWorker: ~Copyable {
     if units.isNegated {
       for i in 0..<paddedRows * Self.padded(d) { own.queries[i].negate() }
     }
+    if isPaired {
+      functions.pair_pack_rows(own.queries, Int32(paddedRows * Self.padded(d)), Self.pairs(own.queries))
+    }
   }
 
   /// Where some keys are; how many runs they are in. (Those of K and V end where pages do, and these are of one size.)
@@ -203,11 +212,18 @@ struct RowWorker: ~Copyable {
           rows: run.values + head * reader.valueHeadStride, stride: reader.valueStride, count: run.count, is_far: isFar)
     }
     for (number, run) in runs.enumerated() {
-      functions.row_scores(
-        run.keys + keyOffset, reader.keyStride, reader.keyType, run.count, own.queries, rows, d, Int32(paddedD),
-        scores + run.place * paddedRows,
+      let (keys, out) = (run.keys + keyOffset, scores + run.place * paddedRows)
+      let next =
         Self.asksFar
-          ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head))
+        ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head)
+      if isPaired {
+        functions.pair_row_scores(
+          keys, reader.keyStride, reader.keyType, run.count, Self.pairs(own.queries), rows, d, Int32(paddedD), out, next
+        )
+      } else {
+        functions.row_scores(
+          keys, reader.keyStride, reader.keyType, run.count, own.queries, rows, d, Int32(paddedD), out, next)
+      }
     }
     functions.row_softmax(scores, count, rows, own.transform, visible, own.state)
     var rescale = own.state.rescale
@@ -219,7 +235,8 @@ struct RowWorker: ~Copyable {
         functions.accumulate_carefully(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, rescale, own.output, paddedDv, 1)
       } else {
-        functions.row_accumulate(
+        let accumulate = (isPaired ? functions.pair_row_accumulate : functions.row_accumulate)!
+        accumulate(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
           own.output, asking(ahead, number, ofKeys: !Self.asksFar, head: nextHead))
       }

@@ -27,6 +27,7 @@ INLINE double probe_residue(const Floats sum[24]) {
 #include "Panels.h"
 #include "PairPanels.h"
 #include "Rows.h"
+#include "PairRows.h"
 #include "Careful.h"
 #include "Gradients.h"
 
@@ -88,6 +89,11 @@ const CPUMicrokernels TABLE = {
     .row_softmax = row_softmax,
     .row_accumulate = row_accumulate,
     .store_row = store_row,
+#if HAS_PAIRS
+    .pair_pack_rows = pair_pack_rows,
+    .pair_row_scores = pair_row_scores,
+    .pair_row_accumulate = pair_row_accumulate,
+#endif
     .gradients = {1, product, product_carefully, score_gradients, dots},
 #if HAS_PAIRS
     .pair_gradients = {2, pair_product, pair_product_carefully, pair_score_gradients, pair_dots},

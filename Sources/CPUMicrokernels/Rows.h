@@ -26,26 +26,6 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
   Floats partial[LANES];
   UNROLL for (int i = 0; i < LANES; i++) partial[i] = (Floats){0};
   int d = 0;
-#if HAS_PAIRS
-  if (type == FA_BF16) {
-    // The queries were widened from bfloat16, so taking their upper halves back is exact.
-    ROLLED for (; d + 2 * LANES <= dimension; d += 2 * LANES) {
-      Bits query[FA_MAX_ROWS];
-      UNROLL for (int r = 0; r < rows; r++) {
-        query[r] = (Bits)_mm512_cvtne2ps_pbh((__m512)load(queries + r * padded + d + LANES),
-                                             (__m512)load(queries + r * padded + d));
-      }
-      UNROLL for (int k = 0; k < group; k++) {
-        Bits key;
-        __builtin_memcpy(&key, keys + k * stride + d * 2, sizeof key);
-        prefetch(next + k * next_stride + d * 2, is_far);
-        UNROLL for (int r = 0; r < rows; r++) {
-          partial[k * rows + r] = pair_multiply_add(key, query[r], partial[k * rows + r]);
-        }
-      }
-    }
-  }
-#endif
   // A key after the other, in two sums, where so few rows leave the registers for it: memory then sees one stream, as
   // its prefetchers like it, and not a line of each key of the group in turns.
   if (rows <= ROWS_OF_SINGLE_KEYS) {

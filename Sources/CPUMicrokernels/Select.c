@@ -17,7 +17,9 @@ __attribute__((constructor)) static void find_available(void) {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = &fa_avx512bf16;
+  // All processors with pairs but Intel's of 2020 ("Cooper Lake") look into tables of 128 bytes, too.
+  const int pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  if (pairs) available[count++] = &fa_avx512bf16;
   if (avx512) available[count++] = &fa_avx512;
   if (avx2) available[count++] = &fa_avx2;
 #elif defined(__aarch64__)

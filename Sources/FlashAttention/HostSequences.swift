@@ -36,17 +36,15 @@ struct HostSequences {
     let logSumExp = tensors.logSumExp
     // The first part has all keys.
     if problem.leavesParts { logSumExp?.update(repeating: -.infinity) }
-    // What is not all of one type meets in f32, and so do parts that are left.
-    let isWide =
-      problem.cacheType != problem.scalarType || tensors.queries.scalarType != problem.scalarType || problem.leavesParts
+    let hasBytes = problem.cacheType == .e4m3 || tensors.queries.scalarType == .e4m3
     var calls: [(plan: CPUPlan, sequence: Int, queries: Range<Int>)] = []
     for sequence in 0..<problem.batch {
       let queries = entries.queries(of: sequence, problem)
       if queries.isEmpty { continue }
       let count = max(0, entries.rows(of: sequence) - entries.firstRow(of: sequence))
-      let one = try problem.sequence(queries: queries.count, length: count, type: isWide ? .f32 : nil)
+      let one = try problem.sequence(queries: queries.count, length: count, type: problem.leavesParts ? .f32 : nil)
       // Of the sequence alone: its bits do not depend on the others.
-      calls.append((try CPUPlan(one, threads: threads), sequence, queries))
+      calls.append((try CPUPlan(one, hasBytes: hasBytes, threads: threads), sequence, queries))
     }
     // Those with the most work first, so that no thread is left alone with one at the end.
     calls.sort {

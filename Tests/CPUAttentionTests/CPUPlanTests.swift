@@ -286,10 +286,10 @@ import Testing
     let eight = Shape(
       queryHeads: 32, keyValueHeads: 8, queries: 1, keys: 1024, dimension: 128, valueDimension: 128)
     let plan = try together(eight)
-    #expect(plan.headsTogether == 8 && plan.tileKeys == 16 && plan.keySplits == 2 && plan.units == 4)
-    #expect(plan.description.contains("tiles of 16 keys, those of 8 heads together"))
+    #expect(plan.headsTogether == 8 && plan.tileKeys == 32 && plan.keySplits == 2 && plan.units == 4)
+    #expect(plan.description.contains("tiles of 32 keys, those of 8 heads together"))
     let unread = try CPUPlan(eight.problem(.f32))
-    #expect(unread.description.contains("or of 16 keys of up to 8 heads where these lie side by side"))
+    #expect(unread.description.contains("or of 32 keys of up to 8 heads where these lie side by side"))
     let apart = try together(eight, layout: .bhnd)
     #expect(apart.headsTogether == 1 && apart.tileKeys == 128)
     // Five heads of 2 KB: two, two and one.

@@ -7,6 +7,7 @@
 //   are read where they are, one broadcast element at a time, and the row statistics of the softmax are plain vectors.
 // - *rows*, for at most `FA_MAX_ROWS` query rows over many keys (decoding). The head dimension lies across lanes, so
 //   that no lane is wasted: queries [rows][D], scores [keys][rows], output [rows][Dv].
+//   Both of these also on bfloat16 pairs.
 //
 // - *gradients*: matrix products of tiles for the backward pass, of f32 or of bfloat16 pairs, and what lies between them.
 //
@@ -21,6 +22,8 @@
 
 /// Largest number of query rows of the rows family.
 #define FA_MAX_ROWS 8
+/// The most keys of a tile of the rows family on pairs.
+#define FA_PAIR_ROW_KEYS 128
 /// The largest head dimension.
 #define FA_MAX_DIMENSION 1024
 
@@ -197,6 +200,17 @@ typedef struct {
                          int rows, int dimension, int padded, const float *rescale, float *output, FAPrefetch next);
   /// Writes one row divided by `sum` (0 where the sum is 0).
   void (*store_row)(const float *output, float sum, int dimension, FAScalarType type, void *row);
+
+  // Rows of bfloat16 pairs, over K and V of bfloat16 or e4m3. Null without `has_pairs`.
+
+  /// Rounds `count` floats, a multiple of 32, to pairs of neighbours; the pairs may be where the floats are.
+  void (*pair_pack_rows)(const float *rows, int count, uint32_t *pairs);
+  /// As `row_scores`, with rows of `padded / 2` pairs.
+  void (*pair_row_scores)(const void *keys, ptrdiff_t stride, FAScalarType type, int count, const uint32_t *queries,
+                          int rows, int dimension, int padded, float *scores, FAPrefetch next);
+  /// As `row_accumulate`, of at most `FA_PAIR_ROW_KEYS` keys, with weights rounded to bfloat16; 32 floats behind them can be read.
+  void (*pair_row_accumulate)(const void *values, ptrdiff_t stride, FAScalarType type, int count, const float *weights,
+                              int rows, int dimension, int padded, const float *rescale, float *output, FAPrefetch next);
 
   // Gradients.
 
