@@ -135,6 +135,16 @@ public struct CPUPlan: Sendable {
   /// Groups of the heads that are read together, the last of which may have less.
   var headGroups: Int { (problem.keyValueHeads + headsTogether - 1) / headsTogether }
 
+  /// Operations, with those on pairs that a panel computes for some of its rows alone: of a mask, half a panel's rows for each query,
+  /// unless these were all pairs.
+  var flops: Double {
+    let panelRows = min(blockRows, path.isRows ? 1 : instructionSet.lanes * instructionSet.panelVectors)
+    let all = Double(problem.queries) * Double(problem.keys)
+    let visible = problem.visiblePairs
+    let pairs = min(all, visible + Double(problem.queries * panelRows) / Double(2 * problem.groupSize))
+    return visible == 0 ? 0 : problem.flops * pairs / visible
+  }
+
   /// Blocks of one (batch, key/value head).
   var blocks: Int { (problem.groupSize * problem.queries + blockRows - 1) / blockRows }
 
