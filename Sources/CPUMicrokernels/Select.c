@@ -32,7 +32,8 @@ const CPUMicrokernels *const *fa_cpu_microkernels(void) { return available; }
 
 int fa_prefetches_far(void) {
 #if defined(__x86_64__)
-  return __builtin_cpu_is("amd") != 0;
+  // Zen 3 and Zen 4.
+  return __builtin_cpu_is("amdfam19h") != 0;
 #else
   return 0;
 #endif
