@@ -1,3 +1,5 @@
+internal import Synchronization
+
 /// A kernel that the driver has compiled from PTX. It belongs to no context, and is unloaded when it goes.
 package struct Library: ~Copyable, Sendable {
   let functions: DriverFunctions
@@ -9,6 +11,8 @@ package struct Library: ~Copyable, Sendable {
   /// register counts that it left out (C7508). Empty also where the kernel came from the driver's cache on disk, which keeps
   /// no messages.
   package let remarks: [String]
+  /// The most dynamic shared memory that launches were allowed so far, by the GPU's number.
+  private let allowed = Mutex<[Int: Int]>([:])
 
   /// Compiles PTX, or takes what the driver's own cache keeps from an earlier process.
   ///
@@ -97,12 +101,17 @@ package struct Library: ~Copyable, Sendable {
     return Resources(registers: try attribute(4), localBytes: try attribute(3), sharedBytes: try attribute(1))
   }
 
-  /// Allows launches with this much dynamic shared memory on a GPU.
+  /// Allows launches with this much dynamic shared memory on a GPU, and as before with less: calls of one kernel may ask for
+  /// different amounts.
   package func allow(dynamicSharedByteCount: Int, on device: CUDADevice) throws(CUDAError) {
-    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT in percent
-    for (attribute, value) in [(Int32(8), Int32(dynamicSharedByteCount)), (9, 100)] {
-      let status = functions.setKernelAttribute(attribute, value, kernel.pointer, device.handle)
-      try functions.check(status, "cuKernelSetAttribute")
+    try allowed.withLock { (allowed) throws(CUDAError) in
+      if let most = allowed[device.ordinal], most >= dynamicSharedByteCount { return }
+      // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT in percent
+      for (attribute, value) in [(Int32(8), Int32(dynamicSharedByteCount)), (9, 100)] {
+        let status = functions.setKernelAttribute(attribute, value, kernel.pointer, device.handle)
+        try functions.check(status, "cuKernelSetAttribute")
+      }
+      allowed[device.ordinal] = dynamicSharedByteCount
     }
   }
 

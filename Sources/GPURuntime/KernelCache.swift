@@ -77,12 +77,13 @@ package final class LoadedKernel: Sendable {
   package func resources(on gpu: GPU) -> Library.Resources? { resources.withLock { $0[gpu.device.ordinal] } }
 
   fileprivate func prepare(sharedByteCount: Int, on gpu: GPU) throws(CUDAError) {
-    if resources(on: gpu) != nil { return }
-    let made = try gpu.device.driver.duringCaptures { () throws(CUDAError) in
+    try gpu.device.driver.duringCaptures { () throws(CUDAError) in
+      // Also where the kernel is ready: for a launch with less, maybe.
       try library.allow(dynamicSharedByteCount: sharedByteCount, on: gpu.device)
-      return try library.resources(on: gpu.device)
+      if resources(on: gpu) != nil { return }
+      let made = try library.resources(on: gpu.device)
+      resources.withLock { $0[gpu.device.ordinal] = made }
     }
-    resources.withLock { $0[gpu.device.ordinal] = made }
   }
 }
 

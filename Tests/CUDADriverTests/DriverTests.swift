@@ -106,6 +106,12 @@ import Testing
     let library = try Library(driver, ptx: "", version: "7.0", kernel: "f")
     try library.allow(dynamicSharedByteCount: 99_000, on: device)
     #expect(recorder.calls.suffix(2) == ["attribute 8 99000", "attribute 9 100"])
+    // Less is allowed already; more is asked for.
+    let count = recorder.calls.count
+    try library.allow(dynamicSharedByteCount: 6000, on: device)
+    #expect(recorder.calls.count == count)
+    try library.allow(dynamicSharedByteCount: 100_000, on: device)
+    #expect(recorder.calls.suffix(2) == ["attribute 8 100000", "attribute 9 100"])
     #expect(try library.resources(on: device).registers == 200 && library.resources(on: device).localBytes == 8)
     recorder.forget()
     var arguments: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
