@@ -41,8 +41,14 @@ public struct CPUGradientPlan: Sendable {
     parts = heads == 0 || heads >= self.threads ? 1 : max(1, min((self.threads + heads - 1) / heads, tiles))
   }
 
-  /// Elements of a word of the matrices that are multiplied: bf16 in pairs, where products of these are one instruction.
-  var elements: Int { problem.scalarType == .bf16 && instructionSet.hasPairs ? 2 : 1 }
+  /// What multiplies: bf16 in pairs, where products of these are one instruction.
+  var products: FAGradients {
+    let functions = instructionSet.functions.pointee
+    return problem.scalarType == .bf16 && instructionSet.hasPairs ? functions.pair_gradients : functions.gradients
+  }
+
+  /// Elements of a word of the matrices that are multiplied.
+  var elements: Int { Int(products.elements) }
 
   /// Columns of rows of so many elements, in f32.
   func padded(_ dimension: Int) -> Int {

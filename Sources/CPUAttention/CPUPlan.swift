@@ -77,8 +77,8 @@ public struct CPUPlan: Sendable {
       path = hasPairs ? .pairRows : .rows
       blockRows = max(rows, 1)
       // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
-      // (Zen 5, 2026-11-21).
-      tileKeys = dimensions <= 256 ? 128 : 64
+      // (Zen 5, 2026-11-21); and no longer than rows of pairs take.
+      tileKeys = dimensions <= 256 ? Int(FA_PAIR_ROW_KEYS) : 64
     } else {
       path = hasPairs && !hasBytes ? .pairPanels : .panels
       // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
@@ -119,13 +119,17 @@ public struct CPUPlan: Sendable {
       most = together.headsTogether / 2
     } while most > 1 && together.units < threads
     if together.headsTogether == 1 || together.units < threads { return self }
-    together.tileKeys = Self.keysOfHeads
+    together.tileKeys = keysOfHeads
     return together
   }
 
   /// Keys of a tile of heads that are read together: 8 to 64 were measured (Zen 4, with AVX-512 and AVX2, 2026-11-30:
   /// Documentation/Benchmarks.md, "Caches").
-  private static let keysOfHeads = 32
+  private var keysOfHeads: Int { path == .pairRows || Self.asksFar ? 32 : 16 }
+
+  /// Whether rows of K are asked for while K of what goes before is at work, and V while V is; otherwise V while K of the same is, and K
+  /// while V of what goes before is.
+  static let asksFar = fa_prefetches_far() != 0
 
   /// Heads of which a key is 4 KB, a page of memory.
   private static func headsTogether(_ problem: AttentionProblem, _ type: ScalarType) -> Int {
@@ -167,7 +171,7 @@ extension CPUPlan: CustomStringConvertible {
     let together =
       headsTogether > 1
       ? ", those of \(headsTogether) heads together"
-      : most == 1 ? "" : ", or of \(Self.keysOfHeads) keys of up to \(most) heads where these lie side by side"
+      : most == 1 ? "" : ", or of \(keysOfHeads) keys of up to \(most) heads where these lie side by side"
     return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
       + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(together)\(splits)\(Self.debugWarning)"
   }

@@ -53,7 +53,7 @@ final class GradientWorker {
   /// - Parameter room: `floatsOfRow` for each row of a unit, and of pairs for an even number of them, zeros.
   init(_ plan: CPUGradientPlan, room: UnsafeMutablePointer<Float>) {
     (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
-    products = plan.elements == 1 ? functions.gradients : functions.pair_gradients
+    products = plan.products
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
       scale: scale, scale_rest: Float(plan.problem.scale - Double(scale)), cap: Float(plan.problem.softcap ?? 0),
@@ -191,11 +191,12 @@ final class GradientWorker {
     keySums.update(repeating: 0, count: tile * depth)
     valueSums.update(repeating: 0, count: tile * width)
     let all = rowsSeeing(block, rows)
-    // The rows of a word are in one block.
+    // The rows of a word are in one block, seen or not: where one is not, its neighbour's is not all that a product meets.
     let first = all.lowerBound / elements * elements
-    for start in stride(from: first, to: all.upperBound, by: tile) {
+    let end = min((all.upperBound + elements - 1) / elements * elements, plan.rows)
+    for start in stride(from: first, to: end, by: tile) {
       for part in rows.parts {
-        pass(start..<min(start + tile, all.upperBound), block, rows, part: part, tensors, queryGradient)
+        pass(start..<min(start + tile, end), block, rows, part: part, tensors, queryGradient)
       }
     }
     let type = problem.scalarType.microkernelType

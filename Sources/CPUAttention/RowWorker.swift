@@ -42,10 +42,6 @@ struct RowWorker: ~Copyable {
     UnsafeMutableRawPointer(words).assumingMemoryBound(to: UInt32.self)
   }
 
-  /// Whether K is asked for while K of what goes before is at work, and V while V is; otherwise V while K of the same is, and K while V
-  /// of what goes before is.
-  private static let asksFar = fa_prefetches_far() != 0
-
   /// Floats from one row of a buffer to the next.
   static func padded(_ dimension: Int) -> Int { (dimension + 31) / 32 * 32 }
 
@@ -204,7 +200,7 @@ struct RowWorker: ~Copyable {
     /// Rows to ask for, of K or of V.
     func asking(_ runs: UnsafeBufferPointer<Run>, _ number: Int, ofKeys: Bool, head: Int) -> FAPrefetch {
       guard number < runs.count else { return FAPrefetch(rows: runs.baseAddress, stride: 0, count: 0, is_far: 0) }
-      let (run, isFar) = (runs[number], Int32(Self.asksFar ? 1 : 0))
+      let (run, isFar) = (runs[number], Int32(CPUPlan.asksFar ? 1 : 0))
       return ofKeys
         ? FAPrefetch(
           rows: run.keys + head * reader.keyHeadStride, stride: reader.keyStride, count: run.count, is_far: isFar)
@@ -214,7 +210,7 @@ struct RowWorker: ~Copyable {
     for (number, run) in runs.enumerated() {
       let (keys, out) = (run.keys + keyOffset, scores + run.place * paddedRows)
       let next =
-        Self.asksFar
+        CPUPlan.asksFar
         ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head)
       if isPaired {
         functions.pair_row_scores(
@@ -238,7 +234,7 @@ struct RowWorker: ~Copyable {
         let accumulate = (isPaired ? functions.pair_row_accumulate : functions.row_accumulate)!
         accumulate(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
-          own.output, asking(ahead, number, ofKeys: !Self.asksFar, head: nextHead))
+          own.output, asking(ahead, number, ofKeys: !CPUPlan.asksFar, head: nextHead))
       }
       rescale = ones
     }

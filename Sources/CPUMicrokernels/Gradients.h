@@ -7,7 +7,8 @@ INLINE Floats multiply_add_words(Floats a, Floats b, Floats sum, int pairs) {
 }
 
 /// out = A B (or out += A B) for `strip` rows by `vectors` vectors of columns, in pieces of 32 as the scores of the forward pass
-/// are summed: few roundings at the size of the whole, and in f32 with many rows a score that is the forward pass's to the bit.
+/// are summed: few roundings at the size of the whole, and in f32 with many rows a score that is the forward pass's to the bit. (Of pairs,
+/// 32 are 64 numbers, and the forward pass sums them all in one.)
 INLINE void product_block(FAFactor a, const float *b, ptrdiff_t b_row, int strip, int vectors, int depth, int adds,
                           float *out, ptrdiff_t out_row, int pairs) {
   for (int start = 0; start < depth; start += 32) {

@@ -29,13 +29,14 @@ import Testing
   @Test(arguments: [
     // Key/value heads, rows of each, warps before; rows of a block, blocks, and how many fit a multiprocessor.
     (8, 128, 12, 4, 256, 2), (8, 64, 8, 2, 256, 2), (4, 128, 12, 2, 256, 2), (1, 128, 12, 1, 128, 2),
-    (32, 128, 12, 8, 512, 8), (8, 128, 4, 2, 512, 8), (32, 16, 4, 1, 512, 8),
+    (32, 128, 12, 8, 512, 8), (8, 128, 4, 2, 512, 8), (32, 16, 4, 1, 512, 8), (2000, 1, 12, 1, 2000, 8),
+    (2000, 1, 4, 1, 2000, 8),
   ])
   func rowsAreDealtOutToBlocksBehind(
     heads: Int, rowsOfHead: Int, warps: Int, rows: Int, blocks: Int, places: Int
   ) throws {
     let problem = try AttentionProblem(
-      queries: TensorShape(batch: heads, heads: 16, length: rowsOfHead / 16, dimension: 128),
+      queries: TensorShape(batch: heads, heads: 16, length: max(1, rowsOfHead / 16), dimension: 128),
       keys: TensorShape(batch: heads, heads: 1, length: 8192, dimension: 128),
       values: TensorShape(batch: heads, heads: 1, length: 8192, dimension: 128), scalarType: .bf16)
     var tiling = DecodeTiling(rowWarps: 1, keyGroups: 4, keysPerStep: 16, stages: 3, keepsQueries: true)

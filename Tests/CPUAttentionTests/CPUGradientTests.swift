@@ -175,4 +175,19 @@ import Testing
       }
     }
   }
+
+  /// The last row that sees a tile of keys may be the first of a word, whose other row is another chunk's.
+  @Test(arguments: [ScalarType.f32, .bf16]) func aNaNStaysInItsChunk(type: ScalarType) throws {
+    let problem = try Clause(
+      testDescription: "", type: type, queries: 127, keys: 128, mask: .chunks(of: 64, right: nil)
+    ).problem()
+    #expect(problem.visibleKeys(ofQuery: 62).contains(63) && problem.visibleKeys(ofQuery: 63) == 64..<128)
+    let run = try Run(problem, hasLogSumExpGradient: false, spoiled: (key: -1, query: 63))
+    for instructionSet in InstructionSet.available {
+      let made = try run.compute(try CPUGradientPlan(problem, threads: 1, instructionSet: instructionSet))
+      for values in made[1...2] {
+        #expect((0..<128).filter { values[$0 * 64].isNaN } == Array(64..<128), "\(instructionSet.name)")
+      }
+    }
+  }
 }

@@ -273,6 +273,40 @@ import Testing
     #expect(single.keySplits == 1)
   }
 
+  /// Pairs, where the vectors have them: rows take bytes, too, panels do not.
+  @Test func choosesPairsByTheTypes() throws {
+    let (few, many) = (Shape(queries: 1, keys: 1000), Shape(queries: 50, keys: 100))
+    for instructionSet in InstructionSet.available {
+      for type in ScalarType.computed {
+        let isPaired = type == .bf16 && instructionSet.hasPairs
+        for hasBytes in [false, true] {
+          func path(_ shape: Shape) throws -> CPUPlan.Path {
+            try CPUPlan(shape.problem(type), hasBytes: hasBytes, threads: 1, instructionSet: instructionSet).path
+          }
+          #expect(try path(few) == (isPaired ? .pairRows : .rows))
+          #expect(try path(many) == (isPaired && !hasBytes ? .pairPanels : .panels))
+        }
+      }
+    }
+  }
+
+  /// What is reckoned for waking threads: all pairs without a mask, and with one those that panels compute beside.
+  @Test func reckonsWhatPanelsCompute() throws {
+    func plan(_ shape: Shape, _ mask: AttentionMask) throws -> CPUPlan {
+      var shape = shape
+      shape.mask = mask
+      return try CPUPlan(shape.problem(.f32), threads: 2)
+    }
+    for queries in [1, 64, 500] {
+      let shape = Shape(queries: queries, keys: queries)
+      let (all, causal) = (try plan(shape, .none), try plan(shape, .causal))
+      #expect(all.flops == all.problem.flops && causal.flops >= causal.problem.flops && causal.flops <= all.flops)
+      if queries == 64 { #expect(causal.flops > 1.2 * causal.problem.flops) }
+      if queries == 500 { #expect(causal.flops < 1.2 * causal.problem.flops) }
+    }
+    #expect(try plan(Shape(queries: 5, keys: 0), .causal).flops == 0)
+  }
+
   /// Where rows of heads lie between one another in memory, a unit reads those of several heads, unless threads would have
   /// nothing to do then; as many as have a page of memory together.
   @Test func readsHeadsTogetherThatLieTogether() throws {
@@ -286,10 +320,11 @@ import Testing
     let eight = Shape(
       queryHeads: 32, keyValueHeads: 8, queries: 1, keys: 1024, dimension: 128, valueDimension: 128)
     let plan = try together(eight)
-    #expect(plan.headsTogether == 8 && plan.tileKeys == 32 && plan.keySplits == 2 && plan.units == 4)
-    #expect(plan.description.contains("tiles of 32 keys, those of 8 heads together"))
+    let tile = CPUPlan.asksFar ? 32 : 16
+    #expect(plan.headsTogether == 8 && plan.tileKeys == tile && plan.keySplits == 2 && plan.units == 4)
+    #expect(plan.description.contains("tiles of \(tile) keys, those of 8 heads together"))
     let unread = try CPUPlan(eight.problem(.f32))
-    #expect(unread.description.contains("or of 32 keys of up to 8 heads where these lie side by side"))
+    #expect(unread.description.contains("or of \(tile) keys of up to 8 heads where these lie side by side"))
     let apart = try together(eight, layout: .bhnd)
     #expect(apart.headsTogether == 1 && apart.tileKeys == 128)
     // Five heads of 2 KB: two, two and one.

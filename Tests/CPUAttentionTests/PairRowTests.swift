@@ -60,7 +60,7 @@ import Testing
         }
 
         // What lies behind the weights is read, and weighs nothing.
-        let weights = (0..<count * rows + 32).map { $0 < count * rows ? Float.random(in: 0...1) : .nan }
+        let weights = (0..<count * rows + 32).map { $0 < count * rows ? random.normal().magnitude : .nan }
         let rescale = (0..<rows).map { Float($0 + 1) / 4 }
         let before = (0..<rows * padded).map { _ in random.normal() }
         var output = before
@@ -106,14 +106,15 @@ import Testing
     }
   }
 
-  /// A value that is no number, behind an odd last key or beside one that counts, is not looked at.
-  @Test(.enabled(if: hasPairs)) func whatIsBehindAnOddLastKeyIsNotLookedAt() throws {
+  /// A value that is no number, behind an odd last key, is not looked at.
+  @Test(.enabled(if: hasPairs), arguments: [1, 3]) func whatIsBehindAnOddLastKeyIsNotLookedAt(count: Int) throws {
     let functions = try #require(Self.functions)
     for type in [FA_BF16, FA_E4M3] {
-      let bytes = [UInt8](repeating: 0, count: type == FA_BF16 ? 64 : 32) + [UInt8](repeating: 0x7f, count: 256)
+      let row = type == FA_BF16 ? 64 : 32
+      let bytes = [UInt8](repeating: 0, count: count * row) + [UInt8](repeating: 0xff, count: 256)
       var output = [Float](repeating: 0, count: 32)
       functions.pair_row_accumulate(
-        bytes, type == FA_BF16 ? 64 : 32, type, 1, [Float](repeating: 0.5, count: 33), 1, 32, 32, [0], &output,
+        bytes, row, type, Int32(count), [Float](repeating: 0.5, count: count + 32), 1, 32, 32, [0], &output,
         Self.nothing)
       #expect(output.allSatisfy { $0 == 0 })
     }

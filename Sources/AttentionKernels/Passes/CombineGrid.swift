@@ -4,11 +4,13 @@ struct CombineGrid: Sendable {
   let rows: Int
   /// Blocks of the grid.
   let blocks: Int
+  /// Whether blocks can begin only as those of the kernel before end, whose registers leave them no room.
+  let beginsLate: Bool
   /// Dynamic shared memory of a block: for its sums, and so much more that no more blocks fit a multiprocessor than should.
   let sharedByteCount: Int
 
   /// The most warps of the kernel before that leave a block room beside them, by their registers.
-  static let warpsBeside = 4
+  private static let warpsBeside = 4
 
   /// One row a block, unless blocks of one would come in waves (reckoned; what it gave: Documentation/GPULog.md, NVIDIA H200, 2026-11-29).
   ///
@@ -23,15 +25,15 @@ struct CombineGrid: Sendable {
   ///   - warps: those of the kernel before that a multiprocessor has.
   init(_ s: DecodeSpecialization, heads: Int, rowsOfHead: Int, after warps: Int, on gpu: GPULimits) {
     let (all, places) = (heads * rowsOfHead, 2 * gpu.multiprocessors)
-    let begins = warps > Self.warpsBeside && s.combination == .dependentLaunch
-    let largest = s.hasFixedSplits ? 1 : max(1, min(16, CombineKernel.threads / (s.valueDimension / 4)))
+    beginsLate = warps > Self.warpsBeside && s.combination == .dependentLaunch
+    let most = s.hasFixedSplits ? 1 : max(1, min(16, rowsOfHead, CombineKernel.threads / (s.valueDimension / 4)))
     var rows = 1
-    while 2 * rows <= largest && (begins ? all > rows * places : all >= 2 * rows * places) { rows *= 2 }
+    while 2 * rows <= most && (beginsLate ? all > rows * places : all >= 2 * rows * places) { rows *= 2 }
     self.rows = rows
     blocks = heads * ((rowsOfHead + rows - 1) / rows)
     let needed = CombineKernel.byteCount(columns: s.valueDimension, rows: rows)
     // So that two fit, and a third does not.
     let ofTwo = gpu.sharedBytesPerMultiprocessor * 45 / 100 / 16 * 16
-    sharedByteCount = begins && blocks <= places ? max(needed, ofTwo) : needed
+    sharedByteCount = beginsLate && blocks <= places ? max(needed, ofTwo) : needed
   }
 }

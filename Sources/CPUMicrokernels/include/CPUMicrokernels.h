@@ -236,8 +236,8 @@ typedef struct {
 const CPUMicrokernels *const *fa_cpu_microkernels(void);
 
 /// Whether memory gives more where it is asked for what a whole tile later is at work, into the second level of the cache: a core has few
-/// requests under way for its first level. On AMD's Zen 4 that is 1.05 to 1.75 times as fast (2026-11-30), on Zen 5 the first level was
-/// better (2026-11-21); of others nothing is known (Documentation/Benchmarks.md, "Caches" and "Decode").
+/// requests under way for its first level. On AMD's Zen 4 that is 1.05 to 1.75 times as fast (2026-11-30), on Zen 3 it made no difference
+/// (2026-11-29, with the other order), and it is done there, too; on Zen 5 the first level was better (2026-11-21); of others nothing is known (Documentation/Benchmarks.md, "Caches" and "Decode").
 int fa_prefetches_far(void);
 
 /// Processors that this process may run on, at least 1.

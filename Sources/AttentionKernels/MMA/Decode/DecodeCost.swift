@@ -139,11 +139,10 @@ enum DecodeCost {
     case .lastBlock:
       return writing + lastBlock.fixed + lastBlock.perByte * Double(load.parts) * min(rows, blockRows) * columns * 4
     case .secondLaunch, .dependentLaunch:
-      let isLate = s.combination == .dependentLaunch && warps > Double(CombineGrid.warpsBeside)
       let grid = CombineGrid(
         s, heads: problem.batch * problem.keyValueHeads, rowsOfHead: problem.queries * problem.groupSize,
         after: Int(warps), on: gpu)
-      return writing + launchBehind.fixed + (isLate ? launchBehind.late : 0)
+      return writing + launchBehind.fixed + (grid.beginsLate ? launchBehind.late : 0)
         + launchBehind.perBlock * Double(grid.blocks)
     }
   }

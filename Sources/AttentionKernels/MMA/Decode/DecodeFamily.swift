@@ -177,8 +177,7 @@ package enum DecodeFamily: KernelFamily {
     try check(problem, rows: tiling.rows, tileKeys: tiling.tileKeys)
     let s = specialization(tiling, problem, gpu)
     return launches(
-      s, for: problem, on: gpu, blocks: tiling.blocks(on: gpu), warps: tiling.warps * tiling.blocksPerMultiprocessor,
-      hopper: nil
+      s, for: problem, on: gpu, blocks: tiling.blocks(on: gpu), warps: tiling.warps, hopper: nil
     ) { launch in
       LaunchSequence.Launch(
         DecodeKernel(s), blocks: launch.blocks, threads: tiling.threads, sharedByteCount: launch.sharedByteCount,
@@ -206,7 +205,7 @@ package enum DecodeFamily: KernelFamily {
   /// What is done before, the launch that computes the attention, and what is done behind.
   ///
   /// - Parameters:
-  ///   - warps: those of the launch between that a multiprocessor has.
+  ///   - warps: those of a block of the launch between.
   ///   - hopper: the tiling of Hopper's kernel, where that computes it.
   static func launches(
     _ s: DecodeSpecialization, for problem: AttentionProblem, on gpu: GPULimits, blocks: Int, warps: Int,

@@ -34,7 +34,7 @@ struct DecodeLaunch: Sendable {
 
   /// - Parameters:
   ///   - blocks: of all waves, those that fit the GPU.
-  ///   - warps: those that a multiprocessor has of them.
+  ///   - warps: of a block.
   ///   - preparation: what is done before; nil for nothing.
   init(
     _ problem: AttentionProblem, _ specialization: DecodeSpecialization, on gpu: GPULimits, blocks: Int, warps: Int,
@@ -45,15 +45,17 @@ struct DecodeLaunch: Sendable {
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
     let units = problem.batch * problem.keyValueHeads * rowBlocks
     let (heads, rows) = (problem.batch * problem.keyValueHeads, problem.queries * problem.groupSize)
-    combination =
-      specialization.combination.hasLaunch
-      ? CombineGrid(specialization, heads: heads, rowsOfHead: rows, after: warps, on: gpu) : nil
     tileKeys = tiling.tileKeys
     // No more than there can be tiles.
     let tilesOfUnit = max(1, (problem.keys + tiling.tileKeys - 1) / tiling.tileKeys)
     splitTiles = DecodeFamily.splitTiles(problem, keys: problem.keys, tileKeys: tiling.tileKeys)
     let splits = splitTiles == 0 ? tilesOfUnit : (tilesOfUnit + splitTiles - 1) / splitTiles
     self.blocks = min(blocks, units * splits)
+    let places = min(
+      (self.blocks + gpu.multiprocessors - 1) / max(gpu.multiprocessors, 1), tiling.blocksPerMultiprocessor)
+    combination =
+      specialization.combination.hasLaunch
+      ? CombineGrid(specialization, heads: heads, rowsOfHead: rows, after: warps * places, on: gpu) : nil
     let parts =
       splitTiles == 0
       // Waves of whole keys, all alike, have whole units.

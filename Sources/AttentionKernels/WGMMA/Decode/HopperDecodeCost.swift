@@ -7,6 +7,8 @@ internal import Attention
 /// Not fitted, but set by hand to some thirty times of an NVIDIA H200, 2026-11-29 (`bench decode --kernels hopper-decode
 /// --tiling ...`, D 128, 64 and 128 rows, contiguous caches: Documentation/GPULog.md), so that these kernels are chosen where
 /// they were faster; before the fence behind Q spoke of the block's memory alone, which made beginnings of units cheaper by up to 2 us.
+/// Since a launch behind spreads over all multiprocessors (2026-11-30), what two groups leave costs 1.4 us more than was thought: 11 shapes of 128 rows, by one
+/// group and by two.
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.
@@ -16,7 +18,7 @@ enum HopperDecodeCost {
   /// The part of the data sheet's bandwidth that is reached.
   private static let reached = 0.92
   /// Of a piece, and for each 64 rows and column of O that it leaves.
-  private static let piece = 3.4e-6, column = 9e-9
+  private static let piece = 2.0e-6, column = 20e-9
 
   static func cost(
     _ load: DecodeCost.Load, _ tiling: HopperDecodeTiling, _ s: DecodeSpecialization, _ problem: AttentionProblem,
