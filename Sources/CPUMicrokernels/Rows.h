@@ -70,22 +70,22 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
 INLINE void row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType type, int count, const float *queries,
                             int rows, int dimension, int padded, float *scores, FAPrefetch next) {
   const int group = LANES / rows;
-  int key = 0;
-  for (; key + group <= count; key += group) {
-    // Where there is nothing more to ask for, ask for what is at work: that costs next to nothing.
-    const int has_next = key + group <= next.count;
-    const char *ahead = has_next ? (const char *)next.rows + key * next.stride : keys + key * stride;
-    store(scores + (ptrdiff_t)key * rows, row_scores_group(keys + key * stride, stride, type, queries, rows, dimension,
-                                                           padded, ahead, has_next ? next.stride : stride, next.is_far));
-  }
-  if (key < count) {
-    // The last keys one at a time: stride 0 repeats one key in all places of a group.
-    for (; key < count; key++) {
-      float all[LANES];
-      const char *here = keys + key * stride;
-      store(all, row_scores_group(here, 0, type, queries, rows, dimension, padded, here, 0, 0));
-      for (int r = 0; r < rows; r++) scores[key * rows + r] = all[r];
+  for (int key = 0; key < count;) {
+    // The last keys one at a time: stride 0 repeats one key in all places of a group. Where there is nothing more to ask for, ask for what
+    // is at work: that costs next to nothing.
+    const int is_whole = key + group <= count, has_next = is_whole && key + group <= next.count;
+    const char *here = keys + key * stride;
+    const char *ahead = has_next ? (const char *)next.rows + key * next.stride : here;
+    const Floats all = row_scores_group(here, is_whole ? stride : 0, type, queries, rows, dimension, padded, ahead,
+                                has_next ? next.stride : is_whole ? stride : 0, next.is_far);
+    if (is_whole) {
+      store(scores + (ptrdiff_t)key * rows, all);
+    } else {
+      float some[LANES];
+      store(some, all);
+      for (int r = 0; r < rows; r++) scores[key * rows + r] = some[r];
     }
+    key += is_whole ? group : 1;
   }
 }
 
