@@ -41,7 +41,7 @@ package struct CPUCall: Sendable {
     let ends = calls.reduce(into: [Int]()) { $0.append(($0.last ?? 0) + $1.plan.units) }
     // Another thread is woken for what takes it as long as waking it does, at least.
     let work = calls.map(\.plan).reduce(0) {
-      $0 + max($1.flops / flopsWorthAThread, $1.problem.bytes / bytesWorthAThread)
+      $0 + max($1.computedFlops / flopsWorthAThread, $1.problem.bytes / bytesWorthAThread)
     }
     let threads = Int(min(Double(threads), max(1, work)))
     let partials = calls.map { $0.plan.keySplits > 1 ? SplitPartials($0.plan) : nil }

@@ -66,7 +66,7 @@ public struct CPUGradientPlan: Sendable {
   /// Computes the gradients of a problem with whole keys.
   ///
   /// - Throws: `AttentionError` where the tensors are not what was planned, and `.memory` where there is not enough for Q, dO
-  ///   and dQ in f32.
+  ///   and dQ, each in 32 bits an element.
   public func run(_ tensors: GradientTensors<HostMemory>) throws(AttentionError) {
     try tensors.check(problem)
     let heads = problem.batch * problem.keyValueHeads

@@ -141,7 +141,7 @@ public struct CPUPlan: Sendable {
 
   /// Operations, with those on pairs that a panel computes for some of its rows alone: of a mask, half a panel's rows for each query,
   /// unless these were all pairs.
-  var flops: Double {
+  var computedFlops: Double {
     let panelRows = min(blockRows, path.isRows ? 1 : instructionSet.lanes * instructionSet.panelVectors)
     let all = Double(problem.queries) * Double(problem.keys)
     let visible = problem.visiblePairs

@@ -101,22 +101,12 @@ INLINE Floats pair_row_scores_group(const char *keys, ptrdiff_t stride, FAScalar
 
 INLINE void pair_row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType type, int count, const uint32_t *queries,
                                  int rows, int dimension, int padded, float *scores, FAPrefetch next) {
-  const int group = LANES / rows;
   for (int key = 0; key < count;) {
-    // The last keys one at a time: stride 0 repeats one key in all places of a group.
-    const int is_whole = key + group <= count, has_next = is_whole && key + group <= next.count;
-    const char *here = keys + key * stride;
-    const char *ahead = has_next ? (const char *)next.rows + key * next.stride : here;
-    const Floats all = pair_row_scores_group(here, is_whole ? stride : 0, type, queries, rows, dimension, padded, ahead,
-                                     has_next ? next.stride : 0, next.is_far);
-    if (is_whole) {
-      store(scores + (ptrdiff_t)key * rows, all);
-    } else {
-      float some[LANES];
-      store(some, all);
-      for (int r = 0; r < rows; r++) scores[key * rows + r] = some[r];
-    }
-    key += is_whole ? group : 1;
+    const KeyGroup group = key_group(keys, stride, key, count, rows, next);
+    const Floats all = pair_row_scores_group(group.keys, group.stride, type, queries, rows, dimension, padded, group.next,
+                                             group.next_stride, next.is_far);
+    store_scores(scores + (ptrdiff_t)key * rows, all, group.count * rows);
+    key += group.count;
   }
 }
 

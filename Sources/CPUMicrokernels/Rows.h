@@ -67,25 +67,45 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
   return sums(partial);
 }
 
+/// Keys whose scores are made at once: as many as give LANES scores, or one of the last ones, which stands in all their places.
+typedef struct {
+  int count;
+  /// Where they are; stride 0 repeats one key.
+  const char *keys;
+  ptrdiff_t stride;
+  /// What is asked for meanwhile: the same places of what is read next, or, where there is nothing more, what is at work: that costs next
+  /// to nothing.
+  const char *next;
+  ptrdiff_t next_stride;
+} KeyGroup;
+
+INLINE KeyGroup key_group(const char *keys, ptrdiff_t stride, int key, int count, int rows, FAPrefetch next) {
+  const int group = LANES / rows, is_whole = key + group <= count, has_next = is_whole && key + group <= next.count;
+  const char *here = keys + key * stride;
+  const ptrdiff_t own = is_whole ? stride : 0;
+  return (KeyGroup){is_whole ? group : 1, here, own, has_next ? (const char *)next.rows + key * next.stride : here,
+                    has_next ? next.stride : own};
+}
+
+/// The first scores of a group: all, or those of a single key.
+INLINE void store_scores(float *scores, Floats all, int count) {
+  if (count == LANES) {
+    store(scores, all);
+  } else {
+    float some[LANES];
+    store(some, all);
+    for (int i = 0; i < count; i++) scores[i] = some[i];
+  }
+}
+
 INLINE void row_scores_wide(const char *keys, ptrdiff_t stride, FAScalarType type, int count, const float *queries,
                             int rows, int dimension, int padded, float *scores, FAPrefetch next) {
-  const int group = LANES / rows;
   for (int key = 0; key < count;) {
-    // The last keys one at a time: stride 0 repeats one key in all places of a group. Where there is nothing more to ask for, ask for what
-    // is at work: that costs next to nothing.
-    const int is_whole = key + group <= count, has_next = is_whole && key + group <= next.count;
-    const char *here = keys + key * stride;
-    const char *ahead = has_next ? (const char *)next.rows + key * next.stride : here;
-    const Floats all = row_scores_group(here, is_whole ? stride : 0, type, queries, rows, dimension, padded, ahead,
-                                has_next ? next.stride : is_whole ? stride : 0, next.is_far);
-    if (is_whole) {
-      store(scores + (ptrdiff_t)key * rows, all);
-    } else {
-      float some[LANES];
-      store(some, all);
-      for (int r = 0; r < rows; r++) scores[key * rows + r] = some[r];
-    }
-    key += is_whole ? group : 1;
+    const KeyGroup group = key_group(keys, stride, key, count, rows, next);
+    const Floats all = row_scores_group(group.keys, group.stride, type, queries, rows, dimension, padded, group.next,
+                                        group.next_stride, next.is_far);
+    store_scores(scores + (ptrdiff_t)key * rows, all, group.count * rows);
+    key += group.count;
   }
 }
 

@@ -36,6 +36,7 @@ struct HostSequences {
     let logSumExp = tensors.logSumExp
     // The first part has all keys.
     if problem.leavesParts { logSumExp?.update(repeating: -.infinity) }
+    // Parts that are left are f32, and are made so; of bytes the plan knows what it can multiply them with.
     let hasBytes = problem.cacheType == .e4m3 || tensors.queries.scalarType == .e4m3
     var calls: [(plan: CPUPlan, sequence: Int, queries: Range<Int>)] = []
     for sequence in 0..<problem.batch {
