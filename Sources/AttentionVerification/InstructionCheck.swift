@@ -50,7 +50,8 @@ package struct InstructionCheck: Sendable {
       )
       for (name, value) in [
         ("add", a + b), ("sub", a - b), ("mul.lo", a * b), ("and", a & b), ("or", a | b), ("xor", a ^ b),
-        ("shl", a << 5), ("shr", a >> 7), ("div", a / (b | 1)), ("rem", a % (b | 1)), ("min", k.minimum(a, b)),
+        ("shl", a << 5), ("shr", a >> 7), ("shr.by", a >> (b & 63)), ("div", a / (b | 1)), ("rem", a % (b | 1)),
+        ("min", k.minimum(a, b)),
         ("max", k.maximum(a, b)), ("mul.hi", k.multiplyHigh(a, b)), ("prmt", k.permute(a, b, selector: 0x5410)),
         ("lop3", k.logic3(a, b, c, table: 0xe8)), ("mad", k.multiplyAdd(a, b, c)),
         ("selp", k.select(a .< b, a, c)), ("mul.wide", k.narrow(k.multiplyWide(a, b) >> 9)),

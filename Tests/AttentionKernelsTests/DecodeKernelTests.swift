@@ -25,6 +25,11 @@ import Testing
       try EmulatedDecoding(lengths: [3, 300, 1, 17], heads: 2, capacity: 300)
     },
     Clause("more sequences than lanes") { try EmulatedDecoding(lengths: (0..<37).map { $0 * 5 % 71 }, capacity: 80) },
+    Clause("as many sequences as lanes") { try EmulatedDecoding(lengths: (0..<32).map { $0 * 7 % 71 }, capacity: 80) },
+    Clause("more sequences than lanes, parts put together by a launch behind") {
+      try EmulatedDecoding(
+        lengths: (0..<37).map { $0 * 5 % 301 }, group: 1, dimension: 16, capacity: 301, combination: .launchBehind)
+    },
     Clause("more sequences than are looked at together") {
       try EmulatedDecoding(lengths: (0..<140).map { $0 * 11 % 29 }, group: 1, dimension: 16, capacity: 32)
     },

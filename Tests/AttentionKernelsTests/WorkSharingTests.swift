@@ -24,6 +24,26 @@ import Testing
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
+  /// What kernels divide by as a product and a shift is the quotient, of every number below 2^31.
+  @Test func dividesByProducts() {
+    var random = RandomSource(seed: 3)
+    let limit = 1 << 31
+    var divisors = Array(1...300) + [limit - 1]
+    for power in (2...30).map({ 1 << $0 }) { divisors += [power - 1, power, power + 1] }
+    for _ in 0..<200 { divisors.append(random.int(1...limit - 1)) }
+    for divisor in divisors {
+      let (multiplier, shift) = Divisor.magic(divisor)
+      #expect(multiplier < 2 * limit && shift < 32)
+      let most = (limit - 1) / divisor * divisor
+      var numbers = [0, 1, divisor - 1, divisor, divisor + 1, most - 1, most, limit - 1].filter { $0 < limit }
+      for _ in 0..<50 { numbers.append(random.int(0...limit - 1)) }
+      for number in numbers where number >= 0 {
+        let quotient = (UInt(2 * number) * UInt(multiplier)) >> UInt(32 + shift)
+        #expect(Int(quotient) == number / divisor, "\(number) / \(divisor)")
+      }
+    }
+  }
+
   /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a
   /// multiprocessor and no third.
   @Test(arguments: [

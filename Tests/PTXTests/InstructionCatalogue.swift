@@ -12,7 +12,7 @@ enum InstructionCatalogue {
       let more = k.dynamicShared()
 
       var words = SpecialRegister.allCases.filter { $0 != .clusterRank }.map { k.special($0) }
-      words += [u + u, u - 3, u * u, u / 7, u % u, u & 255, u | u, u ^ 1, u << 3, u >> 3]
+      words += [u + u, u - 3, u * u, u / 7, u % u, u & 255, u | u, u ^ 1, u << 3, u >> 3, u >> u]
       words += [k.minimum(u, u), k.maximum(u, u), k.permute(u, u, selector: 0x5410), k.logic3(u, u, u, table: 0xe8)]
       words += [k.select(u .< u, 1, 2, U32.self), k.narrow(d), k.multiplyAdd(u, u, u)]
       words += [

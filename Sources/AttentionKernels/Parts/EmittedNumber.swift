@@ -5,6 +5,15 @@ internal import PTX
 struct EmittedNumber: RuleNumber {
   let k: KernelBuilder
   let register: Register<S32>
+  /// Where the host knows it, what makes dividing by it cheap.
+  private let divisor: Divisor?
+
+  init(k: KernelBuilder, register: Register<S32>) { (self.k, self.register, divisor) = (k, register, nil) }
+
+  /// A number that the host knows.
+  init(k: KernelBuilder, _ divisor: Divisor) {
+    (self.k, register, self.divisor) = (k, divisor.number.reinterpreted(as: S32.self), divisor)
+  }
 
   private func with(_ register: Register<S32>) -> EmittedNumber { EmittedNumber(k: k, register: register) }
   func constant(_ value: Int) -> EmittedNumber { with(k.constant(value, S32.self)) }
@@ -15,7 +24,9 @@ struct EmittedNumber: RuleNumber {
   func multiplied(by b: Int) -> EmittedNumber { b == 1 ? self : with(register * b) }
   // Without a sign, which costs instructions.
   func divided(by b: EmittedNumber) -> EmittedNumber {
-    with((register.reinterpreted(as: U32.self) / b.register.reinterpreted(as: U32.self)).reinterpreted(as: S32.self))
+    let dividend = register.reinterpreted(as: U32.self)
+    let quotient = b.divisor.map { k.quotient(dividend, by: $0) } ?? dividend / b.register.reinterpreted(as: U32.self)
+    return with(quotient.reinterpreted(as: S32.self))
   }
   func divided(by b: Int) -> EmittedNumber {
     with((register.reinterpreted(as: U32.self) / b).reinterpreted(as: S32.self))

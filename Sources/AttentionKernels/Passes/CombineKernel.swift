@@ -37,9 +37,8 @@ package struct CombineKernel: KernelSource {
     return try Kernel.build(name, threadsPerBlock: Self.threads) { k in
       let p = DecodeParameters(ParameterList(k), s.parameterParts)
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
-      let combine = SplitCombine(k, s, p)
-      let chunks = combine.chunks
-      let parts = Self.threads / (chunks * rows)
+      let chunks = s.valueDimension / 4
+      let together = Self.threads / (chunks * rows)
       let perPart = chunks * rows
       let buffer = k.dynamicShared(alignment: 16)
       // Rows of a key/value head, whatever blocks of rows they were computed in.
@@ -53,9 +52,11 @@ package struct CombineKernel: KernelSource {
       let unit = share.unit(
         sequence: sequence.reinterpreted(as: S32.self), head: place - sequence * p.keyValueHeads,
         rowBlock: first / s.tiling.rows)
+      let parts = share.parts(of: unit)
+      let combine = SplitCombine(k, s, p, parts: parts)
       let unitRows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
       if s.combination == .dependentLaunch { k.waitForPrerequisites() }
-      let hasParts = unit.parts.first .< unit.parts.last
+      let hasParts = parts.first .< parts.last
       k.if(s.hasPackedQueries ? hasParts & (first .< unitRows.packed.count) : hasParts) {
         let (part, item) = (thread / perPart, thread % perPart)
         let (own, chunk) = rows == 1 ? (first, item) : (first + item / chunks, item % chunks)
@@ -63,22 +64,22 @@ package struct CombineKernel: KernelSource {
         let present = rows == 1 ? own : k.minimum(own, unitRows.packed.count - 1)
         func sums() -> PartialSum {
           combine.sums(
-            unit, places: [(row: present % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
-            step: parts)[0]
+            places: [(row: present % s.tiling.rows, chunk: chunk)], first: part.reinterpreted(as: S32.self),
+            step: together)[0]
         }
         var isOne = part .== 0
         if rows > 1 { isOne = isOne & (own .< unitRows.packed.count) }
-        if parts == 1 { return k.if(isOne) { combine.store(sums(), unitRows, row: own, chunk: chunk) } }
+        if together == 1 { return k.if(isOne) { combine.store(sums(), unitRows, row: own, chunk: chunk) } }
         let place = buffer + thread * 16
-        let numbers = buffer + parts * perPart * 16 + thread * 8
-        k.if(part .< parts) {
+        let numbers = buffer + together * perPart * 16 + thread * 8
+        k.if(part .< together) {
           let sum = sums()
           k.store(sum.values, shared: place)
           k.store([sum.maximum, sum.sum], shared: numbers)
         }
         k.barrier()
         k.if(isOne) {
-          let others = (0..<parts).map { i in
+          let others = (0..<together).map { i in
             let pair = k.load(F32.self, count: 2, shared: numbers, offset: i * perPart * 8)
             let values = k.load(F32.self, count: 4, shared: place, offset: i * perPart * 16)
             return (maximum: pair[0], sum: pair[1], values: values)

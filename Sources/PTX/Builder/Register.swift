@@ -85,6 +85,8 @@ extension Register where T: IntegerType {
   public static func << (a: Self, b: Int) -> Self { a.builder.binary(.shl, a, a.builder.literal(b, T.kind)) }
   /// Shift to the right, by the sign of the type.
   public static func >> (a: Self, b: Int) -> Self { a.builder.binary(.shr, a, a.builder.literal(b, T.kind)) }
+  /// Shift to the right by each lane's distance, by the sign of the type; distances beyond the size give 0, or -1.
+  public static func >> (a: Self, b: Register<U32>) -> Self { a.builder.binary(.shr, a, b.operand, b.builder) }
 
   /// Whether each lane's value is equal.
   public static func .== (a: Self, b: Self) -> Predicate { a.builder.compare(.eq, a, b.operand, b.builder) }

@@ -122,15 +122,16 @@ final class CacheRing {
       k.set(page, to: k.load(U32.self, global: pages + k.multiplyWide(number, 4)))
     }
     if s.paging == .wholeSteps {
-      k.if(next .< end) { load((next + padding).reinterpreted(as: U32.self) / parameters.pageSize, to: page) }
+      k.if(next .< end) {
+        load(k.quotient((next + padding).reinterpreted(as: U32.self), by: parameters.pageSize), to: page)
+      }
     }
     for (number, own) in ofLanes.enumerated() {
       let lane = (thread % 32).reinterpreted(as: S32.self) + 32 * number
       let key = next + lane
       let isOwn = 32 * (number + 1) > s.tiling.keysPerStep ? (lane .< s.tiling.keysPerStep) & (key .< end) : key .< end
-      let place = (key + padding).reinterpreted(as: U32.self)
-      let page = place / parameters.pageSize
-      k.set(own.row, to: place - page * parameters.pageSize)
+      let (page, row) = k.division((key + padding).reinterpreted(as: U32.self), by: parameters.pageSize)
+      k.set(own.row, to: row)
       k.if(isOwn) { load(page, to: own.page) }
     }
   }
@@ -214,7 +215,7 @@ final class CacheRing {
   ) -> Register<U64> {
     let place = (next + padding).reinterpreted(as: U32.self) + row
     if s.paging != .wholeSteps { return base + k.wide(place) * strides.row }
-    return address(ofRow: place - (place / parameters.pageSize) * parameters.pageSize, onPage: page, base, strides)
+    return address(ofRow: k.division(place, by: parameters.pageSize).remainder, onPage: page, base, strides)
   }
 
   /// Where a row of a page is.

@@ -68,12 +68,13 @@ final class DecodeBody {
     if s.combination == .dependentLaunch { k.launchDependents() }
     let share = WorkShare(k, s, parameters, lane: place.lane)
     if s.waitsForPreparation { k.waitForPrerequisites() }
-    share.forEachPiece(attend)
+    share.forEachPiece { attend($0, of: share, part: $1, tiles: $2) }
   }
 
   /// A piece of work: some tiles of a unit, or all.
   private func attend(
-    _ unit: WorkShare.Unit, part: Register<S32>, tiles piece: (first: Register<S32>, end: Register<S32>)
+    _ unit: WorkShare.Unit, of share: WorkShare, part: Register<S32>,
+    tiles piece: (first: Register<S32>, end: Register<S32>)
   ) {
     let unitRows = UnitRows(k, s, parameters, unit, firstRow: unit.rowBlock * tiling.rows)
     let rows = unitRows.packed
@@ -91,6 +92,8 @@ final class DecodeBody {
         memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
         parameters.queryStrides, to: place.shared, thread: place.thread, threads: tiling.threads)
     }
+    // Behind the copies, which nothing should keep waiting.
+    let parts = share.parts(of: unit)
     let scales = parameters.scales(k, s, unit)
     let softmax = OnlineSoftmax(
       k, rows: ownRows.count, scale: s.hasSoftcap ? k.constant(1) : scales.softmax.scale, sums: .f32)
@@ -134,17 +137,17 @@ final class DecodeBody {
     let merge = KeyGroupMerge(
       k, s, memory, parameters, place, rows: unitRows, ownRows: ownRows, scales: scales)
     merge.merge(output, products.columnsOfLane(output), softmax)
-    if s.combination == .caller { return merge.leavePart(softmax, unit, part: part) }
-    let isWhole = unit.parts.first .== unit.parts.last
+    if s.combination == .caller { return merge.leavePart(softmax, part: part, of: parts) }
+    let isWhole = parts.first .== parts.last
     k.if(isWhole) {
       merge.storeOutput(softmax)
     } else: {
-      let combine = SplitCombine(k, s, parameters)
-      let own = combine.place(of: part, unit)
+      let combine = SplitCombine(k, s, parameters, parts: parts)
+      let own = combine.place(of: part)
       merge.storePart(softmax, output: own.output, logSumExps: own.logSumExps)
       if s.combination != .lastBlock { return }
       combine.ifLast(unit, thread: place.thread, word: place.shared + memory.wordOffset, barrier: { k.barrier() }) {
-        combine.storeSums(unit, unitRows, thread: place.thread)
+        combine.storeSums(unitRows, thread: place.thread)
       }
     }
   }

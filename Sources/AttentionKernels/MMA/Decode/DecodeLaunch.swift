@@ -25,8 +25,8 @@ struct DecodeLaunch: Sendable {
   /// Bytes of the counters that are used, a u32 for each unit.
   let counterByteCount: Int
   let workspace: Workspace
-  /// Blocks of rows that a head has at most.
-  let rowBlocks: Int
+  /// Blocks of rows that a head has at most, and units of all sequences.
+  let rowBlocks, units: Int
   /// Tiles of a split of fixed length; 0 without; and keys of a tile.
   let splitTiles, tileKeys: Int
   let scales: SoftmaxScales
@@ -43,7 +43,7 @@ struct DecodeLaunch: Sendable {
     self.problem = problem
     let tiling = specialization.tiling
     rowBlocks = (problem.queries * problem.groupSize + tiling.rows - 1) / tiling.rows
-    let units = problem.batch * problem.keyValueHeads * rowBlocks
+    units = problem.batch * problem.keyValueHeads * rowBlocks
     let (heads, rows) = (problem.batch * problem.keyValueHeads, problem.queries * problem.groupSize)
     tileKeys = tiling.tileKeys
     // No more than there can be tiles.

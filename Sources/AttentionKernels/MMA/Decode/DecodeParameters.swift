@@ -19,18 +19,18 @@ final class DecodeParameters {
   /// f32: parts of O `[parts, rows, D_v]`, their log-sum-exps `[parts, rows]`, and a u32 for each unit.
   let parts, partLogSumExps, arrivals: Register<U64>
   let batch: Register<S32>
-  /// Blocks of the grid that the work is shared out over.
-  let blocks: Register<S32>
+  /// Blocks of the grid that the work is shared out over; and the units of all sequences, where each has as many.
+  let blocks, units: Divisor
   /// Keys that the call brings for each sequence, unless they are packed; and the most keys of a sequence.
   let newKeys, capacity: Register<S32>
   /// Tiles of a split of fixed length.
   let splitTiles: Register<S32>
   /// Partial results of each row that the caller has room for.
   let leftParts: Register<U32>
-  /// Queries of each sequence at most, H_kv, and the blocks of rows that a head has at most.
-  let queries, keyValueHeads, rowBlocks: Register<U32>
-  /// Keys on a page.
-  let pageSize: Register<U32>
+  /// Queries of each sequence at most, and H_kv.
+  let queries, keyValueHeads: Register<U32>
+  /// The blocks of rows that a head has at most, and keys on a page.
+  let rowBlocks, pageSize: Divisor
   /// Rows that there are where they are packed: queries, keys and new keys.
   let queryRows, keyRows, newKeyRows: Register<U32>
   /// Sequences of the cache, or its pages.
@@ -73,15 +73,16 @@ final class DecodeParameters {
     partLogSumExps = list.pointer("part_log_sum_exps") { .address(.workspace, plus: $0.workspace.partLogSumExps) }
     arrivals = list.pointer("arrivals", .counters)
     batch = list.number("batch", S32.self) { $0.problem.batch }
-    blocks = list.number("blocks", S32.self) { $0.blocks }
+    blocks = list.divisor("blocks") { $0.blocks }
+    units = list.divisor("units") { $0.units }
     newKeys = list.number("new_keys", S32.self) { $0.newKeysOfEach }
     capacity = list.number("capacity", S32.self) { $0.problem.keys }
     splitTiles = list.number("split_tiles", S32.self) { $0.splitTiles }
     leftParts = list.number("left_parts", U32.self) { $0.problem.parts }
     queries = list.number("query_count", U32.self) { $0.problem.queries }
     keyValueHeads = list.number("key_value_heads", U32.self) { $0.problem.keyValueHeads }
-    rowBlocks = list.number("row_blocks", U32.self) { $0.rowBlocks }
-    pageSize = list.number("page_size", U32.self) { $0.problem.pages?.size ?? 1 }
+    rowBlocks = list.divisor("row_blocks") { $0.rowBlocks }
+    pageSize = list.divisor("page_size") { $0.problem.pages?.size ?? 1 }
     queryRows = list.number("query_rows", U32.self) { $0.problem.packedQueries ?? 0 }
     keyRows = list.number("key_rows", U32.self) { $0.problem.hasPackedKeys ? $0.problem.keyShape.length : 0 }
     newKeyRows = list.number("new_key_rows", U32.self) { $0.problem.newKeys?.packedTotal ?? 0 }

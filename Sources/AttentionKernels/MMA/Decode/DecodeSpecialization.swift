@@ -24,6 +24,8 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package var paging: Paging
   /// Whether sequences have lengths of their own.
   package var hasLengths: Bool
+  /// How many sequences there are.
+  package var sequences: Sequences
   /// Whether sequences begin somewhere inside their caches.
   package var hasLeftPadding: Bool
   /// Whether queries are packed, a sequence behind the other.
@@ -44,6 +46,20 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package var leavesParts: Bool
   /// Whether a launch may begin before the one in front of it has ended; from sm_90 on.
   package var overlapsLaunches: Bool
+
+  /// How many sequences a warp looks at to find its work.
+  package enum Sequences: Hashable, Sendable {
+    /// One, of which every lane knows everything; no more than lanes, each of which knows its own; or any number.
+    case one, few, many
+
+    var name: String {
+      switch self {
+      case .one: "_one"
+      case .few: ""
+      case .many: "_many"
+      }
+    }
+  }
 
   /// Who puts together what several blocks made of one unit.
   enum Combination: Hashable, Sendable {
@@ -102,6 +118,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
   package init(_ problem: AttentionProblem, inputs: Matrix.Inputs, tiling: DecodeTiling, target: Target) {
     self.inputs = inputs
     cache = problem.cacheType == .e4m3 ? .e4m3(hasConversion: target >= .sm89) : .sameType
+    sequences = problem.batch == 1 ? .one : problem.batch <= 32 ? .few : .many
     hasPackedQueries = problem.packedQueries != nil
     hasNewKeys = problem.newKeys != nil
     hasScales = problem.cacheType == .e4m3 || problem.queryType == .e4m3
@@ -146,6 +163,7 @@ package struct DecodeSpecialization: Hashable, Sendable {
     if hasSoftcap { name += "_softcap" }
     if isScaleNegative { name += "_negative" }
     if !hasLengths { name += "_whole" }
+    name += sequences.name
     if hasLeftPadding { name += "_padded" }
     switch paging {
     case .none: break

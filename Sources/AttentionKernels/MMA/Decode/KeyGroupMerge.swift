@@ -140,10 +140,10 @@ final class KeyGroupMerge {
   }
 
   /// Leaves a part of a unit to the caller; the first one also says that there are none behind the last.
-  func leavePart(_ softmax: OnlineSoftmax, _ unit: WorkShare.Unit, part: Register<S32>) {
+  func leavePart(_ softmax: OnlineSoftmax, part: Register<S32>, of parts: WorkShare.Parts) {
     k.comment("a part of the unit, for the caller")
     let (p, packed) = (parameters, rows.packed)
-    let number = (part - unit.parts.first).reinterpreted(as: U32.self)
+    let number = (part - parts.first).reinterpreted(as: U32.self)
     let own = rows.ofPart(number)
     let base = own.address(in: p.outputBase, p.outputStrides)
     forEachChunk { row, chunk, values in
@@ -155,7 +155,7 @@ final class KeyGroupMerge {
         k.if(row .< packed.count) {
           own.store(logSumExp: value, ofRow: row)
           k.if(number .== 0) {
-            let behind = (unit.parts.last - unit.parts.first + 1).reinterpreted(as: U32.self)
+            let behind = (parts.last - parts.first + 1).reinterpreted(as: U32.self)
             k.loop(from: behind, to: p.leftParts) { other in
               rows.ofPart(other).store(logSumExp: k.constant(-.infinity), ofRow: row)
             }

@@ -9,6 +9,8 @@ final class SplitCombine {
   private let k: KernelBuilder
   private let s: DecodeSpecialization
   private let p: DecodeParameters
+  /// Those of the unit.
+  private let parts: WorkShare.Parts
   private var columns: Int { s.valueDimension }
   private var rowsOfPart: Int { s.tiling.rows }
   /// Chunks of 4 columns of a row.
@@ -17,14 +19,14 @@ final class SplitCombine {
   /// Parts whose loads are under way together, over all rows that a thread has at once.
   private static let atOnce = 8
 
-  init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters) {
-    (self.k, self.s, p) = (k, s, parameters)
+  init(_ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters, parts: WorkShare.Parts) {
+    (self.k, self.s, p, self.parts) = (k, s, parameters, parts)
   }
 
-  /// The place of a part of a unit: a block's, or that of a split.
-  private func place(of part: Register<S32>, first: Register<S32>) -> Register<U32> {
+  /// The place of a part of the unit: a block's, or that of a split.
+  private func number(ofPlaceOf part: Register<S32>) -> Register<U32> {
     if s.hasFixedSplits { return part.reinterpreted(as: U32.self) }
-    return (part * 2 + k.select(part .== first, k.constant(1, S32.self), k.constant(0, S32.self)))
+    return (part * 2 + k.select(part .== parts.first, k.constant(1, S32.self), k.constant(0, S32.self)))
       .reinterpreted(as: U32.self)
   }
 
@@ -36,9 +38,9 @@ final class SplitCombine {
     p.partLogSumExps + k.multiplyWide(place, rowsOfPart * 4)
   }
 
-  /// Where a part of a unit is left.
-  func place(of part: Register<S32>, _ unit: WorkShare.Unit) -> (output: Register<U64>, logSumExps: Register<U64>) {
-    let place = place(of: part, first: unit.parts.first)
+  /// Where a part of the unit is left.
+  func place(of part: Register<S32>) -> (output: Register<U64>, logSumExps: Register<U64>) {
+    let place = number(ofPlaceOf: part)
     return (partOutput(place), partLogSumExps(place))
   }
 
@@ -53,7 +55,7 @@ final class SplitCombine {
     k.comment("the last block to arrive has all parts")
     barrier()
     let arrivals = p.arrivals + k.multiplyWide(unit.number.reinterpreted(as: U32.self), 4)
-    let others = (unit.parts.last - unit.parts.first).reinterpreted(as: U32.self)
+    let others = (parts.last - parts.first).reinterpreted(as: U32.self)
     k.if(thread .== 0) {
       // What all threads of the block wrote goes before it, what they will read comes behind.
       let before = k.atomic(.add, global: arrivals, k.constant(1, U32.self), ordering: .acquireRelease)
@@ -67,44 +69,44 @@ final class SplitCombine {
     }
   }
 
-  /// Puts together all rows of a unit, shared out over the threads of a block.
-  func storeSums(_ unit: WorkShare.Unit, _ rows: UnitRows, thread: Register<U32>) {
+  /// Puts together all rows of the unit, shared out over the threads of a block.
+  func storeSums(_ rows: UnitRows, thread: Register<U32>) {
     RowChunks(k: k, tiling: s.tiling, rows: rows.packed, chunks: chunks).forEach(thread: thread) {
-      sums(unit, places: $0, first: k.constant(0, S32.self), step: 1)
+      sums(places: $0, first: k.constant(0, S32.self), step: 1)
     } then: { place, sum in
       store(sum, rows, row: rows.packed.firstRow + place.row, chunk: place.chunk)
     }
   }
 
-  /// The sum over parts of 4 columns of a row of a unit, for each of some places.
+  /// The sum over parts of 4 columns of a row of the unit, for each of some places.
   ///
   /// - Parameters:
   ///   - places: the row of the unit's block of rows, and which 4 columns.
   ///   - first: counted from the unit's first part on, the first part that counts; of the others every `step`-th does.
   func sums(
-    _ unit: WorkShare.Unit, places: [RowChunks.Place], first: Register<S32>, step: Int
+    places: [RowChunks.Place], first: Register<S32>, step: Int
   ) -> [PartialSum] {
     let sums = places.map { _ in PartialSum(k) }
     let atOnce = Self.atOnce / places.count
-    k.loop(from: unit.parts.first + first, to: unit.parts.last + 1, by: atOnce * step) { first in
+    k.loop(from: parts.first + first, to: parts.last + 1, by: atOnce * step) { first in
       // Beyond the last part, the last one is read again and weighs nothing.
-      let parts = (0..<atOnce).map {
+      let some = (0..<atOnce).map {
         (
-          place: place(of: k.minimum(first + $0 * step, unit.parts.last), first: unit.parts.first),
-          exists: (first + $0 * step) .<= unit.parts.last
+          place: number(ofPlaceOf: k.minimum(first + $0 * step, parts.last)),
+          exists: (first + $0 * step) .<= parts.last
         )
       }
       let loaded = places.map { row, chunk in
-        parts.map { part, exists in
+        some.map { part, exists in
           (
             logSumExp: k.load(F32.self, global: partLogSumExps(part) + k.wide(row * 4)), exists: exists,
             values: k.load(F32.self, count: 4, global: partOutput(part) + k.wide(row * (columns * 4) + chunk * 16))
           )
         }
       }
-      for (sum, parts) in zip(sums, loaded) {
+      for (sum, some) in zip(sums, loaded) {
         sum.add(
-          parts.map { part in
+          some.map { part in
             (maximum: k.select(part.exists, part.logSumExp, -.infinity), sum: k.constant(1), values: part.values)
           })
       }

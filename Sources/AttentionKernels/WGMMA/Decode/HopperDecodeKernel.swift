@@ -62,7 +62,8 @@ struct HopperDecodeBody {
     let roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
         let rings = HopperRings(k, tiles.operands, shared)
-        share.forEachPiece { consume($0, part: $1, $2, group, rings) }
+        let share = share
+        share.forEachPiece { consume($0, of: share, part: $1, $2, group, rings) }
       },
       WarpRole("producer", registers: s.registers.producer) { _ in
         k.if((thread / 32) .== tiling.groups * 4) {
@@ -129,7 +130,8 @@ struct HopperDecodeBody {
   // MARK: - The consumers
 
   private func consume(
-    _ unit: WorkShare.Unit, part: Register<S32>, _ piece: Piece, _ group: Register<U32>, _ rings: HopperRings
+    _ unit: WorkShare.Unit, of share: WorkShare, part: Register<S32>, _ piece: Piece, _ group: Register<U32>,
+    _ rings: HopperRings
   ) {
     let (thread, lane) = (k.special(.threadX), k.special(.lane))
     let (ofGroup, warpRow) = (group * 64, ((thread / 32) % 4) * 16)
@@ -151,16 +153,17 @@ struct HopperDecodeBody {
     let logSumExps = softmax.normalize(output, ln2: scales.softmax.ln2, scale: scales.values)
     let results = UnitResults(
       k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
-    k.if(unit.parts.first .== unit.parts.last) {
+    let parts = share.parts(of: unit)
+    k.if(parts.first .== parts.last) {
       k.comment("all tiles of the unit were here: O")
       results.store(s.work, warpRow: warpRow, p.work)
     } else: {
-      let combine = SplitCombine(k, s.work, p.work)
-      results.storePart(combine.place(of: part, unit), from: ofGroup + warpRow)
+      let combine = SplitCombine(k, s.work, p.work, parts: parts)
+      results.storePart(combine.place(of: part), from: ofGroup + warpRow)
       if s.work.combination != .lastBlock { return }
       combine.ifLast(
         unit, thread: thread, word: shared + s.wordOffset, barrier: { k.barrier(id: 3, threads: s.tiling.groups * 128) }
-      ) { combine.storeSums(unit, self.rows(unit), thread: thread) }
+      ) { combine.storeSums(self.rows(unit), thread: thread) }
     }
   }
 

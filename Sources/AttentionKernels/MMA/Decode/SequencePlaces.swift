@@ -1,0 +1,138 @@
+internal import PTX
+
+/// Which places of the row of all tiles, as `WorkRule` lays them, belong to which sequence: found by a warp, a sequence a lane, from the
+/// lengths in the GPU's memory.
+///
+/// Where there are no more sequences than lanes, each lane looks at its own once, and tells the others, which one sequence need not.
+/// Where there are more, they are looked at again for whatever is asked.
+struct SequencePlaces {
+  /// A sequence, its keys and queries, and the places of all before it.
+  struct Sequence {
+    let number, keys, queries, before: Register<S32>
+  }
+
+  private let k: KernelBuilder
+  private let s: DecodeSpecialization
+  private let batch: Register<S32>
+  private let table: SequenceTable
+  private let rule: WorkRule<EmittedNumber>
+  private let lane: Register<U32>
+  /// Each lane's sequence, and the places of all up to and with it; nil where there may be more than lanes.
+  private let ofLanes: (counts: Counts, places: Register<S32>, end: Register<S32>)?
+  /// The places of all sequences.
+  let total: Register<S32>
+
+  private typealias Counts = (keys: Register<S32>, queries: Register<S32>)
+
+  /// Sequences that are looked at at once where there are many: four for each lane.
+  private static let atOnce = 4
+
+  init(
+    _ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters, _ rule: WorkRule<EmittedNumber>,
+    lane: Register<U32>
+  ) {
+    let (batch, table) = (parameters.batch, SequenceTable(k, s, parameters))
+    let own = s.sequences == .one ? k.constant(0, S32.self) : lane.reinterpreted(as: S32.self)
+    (self.k, self.s, self.batch, self.table, self.rule, self.lane) = (k, s, batch, table, rule, lane)
+    func counts(_ sequence: Register<S32>) -> Counts { (table.keys(of: sequence), table.queries(of: sequence)) }
+    func places(_ counts: Counts, of sequence: Register<S32>) -> Register<S32> {
+      Self.places(k, rule, counts, of: sequence, before: batch)
+    }
+    if s.sequences != .many {
+      let counts = counts(own)
+      let places = places(counts, of: own)
+      let end = s.sequences == .one ? places : Self.sums(k, places, lane: lane)
+      ofLanes = (counts, places, end)
+      total = s.sequences == .one ? end : k.shuffle(end, lane: k.constant(31, U32.self))
+      return
+    }
+    ofLanes = nil
+    let sum = k.variable(k.constant(0, S32.self))
+    k.loop(from: k.constant(0, S32.self), to: batch, by: 32 * Self.atOnce) { start in
+      // Loads first, so that they are under way together.
+      let sequences = (0..<Self.atOnce).map { start + own + $0 * 32 }
+      for (sequence, counts) in sequences.map({ ($0, counts($0)) }) {
+        k.set(sum, to: sum + places(counts, of: sequence))
+      }
+    }
+    total = Self.sum(k, sum)
+  }
+
+  /// The places of a sequence; none from `end` on.
+  private static func places(
+    _ k: KernelBuilder, _ rule: WorkRule<EmittedNumber>, _ counts: Counts, of sequence: Register<S32>,
+    before end: Register<S32>
+  ) -> Register<S32> {
+    let (keys, queries) = (EmittedNumber(k: k, register: counts.keys), EmittedNumber(k: k, register: counts.queries))
+    let places = rule.places(tiles: rule.tiles(length: keys, queries: queries))
+      .multiplied(by: rule.units(queries: queries))
+    return k.select(sequence .< end, places.register, k.constant(0, S32.self))
+  }
+
+  private func places(of sequence: Register<S32>, before end: Register<S32>) -> Register<S32> {
+    Self.places(k, rule, (table.keys(of: sequence), table.queries(of: sequence)), of: sequence, before: end)
+  }
+
+  /// The sum of all lanes' numbers.
+  private static func sum(_ k: KernelBuilder, _ number: Register<S32>) -> Register<S32> {
+    [1, 2, 4, 8, 16].reduce(number) { $0 + k.shuffle($0, xor: $1) }
+  }
+
+  /// The sum of the numbers of each lane and those before it.
+  private static func sums(_ k: KernelBuilder, _ number: Register<S32>, lane: Register<U32>) -> Register<S32> {
+    [1, 2, 4, 8, 16].reduce(number) { k.select(lane .>= $1, $0 + k.shuffle($0, .up, by: $1), $0) }
+  }
+
+  /// A sequence; all lanes ask for the same.
+  func sequence(_ number: Register<S32>) -> Sequence {
+    if ofLanes != nil { return sequence(ofLane: number.reinterpreted(as: U32.self)) }
+    let sum = k.variable(k.constant(0, S32.self))
+    k.loop(from: k.constant(0, S32.self), to: number, by: 32) { start in
+      k.set(sum, to: sum + places(of: start + lane.reinterpreted(as: S32.self), before: number))
+    }
+    return sequence(number, before: Self.sum(k, sum))
+  }
+
+  /// The sequence that a place belongs to, one of those that there are.
+  func sequence(ofPlace place: Register<S32>) -> Sequence {
+    if let ofLanes {
+      // Behind the last sequence, lanes end where it does.
+      return sequence(
+        ofLane: s.sequences == .one ? k.constant(0, U32.self) : k.population(k.ballot(ofLanes.end .<= place)))
+    }
+    let zero = k.constant(0, S32.self)
+    let (sequence, base) = (k.variable(zero), k.variable(zero))
+    let isSearching = k.variable(k.constant(1, U32.self))
+    k.loop(from: zero, to: batch, by: 32) { start in
+      let own = places(of: start + lane.reinterpreted(as: S32.self), before: batch)
+      let ends = Self.sums(k, own, lane: lane)
+      let isBefore = (base + ends) .<= place
+      let count = k.population(k.ballot(isBefore))
+      let isFound = (isSearching .!= 0) & (count .< 32)
+      // The places before the sequence: where it ends, less its own.
+      let which = k.minimum(count, k.constant(31, U32.self))
+      let beforeIt = k.shuffle(ends - own, lane: which)
+      let ofAll = k.shuffle(ends, lane: k.constant(31, U32.self))
+      k.set(sequence, to: k.select(isFound, start + count.reinterpreted(as: S32.self), sequence))
+      let next = base + k.select(isFound, beforeIt, ofAll)
+      k.set(base, to: k.select(isSearching .!= 0, next, base))
+      k.set(isSearching, to: k.select(isFound, k.constant(0, U32.self), isSearching))
+    }
+    return self.sequence(sequence, before: base)
+  }
+
+  private func sequence(_ number: Register<S32>, before: Register<S32>) -> Sequence {
+    Sequence(number: number, keys: table.keys(of: number), queries: table.queries(of: number), before: before)
+  }
+
+  /// The sequence of a lane, which tells the others.
+  private func sequence(ofLane which: Register<U32>) -> Sequence {
+    func told(_ number: Register<S32>, differs: Bool = true) -> Register<S32> {
+      differs && s.sequences != .one ? k.shuffle(number, lane: which) : number
+    }
+    let own = ofLanes!
+    return Sequence(
+      number: which.reinterpreted(as: S32.self), keys: told(own.counts.keys, differs: s.hasLengths),
+      queries: told(own.counts.queries, differs: s.hasPackedQueries), before: told(own.end - own.places))
+  }
+}
