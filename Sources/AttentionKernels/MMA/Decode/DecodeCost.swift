@@ -32,8 +32,9 @@ enum DecodeCost {
     let parts: Int
   }
 
-  /// A call that reads next to nothing: its launch, the first misses, the way of O into memory.
-  static let launch = 4.6e-6
+  /// An empty kernel, since calls find their work in fewer instructions than when the rest was fitted (NVIDIA H200, 2026-11-30, `bench
+  /// decode`: 1.4 to 2.5 us less than reckoned with 4.6 us, whatever the call).
+  static let launch = 2.8e-6
   /// The part of the data sheet's bandwidth that is reached; and of the L2 cache, the part that keeps K and V for the
   /// next rows.
   static let reached = 0.93, kept = 0.56
@@ -56,10 +57,12 @@ enum DecodeCost {
   private static let piece = 2.1e-6, merged = 2.5e-11, written = 1.1e-10
   /// The last block of a unit reads all of its parts, so many seconds a byte.
   private static let lastBlock = (fixed: 0.2e-6, perByte: 3e-11)
+  /// The same of Hopper's kernels, whose warps that multiply alone do so.
+  static let lastGroups = (fixed: 1.5e-6, perByte: 6e-11)
   /// A launch behind has a block for each row of all sequences, or, since the fit, for some; where the registers of more than
   /// four warps leave it no room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
-  /// heads, 4 queries, 16384 keys).
-  private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perBlock: 5.2e-9)
+  /// heads, 4 queries, 16384 keys). Each row has its parts read one after the other (2026-11-30: 4 to 128 parts of 64 and 128 rows).
+  private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perBlock: 5.2e-9, perPart: 1e-8)
 
   static func cost(
     _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, on gpu: GPULimits
@@ -126,9 +129,10 @@ enum DecodeCost {
   /// - Parameters:
   ///   - blocks: those of a multiprocessor that work at once.
   ///   - warps: of all of them.
+  ///   - lastBlock: what the last block of a unit takes.
   static func combination(
     _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, on gpu: GPULimits, blocks: Double,
-    warps: Double
+    warps: Double, last lastBlock: (fixed: Double, perByte: Double) = lastBlock
   ) -> Double {
     if load.parts <= 1 { return 0 }
     let (rows, blockRows) = (Double(problem.queries * problem.groupSize), Double(s.tiling.rows))
@@ -143,7 +147,7 @@ enum DecodeCost {
         s, heads: problem.batch * problem.keyValueHeads, rowsOfHead: problem.queries * problem.groupSize,
         after: Int(warps), on: gpu)
       return writing + launchBehind.fixed + (grid.beginsLate ? launchBehind.late : 0)
-        + launchBehind.perBlock * Double(grid.blocks)
+        + launchBehind.perBlock * Double(grid.blocks) + launchBehind.perPart * Double(load.parts)
     }
   }
 

@@ -4,23 +4,21 @@ internal import Attention
 /// products and exponentials, its transfer or the conversion of its bytes take, whichever is longer, what begins and ends with a unit, and putting parts
 /// together as `DecodeCost` has it.
 ///
-/// Not fitted, but set by hand to some thirty times of an NVIDIA H200, 2026-11-29 (`bench decode --kernels hopper-decode
-/// --tiling ...`, D 128, 64 and 128 rows, contiguous caches: Documentation/GPULog.md), so that these kernels are chosen where
-/// they were faster; before the fence behind Q spoke of the block's memory alone, which made beginnings of units cheaper by up to 2 us.
-/// Since a launch behind spreads over all multiprocessors (2026-11-30), what two groups leave costs 1.4 us more than was thought: 11 shapes of 128 rows, by one
-/// group and by two.
+/// Fitted to 56 times of an NVIDIA H200, 2026-11-30 (`bench decode --kernels hopper-decode --tiling ...`, D 128, 17 shapes of 64 and 128
+/// rows by one group and two, in tiles of 64 and 128 keys, a launch behind: standard deviation 3.7%, Documentation/GPULog.md); what bytes cost
+/// was set by hand the day before, but for what all calls have lost since.
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.
   private static func cycles(groups: Int) -> (products: Double, exponentials: Double, tile: Double) {
-    groups == 1 ? (1.0, 1.7, 440) : (0.85, 0.95, 250)
+    groups == 1 ? (0.88, 1.5, 390) : (0.85, 0.95, 250)
   }
   /// The part of the data sheet's bandwidth that is reached.
   private static let reached = 0.92
-  /// Of a piece, and for each 64 rows and column of O that it leaves. Of bytes as it was before, since two groups are faster there (8
+  /// Of a piece, and for each 64 rows and column of O that it leaves. Of bytes less for these, since two groups are faster there (8
   /// sequences of 16448 keys, 128 rows: 32.8 us, by one 35.5).
   private static func ends(ofBytes: Bool) -> (piece: Double, column: Double) {
-    ofBytes ? (3.4e-6, 9e-9) : (2.0e-6, 20e-9)
+    ofBytes ? (0.8e-6, 9e-9) : (0.35e-6, 12.7e-9)
   }
 
   static func cost(
@@ -48,7 +46,8 @@ enum HopperDecodeCost {
     let pieces = (share / tiles).rounded(.up) + (isWhole || load.share <= 1 ? 0 : 1)
     let own = Self.ends(ofBytes: problem.cacheType == .e4m3)
     let ends = pieces * (own.piece + groups * Double(problem.valueDimension) * own.column) + work
-    let combination = DecodeCost.combination(load, s, problem, on: gpu, blocks: 1, warps: groups * 4 + 4)
+    let combination = DecodeCost.combination(
+      load, s, problem, on: gpu, blocks: 1, warps: groups * 4 + 4, last: DecodeCost.lastGroups)
     return KernelCost(
       [
         "launch": DecodeCost.launch, "work": share * work, "transfer": share * transfer,
