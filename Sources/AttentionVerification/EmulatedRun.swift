@@ -1,4 +1,4 @@
-internal import Attention
+package import Attention
 package import AttentionKernels
 package import PTX
 package import PTXEmulator
@@ -9,6 +9,15 @@ extension LaunchSequence.Launch {
     Launch(
       blocks: (blocks, 1, 1), dynamicSharedByteCount: sharedByteCount, arguments: arguments.arguments(call),
       isDependent: overtakes)
+  }
+}
+
+extension KernelPlan {
+  /// The plan that takes a call, as on a GPU: where the copy engine does not take its strides, one without tensor maps.
+  package func taking(_ call: KernelCall, on gpu: GPULimits) throws(AttentionError) -> KernelPlan {
+    let arguments = launches.attention.arguments
+    if arguments.mappedTensors(call).allSatisfy({ arguments.map(of: $0) != nil }) { return self }
+    return try KernelPlan(problem, on: gpu, options: KernelOptions(family: familyWithoutMaps))
   }
 }
 

@@ -238,8 +238,8 @@ import Testing
     for number in part * 16..<part * 16 + 16 {
       let test = VerificationCase(seed: 3, number: number, kernels: 64)
       if test.problem.flops > 4e8 { continue }
-      let plan = try KernelPlan(test.problem, on: .typical(of: .sm90))
-      let emulation = test.emulation()
+      let (emulation, gpu) = (test.emulation(), GPULimits.typical(of: .sm90))
+      let plan = try KernelPlan(test.problem, on: gpu).taking(emulation.call, on: gpu)
       _ = try plan.launches.emulate(emulation.call, memory: emulation.memory)
       let outcome = test.judge(try #require(emulation.result))
       #expect(outcome.failure == nil, "\(test.problem): \(outcome)")

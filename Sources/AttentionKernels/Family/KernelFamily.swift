@@ -56,6 +56,11 @@ package enum Architecture: Hashable, Sendable {
     }
   }
 
+  /// Whether its kernels' texts are for more than one GPU.
+  package var isPortable: Bool {
+    if case .from = self { true } else { false }
+  }
+
   var description: String {
     switch self {
     case .from(let oldest): "sm_\(oldest) and newer"

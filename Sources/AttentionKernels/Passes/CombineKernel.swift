@@ -3,9 +3,8 @@ package import PTX
 /// The second launch of a decode call whose units have many parts: a block for each row, or for some rows of a unit where
 /// there are many.
 ///
-///     the rows' unit, and its parts
+///     the rows' unit, and its parts: nothing to do where there is one
 ///     where it may begin early: wait for the first launch, also where nothing is to do, or what follows would begin before its end
-///     nothing to do where there is one part
 ///     each thread: 4 columns of a row, over every n-th part
 ///     O and log-sum-exp of each row, over the n through shared memory
 package struct CombineKernel: KernelSource {
@@ -34,7 +33,8 @@ package struct CombineKernel: KernelSource {
   /// The kernel, with the parameters of `DecodeParameters`.
   package func kernel() throws(KernelError) -> Kernel {
     let s = specialization
-    return try Kernel.build(name, threadsPerBlock: Self.threads) { k in
+    // Of registers there are enough for so many; ptxas, which would save them for more, else loads part after part.
+    return try Kernel.build(name, threadsPerBlock: Self.threads, blocksPerMultiprocessor: 2) { k in
       let p = DecodeParameters(ParameterList(k), s.parameterParts)
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
       let chunks = s.valueDimension / 4
@@ -55,9 +55,11 @@ package struct CombineKernel: KernelSource {
       let parts = share.parts(of: unit)
       let combine = SplitCombine(k, s, p, parts: parts)
       let unitRows = UnitRows(k, s, p, unit, firstRow: k.constant(0, U32.self))
-      if s.combination == .dependentLaunch { k.waitForPrerequisites() }
+      func waitForParts() { if s.combination == .dependentLaunch { k.waitForPrerequisites() } }
       let hasParts = parts.first .< parts.last
+      // Asked before the wait, so that ptxas does not leave the answer for after it.
       k.if(s.hasPackedQueries ? hasParts & (first .< unitRows.packed.count) : hasParts) {
+        waitForParts()
         let (part, item) = (thread / perPart, thread % perPart)
         let (own, chunk) = rows == 1 ? (first, item) : (first + item / chunks, item % chunks)
         // Rows behind the last have no parts.
@@ -88,6 +90,8 @@ package struct CombineKernel: KernelSource {
           sum.add(others)
           combine.store(sum, unitRows, row: own, chunk: chunk)
         }
+      } else: {
+        waitForParts()
       }
     }
   }

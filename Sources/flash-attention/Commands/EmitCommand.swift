@@ -134,7 +134,10 @@ struct EmitCommand: ParsableCommand {
       // The table has all families; a text is of those that were asked for.
       let kernels = KernelOptions(
         family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })
-      let families = backward ? KernelFamilies.backward : KernelFamilies.all
+      // A text for sm_90 is one that newer GPUs take, too; Hopper's own instructions are those of sm_90a.
+      let isPortable = target.map { !$0.isSpecific } ?? false
+      let families = (backward ? KernelFamilies.backward : KernelFamilies.all)
+        .filter { explain || tiling != nil || !isPortable || $0.architecture.isPortable }
       return (
         try KernelPlan(problem, on: gpu, options: kernels, families: families),
         try Choice(problem, on: gpu, options: kernels, families: families)

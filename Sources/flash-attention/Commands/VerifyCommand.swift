@@ -332,9 +332,9 @@ struct VerifyCommand: ParsableCommand {
     _ test: VerificationCase, _ limits: GPULimits, _ gpu: GPU?
   ) throws(AttentionError) -> CaseOutcome {
     let options = try options(for: test, on: limits)
-    let plan = try KernelPlan(test.problem, on: limits, options: options)
-    let sums: PlainAttention.Sums = (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .cut
     let emulation = test.emulation()
+    let plan = try KernelPlan(test.problem, on: limits, options: options).taking(emulation.call, on: limits)
+    let sums: PlainAttention.Sums = (plan.tiling as? ForwardTiling)?.sums == .f16 ? .half : .cut
     do {
       _ = try plan.launches.emulate(emulation.call, memory: emulation.memory)
     } catch {

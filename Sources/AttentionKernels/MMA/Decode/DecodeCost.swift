@@ -62,7 +62,7 @@ enum DecodeCost {
   /// A launch behind has a block for each row of all sequences, or, since the fit, for some; where the registers of more than
   /// four warps leave it no room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
   /// heads, 4 queries, 16384 keys). Each row has its parts read one after the other (2026-11-30: 4 to 128 parts of 64 and 128 rows).
-  private static let launchBehind = (fixed: 1.4e-6, late: 1.0e-6, perBlock: 5.2e-9, perPart: 1e-8)
+  private static let launchBehind = (fixed: 1.0e-6, late: 1.0e-6, perBlock: 5.2e-9, perPart: 1e-8)
 
   static func cost(
     _ load: Load, _ s: DecodeSpecialization, _ problem: AttentionProblem, on gpu: GPULimits
