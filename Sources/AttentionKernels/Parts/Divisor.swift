@@ -5,9 +5,13 @@ internal import PTX
 ///     n / d = (2 n m) >> (32 + s),  s = ceil(log2 d),  m = ceil(2^(31 + s) / d),  exact for n below 2^31
 ///
 /// (Granlund and Montgomery, "Division by Invariant Integers using Multiplication", 1994, section 4.)
-struct Divisor {
+final class Divisor {
   /// d, m and s.
   let number, multiplier, shift: Register<U32>
+
+  init(number: Register<U32>, multiplier: Register<U32>, shift: Register<U32>) {
+    (self.number, self.multiplier, self.shift) = (number, multiplier, shift)
+  }
 
   /// m and s of a number from 1 to 2^31 - 1.
   static func magic(_ number: Int) -> (multiplier: Int, shift: Int) {

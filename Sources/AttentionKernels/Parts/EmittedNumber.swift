@@ -2,7 +2,7 @@ internal import Attention
 internal import PTX
 
 /// A number that a kernel computes.
-struct EmittedNumber: RuleNumber {
+final class EmittedNumber: RuleNumber {
   let k: KernelBuilder
   let register: Register<S32>
   /// Where the host knows it, what makes dividing by it cheap.

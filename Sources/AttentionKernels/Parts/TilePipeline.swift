@@ -6,7 +6,7 @@ internal import PTX
 /// one of them or a slice of it, in the order in which they are read. Item i is in place `i % stages`. With more than
 /// one place a single barrier an item says both that it has arrived for all and that all have read the one before,
 /// whose place is then filled. With one place another barrier has to say the latter, and nothing is copied meanwhile.
-struct TilePipeline {
+final class TilePipeline {
   /// What a product reads.
   enum Part: Hashable {
     case keys(slice: Int)
@@ -176,6 +176,6 @@ struct TilePipeline {
     }
     // With one place, K is waited for before V.
     return stages == 1
-      ? copies.flatMap { $0 + [{ k.commitCopies() }] } : copies.flatMap { $0 } + [{ k.commitCopies() }]
+      ? copies.flatMap { $0 + [{ self.k.commitCopies() }] } : copies.flatMap { $0 } + [{ self.k.commitCopies() }]
   }
 }

@@ -2,7 +2,7 @@ internal import PTX
 
 /// How weights and gradients of scores come from the products that made them to those that take them: as they lie in the
 /// accumulators, where a warp has its rows alone; otherwise through shared memory.
-struct OperandExchange {
+final class OperandExchange {
   private let k: KernelBuilder
   private let s: BackwardSpecialization
   /// nil for what does not go through shared memory.

@@ -5,7 +5,7 @@ internal import PTX
 ///
 /// Where there are no more sequences than lanes, each lane looks at its own once, and tells the others, which one sequence need not.
 /// Where there are more, they are looked at again for whatever is asked.
-struct SequencePlaces {
+final class SequencePlaces {
   /// A sequence, its keys and queries, and the places of all before it.
   struct Sequence {
     let number, keys, queries, before: Register<S32>
