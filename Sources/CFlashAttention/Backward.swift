@@ -124,6 +124,7 @@ extension fa_backward_params {
 @c @implementation public func fa_backward(_ params: UnsafePointer<fa_backward_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try fa_backward_params.read(params)
+    try checkMemory(p.workspace, size: p.workspace_size, "workspace")
     try p.run(try p.plan)
   }
 }

@@ -166,6 +166,8 @@ extension fa_sequences_params {
 @c @implementation public func fa_sequences(_ params: UnsafePointer<fa_sequences_params>!) -> fa_status {
   status { () throws(AttentionError) in
     let p = try fa_sequences_params.read(params)
+    try checkMemory(p.workspace, size: p.workspace_size, "workspace")
+    try checkMemory(p.counters, size: p.counters_size, "counters")
     let plan = try p.plan
     if plan.gpu == nil { try p.run(plan) } else { try p.launch(plan) }
   }

@@ -88,6 +88,13 @@ func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
   pointer.map { OpaquePointer($0) } ?? OpaquePointer(bitPattern: 1)!
 }
 
+/// Refuses a size without the memory that has it.
+func checkMemory(_ memory: UnsafeMutableRawPointer?, size: Int, _ name: String) throws(AttentionError) {
+  if memory == nil && size != 0 {
+    throw .unsupported("\(name)_size is \(UInt(bitPattern: size)) and \(name) is NULL; give both, or neither.")
+  }
+}
+
 /// The address that a pointer holds; nil of NULL.
 func address(_ pointer: UnsafeRawPointer?) -> UInt64? { pointer.map { UInt64(UInt(bitPattern: $0)) } }
 

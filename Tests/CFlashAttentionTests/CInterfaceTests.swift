@@ -215,6 +215,12 @@ import Testing
     #expect(fa_sequences_counters(&p, &bytes, &isShared) == FA_OK && bytes == 0 && isShared == 1)
     #expect(fa_sequences_counters(&p, &bytes, nil) == FA_OK)
     #expect(fa_sequences_counters(&p, nil, &isShared) == FA_INVALID)
+    p.workspace_size = 4096
+    #expect(fa_sequences(&p) == FA_INVALID)
+    #expect(lastError == "workspace_size is 4096 and workspace is NULL; give both, or neither.")
+    (p.workspace_size, p.counters_size) = (0, 1)
+    #expect(fa_sequences(&p) == FA_INVALID)
+    #expect(lastError == "counters_size is 1 and counters is NULL; give both, or neither.")
   }
 
   /// Parts that are left apart are what `fa_combine` makes the result of.
@@ -527,6 +533,10 @@ import Testing
     p.size = MemoryLayout<fa_backward_params>.size
     (p.batch, p.queries, p.keys, p.query_heads, p.key_value_heads, p.dimension) = (2, 5, 9, 4, 2, 16)
     #expect(fa_backward(nil) == FA_INVALID && !lastError.isEmpty)
+    p.workspace_size = 16
+    #expect(fa_backward(&p) == FA_INVALID)
+    #expect(lastError == "workspace_size is 16 and workspace is NULL; give both, or neither.")
+    p.workspace_size = 0
     #expect(fa_backward(&p) == FA_INVALID)
     #expect(lastError == "log_sum_exp is NULL; give what the forward pass wrote.")
     p.order = 2
