@@ -125,13 +125,15 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   private static func decoding() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     for target in [Target.sm80, .sm90] {
-      for (dimension, group, queries, pageSize) in [
-        (64, 1, 1, nil), (128, 4, 1, 16), (128, 8, 4, nil), (128, 16, 4, 64), (128, 16, 8, nil),
-        (256, 4, 1, nil), (256, 8, 4, 1), (72, 5, 3, nil),
-      ] as [(Int, Int, Int, Int?)] {
+      // One sequence, no more than lanes of a warp, and more: each is another text.
+      for (dimension, batch, group, queries, pageSize) in [
+        (64, 8, 1, 1, nil), (128, 8, 4, 1, 16), (128, 40, 8, 4, nil), (128, 8, 16, 4, 64), (128, 1, 16, 8, nil),
+        (256, 1, 4, 1, nil), (256, 40, 8, 4, 1), (72, 8, 5, 3, nil),
+      ] as [(Int, Int, Int, Int, Int?)] {
         var problem = try AttentionProblem(
-          batch: 1, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-          keys: dimension == 256 && queries == 1 ? .whole(length: 65536) : keys(65536, pageSize: pageSize),
+          batch: batch, queries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
+          keys: dimension == 256 && queries == 1
+            ? .whole(length: 65536) : keys(65536, of: batch, pageSize: pageSize),
           scalarType: .bf16, mask: dimension == 72 ? .window(left: 1024, right: 0) : .causal)
         if group == 8 { problem.sinkType = queries == 4 ? .f16 : .f32 }
         if group == 16 { problem.ranges = .given(count: 2, isShared: true) }
@@ -142,8 +144,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
     return list + (try sequences())
   }
 
-  private static func keys(_ capacity: Int, pageSize: Int?) -> AttentionProblem.KeyStorage {
-    guard let pageSize else { return .contiguous(sequences: 1, capacity: capacity) }
+  private static func keys(_ capacity: Int, of sequences: Int, pageSize: Int?) -> AttentionProblem.KeyStorage {
+    guard let pageSize else { return .contiguous(sequences: sequences, capacity: capacity) }
     return .paged(pages: 1000, pageSize: pageSize, pagesPerSequence: capacity / pageSize)
   }
 
@@ -152,8 +154,8 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
   private static func sequences() throws -> [AttentionConfiguration] {
     var list: [AttentionConfiguration] = []
     let left = try AttentionProblem(
-      batch: 1, queries: 4, queryHeads: 8, keyValueHeads: 1, dimension: 128,
-      keys: keys(65536, pageSize: nil), scalarType: .bf16, mask: .causal, keysPerSplit: 4096, leavesParts: true)
+      batch: 8, queries: 4, queryHeads: 8, keyValueHeads: 1, dimension: 128,
+      keys: keys(65536, of: 8, pageSize: nil), scalarType: .bf16, mask: .causal, keysPerSplit: 4096, leavesParts: true)
     list += try configurations(left, "decode", .sm90)
     // Kernels of whole problems that read each sequence's lengths have some registers less to spare.
     for (target, dimension, group, mask) in [
@@ -170,12 +172,12 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
       list += try configurations(problem, "forward", target, spillAllowance: dimension > 256 ? 64 : 0)
     }
     for target in [Target.sm80, .sm90] {
-      for (type, dimension, group, queries) in [
-        (ScalarType.bf16, 128, 4, 1), (.f16, 128, 8, 4), (.bf16, 64, 1, 1),
+      for (type, dimension, batch, group, queries) in [
+        (ScalarType.bf16, 128, 8, 4, 1), (.f16, 128, 40, 8, 4), (.bf16, 64, 1, 1, 1),
       ] {
         let problem = try AttentionProblem(
-          batch: 1, queries: queries, packedQueries: queries, queryHeads: group, keyValueHeads: 1, dimension: dimension,
-          keys: keys(65536, pageSize: nil),
+          batch: batch, queries: queries, packedQueries: batch * queries, queryHeads: group, keyValueHeads: 1,
+          dimension: dimension, keys: keys(65536, of: batch, pageSize: nil),
           newKeys: target >= .sm89
             ? .init(queries, rotary: RotaryEmbedding(dimension: dimension, isInterleaved: group == 4, positions: 65536))
             : nil, scalarType: type, queryType: dimension == 64 ? .e4m3 : nil, cacheType: .e4m3,

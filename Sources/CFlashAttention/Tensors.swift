@@ -91,7 +91,8 @@ func streamHandle(_ pointer: UnsafeMutableRawPointer?) -> OpaquePointer {
 /// Refuses a size without the memory that has it.
 func checkMemory(_ memory: UnsafeMutableRawPointer?, size: Int, _ name: String) throws(AttentionError) {
   if memory == nil && size != 0 {
-    throw .unsupported("\(name)_size is \(UInt(bitPattern: size)) and \(name) is NULL; give both, or neither.")
+    throw .unsupported(
+      "\(name)_size is \(UInt(bitPattern: size)) and \(name) is NULL; give its address, or a size of 0.")
   }
 }
 

@@ -30,6 +30,13 @@ import Testing
       try EmulatedDecoding(
         lengths: (0..<37).map { $0 * 5 % 301 }, group: 1, dimension: 16, capacity: 301, combination: .launchBehind)
     },
+    Clause("more sequences than lanes, packed queries") {
+      try EmulatedDecoding(
+        lengths: (0..<40).map { $0 * 5 % 71 }, queryCounts: (0..<40).map { $0 % 4 }, dimension: 16, capacity: 80)
+    },
+    Clause("one sequence, parts put together by a launch that begins early") {
+      try EmulatedDecoding(lengths: [700], group: 16, dimension: 128, capacity: 700, combination: .launchBehind)
+    },
     Clause("more sequences than are looked at together") {
       try EmulatedDecoding(lengths: (0..<140).map { $0 * 11 % 29 }, group: 1, dimension: 16, capacity: 32)
     },
@@ -384,6 +391,7 @@ import Testing
     let alone = try bits([900], multiprocessors: 5)
     #expect(try bits([900, 1000, 3], multiprocessors: 5) == alone)
     #expect(try bits([900, 0, 640, 20, 77, 1000], multiprocessors: 3) == alone)
+    #expect(try bits([900] + (0..<33).map { $0 * 7 % 40 }, multiprocessors: 3) == alone)
     // Otherwise they do, so that the comparison says something.
     #expect(
       try bits([900], multiprocessors: 5, keysPerSplit: nil)

@@ -107,11 +107,12 @@ import Testing
     #expect(plan.cost.seconds > 4 * 8 * 16384 * 256 * 2 / gpu.bandwidth)
   }
 
-  /// A new batch, other lengths, strides and pointers write no text; and a launch's arguments are those of its kernel's
-  /// parameters.
+  /// A new batch, other lengths, strides and pointers write no text, but for one sequence, up to 32, and more; and a launch's arguments are
+  /// those of its kernel's parameters.
   @Test func textsAreWrittenOnce() throws {
     let cache = KernelCache()
-    for batch in [3, 4, 5, 7] {
+    var names: Set<String> = []
+    for batch in [1, 3, 4, 7, 32, 33, 140] {
       for capacity in [40000, 41000] {
         let problem = try AttentionProblem(
           batch: batch, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
@@ -120,12 +121,18 @@ import Testing
           mask: .causal)
         let plan = try KernelPlan(
           problem, on: gpu,
-          options: KernelOptions(tiling: TilingChanges("groups=4,keys=16,stages=3,blocks=1,combine=behind")))
+          options: KernelOptions(tiling: TilingChanges("groups=4,keys=16,stages=3,blocks=1,waves=1,combine=behind")))
         #expect(plan.launches.launches.count == 3)
-        for launch in plan.launches.launches { _ = try cache.text(of: launch.kernel) }
+        for launch in plan.launches.launches {
+          names.insert(launch.kernel.name)
+          _ = try cache.text(of: launch.kernel)
+        }
       }
     }
-    #expect(cache.textCount == 3)
+    #expect(cache.textCount == names.count)
+    func count(_ start: String) -> Int { names.count { $0.hasPrefix(start) } }
+    // How many rows a block puts together follows their number.
+    #expect(count("decode_") == 3 && count("combine") >= 3 && names.count == 1 + 3 + count("combine"))
   }
 
   /// Every parameter that a kernel declares, some instruction reads; and the launch passes one argument for each.

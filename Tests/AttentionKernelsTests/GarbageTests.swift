@@ -16,6 +16,15 @@ import Testing
       try EmulatedDecoding(
         lengths: [90, 3, 40], heads: 2, dimension: 16, capacity: 96, batchIndex: [2, 0, 3], leftPadding: [5, 0, 40])
     },
+    Clause("one sequence: its length, place and padding") {
+      try EmulatedDecoding(
+        lengths: [90], heads: 2, dimension: 16, capacity: 96, batchIndex: [2], leftPadding: [5])
+    },
+    Clause("more sequences than lanes") {
+      try EmulatedDecoding(
+        lengths: (0..<35).map { $0 * 5 % 31 }, dimension: 16, capacity: 32, batchIndex: (0..<35).map { 34 - $0 },
+        leftPadding: (0..<35).map { $0 * 5 % 31 / 2 })
+    },
     Clause("pages of whole steps") {
       try EmulatedDecoding(
         lengths: [90, 3, 40], dimension: 16, pageSize: 32, capacity: 96, combination: .launchBehind)

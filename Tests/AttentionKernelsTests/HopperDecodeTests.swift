@@ -26,7 +26,8 @@ import Testing
 
   static let clauses: [Clause] = [
     Clause("one sequence over three blocks") { try decoding(lengths: [500]) },
-    Clause("many sequences, two heads, odd lengths") { try decoding(.f16, lengths: [1, 333, 0, 77, 64], heads: 2) },
+    Clause("more sequences than lanes") { try decoding(.bf16, lengths: (0..<36).map { $0 * 13 % 90 }) },
+    Clause("several sequences, two heads, odd lengths") { try decoding(.f16, lengths: [1, 333, 0, 77, 64], heads: 2) },
     Clause("128 rows") { try decoding(.bf16, "groups=2,keys=64", lengths: [300, 450], group: 16) },
     Clause("70 rows of two groups") {
       try decoding(.bf16, "groups=2,keys=48", lengths: [300, 45], group: 7, queries: 10)

@@ -37,11 +37,43 @@ import Testing
       let most = (limit - 1) / divisor * divisor
       var numbers = [0, 1, divisor - 1, divisor, divisor + 1, most - 1, most, limit - 1].filter { $0 < limit }
       for _ in 0..<50 { numbers.append(random.int(0...limit - 1)) }
-      for number in numbers where number >= 0 {
+      for number in numbers {
         let quotient = (UInt(2 * number) * UInt(multiplier)) >> UInt(32 + shift)
         #expect(Int(quotient) == number / divisor, "\(number) / \(divisor)")
       }
     }
+  }
+
+  /// The same by a kernel, and what is left.
+  @Test(arguments: [1, 2, 3, 7, 64, 132, 1000, 65_537, 1 << 30, (1 << 31) - 1])
+  func kernelsDivideByProducts(divisor: Int) throws {
+    let kernel = try Kernel.build("divide", threadsPerBlock: 32) { k in
+      let (numbers, results) = (k.pointer("numbers"), k.pointer("results"))
+      let divisor = Divisor(
+        number: k.parameter("divisor", U32.self), multiplier: k.parameter("multiplier", U32.self),
+        shift: k.parameter("shift", U32.self))
+      let place = k.wide(k.special(.lane) * 4)
+      let (quotient, remainder) = k.division(k.load(U32.self, global: numbers + place), by: divisor)
+      k.store(quotient, global: results + place)
+      k.store(remainder, global: results + place, offset: 128)
+    }
+    var random = RandomSource(seed: 5)
+    let limit = 1 << 31
+    let numbers = [0, 1, divisor - 1, divisor, limit - 1] + (0..<27).map { _ in random.int(0...limit - 1) }
+    let memory = GlobalMemory()
+    let source = memory.allocate("numbers", numbers.map { UInt32($0) }, access: .readOnly)
+    let results = memory.allocate("results", byteCount: 256, access: .readWrite)
+    let magic = Divisor.magic(divisor)
+    _ = try Emulator.run(
+      Program(kernel),
+      Launch(
+        blocks: (1, 1, 1),
+        arguments: [
+          .pointer(source), .pointer(results), .u32(UInt32(divisor)), .u32(UInt32(magic.multiplier)),
+          .u32(UInt32(magic.shift)),
+        ]), memory: memory)
+    let found = try #require(memory.read(UInt32.self, count: 64, from: results))
+    #expect(found.map { Int($0) } == numbers.map { $0 / divisor } + numbers.map { $0 % divisor })
   }
 
   /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a

@@ -217,10 +217,10 @@ import Testing
     #expect(fa_sequences_counters(&p, nil, &isShared) == FA_INVALID)
     p.workspace_size = 4096
     #expect(fa_sequences(&p) == FA_INVALID)
-    #expect(lastError == "workspace_size is 4096 and workspace is NULL; give both, or neither.")
+    #expect(lastError == "workspace_size is 4096 and workspace is NULL; give its address, or a size of 0.")
     (p.workspace_size, p.counters_size) = (0, 1)
     #expect(fa_sequences(&p) == FA_INVALID)
-    #expect(lastError == "counters_size is 1 and counters is NULL; give both, or neither.")
+    #expect(lastError == "counters_size is 1 and counters is NULL; give its address, or a size of 0.")
   }
 
   /// Parts that are left apart are what `fa_combine` makes the result of.
@@ -535,7 +535,7 @@ import Testing
     #expect(fa_backward(nil) == FA_INVALID && !lastError.isEmpty)
     p.workspace_size = 16
     #expect(fa_backward(&p) == FA_INVALID)
-    #expect(lastError == "workspace_size is 16 and workspace is NULL; give both, or neither.")
+    #expect(lastError == "workspace_size is 16 and workspace is NULL; give its address, or a size of 0.")
     p.workspace_size = 0
     #expect(fa_backward(&p) == FA_INVALID)
     #expect(lastError == "log_sum_exp is NULL; give what the forward pass wrote.")

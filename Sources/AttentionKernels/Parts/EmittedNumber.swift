@@ -22,7 +22,7 @@ final class EmittedNumber: RuleNumber {
   func subtracting(_ b: EmittedNumber) -> EmittedNumber { with(register - b.register) }
   func multiplied(by b: EmittedNumber) -> EmittedNumber { with(register * b.register) }
   func multiplied(by b: Int) -> EmittedNumber { b == 1 ? self : with(register * b) }
-  // Without a sign, which costs instructions.
+  // Without a sign, which costs instructions; by numbers that the host knows, of numbers below 2^31.
   func divided(by b: EmittedNumber) -> EmittedNumber {
     let dividend = register.reinterpreted(as: U32.self)
     let quotient = b.divisor.map { k.quotient(dividend, by: $0) } ?? dividend / b.register.reinterpreted(as: U32.self)

@@ -9,6 +9,8 @@ struct CombineGrid: Sendable {
   /// Dynamic shared memory of a block: for its sums, and so much more that no more blocks fit a multiprocessor than should.
   let sharedByteCount: Int
 
+  /// Blocks that a multiprocessor has at once where there are enough rows.
+  static let blocksOfMultiprocessor = 2
   /// The most warps of the kernel before that leave a block room beside them, by their registers.
   private static let warpsBeside = 4
 
@@ -24,7 +26,7 @@ struct CombineGrid: Sendable {
   ///   - rowsOfHead: packed rows of each.
   ///   - warps: those of the kernel before that a multiprocessor has.
   init(_ s: DecodeSpecialization, heads: Int, rowsOfHead: Int, after warps: Int, on gpu: GPULimits) {
-    let (all, places) = (heads * rowsOfHead, 2 * gpu.multiprocessors)
+    let (all, places) = (heads * rowsOfHead, Self.blocksOfMultiprocessor * gpu.multiprocessors)
     beginsLate = warps > Self.warpsBeside && s.combination == .dependentLaunch
     let most = s.hasFixedSplits ? 1 : max(1, min(16, rowsOfHead, CombineKernel.threads / (s.valueDimension / 4)))
     var rows = 1

@@ -33,8 +33,10 @@ package struct CombineKernel: KernelSource {
   /// The kernel, with the parameters of `DecodeParameters`.
   package func kernel() throws(KernelError) -> Kernel {
     let s = specialization
-    // Of registers there are enough for so many; ptxas, which would save them for more, else loads part after part.
-    return try Kernel.build(name, threadsPerBlock: Self.threads, blocksPerMultiprocessor: 2) { k in
+    // ptxas, which would save registers for more blocks, else loads part after part.
+    return try Kernel.build(
+      name, threadsPerBlock: Self.threads, blocksPerMultiprocessor: CombineGrid.blocksOfMultiprocessor
+    ) { k in
       let p = DecodeParameters(ParameterList(k), s.parameterParts)
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
       let chunks = s.valueDimension / 4

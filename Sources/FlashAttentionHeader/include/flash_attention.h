@@ -190,7 +190,7 @@ typedef struct fa_sequences_params {
   void *workspace;             /* GPU: fa_sequences_workspace bytes that were zero before its first call; one for each stream */
   size_t workspace_size;
   void *stream;
-  void *counters;              /* GPU: of fa_counters; the workspace then need not be zero. NULL for its first bytes */
+  void *counters;              /* GPU: of fa_counters; the workspace then need not be zero. NULL, and a size of 0, for its first bytes */
   size_t counters_size;
 } fa_sequences_params;
 
@@ -219,8 +219,8 @@ typedef struct fa_backward_params {
   float *d_sinks;                    /* [query_heads], of scores.sinks; NULL where it is not wanted */
   const int32_t *query_starts, *key_starts; /* [batch + 1]: both, or neither */
   const int32_t *query_counts, *key_counts; /* [batch]: how many of each packed sequence count; NULL for all */
-  void *workspace;                   /* GPU: fa_backward_workspace bytes that may hold anything; one for each stream. NULL for some of
-                                      * the library's own, of the calling thread and the stream, which stay */
+  void *workspace;                   /* GPU: fa_backward_workspace bytes that may hold anything; one for each stream. NULL, and a size of
+                                      * 0, for some of the library's own, of the calling thread and the stream, which stay */
   size_t workspace_size;
   void *stream;
 } fa_backward_params;

@@ -56,7 +56,10 @@ struct EmitCommand: ParsableCommand {
   @Option(help: "An example instead of attention: gemm, softmax or hopper-gemm.")
   var example: Example?
 
-  @Option(help: "The GPU to write for, such as sm_80 or sm_90a. (default: the oldest that has all instructions)")
+  @Option(
+    help:
+      "The GPU to write for, such as sm_80; sm_90 for kernels that newer ones take, too, sm_90a for Hopper's own. (default: the oldest that has all instructions)"
+  )
   var arch: String?
 
   @Flag(
@@ -137,7 +140,7 @@ struct EmitCommand: ParsableCommand {
       // A text for sm_90 is one that newer GPUs take, too; Hopper's own instructions are those of sm_90a.
       let isPortable = target.map { !$0.isSpecific } ?? false
       let families = (backward ? KernelFamilies.backward : KernelFamilies.all)
-        .filter { explain || tiling != nil || !isPortable || $0.architecture.isPortable }
+        .filter { explain || !isPortable || $0.architecture.isPortable }
       return (
         try KernelPlan(problem, on: gpu, options: kernels, families: families),
         try Choice(problem, on: gpu, options: kernels, families: families)

@@ -487,7 +487,7 @@ def sequences(
                 memory = _recorded_workspace(call, workspace_size, q.device, stream, counters_size)
             else:
                 memory = _workspace(workspace_size, q.device, stream, is_shared)
-                call.counters = None
+                call.counters, call.counters_size = None, 0
             call.workspace, call.workspace_size = memory.data_ptr(), memory.numel()
     else:
         c.limit_threads(torch.get_num_threads())

@@ -130,9 +130,12 @@ final class CacheRing {
       let lane = (thread % 32).reinterpreted(as: S32.self) + 32 * number
       let key = next + lane
       let isOwn = 32 * (number + 1) > s.tiling.keysPerStep ? (lane .< s.tiling.keysPerStep) & (key .< end) : key .< end
-      let (page, row) = k.division((key + padding).reinterpreted(as: U32.self), by: parameters.pageSize)
-      k.set(own.row, to: row)
-      k.if(isOwn) { load(page, to: own.page) }
+      // Only of keys that there are: what a caller says of padding may lead beyond what can be divided.
+      k.if(isOwn) {
+        let (page, row) = k.division((key + padding).reinterpreted(as: U32.self), by: parameters.pageSize)
+        k.set(own.row, to: row)
+        load(page, to: own.page)
+      }
     }
   }
 

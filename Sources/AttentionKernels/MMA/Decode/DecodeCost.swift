@@ -16,7 +16,8 @@ internal import Attention
 /// Fitted to 783 cases on two cards, an NVIDIA H100 (3.06 TB/s of reading) and an H200 (4.48), 2026-11-28: D 64, 128
 /// and 256, from 1 to 4096 rows, pages, e4m3 caches, 11 167 launches of forced tilings (standard deviation 6.4%). What
 /// it ranks first takes 1.013 times as long as the fastest measured, in the geometric mean (Documentation/GPULog.md).
-/// Other GPUs are ranked by the same constants.
+/// Other GPUs are ranked by the same constants. What begins a call and what puts parts together was set anew on the H200 on
+/// 2026-11-30.
 enum DecodeCost {
   /// What blocks have to do.
   struct Load {
@@ -57,11 +58,13 @@ enum DecodeCost {
   private static let piece = 2.1e-6, merged = 2.5e-11, written = 1.1e-10
   /// The last block of a unit reads all of its parts, so many seconds a byte.
   private static let lastBlock = (fixed: 0.2e-6, perByte: 3e-11)
-  /// The same of Hopper's kernels, whose warps that multiply alone do so.
+  /// The same of Hopper's kernels, whose warps that multiply alone do so (NVIDIA H200, 2026-11-30, `bench decode --kernels hopper-decode
+  /// --tiling ...,combine=last`, six shapes of 64 and 128 rows; by hand).
   static let lastGroups = (fixed: 1.5e-6, perByte: 6e-11)
   /// A launch behind has a block for each row of all sequences, or, since the fit, for some; where the registers of more than
   /// four warps leave it no room, it cannot begin early (18.2 us with four warps, 19.6 with eight: NVIDIA H200, 2026-11-28, batch 4, 16/1
-  /// heads, 4 queries, 16384 keys). Each row has its parts read one after the other (2026-11-30: 4 to 128 parts of 64 and 128 rows).
+  /// heads, 4 queries, 16384 keys). Eight parts of a row are read at a time (2026-11-30: 4 to 128 parts of 64 and 128 rows); 0.4 us less in all
+  /// since these are under way together.
   private static let launchBehind = (fixed: 1.0e-6, late: 1.0e-6, perBlock: 5.2e-9, perPart: 1e-8)
 
   static func cost(

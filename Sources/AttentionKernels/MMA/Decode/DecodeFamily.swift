@@ -225,7 +225,8 @@ package enum DecodeFamily: KernelFamily {
       launches.append(
         LaunchSequence.Launch(
           CombineKernel(s, rows: combination.rows), blocks: combination.blocks, threads: CombineKernel.threads,
-          sharedByteCount: combination.sharedByteCount, overtakes: s.combination == .dependentLaunch,
+          sharedByteCount: combination.sharedByteCount,
+          blocksPerMultiprocessor: CombineGrid.blocksOfMultiprocessor, overtakes: s.combination == .dependentLaunch,
           arguments: ArgumentTemplate(DecodeParameters.all(problem), for: launch)))
     }
     return LaunchSequence(

@@ -2,7 +2,8 @@ package import Attention
 package import PTX
 
 /// What the text of a decode kernel is made from, and the key that it is cached by. Lengths, strides, pointers, pages
-/// and counts are launch values, or are read by the kernel from the GPU's memory.
+/// and counts are launch values, or are read by the kernel from the GPU's memory; of sequences the text knows whether there are one, up
+/// to 32, or more.
 package struct DecodeSpecialization: Hashable, Sendable {
   /// The type of Q, P and O, and of K and V as they are multiplied.
   package var inputs: Matrix.Inputs

@@ -3,8 +3,8 @@ internal import PTX
 /// Which places of the row of all tiles, as `WorkRule` lays them, belong to which sequence: found by a warp, a sequence a lane, from the
 /// lengths in the GPU's memory.
 ///
-/// Where there are no more sequences than lanes, each lane looks at its own once, and tells the others, which one sequence need not.
-/// Where there are more, they are looked at again for whatever is asked.
+/// Where there are no more sequences than lanes, each lane keeps where its own ends, and tells the others; of one sequence all lanes know
+/// everything. Where there are more, they are looked at again for whatever is asked.
 final class SequencePlaces {
   /// A sequence, its keys and queries, and the places of all before it.
   struct Sequence {
@@ -17,8 +17,11 @@ final class SequencePlaces {
   private let table: SequenceTable
   private let rule: WorkRule<EmittedNumber>
   private let lane: Register<U32>
-  /// Each lane's sequence, and the places of all up to and with it; nil where there may be more than lanes.
-  private let ofLanes: (counts: Counts, places: Register<S32>, end: Register<S32>)?
+  /// Where there is one.
+  private let only: Sequence?
+  /// The places of all sequences up to and with each lane's, where there are no more than lanes. (One register a lane: kernels keep it
+  /// while they multiply.)
+  private let ends: Register<S32>?
   /// The places of all sequences.
   let total: Register<S32>
 
@@ -32,23 +35,27 @@ final class SequencePlaces {
     lane: Register<U32>
   ) {
     let (batch, table) = (parameters.batch, SequenceTable(k, s, parameters))
-    let own = s.sequences == .one ? k.constant(0, S32.self) : lane.reinterpreted(as: S32.self)
+    let (own, zero) = (lane.reinterpreted(as: S32.self), k.constant(0, S32.self))
     (self.k, self.s, self.batch, self.table, self.rule, self.lane) = (k, s, batch, table, rule, lane)
     func counts(_ sequence: Register<S32>) -> Counts { (table.keys(of: sequence), table.queries(of: sequence)) }
     func places(_ counts: Counts, of sequence: Register<S32>) -> Register<S32> {
       Self.places(k, rule, counts, of: sequence, before: batch)
     }
-    if s.sequences != .many {
-      let counts = counts(own)
-      let places = places(counts, of: own)
-      let end = s.sequences == .one ? places : Self.sums(k, places, lane: lane)
-      ofLanes = (counts, places, end)
-      total = s.sequences == .one ? end : k.shuffle(end, lane: k.constant(31, U32.self))
+    if s.sequences == .one {
+      let counts = counts(zero)
+      only = Sequence(number: zero, keys: counts.keys, queries: counts.queries, before: zero)
+      (ends, total) = (nil, places(counts, of: zero))
       return
     }
-    ofLanes = nil
-    let sum = k.variable(k.constant(0, S32.self))
-    k.loop(from: k.constant(0, S32.self), to: batch, by: 32 * Self.atOnce) { start in
+    only = nil
+    if s.sequences == .few {
+      let ends = Self.sums(k, places(counts(own), of: own), lane: lane)
+      (self.ends, total) = (ends, k.shuffle(ends, lane: k.constant(31, U32.self)))
+      return
+    }
+    ends = nil
+    let sum = k.variable(zero)
+    k.loop(from: zero, to: batch, by: 32 * Self.atOnce) { start in
       // Loads first, so that they are under way together.
       let sequences = (0..<Self.atOnce).map { start + own + $0 * 32 }
       for (sequence, counts) in sequences.map({ ($0, counts($0)) }) {
@@ -85,7 +92,8 @@ final class SequencePlaces {
 
   /// A sequence; all lanes ask for the same.
   func sequence(_ number: Register<S32>) -> Sequence {
-    if ofLanes != nil { return sequence(ofLane: number.reinterpreted(as: U32.self)) }
+    if let only { return only }
+    if ends != nil { return sequence(ofLane: number.reinterpreted(as: U32.self)) }
     let sum = k.variable(k.constant(0, S32.self))
     k.loop(from: k.constant(0, S32.self), to: number, by: 32) { start in
       k.set(sum, to: sum + places(of: start + lane.reinterpreted(as: S32.self), before: number))
@@ -95,11 +103,9 @@ final class SequencePlaces {
 
   /// The sequence that a place belongs to, one of those that there are.
   func sequence(ofPlace place: Register<S32>) -> Sequence {
-    if let ofLanes {
-      // Behind the last sequence, lanes end where it does.
-      return sequence(
-        ofLane: s.sequences == .one ? k.constant(0, U32.self) : k.population(k.ballot(ofLanes.end .<= place)))
-    }
+    if let only { return only }
+    // Behind the last sequence, lanes end where it does.
+    if let ends { return sequence(ofLane: k.population(k.ballot(ends .<= place))) }
     let zero = k.constant(0, S32.self)
     let (sequence, base) = (k.variable(zero), k.variable(zero))
     let isSearching = k.variable(k.constant(1, U32.self))
@@ -125,14 +131,13 @@ final class SequencePlaces {
     Sequence(number: number, keys: table.keys(of: number), queries: table.queries(of: number), before: before)
   }
 
-  /// The sequence of a lane, which tells the others.
+  /// The sequence of a lane: it begins where that of the lane before ends.
   private func sequence(ofLane which: Register<U32>) -> Sequence {
-    func told(_ number: Register<S32>, differs: Bool = true) -> Register<S32> {
-      differs && s.sequences != .one ? k.shuffle(number, lane: which) : number
-    }
-    let own = ofLanes!
-    return Sequence(
-      number: which.reinterpreted(as: S32.self), keys: told(own.counts.keys, differs: s.hasLengths),
-      queries: told(own.counts.queries, differs: s.hasPackedQueries), before: told(own.end - own.places))
+    let end = k.shuffle(
+      ends!,
+      lane: k.maximum(which.reinterpreted(as: S32.self) - 1, k.constant(0, S32.self))
+        .reinterpreted(as: U32.self))
+    return sequence(
+      which.reinterpreted(as: S32.self), before: k.select(which .== 0, k.constant(0, S32.self), end))
   }
 }

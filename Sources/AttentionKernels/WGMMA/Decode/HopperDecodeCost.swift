@@ -5,8 +5,8 @@ internal import Attention
 /// together as `DecodeCost` has it.
 ///
 /// Fitted to 56 times of an NVIDIA H200, 2026-11-30 (`bench decode --kernels hopper-decode --tiling ...`, D 128, 17 shapes of 64 and 128
-/// rows by one group and two, in tiles of 64 and 128 keys, a launch behind: standard deviation 3.7%, Documentation/GPULog.md); what bytes cost
-/// was set by hand the day before, but for what all calls have lost since.
+/// rows by one group and two, in tiles of 64 and 128 keys, a launch behind: standard deviation 3.7%, before that launch lost another 0.4 us,
+/// Documentation/GPULog.md); what bytes cost was set by hand the day before, but for what all calls have lost since.
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.
@@ -15,8 +15,8 @@ enum HopperDecodeCost {
   }
   /// The part of the data sheet's bandwidth that is reached.
   private static let reached = 0.92
-  /// Of a piece, and for each 64 rows and column of O that it leaves. Of bytes less for these, since two groups are faster there (8
-  /// sequences of 16448 keys, 128 rows: 32.8 us, by one 35.5).
+  /// Of a piece, and for each 64 rows and column of O that it leaves. Of bytes a second group costs less, since two are faster there (8
+  /// sequences of 16448 keys, 128 rows, before small calls lost 2 us: 32.8 us, by one 35.5).
   private static func ends(ofBytes: Bool) -> (piece: Double, column: Double) {
     ofBytes ? (0.8e-6, 9e-9) : (0.35e-6, 12.7e-9)
   }

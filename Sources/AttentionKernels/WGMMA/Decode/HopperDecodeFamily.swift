@@ -21,8 +21,10 @@ package enum HopperDecodeFamily: KernelFamily {
     let rows = problem.queries * problem.groupSize
     // Of fewer rows most of a tile of 64 would be empty.
     if rows <= 32 { return [] }
-    // Up to D 128 what lies between wins nowhere by more than 1% (NVIDIA H200, 2026-11-30, `tune decode`), and is a kernel more to compile.
-    let sizes = max(problem.dimension, problem.valueDimension) <= 128 ? [64, 128] : [48, 64, 96, 128]
+    // Where it was measured, what lies between wins nowhere by more than 1% (NVIDIA H200, 2026-11-30, `tune decode`, D 128), and is a kernel
+    // more to compile.
+    let isMeasured = problem.dimension == 128 && problem.valueDimension == 128 && problem.pages == nil
+    let sizes = isMeasured ? [64, 128] : [48, 64, 96, 128]
     return (rows <= 64 ? [1] : [1, 2]).flatMap { groups in
       (problem.cacheType == .e4m3 ? TileConverter.rows : sizes).flatMap { keys in
         let stages = [6, 4, 3, 2].first { stages in
