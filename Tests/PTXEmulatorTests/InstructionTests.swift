@@ -39,7 +39,7 @@ import Testing
     let results = try run(a, b) { k, x, y in
       let (s, t) = (x.reinterpreted(as: S32.self), y.reinterpreted(as: S32.self))
       let wide = k.multiplyWide(x, y)
-      let signed = [s + t, s * t, s / t, s % t, k.minimum(s, t), k.maximum(s, t), s >> 3, k.absolute(s)]
+      let signed = [s + t, s * t, s / t, s % t, k.minimum(s, t), k.maximum(s, t), s >> 3, s >> (y & 63), k.absolute(s)]
       return [x + y, x - y, x * y, x / y, x % y, x & y, x | y, x ^ y, x << 5, x >> 5, x << 32, x >> 40, x >> (y & 63)]
         + [k.minimum(x, y), k.maximum(x, y), k.narrow(wide), k.narrow(wide >> 32)]
         + signed.map { $0.reinterpreted(as: U32.self) }
@@ -55,7 +55,8 @@ import Testing
       map { UInt32((UInt64($0) * UInt64($1)) >> 32) }, signed(&+), signed(&*),
       signed { $0.dividedReportingOverflow(by: $1).partialValue },
       signed { $0.remainderReportingOverflow(dividingBy: $1).partialValue }, signed(min), signed(max),
-      signed { x, _ in x >> 3 }, signed { x, _ in x < 0 ? 0 &- x : x }, map { $0 < $1 ? 1 : 0 },
+      signed { x, _ in x >> 3 }, signed { x, y in x >> (y & 63) }, signed { x, _ in x < 0 ? 0 &- x : x },
+      map { $0 < $1 ? 1 : 0 },
       map { Int32(bitPattern: $0) < Int32(bitPattern: $1) ? 1 : 0 }, map { $0 >= $1 ? $0 : $1 },
     ]
     for (index, (result, wanted)) in zip(results, expected).enumerated() {
