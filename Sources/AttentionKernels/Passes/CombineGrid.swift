@@ -28,14 +28,14 @@ struct CombineGrid: Sendable {
   init(_ s: DecodeSpecialization, heads: Int, rowsOfHead: Int, after warps: Int, on gpu: GPULimits) {
     let (all, places) = (heads * rowsOfHead, Self.blocksOfMultiprocessor * gpu.multiprocessors)
     beginsLate = warps > Self.warpsBeside && s.combination == .dependentLaunch
-    let most = s.hasFixedSplits ? 1 : max(1, min(16, rowsOfHead, CombineKernel.threads / (s.valueDimension / 4)))
+    let most = s.hasFixedSplits ? 1 : max(1, min(16, rowsOfHead, CombineKernel.threads / s.outputChunks))
     var rows = 1
     while 2 * rows <= most && (beginsLate ? all > rows * places : all >= 2 * rows * places) { rows *= 2 }
     self.rows = rows
     blocks = heads * ((rowsOfHead + rows - 1) / rows)
     let needed = CombineKernel.byteCount(columns: s.valueDimension, rows: rows)
-    // So that two fit, and a third does not.
-    let ofTwo = gpu.sharedBytesPerMultiprocessor * 45 / 100 / 16 * 16
-    sharedByteCount = beginsLate && blocks <= places ? max(needed, ofTwo) : needed
+    // So that so many fit, and no more do.
+    let ofEach = gpu.sharedBytesPerMultiprocessor * 9 / 10 / Self.blocksOfMultiprocessor / 16 * 16
+    sharedByteCount = beginsLate && blocks <= places ? max(needed, ofEach) : needed
   }
 }

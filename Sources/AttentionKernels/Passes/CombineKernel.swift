@@ -39,7 +39,7 @@ package struct CombineKernel: KernelSource {
     ) { k in
       let p = DecodeParameters(ParameterList(k), s.parameterParts)
       let (thread, lane) = (k.special(.threadX), k.special(.lane))
-      let chunks = s.valueDimension / 4
+      let chunks = s.outputChunks
       let together = Self.threads / (chunks * rows)
       let perPart = chunks * rows
       let buffer = k.dynamicShared(alignment: 16)

@@ -92,7 +92,7 @@ final class DecodeBody {
         memory.queries, from: unitRows.address(in: parameters.queryBase, parameters.queryStrides),
         parameters.queryStrides, to: place.shared, thread: place.thread, threads: tiling.threads)
     }
-    // Behind the copies, which nothing should keep waiting.
+    // Nothing needs them before the end. (ptxas puts some of it before the copies nevertheless.)
     let parts = share.parts(of: unit)
     let scales = parameters.scales(k, s, unit)
     let softmax = OnlineSoftmax(

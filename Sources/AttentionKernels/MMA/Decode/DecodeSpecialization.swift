@@ -150,6 +150,9 @@ package struct DecodeSpecialization: Hashable, Sendable {
       }
   }
 
+  /// Chunks of 4 columns that a row of O is cut into where parts of it meet.
+  var outputChunks: Int { valueDimension / 4 }
+
   /// Parameters that these kernels have beside those of all.
   var parameterParts: ParameterParts { ParameterParts(sinkType: sinkType, mask) }
 

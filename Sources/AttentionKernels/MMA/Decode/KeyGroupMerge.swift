@@ -17,7 +17,6 @@ final class KeyGroupMerge {
   private let region, statistics: Register<U32>
 
   private var tiling: DecodeTiling { s.tiling }
-  private var chunks: Int { s.valueDimension / 4 }
 
   init(
     _ k: KernelBuilder, _ s: DecodeSpecialization, _ memory: DecodeMemoryPlan, _ parameters: DecodeParameters,
@@ -91,7 +90,7 @@ final class KeyGroupMerge {
   private func forEachChunk(
     _ body: (_ row: Register<U32>, _ chunk: Register<U32>, _ values: [Register<F32>]) -> Void
   ) {
-    RowChunks(k: k, tiling: tiling, rows: rows.packed, chunks: chunks).forEach(thread: warp.thread) {
+    RowChunks(k: k, tiling: tiling, rows: rows.packed, chunks: s.outputChunks).forEach(thread: warp.thread) {
       $0.map { output(row: $0.row, chunk: $0.chunk) }
     } then: {
       body($0.row, $0.chunk, $1)

@@ -11,11 +11,35 @@ final class SequencePlaces {
     let number, keys, queries, before: Register<S32>
   }
 
+  /// What the lists say of a sequence, and what the rule makes of it.
+  private struct Lookup {
+    let k: KernelBuilder
+    let table: SequenceTable
+    let rule: WorkRule<EmittedNumber>
+
+    func counts(of sequence: Register<S32>) -> (keys: Register<S32>, queries: Register<S32>) {
+      (table.keys(of: sequence), table.queries(of: sequence))
+    }
+
+    /// The places of a sequence of so many keys and queries; none from `end` on.
+    func places(
+      _ counts: (keys: Register<S32>, queries: Register<S32>), of sequence: Register<S32>, before end: Register<S32>
+    ) -> Register<S32> {
+      let keys = EmittedNumber(k: k, register: counts.keys)
+      let queries = EmittedNumber(k: k, register: counts.queries)
+      let places = rule.places(tiles: rule.tiles(length: keys, queries: queries))
+        .multiplied(by: rule.units(queries: queries))
+      return k.select(sequence .< end, places.register, k.constant(0, S32.self))
+    }
+
+    func places(of sequence: Register<S32>, before end: Register<S32>) -> Register<S32> {
+      places(counts(of: sequence), of: sequence, before: end)
+    }
+  }
+
   private let k: KernelBuilder
-  private let s: DecodeSpecialization
   private let batch: Register<S32>
-  private let table: SequenceTable
-  private let rule: WorkRule<EmittedNumber>
+  private let lookup: Lookup
   private let lane: Register<U32>
   /// Where there is one.
   private let only: Sequence?
@@ -25,8 +49,6 @@ final class SequencePlaces {
   /// The places of all sequences.
   let total: Register<S32>
 
-  private typealias Counts = (keys: Register<S32>, queries: Register<S32>)
-
   /// Sequences that are looked at at once where there are many: four for each lane.
   private static let atOnce = 4
 
@@ -34,50 +56,28 @@ final class SequencePlaces {
     _ k: KernelBuilder, _ s: DecodeSpecialization, _ parameters: DecodeParameters, _ rule: WorkRule<EmittedNumber>,
     lane: Register<U32>
   ) {
-    let (batch, table) = (parameters.batch, SequenceTable(k, s, parameters))
+    let (batch, lookup) = (parameters.batch, Lookup(k: k, table: SequenceTable(k, s, parameters), rule: rule))
+    (self.k, self.batch, self.lookup, self.lane) = (k, batch, lookup, lane)
     let (own, zero) = (lane.reinterpreted(as: S32.self), k.constant(0, S32.self))
-    (self.k, self.s, self.batch, self.table, self.rule, self.lane) = (k, s, batch, table, rule, lane)
-    func counts(_ sequence: Register<S32>) -> Counts { (table.keys(of: sequence), table.queries(of: sequence)) }
-    func places(_ counts: Counts, of sequence: Register<S32>) -> Register<S32> {
-      Self.places(k, rule, counts, of: sequence, before: batch)
-    }
-    if s.sequences == .one {
-      let counts = counts(zero)
+    switch s.sequences {
+    case .one:
+      let counts = lookup.counts(of: zero)
       only = Sequence(number: zero, keys: counts.keys, queries: counts.queries, before: zero)
-      (ends, total) = (nil, places(counts, of: zero))
-      return
-    }
-    only = nil
-    if s.sequences == .few {
-      let ends = Self.sums(k, places(counts(own), of: own), lane: lane)
-      (self.ends, total) = (ends, k.shuffle(ends, lane: k.constant(31, U32.self)))
-      return
-    }
-    ends = nil
-    let sum = k.variable(zero)
-    k.loop(from: zero, to: batch, by: 32 * Self.atOnce) { start in
-      // Loads first, so that they are under way together.
-      let sequences = (0..<Self.atOnce).map { start + own + $0 * 32 }
-      for (sequence, counts) in sequences.map({ ($0, counts($0)) }) {
-        k.set(sum, to: sum + places(counts, of: sequence))
+      (ends, total) = (nil, lookup.places(counts, of: zero, before: batch))
+    case .few:
+      let ends = Self.sums(k, lookup.places(of: own, before: batch), lane: lane)
+      (only, self.ends, total) = (nil, ends, k.shuffle(ends, lane: k.constant(31, U32.self)))
+    case .many:
+      let sum = k.variable(zero)
+      k.loop(from: zero, to: batch, by: 32 * Self.atOnce) { start in
+        // Loads first, so that they are under way together.
+        let sequences = (0..<Self.atOnce).map { start + own + $0 * 32 }
+        for (sequence, counts) in sequences.map({ ($0, lookup.counts(of: $0)) }) {
+          k.set(sum, to: sum + lookup.places(counts, of: sequence, before: batch))
+        }
       }
+      (only, ends, total) = (nil, nil, Self.sum(k, sum))
     }
-    total = Self.sum(k, sum)
-  }
-
-  /// The places of a sequence; none from `end` on.
-  private static func places(
-    _ k: KernelBuilder, _ rule: WorkRule<EmittedNumber>, _ counts: Counts, of sequence: Register<S32>,
-    before end: Register<S32>
-  ) -> Register<S32> {
-    let (keys, queries) = (EmittedNumber(k: k, register: counts.keys), EmittedNumber(k: k, register: counts.queries))
-    let places = rule.places(tiles: rule.tiles(length: keys, queries: queries))
-      .multiplied(by: rule.units(queries: queries))
-    return k.select(sequence .< end, places.register, k.constant(0, S32.self))
-  }
-
-  private func places(of sequence: Register<S32>, before end: Register<S32>) -> Register<S32> {
-    Self.places(k, rule, (table.keys(of: sequence), table.queries(of: sequence)), of: sequence, before: end)
   }
 
   /// The sum of all lanes' numbers.
@@ -96,7 +96,7 @@ final class SequencePlaces {
     if ends != nil { return sequence(ofLane: number.reinterpreted(as: U32.self)) }
     let sum = k.variable(k.constant(0, S32.self))
     k.loop(from: k.constant(0, S32.self), to: number, by: 32) { start in
-      k.set(sum, to: sum + places(of: start + lane.reinterpreted(as: S32.self), before: number))
+      k.set(sum, to: sum + lookup.places(of: start + lane.reinterpreted(as: S32.self), before: number))
     }
     return sequence(number, before: Self.sum(k, sum))
   }
@@ -110,7 +110,7 @@ final class SequencePlaces {
     let (sequence, base) = (k.variable(zero), k.variable(zero))
     let isSearching = k.variable(k.constant(1, U32.self))
     k.loop(from: zero, to: batch, by: 32) { start in
-      let own = places(of: start + lane.reinterpreted(as: S32.self), before: batch)
+      let own = lookup.places(of: start + lane.reinterpreted(as: S32.self), before: batch)
       let ends = Self.sums(k, own, lane: lane)
       let isBefore = (base + ends) .<= place
       let count = k.population(k.ballot(isBefore))
@@ -128,16 +128,14 @@ final class SequencePlaces {
   }
 
   private func sequence(_ number: Register<S32>, before: Register<S32>) -> Sequence {
-    Sequence(number: number, keys: table.keys(of: number), queries: table.queries(of: number), before: before)
+    let counts = lookup.counts(of: number)
+    return Sequence(number: number, keys: counts.keys, queries: counts.queries, before: before)
   }
 
   /// The sequence of a lane: it begins where that of the lane before ends.
   private func sequence(ofLane which: Register<U32>) -> Sequence {
-    let end = k.shuffle(
-      ends!,
-      lane: k.maximum(which.reinterpreted(as: S32.self) - 1, k.constant(0, S32.self))
-        .reinterpreted(as: U32.self))
+    let before = k.shuffle(ends!, lane: (which + 31) & 31)
     return sequence(
-      which.reinterpreted(as: S32.self), before: k.select(which .== 0, k.constant(0, S32.self), end))
+      which.reinterpreted(as: S32.self), before: k.select(which .== 0, k.constant(0, S32.self), before))
   }
 }

@@ -13,8 +13,6 @@ final class SplitCombine {
   private let parts: WorkShare.Parts
   private var columns: Int { s.valueDimension }
   private var rowsOfPart: Int { s.tiling.rows }
-  /// Chunks of 4 columns of a row.
-  var chunks: Int { columns / 4 }
 
   /// Parts whose loads are under way together, over all rows that a thread has at once.
   private static let atOnce = 8
@@ -23,8 +21,8 @@ final class SplitCombine {
     (self.k, self.s, p, self.parts) = (k, s, parameters, parts)
   }
 
-  /// The place of a part of the unit: a block's, or that of a split.
-  private func number(ofPlaceOf part: Register<S32>) -> Register<U32> {
+  /// The number of the place of a part of the unit: a block's, or that of a split.
+  private func placeNumber(of part: Register<S32>) -> Register<U32> {
     if s.hasFixedSplits { return part.reinterpreted(as: U32.self) }
     return (part * 2 + k.select(part .== parts.first, k.constant(1, S32.self), k.constant(0, S32.self)))
       .reinterpreted(as: U32.self)
@@ -40,7 +38,7 @@ final class SplitCombine {
 
   /// Where a part of the unit is left.
   func place(of part: Register<S32>) -> (output: Register<U64>, logSumExps: Register<U64>) {
-    let place = number(ofPlaceOf: part)
+    let place = placeNumber(of: part)
     return (partOutput(place), partLogSumExps(place))
   }
 
@@ -71,7 +69,7 @@ final class SplitCombine {
 
   /// Puts together all rows of the unit, shared out over the threads of a block.
   func storeSums(_ rows: UnitRows, thread: Register<U32>) {
-    RowChunks(k: k, tiling: s.tiling, rows: rows.packed, chunks: chunks).forEach(thread: thread) {
+    RowChunks(k: k, tiling: s.tiling, rows: rows.packed, chunks: s.outputChunks).forEach(thread: thread) {
       sums(places: $0, first: k.constant(0, S32.self), step: 1)
     } then: { place, sum in
       store(sum, rows, row: rows.packed.firstRow + place.row, chunk: place.chunk)
@@ -92,7 +90,7 @@ final class SplitCombine {
       // Beyond the last part, the last one is read again and weighs nothing.
       let some = (0..<atOnce).map {
         (
-          place: number(ofPlaceOf: k.minimum(first + $0 * step, parts.last)),
+          place: placeNumber(of: k.minimum(first + $0 * step, parts.last)),
           exists: (first + $0 * step) .<= parts.last
         )
       }

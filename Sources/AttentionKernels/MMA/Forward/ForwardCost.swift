@@ -27,8 +27,8 @@ struct ForwardCost: Hashable, Sendable {
   /// reached; and the part of the work, or of the reading, that the longer of the two does not cover. Fitted with
   /// `DecodeCost`, to tell which of the two families is faster: 809 cases on an H100 and an H200, 2026-11-28, 1.007
   /// times the faster one's time in the geometric mean and 1.15 at the most; standard deviation 8%
-  /// (Documentation/GPULog.md). `DecodeCost` has less since 2026-11-30, when calls of 16 to 1024 queries on 1024 and 4096 keys, divided,
-  /// were faster in all 20 that both take.
+  /// (Documentation/GPULog.md). `DecodeCost` has less since 2026-11-30; what that moved from here to there was measured beside
+  /// one tiling of Hopper's kernels alone.
   static let launch = 6.7e-6, sustained = 1.03
   private static let reached = 0.93, besideReading = 0.1
 

@@ -62,14 +62,14 @@ struct HopperDecodeBody {
     let roles = [
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
         let rings = HopperRings(k, tiles.operands, shared)
-        let share = share
+        let share = findShare()
         share.forEachPiece { consume($0, of: share, part: $1, $2, group, rings) }
       },
       WarpRole("producer", registers: s.registers.producer) { _ in
         k.if((thread / 32) .== tiling.groups * 4) {
           let rings = HopperRings(k, tiles.brought, shared)
           k.if(k.elect()) { for map in [p.keyMap, p.valueMap] { k.prefetch(map) } }
-          share.forEachPiece { unit, _, piece in produce(unit, piece, rings) }
+          findShare().forEachPiece { unit, _, piece in produce(unit, piece, rings) }
           if let converter { k.if(k.elect()) { converter.finish(rings) } }
         }
       },
@@ -80,7 +80,8 @@ struct HopperDecodeBody {
   // MARK: - What both roles know
 
   private var converter: TileConverter? { TileConverter(k, tiles, shared) }
-  private var share: WorkShare { WorkShare(k, s.work, p.work, lane: k.special(.lane)) }
+  /// Emits what finds the block's share.
+  private func findShare() -> WorkShare { WorkShare(k, s.work, p.work, lane: k.special(.lane)) }
 
   /// What rows of a unit see, from `first` of its block on.
   private func mask(
