@@ -24,56 +24,46 @@ import Testing
     #expect(rule.share(total: units * tiles + 1, units: units, blocks: 132) == (units * tiles + 132) / 132)
   }
 
-  /// What kernels divide by as a product and a shift is the quotient, of every number below 2^31.
-  @Test func dividesByProducts() {
+  /// What kernels divide by as a product and a shift is the quotient, of every number below 2^31; and what is left.
+  @Test func dividesByProducts() throws {
     var random = RandomSource(seed: 3)
     let limit = 1 << 31
     var divisors = Array(1...300) + [limit - 1]
     for power in (2...30).map({ 1 << $0 }) { divisors += [power - 1, power, power + 1] }
     for _ in 0..<200 { divisors.append(random.int(1...limit - 1)) }
+    var pairs: [(number: Int, divisor: Int)] = []
     for divisor in divisors {
-      let (multiplier, shift) = Divisor.magic(divisor)
-      #expect(multiplier < 2 * limit && shift < 32)
       let most = (limit - 1) / divisor * divisor
-      var numbers = [0, 1, divisor - 1, divisor, divisor + 1, most - 1, most, limit - 1].filter { $0 < limit }
-      for _ in 0..<50 { numbers.append(random.int(0...limit - 1)) }
-      for number in numbers {
-        let quotient = (UInt(2 * number) * UInt(multiplier)) >> UInt(32 + shift)
-        #expect(Int(quotient) == number / divisor, "\(number) / \(divisor)")
+      for number in [0, 1, divisor - 1, divisor, divisor + 1, most - 1, most, limit - 1] where number < limit {
+        pairs.append((number, divisor))
       }
+      for _ in 0..<24 { pairs.append((random.int(0...limit - 1), divisor)) }
     }
-  }
-
-  /// The same by a kernel, and what is left.
-  @Test(arguments: [1, 2, 3, 7, 64, 132, 1000, 65_537, 1 << 30, (1 << 31) - 1])
-  func kernelsDivideByProducts(divisor: Int) throws {
+    while pairs.count % 32 != 0 { pairs.append((5, 3)) }
+    // A thread for each: its number, and what the host makes of its divisor.
+    let words = pairs.flatMap { number, divisor in
+      let magic = Divisor.magic(divisor)
+      return [number, divisor, magic.multiplier, magic.shift].map { UInt32($0) }
+    }
     let kernel = try Kernel.build("divide", threadsPerBlock: 32) { k in
-      let (numbers, results) = (k.pointer("numbers"), k.pointer("results"))
-      let divisor = Divisor(
-        number: k.parameter("divisor", U32.self), multiplier: k.parameter("multiplier", U32.self),
-        shift: k.parameter("shift", U32.self))
-      let place = k.wide(k.special(.lane) * 4)
-      let (quotient, remainder) = k.division(k.load(U32.self, global: numbers + place), by: divisor)
-      k.store(quotient, global: results + place)
-      k.store(remainder, global: results + place, offset: 128)
+      let (given, results) = (k.pointer("given"), k.pointer("results"))
+      let thread = k.special(.blockX) * 32 + k.special(.threadX)
+      let own = k.load(U32.self, count: 4, global: given + k.wide(thread * 16))
+      let (quotient, remainder) = k.division(
+        own[0], by: Divisor(number: own[1], multiplier: own[2], shift: own[3]))
+      k.store([quotient, remainder], global: results + k.wide(thread * 8))
     }
-    var random = RandomSource(seed: 5)
-    let limit = 1 << 31
-    let numbers = [0, 1, divisor - 1, divisor, limit - 1] + (0..<27).map { _ in random.int(0...limit - 1) }
     let memory = GlobalMemory()
-    let source = memory.allocate("numbers", numbers.map { UInt32($0) }, access: .readOnly)
-    let results = memory.allocate("results", byteCount: 256, access: .readWrite)
-    let magic = Divisor.magic(divisor)
+    let given = memory.allocate("given", words, access: .readOnly)
+    let results = memory.allocate("results", byteCount: pairs.count * 8, access: .readWrite)
     _ = try Emulator.run(
-      Program(kernel),
-      Launch(
-        blocks: (1, 1, 1),
-        arguments: [
-          .pointer(source), .pointer(results), .u32(UInt32(divisor)), .u32(UInt32(magic.multiplier)),
-          .u32(UInt32(magic.shift)),
-        ]), memory: memory)
-    let found = try #require(memory.read(UInt32.self, count: 64, from: results))
-    #expect(found.map { Int($0) } == numbers.map { $0 / divisor } + numbers.map { $0 % divisor })
+      Program(kernel), Launch(blocks: (pairs.count / 32, 1, 1), arguments: [.pointer(given), .pointer(results)]),
+      memory: memory)
+    let found = try #require(memory.read(UInt32.self, count: pairs.count * 2, from: results))
+    for (index, (number, divisor)) in pairs.enumerated() {
+      #expect(
+        found[2 * index] == number / divisor && found[2 * index + 1] == number % divisor, "\(number) / \(divisor)")
+    }
   }
 
   /// Rows whose parts a launch behind puts together, over its blocks: where these begin only as those before end, two a
