@@ -118,6 +118,9 @@ import Testing
     Mistake(
       "bench decode --explain --batch 1 --context 64 --page-size 16 --kernels forward", 64,
       "Error: The forward kernels know no pages; leave the choice of kernels to the plan, or leave out the pages."),
+    Mistake(
+      "emit --arch sm_90 --tiling groups=2,query-stages=1", 64,
+      "Error: --tiling 'groups=2,query-stages=1' is for Hopper's own kernels; add --arch sm_90a."),
     Mistake("emit --tiling warps=5", 64, "Error: --tiling 'warps=5' is not understood; write any of rung=split-kv|"),
     Mistake("verify --kernels 0", 64, "Error: --kernels is 0; it must be at least 1."),
     Mistake(

@@ -88,6 +88,10 @@ struct EmitCommand: ParsableCommand {
         try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
       } else {
         try TilingOptions.check(tiling)
+        let isHoppers = (try? TilingChanges(tiling)).flatMap { ForwardTiling().changed(by: $0) } == nil
+        if isHoppers && arch.flatMap(Target.init) != .sm90a && !explain {
+          throw ValidationError("--tiling '\(tiling)' is for Hopper's own kernels; add --arch sm_90a.")
+        }
       }
     }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven || sinks != nil || ranges != nil) {
