@@ -114,10 +114,7 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
     _ problem: AttentionProblem, _ family: String, _ target: Target, spillAllowance: Int = 0
   ) throws -> [AttentionConfiguration] {
     try KernelPlan(problem, on: .typical(of: target), options: KernelOptions(family: family)).launches.launches.map {
-      // A combination keeps a word before its loop where it reads each sequence's numbers.
-      let isBehind = $0.kernel is CombineKernel
-      return AttentionConfiguration(
-        kernel: try $0.kernel.kernel(), target: target, spillAllowance: isBehind ? 4 : spillAllowance)
+      AttentionConfiguration(kernel: try $0.kernel.kernel(), target: target, spillAllowance: spillAllowance)
     }
   }
 
