@@ -78,7 +78,9 @@ let package = Package(
       "PTXEmulatorTests", of: ["AttentionBenchmarks", "AttentionVerification", "ExampleKernels", "PTX", "PTXEmulator"]),
     tests("CUDADriverTests", of: ["CUDADriver"]),
     tests("TensorFilesTests", of: ["Attention", "TensorFiles"]),
-    tests("CPUAttentionTests", of: ["Attention", "AttentionVerification", "CPUAttention", "CPUMicrokernels"]),
+    .target(name: "TileModel", path: "Tests/TileModel", cSettings: [.treatAllWarnings(as: .error)]),
+    tests(
+      "CPUAttentionTests", of: ["Attention", "AttentionVerification", "CPUAttention", "CPUMicrokernels", "TileModel"]),
     tests("FlashAttentionTests", of: ["AttentionKernels", "AttentionVerification", "FlashAttention", "PTX"]),
     tests(
       "CFlashAttentionTests",

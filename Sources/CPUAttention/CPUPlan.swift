@@ -89,7 +89,9 @@ public struct CPUPlan: Sendable {
       let even = (rows + blocks - 1) / blocks
       blockRows = (even + instructionSet.lanes - 1) / instructionSet.lanes * instructionSet.lanes
       // A staged K and V tile of f32 stays within 128 KB, and so within the L2 cache beside the panels.
-      tileKeys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
+      let keys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
+      // Products of tiles are 32 keys deep and begin and end with sums in memory: twice as many share that (by count, not measured).
+      tileKeys = path == .pairPanels && instructionSet.hasTiles ? 2 * keys : keys
     }
 
     keySplits = 1
@@ -162,7 +164,7 @@ extension CPUPlan: CustomStringConvertible {
     let how =
       switch path {
       case .panels: "queries across lanes"
-      case .pairPanels: "queries across lanes, bfloat16 pairs"
+      case .pairPanels: "queries across lanes, bfloat16 \(instructionSet.hasTiles ? "tiles" : "pairs")"
       case .rows: "dimension across lanes (few query rows)"
       case .pairRows: "dimension across lanes (few query rows), bfloat16 pairs"
       }

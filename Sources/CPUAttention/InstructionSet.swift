@@ -7,7 +7,7 @@ public struct InstructionSet: Sendable {
   /// The functions; a constant of the C target, hence safe to share.
   nonisolated(unsafe) let functions: UnsafePointer<CPUMicrokernels>
 
-  /// "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON" or "portable".
+  /// "AMX with AVX-512", "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON" or "portable".
   public var name: String { String(cString: functions.pointee.name) }
 
   /// What it is asked for by.
@@ -21,6 +21,9 @@ public struct InstructionSet: Sendable {
 
   /// Whether products of bfloat16 pairs are one instruction.
   public var hasPairs: Bool { functions.pointee.has_pairs != 0 }
+
+  /// Whether many rows of bfloat16 are multiplied by whole tiles.
+  public var hasTiles: Bool { functions.pointee.has_tiles != 0 }
 
   /// What this machine can run, best first; never empty.
   public static let available: [InstructionSet] = {
@@ -40,7 +43,7 @@ public struct InstructionSet: Sendable {
 
   /// Has plans of this process that are made from now on take another one, to measure it; nil for the best.
   ///
-  /// - Parameter option: "avx512bf16", "avx512", "avx2", "neon" or "portable".
+  /// - Parameter option: "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable".
   /// - Throws: `AttentionError.unsupported` where this machine cannot run it.
   public static func choose(_ option: String?) throws(AttentionError) {
     let options = available.map(\.option)

@@ -2,11 +2,26 @@
 #include "include/CPUMicrokernels.h"
 
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 extern const CPUMicrokernels fa_avx512bf16, fa_avx512, fa_avx2, fa_neon, fa_portable;
 
-static const CPUMicrokernels *available[6];
+const CPUMicrokernels *fa_with_tiles(const CPUMicrokernels *base);
+
+static const CPUMicrokernels *available[7];
+
+#if defined(__x86_64__)
+/// Linux lets a process use tiles after it was asked to (arch_prctl, ARCH_REQ_XCOMP_PERM for the state of tiles), unless a thread's stack for
+/// signals has no room for them.
+static int tiles_are_permitted(void) {
+#if defined(__linux__)
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return 0;
+#endif
+}
+#endif
 
 // Runs once, before main: the list is constant afterwards and needs no lock.
 __attribute__((constructor)) static void find_available(void) {
@@ -19,6 +34,7 @@ __attribute__((constructor)) static void find_available(void) {
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // All processors with pairs but Intel's of 2020 ("Cooper Lake") look into tables of 128 bytes, too.
   const int pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  if (pairs && tiles_are_permitted()) available[count++] = fa_with_tiles(&fa_avx512bf16);
   if (pairs) available[count++] = &fa_avx512bf16;
   if (avx512) available[count++] = &fa_avx512;
   if (avx2) available[count++] = &fa_avx2;

@@ -4,6 +4,7 @@ import Dispatch
 import Glibc
 import Synchronization
 import Testing
+import TileModel
 
 @testable import CPUAttention
 
@@ -94,7 +95,7 @@ import Testing
 
   /// Every instruction set, every type, every shape: within the tolerance, and without touching a byte beyond the
   /// tensors, which end at the end of readable memory.
-  @Test(arguments: 0..<InstructionSet.available.count, shapes)
+  @Test(arguments: 0..<InstructionSet.tested.count, shapes)
   func agreesWithTheReference(set: Int, shape: Shape) throws {
     for type in ScalarType.computed {
       let problem = try shape.problem(type)
@@ -111,7 +112,7 @@ import Testing
         }
       }
       for threads in [1, 3] {
-        let plan = try CPUPlan(problem, threads: threads, instructionSet: InstructionSet.available[set])
+        let plan = try CPUPlan(problem, threads: threads, instructionSet: InstructionSet.tested[set])
         let result = try run(plan, q, k, v)
         let outputs = Comparison(
           actual: result.output.map(Double.init), plain: plain.output, reference: reference.output, type: type)
@@ -124,7 +125,7 @@ import Testing
   }
 
   /// A NaN or an infinity in the inputs reaches exactly the rows that see it: never hidden, never spread.
-  @Test(arguments: 0..<InstructionSet.available.count, ScalarType.computed)
+  @Test(arguments: 0..<InstructionSet.tested.count, ScalarType.computed)
   func whatIsNoNumberReachesThoseWhoSeeIt(set: Int, type: ScalarType) throws {
     for shape in [
       Shape(queries: 90, keys: 150, dimension: 16, valueDimension: 24, mask: .causal),
@@ -136,7 +137,7 @@ import Testing
         mask: .window(left: 40, right: 0), layout: .bnhd),
     ] {
       let problem = try shape.problem(type)
-      let plan = try CPUPlan(problem, threads: 3, instructionSet: InstructionSet.available[set])
+      let plan = try CPUPlan(problem, threads: 3, instructionSet: InstructionSet.tested[set])
       let bad = problem.keys - 3
       for (place, value) in [(0, Float.nan), (1, .nan), (2, .nan), (2, .infinity)] {
         let (q, k, v) = inputs(problem, layout: shape.layout)
@@ -276,7 +277,7 @@ import Testing
   /// Pairs, where the vectors have them: rows take bytes, too, panels do not.
   @Test func choosesPairsByTheTypes() throws {
     let (few, many) = (Shape(queries: 1, keys: 1000), Shape(queries: 50, keys: 100))
-    for instructionSet in InstructionSet.available {
+    for instructionSet in InstructionSet.tested {
       for type in ScalarType.computed {
         let isPaired = type == .bf16 && instructionSet.hasPairs
         for hasBytes in [false, true] {
@@ -288,6 +289,21 @@ import Testing
         }
       }
     }
+  }
+
+  /// AMX: of whole rows in whole tiles no product is one of pairs, and each is computed once.
+  @Test(.enabled(if: InstructionSet.tileModel != nil)) func tilesAreMultipliedOnce() throws {
+    let set = try #require(InstructionSet.tileModel)
+    // Tiles of 128 keys, the last of 40: panels of 48 rows are three tiles wide, the last one's 16 are one.
+    let shape = Shape(queryHeads: 1, queries: 64, keys: 296, dimension: 72, valueDimension: 40)
+    let problem = try shape.problem(.bf16)
+    let plan = try CPUPlan(problem, threads: 1, instructionSet: set)
+    #expect(plan.path == .pairPanels && plan.tileKeys == 128 && plan.description.contains("bfloat16 tiles"))
+    let (q, k, v) = inputs(problem)
+    _ = fa_tile_model_products()
+    _ = try run(plan, q, k, v)
+    // 8, 8 and 3 tiles of 16 keys, whose dimension is two tiles and a quarter of one; 3 of columns, over 4, 4 and 2 tiles of pairs.
+    #expect(fa_tile_model_products() == 2 * 4 * (19 * 3 + 3 * 10))
   }
 
   /// What is reckoned for waking threads: all pairs without a mask, and with one those that panels compute beside.

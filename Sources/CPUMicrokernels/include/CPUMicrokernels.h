@@ -139,6 +139,8 @@ typedef struct {
   int stages_floats;
   /// True where `pair_*` exist: products of bfloat16 pairs by one instruction.
   int has_pairs;
+  /// True where the `pair_*` of panels multiply whole tiles, which like more keys at a time.
+  int has_tiles;
 
   // Panels. `vectors` is 1...panel_vectors and the panel has `vectors * lanes` rows.
 
@@ -163,12 +165,14 @@ typedef struct {
 
   /// As `pack_queries`, into [dimension/2][rows] of pairs.
   void (*pair_pack_queries)(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries);
-  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero.
+  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero. With tiles
+  /// [dimension][pairs], both rounded up to 16 with zeros.
   void (*pair_pack_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
   /// As `scores`; keys are read where they are, `stride` in bytes.
   void (*pair_scores)(const void *keys, ptrdiff_t stride, int count, const uint32_t *queries, int vectors,
                       int dimension, float *scores);
-  /// As `softmax`; the weights are also rounded to bfloat16 and written as [(count+1)/2][rows] of pairs.
+  /// As `softmax`; the weights are also rounded to bfloat16 and written as [(count+1)/2][rows] of pairs, with tiles
+  /// rounded up to 16 rows with zeros.
   void (*pair_softmax)(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                        FASoftmaxState state, uint32_t *weights);
   /// As `accumulate`, over `count` pairs of keys.

@@ -1,0 +1,14 @@
+// The functions of CPUMicrokernels' AMX.c on a model of tiles, for machines that have none.
+
+#ifndef TILE_MODEL_H
+#define TILE_MODEL_H
+
+#include <stdint.h>
+
+/// The table of `base`, a `CPUMicrokernels` with pairs, with the functions of AMX.c.
+const void *fa_tile_model(const void *base);
+
+/// Products of tiles since the last call: of the calling thread.
+int64_t fa_tile_model_products(void);
+
+#endif
