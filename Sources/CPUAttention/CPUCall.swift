@@ -1,9 +1,10 @@
 package import Attention
 
-/// A problem with its tensors, one of those that are computed at once.
-package struct CPUCall: Sendable {
-  private let plan: CPUPlan
-  private let operands: Operands
+/// A problem with its tensors, one of those that are computed at once. An object, because its parts are large, and each copy of all would cost
+/// as much as a few short rows.
+package final class CPUCall: Sendable {
+  let plan: CPUPlan
+  let operands: Operands
 
   init(_ plan: CPUPlan, _ operands: Operands) {
     (self.plan, self.operands) = (plan.reading(operands.keys, operands.values), operands)
@@ -18,7 +19,7 @@ package struct CPUCall: Sendable {
   ///   - logSumExp: `[H_q, N_q]`.
   ///   - scoreFactors: what a key/value head's products of bytes are multiplied by; nil where they are numbers.
   ///   - valueFactors: the same of its values.
-  package init(
+  package convenience init(
     _ plan: CPUPlan, queries: TensorView, keys: KeyRows, values: KeyRows, output: MutableTensorView,
     logSumExp: UnsafeMutablePointer<Float>?, sinks: [Float]?, ranges: [Int]?, scoreFactors: [Double]?,
     valueFactors: [Float]?
@@ -70,14 +71,14 @@ package struct CPUCall: Sendable {
     case .rows, .pairRows:
       let worker = RowWorker(plan)
       while let unit = unit() {
-        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: unit.split)
+        let destination = RowDestination(call: self, partials: partials, split: unit.split)
         worker.compute(unit, operands, to: destination)
         next = queue.next()
       }
     case .panels, .pairPanels:
       let worker = PanelWorker(plan)
       while let unit = unit() {
-        let destination = RowDestination(plan: plan, operands: operands, partials: partials, split: unit.split)
+        let destination = RowDestination(call: self, partials: partials, split: unit.split)
         worker.compute(unit.rows, split: unit.split, operands, to: destination)
         next = queue.next()
       }

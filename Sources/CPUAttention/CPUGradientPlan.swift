@@ -43,8 +43,9 @@ public struct CPUGradientPlan: Sendable {
 
   /// What multiplies: bf16 in pairs, where products of these are one instruction.
   var products: FAGradients {
-    let functions = instructionSet.functions.pointee
-    return problem.scalarType == .bf16 && instructionSet.hasPairs ? functions.pair_gradients : functions.gradients
+    let functions = instructionSet.functions
+    let isPaired = problem.scalarType == .bf16 && instructionSet.hasPairs
+    return isPaired ? functions.pointee.pair_gradients : functions.pointee.gradients
   }
 
   /// Elements of a word of the matrices that are multiplied.
@@ -115,12 +116,12 @@ public struct CPUGradientPlan: Sendable {
   /// Writes dQ of a (batch, key/value head), where it is wanted.
   private func store(_ sums: UnsafeMutablePointer<Float>, ofHead head: Int, _ operands: GradientOperands) {
     guard let gradient = operands.tensors.queryGradient else { return }
-    let functions = instructionSet.functions.pointee
+    let functions = instructionSet.functions
     let packed = PackedRows(
       problem: problem, batch: head / problem.keyValueHeads, keyValueHead: head % problem.keyValueHeads, rows: 0..<rows,
       ranges: nil)
     for row in 0..<rows {
-      functions.store_scaled(
+      functions.pointee.store_scaled(
         sums + row * padded(problem.dimension), Float(problem.scale), Int32(problem.dimension),
         problem.scalarType.microkernelType,
         gradient.row(batch: packed.batch, head: packed.head(row), token: packed.query(row)))

@@ -57,11 +57,16 @@ extension CPUPlan {
     func tiles(_ keys: Range<Int>) -> Range<Int> {
       keys.isEmpty ? 0..<0 : keys.lowerBound / tileKeys..<(keys.upperBound + tileKeys - 1) / tileKeys
     }
+    func own(_ count: Int) -> Range<Int> { count * split / keySplits..<count * (split + 1) / keySplits }
+    if keys.count == 1 {
+      let all = tiles(keys[0])
+      return all[all.lowerBound + own(all.count).lowerBound..<all.lowerBound + own(all.count).upperBound].map { $0 }
+    }
     let parts = keys.map(tiles).filter { !$0.isEmpty }.sorted { $0.lowerBound < $1.lowerBound }
     let all = parts.reduce(into: [Int]()) { all, part in
       all += max(part.lowerBound, all.last.map { $0 + 1 } ?? 0)..<max(part.upperBound, all.last.map { $0 + 1 } ?? 0)
     }
-    return Array(all[all.count * split / keySplits..<all.count * (split + 1) / keySplits])
+    return Array(all[own(all.count)])
   }
 
   /// Bytes of scratch memory that each thread needs, partial results not counted; it does not grow with the lengths. Few rows of

@@ -14,7 +14,7 @@ internal import CPUMicrokernels
 final class GradientWorker {
   private let plan: CPUGradientPlan
   private let problem: AttentionProblem
-  private let functions: CPUMicrokernels
+  private let functions: UnsafePointer<CPUMicrokernels>
   private let products: FAGradients
   private let transform: FAGradientTransform
   /// What dK is multiplied by at its end.
@@ -52,7 +52,7 @@ final class GradientWorker {
 
   /// - Parameter room: `floatsOfRow` for each row of a unit, and of pairs for an even number of them, zeros.
   init(_ plan: CPUGradientPlan, room: UnsafeMutablePointer<Float>) {
-    (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions.pointee)
+    (self.plan, problem, functions) = (plan, plan.problem, plan.instructionSet.functions)
     products = plan.products
     scale = Float(plan.problem.scale)
     transform = FAGradientTransform(
@@ -164,7 +164,7 @@ final class GradientWorker {
     if elements > 1 {
       UnsafeMutableRawPointer(buffer).copyMemory(from: row, byteCount: view.shape.dimension * 2)
     } else {
-      functions.widen(row, 0, view.scalarType.microkernelType, 1, Int32(view.shape.dimension), buffer)
+      functions.pointee.widen(row, 0, view.scalarType.microkernelType, 1, Int32(view.shape.dimension), buffer)
     }
   }
 
@@ -173,7 +173,7 @@ final class GradientWorker {
     _ source: UnsafePointer<Float>, _ words: Int, _ count: Int, _ columns: Int, to buffer: UnsafeMutablePointer<Float>
   ) {
     if elements == 1 { return }
-    functions.pair_pack_values(
+    functions.pointee.pair_pack_values(
       source, words * 4, Int32(count), Int32(columns),
       UnsafeMutableRawPointer(buffer).assumingMemoryBound(to: UInt32.self))
   }
@@ -185,8 +185,8 @@ final class GradientWorker {
   ) {
     stage(tensors.keys, rows, keys: block, depthWords, to: keys)
     stage(tensors.values, rows, keys: block, widthWords, to: values)
-    functions.transposed(keys, depthWords, Int32(tile), Int32(depthWords), keysTransposed, tile)
-    functions.transposed(values, widthWords, Int32(tile), Int32(widthWords), valuesTransposed, tile)
+    functions.pointee.transposed(keys, depthWords, Int32(tile), Int32(depthWords), keysTransposed, tile)
+    functions.pointee.transposed(values, widthWords, Int32(tile), Int32(widthWords), valuesTransposed, tile)
     pack(keys, depthWords, tile, depth, to: keysAlongKeys)
     keySums.update(repeating: 0, count: tile * depth)
     valueSums.update(repeating: 0, count: tile * width)
@@ -202,12 +202,12 @@ final class GradientWorker {
     let type = problem.scalarType.microkernelType
     for (i, key) in block.enumerated() {
       if let gradient = tensors.keyGradient {
-        functions.store_scaled(
+        functions.pointee.store_scaled(
           keySums + i * depth, scale, Int32(problem.dimension), type,
           gradient.row(batch: rows.batch, head: rows.keyValueHead, token: key))
       }
       if let gradient = tensors.valueGradient {
-        functions.store_scaled(
+        functions.pointee.store_scaled(
           valueSums + i * width, 1, Int32(problem.valueDimension), type,
           gradient.row(batch: rows.batch, head: rows.keyValueHead, token: key))
       }
@@ -271,7 +271,7 @@ final class GradientWorker {
       let words = (depth + elements - 1) / elements
       let isCareful =
         !seesAll
-        && functions.has_nonfinite(
+        && functions.pointee.has_nonfinite(
           other, columns * 4, elements == 1 ? FA_F32 : FA_BF16, Int32(words), Int32(columns * elements)) != 0
       if isCareful {
         products.product_carefully(

@@ -99,7 +99,7 @@ struct PanelWorker: ~Copyable {
   }
 
   private func makePanels(_ rows: PackedRows, _ seen: SeenByRows, _ operands: Operands) -> [Panel] {
-    let functions = plan.instructionSet.functions.pointee
+    let functions = plan.instructionSet.functions
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
     let isNegated = operands.scoreUnits(plan.problem, head: rows.keyValueHead).isNegated
     var panels: [Panel] = []
@@ -116,17 +116,17 @@ struct PanelWorker: ~Copyable {
         panel.state.maximum[lane] = -.infinity
         panel.state.sum[lane] = 0
       }
-      panel.output.update(repeating: 0, count: dv * width)
+      panel.output.update(repeating: 0, count: dv * panel.vectors * plan.instructionSet.lanes)
       let pointers: [UnsafeRawPointer?] = range.map {
         operands.queries.row(batch: rows.batch, head: rows.head($0), token: rows.query($0))
       }
       if plan.path == .pairPanels {
         panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
-          functions.pair_pack_queries(pointers, Int32(range.count), Int32(d), Int32(panel.vectors), $0)
+          functions.pointee.pair_pack_queries(pointers, Int32(range.count), Int32(d), Int32(panel.vectors), $0)
           if isNegated { for i in 0..<d / 2 * panel.vectors * plan.instructionSet.lanes { $0[i] ^= 0x8000_8000 } }
         }
       } else {
-        functions.pack_queries(
+        functions.pointee.pack_queries(
           pointers, Int32(range.count), operands.queries.scalarType.microkernelType, Int32(d), Int32(panel.vectors),
           panel.queries)
         if isNegated { for i in 0..<d * panel.vectors * plan.instructionSet.lanes { panel.queries[i].negate() } }
@@ -149,7 +149,7 @@ struct PanelWorker: ~Copyable {
   /// Brings a tile into the form that the products read. Pairs of K, and f32 where it is not copied, are read where they are,
   /// but for pages.
   private func stage(_ keys: Range<Int>, _ rows: PackedRows, _ operands: Operands) -> Tile {
-    let functions = plan.instructionSet.functions.pointee
+    let functions = plan.instructionSet.functions
     func staged(
       _ own: KeyRows, _ dimension: Int, in tile: UnsafeMutableRawPointer
     ) -> (rows: UnsafeRawPointer, stride: Int, type: FAScalarType) {
@@ -165,7 +165,7 @@ struct PanelWorker: ~Copyable {
             (to + (key - run.lowerBound) * dimension * 2).copyMemory(from: own.row(rows, key), byteCount: dimension * 2)
           }
         } else {
-          functions.widen(
+          functions.pointee.widen(
             own.row(rows, run.lowerBound), own.stride, own.type, Int32(run.count), Int32(dimension),
             to.assumingMemoryBound(to: Float.self))
         }
@@ -178,7 +178,7 @@ struct PanelWorker: ~Copyable {
     }
     let tile = Tile(keys: staged(operands.keys, d, in: keyTile), values: staged(operands.values, dv, in: pageRows))
     valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
-      functions.pair_pack_values(tile.values.rows, tile.values.stride, Int32(keys.count), Int32(dv), $0)
+      functions.pointee.pair_pack_values(tile.values.rows, tile.values.stride, Int32(keys.count), Int32(dv), $0)
     }
     return tile
   }
@@ -188,7 +188,7 @@ struct PanelWorker: ~Copyable {
     _ panel: Panel, _ ofTile: Range<Int>, _ tile: inout Tile, _ seen: SeenByRows, _ part: Int,
     _ transform: FAScoreTransform
   ) {
-    let functions = plan.instructionSet.functions.pointee
+    let functions = plan.instructionSet.functions
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
     // Pairs of keys are those of the tile.
     let keys = plan.path == .pairPanels ? ofTile : panel.seen[part].clamped(to: ofTile)
@@ -213,34 +213,34 @@ struct PanelWorker: ~Copyable {
     if isMasked {
       let holds =
         tile.holdsNonfinite
-        ?? (functions.has_nonfinite(v.rows, v.stride, v.type, Int32(ofTile.count), Int32(dv)) != 0)
+        ?? (functions.pointee.has_nonfinite(v.rows, v.stride, v.type, Int32(ofTile.count), Int32(dv)) != 0)
       (tile.holdsNonfinite, isCareful) = (holds, holds)
     }
 
     if plan.path == .pairPanels {
       panel.queries.withMemoryRebound(to: UInt32.self, capacity: d * width) {
-        functions.pair_scores(keyRows, k.stride, count, $0, vectors, Int32(d), scores)
+        functions.pointee.pair_scores(keyRows, k.stride, count, $0, vectors, Int32(d), scores)
       }
       if isCareful {
-        functions.softmax(scores, count, vectors, transform, visible, panel.state)
+        functions.pointee.softmax(scores, count, vectors, transform, visible, panel.state)
         accumulateCarefully(panel, valueRows, v.stride, v.type, count)
         return
       }
-      functions.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
+      functions.pointee.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
       valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
-        functions.pair_accumulate(
+        functions.pointee.pair_accumulate(
           $0, (count + 1) / 2, weightPairs, vectors, Int32(dv), panel.state.rescale, panel.output)
       }
       return
     }
-    functions.scores(
+    functions.pointee.scores(
       keyRows.assumingMemoryBound(to: Float.self), k.stride / 4, count, panel.queries, vectors, Int32(d), scores)
-    functions.softmax(scores, count, vectors, transform, visible, panel.state)
+    functions.pointee.softmax(scores, count, vectors, transform, visible, panel.state)
     if isCareful {
       accumulateCarefully(panel, valueRows, v.stride, v.type, count)
       return
     }
-    functions.accumulate(
+    functions.pointee.accumulate(
       valueRows.assumingMemoryBound(to: Float.self), v.stride / 4, count, scores, vectors, Int32(dv),
       panel.state.rescale,
       panel.output)

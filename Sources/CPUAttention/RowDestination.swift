@@ -9,29 +9,31 @@ internal import CPUMicrokernels
 
 /// Where finished rows go: to the output tensor, or, when the keys are split, to f32 partial results.
 struct RowDestination: ~Copyable {
-  let plan: CPUPlan
-  let operands: Operands
+  let call: CPUCall
   /// nil: the result is final.
   let partials: SplitPartials?
   let split: Int
+
+  private var plan: CPUPlan { call.plan }
+  private var operands: Operands { call.operands }
 
   /// Stores a panel: `output` `[Dv][rows]`.
   func store(
     _ output: UnsafePointer<Float>, _ state: FASoftmaxState, _ range: Range<Int>, vectors: Int, _ rows: PackedRows
   ) {
-    let functions = plan.instructionSet.functions.pointee
+    let functions = plan.instructionSet.functions
     var pointers: [UnsafeMutableRawPointer?] = range.map { self.row($0, rows) }
     for (lane, row) in range.enumerated() { finish(state, lane, row, rows) }
-    functions.store_output(
+    functions.pointee.store_output(
       output, state.sum, Int32(vectors), Int32(range.count), Int32(plan.problem.valueDimension), type, &pointers)
   }
 
   /// Stores the rows of a row worker: `output` `[rows][stride]`.
   func storeRows(_ output: UnsafePointer<Float>, stride: Int, _ state: FASoftmaxState, _ rows: PackedRows) {
-    let functions = plan.instructionSet.functions.pointee
+    let functions = plan.instructionSet.functions
     for (r, row) in rows.rows.enumerated() {
       finish(state, r, row, rows)
-      functions.store_row(
+      functions.pointee.store_row(
         output + r * stride, state.sum[r], Int32(plan.problem.valueDimension), type, self.row(row, rows))
     }
   }
@@ -45,6 +47,7 @@ struct RowDestination: ~Copyable {
 
   /// Stores a row's log-sum-exp, and takes its sink into its sum, by which the output is divided then.
   private func finish(_ state: FASoftmaxState, _ lane: Int, _ row: Int, _ rows: PackedRows) {
+    if partials == nil && operands.sinks == nil && operands.logSumExp == nil { return }
     // In 64 bits, so that nothing is lost beside a large maximum.
     let sum = Double(state.sum[lane])
     let unit = operands.scoreUnits(plan.problem, head: rows.keyValueHead).maximumUnit

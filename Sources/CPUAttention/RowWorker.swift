@@ -5,7 +5,7 @@ internal import CPUMicrokernels
 /// keys. K and V are read once, in their own type, where they are.
 struct RowWorker: ~Copyable {
   private let plan: CPUPlan
-  private let functions: CPUMicrokernels
+  private let functions: UnsafePointer<CPUMicrokernels>
   private let scratch: Scratch
   /// 1, 2, 4 or 8: the rows of a block rounded up to what the kernels are made for.
   private let paddedRows: Int
@@ -65,7 +65,7 @@ struct RowWorker: ~Copyable {
 
   init(_ plan: CPUPlan) {
     self.plan = plan
-    functions = plan.instructionSet.functions.pointee
+    functions = plan.instructionSet.functions
     paddedRows = Self.paddedRows(plan)
     var scratch = Scratch(byteCount: Self.scratchByteCount(plan))
     heads = scratch.take(plan.headsTogether, of: Head.self)
@@ -146,7 +146,7 @@ struct RowWorker: ~Copyable {
     own.state.maximum.update(repeating: -.infinity, count: paddedRows)
     own.state.sum.update(repeating: 0, count: paddedRows)
     for (r, row) in rows.rows.enumerated() {
-      functions.load_row(
+      functions.pointee.load_row(
         operands.queries.row(batch: rows.batch, head: rows.head(row), token: rows.query(row)),
         operands.queries.scalarType.microkernelType, Int32(d), Int32(Self.padded(d)), own.queries + r * Self.padded(d))
     }
@@ -154,7 +154,7 @@ struct RowWorker: ~Copyable {
       for i in 0..<paddedRows * Self.padded(d) { own.queries[i].negate() }
     }
     if isPaired {
-      functions.pair_pack_rows(own.queries, Int32(paddedRows * Self.padded(d)), Self.pairs(own.queries))
+      functions.pointee.pair_pack_rows(own.queries, Int32(paddedRows * Self.padded(d)), Self.pairs(own.queries))
     }
   }
 
@@ -213,25 +213,25 @@ struct RowWorker: ~Copyable {
         CPUPlan.asksFar
         ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head)
       if isPaired {
-        functions.pair_row_scores(
+        functions.pointee.pair_row_scores(
           keys, reader.keyStride, reader.keyType, run.count, Self.pairs(own.queries), rows, d, Int32(paddedD), out, next
         )
       } else {
-        functions.row_scores(
+        functions.pointee.row_scores(
           keys, reader.keyStride, reader.keyType, run.count, own.queries, rows, d, Int32(paddedD), out, next)
       }
     }
-    functions.row_softmax(scores, count, rows, own.transform, visible, own.state)
+    functions.pointee.row_softmax(scores, count, rows, own.transform, visible, own.state)
     var rescale = own.state.rescale
     for (number, run) in runs.enumerated() {
       let (values, weights) = (run.values + valueOffset, scores + run.place * paddedRows)
       if visible.first != nil
-        && functions.has_nonfinite(values, reader.valueStride, reader.valueType, run.count, dv) != 0
+        && functions.pointee.has_nonfinite(values, reader.valueStride, reader.valueType, run.count, dv) != 0
       {
-        functions.accumulate_carefully(
+        functions.pointee.accumulate_carefully(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, rescale, own.output, paddedDv, 1)
       } else {
-        let accumulate = (isPaired ? functions.pair_row_accumulate : functions.row_accumulate)!
+        let accumulate = (isPaired ? functions.pointee.pair_row_accumulate : functions.pointee.row_accumulate)!
         accumulate(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
           own.output, asking(ahead, number, ofKeys: !CPUPlan.asksFar, head: nextHead))

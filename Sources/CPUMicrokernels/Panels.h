@@ -11,16 +11,24 @@ INLINE void pack_queries_typed(const void *const *rows, int count, FAScalarType 
     for (int d = 0; d < dimension; d += LANES) {
       const int columns = dimension - d < LANES ? dimension - d : LANES;
       Floats block[LANES];
-      for (int i = 0; i < LANES; i++) {
-        const int row = v * LANES + i;
-        block[i] = (Floats){0};
-        if (row < count) {
-          const char *source = (const char *)rows[row] + (size_t)d * element_size(type);
-          block[i] = columns == LANES ? load_elements(source, type) : load_some(source, type, columns);
+      if (columns == LANES && (v + 1) * LANES <= count) {
+        UNROLL for (int i = 0; i < LANES; i++) {
+          block[i] = load_elements((const char *)rows[v * LANES + i] + (size_t)d * element_size(type), type);
+        }
+      } else {
+        for (int i = 0; i < LANES; i++) {
+          const int row = v * LANES + i;
+          block[i] = (Floats){0};
+          if (row < count) block[i] = load_some((const char *)rows[row] + (size_t)d * element_size(type), type, columns);
         }
       }
       transpose(block);
-      for (int i = 0; i < columns; i++) store(queries + (size_t)(d + i) * width + v * LANES, block[i]);
+      float *to = queries + (size_t)d * width + v * LANES;
+      if (columns == LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) store(to + i * width, block[i]);
+      } else {
+        for (int i = 0; i < columns; i++) store(to + i * width, block[i]);
+      }
     }
   }
 }
@@ -261,28 +269,44 @@ static void accumulate(const float *values, ptrdiff_t stride, int count, const f
   }
 }
 
-static void store_output(const float *output, const float *sum, int vectors, int count, int dimension,
-                         FAScalarType type, void *const *rows) {
+/// Columns of `output`, those behind `columns` zero, divided by the sums of their rows.
+INLINE void divided_block(const float *output, ptrdiff_t width, int columns, Floats divisor, Floats block[LANES]) {
+  const Ints has_keys = (Ints)(divisor != (Floats){0});
+  if (columns == LANES) {
+    UNROLL for (int i = 0; i < LANES; i++) block[i] = masked(has_keys, load(output + i * width) / divisor);
+  } else {
+    for (int i = 0; i < LANES; i++) {
+      block[i] = i < columns ? masked(has_keys, load(output + i * width) / divisor) : (Floats){0};
+    }
+  }
+}
+
+INLINE void store_output_typed(const float *output, const float *sum, int vectors, int count, int dimension,
+                               FAScalarType type, void *const *rows) {
   const int width = vectors * LANES;
   for (int v = 0; v * LANES < count; v++) {
     const Floats divisor = load(sum + v * LANES);
-    const Ints has_keys = (Ints)(divisor != (Floats){0});
     const int lanes = count - v * LANES < LANES ? count - v * LANES : LANES;
     for (int c = 0; c < dimension; c += LANES) {
       const int columns = dimension - c < LANES ? dimension - c : LANES;
       Floats block[LANES];
-      for (int i = 0; i < LANES; i++) {
-        block[i] = (Floats){0};
-        if (i < columns) {
-          block[i] = masked(has_keys, load(output + (size_t)(c + i) * width + v * LANES) / divisor);
-        }
-      }
+      divided_block(output + (size_t)c * width + v * LANES, width, columns, divisor, block);
       transpose(block);
-      for (int i = 0; i < lanes; i++) {
-        char *to = (char *)rows[v * LANES + i] + (size_t)c * element_size(type);
-        if (columns == LANES) store_elements(to, type, block[i]);
-        else store_some(to, type, block[i], columns);
+      const size_t place = (size_t)c * element_size(type);
+      if (columns == LANES && lanes == LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) store_elements((char *)rows[v * LANES + i] + place, type, block[i]);
+      } else {
+        for (int i = 0; i < lanes; i++) store_some((char *)rows[v * LANES + i] + place, type, block[i], columns);
       }
     }
+  }
+}
+
+static void store_output(const float *output, const float *sum, int vectors, int count, int dimension,
+                         FAScalarType type, void *const *rows) {
+  switch (type) {
+    case FA_F16: store_output_typed(output, sum, vectors, count, dimension, FA_F16, rows); break;
+    case FA_BF16: store_output_typed(output, sum, vectors, count, dimension, FA_BF16, rows); break;
+    default: store_output_typed(output, sum, vectors, count, dimension, FA_F32, rows); break;
   }
 }

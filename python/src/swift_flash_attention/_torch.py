@@ -228,9 +228,12 @@ def forward(
     """``[B, N, H, D]`` tensors of one type; returns the output and the log-sum-exp, or None.
 
     Args:
-        only_known: Whether to return None unless there was such a call before: its arguments were looked at then.
+        only_known: Whether to return None unless there was such a call before: its arguments were looked at then. (Elements that lie
+            apart are never found, since they are copied first.)
     """
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
+    if not only_known:
+        # What is remembered lies so.
+        q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     key = (
         q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype,
         v.device, causal, left, right, chunk, softcap, scale, None if sinks is None else sinks.dtype, None if ranges is None else ranges.shape,
@@ -243,7 +246,8 @@ def forward(
         found = calls[key] = _forward_call(q, k, v, out, causal, left, right, chunk, softcap, scale, sinks, ranges, first_keys)
     call, q_place, k_place, v_place, o_place, out_shape = found
     if out is None:
-        out = torch.empty(out_shape, dtype=q.dtype, device=q.device)
+        # What is like q costs half as much to make.
+        out = torch.empty_like(q) if out_shape is None else torch.empty(out_shape, dtype=q.dtype, device=q.device)
     lse: Known = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
     q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     if sinks is not None:
@@ -262,8 +266,8 @@ def forward(
 
 
 # A struct, the places in it of q, k, v and the output, whose views are made once (making one takes as long as an assignment), and the
-# output's shape.
-_ForwardCall: TypeAlias = tuple[c.ForwardParams, c.Tensor, c.Tensor, c.Tensor, c.Tensor, tuple[int, ...]]
+# output's shape, or None where it is like q.
+_ForwardCall: TypeAlias = tuple[c.ForwardParams, c.Tensor, c.Tensor, c.Tensor, c.Tensor, tuple[int, ...] | None]
 
 
 def _forward_call(
@@ -285,7 +289,7 @@ def _forward_call(
         call.o.batch_stride, call.o.token_stride, call.o.head_stride = n * h * dv, h * dv, dv
     else:
         _strides(call.o, out)
-    return call, call.q, call.k, call.v, call.o, (b, n, h, dv)
+    return call, call.q, call.k, call.v, call.o, None if dv == d and q.is_contiguous() else (b, n, h, dv)
 
 
 def _whole_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
