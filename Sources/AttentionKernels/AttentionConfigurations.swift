@@ -91,7 +91,9 @@ package struct AttentionConfiguration: Sendable, CustomStringConvertible {
       problem.gradientOrder = order
       problem.sinkType = softcap == nil ? nil : .bf16
       if group == 2 { problem.ranges = .given(count: 2, isShared: true) }
-      let plan = try KernelPlan(problem, on: .typical(of: target), families: KernelFamilies.backward)
+      let plan = try KernelPlan(
+        problem, on: .typical(of: target), options: KernelOptions(family: BackwardFamily.name),
+        families: KernelFamilies.backward)
       for launch in plan.launches.launches {
         let kernel = try launch.kernel.kernel()
         // What comes before the products is the same everywhere.

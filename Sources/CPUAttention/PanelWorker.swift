@@ -178,7 +178,7 @@ struct PanelWorker: ~Copyable {
     }
     let tile = Tile(keys: staged(operands.keys, d, in: keyTile), values: staged(operands.values, dv, in: pageRows))
     valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
-      functions.pointee.pair_pack_values(tile.values.rows, tile.values.stride, Int32(keys.count), Int32(dv), $0)
+      functions.pointee.pair_panel_values(tile.values.rows, tile.values.stride, Int32(keys.count), Int32(dv), $0)
     }
     return tile
   }

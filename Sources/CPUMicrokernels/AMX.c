@@ -205,7 +205,7 @@ const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   table.name = "AMX with AVX-512";
   table.option = "amx";
   table.has_tiles = 1;
-  table.pair_pack_values = tile_pack_values;
+  table.pair_panel_values = tile_pack_values;
   table.pair_scores = tile_scores;
   table.pair_softmax = tile_softmax;
   table.pair_accumulate = tile_accumulate;

@@ -77,6 +77,7 @@ const CPUMicrokernels TABLE = {
 #if HAS_PAIRS
     .pair_pack_queries = pair_pack_queries,
     .pair_pack_values = pair_pack_values,
+    .pair_panel_values = pair_pack_values,
     .pair_scores = pair_scores,
     .pair_softmax = pair_softmax,
     .pair_accumulate = pair_accumulate,

@@ -10,6 +10,7 @@ final class GPUPlan: Sendable {
   let plan: KernelPlan
   let gpu: GPU
   private let ready = Mutex<[ReadyLaunch]?>(nil)
+  private let families: [any KernelFamily.Type]
   private let other = Mutex<GPUPlan?>(nil)
   private let maps = Mutex(EncodedMaps())
 
@@ -26,7 +27,7 @@ final class GPUPlan: Sendable {
     _ problem: AttentionProblem, on gpu: GPU, _ options: KernelOptions,
     families: [any KernelFamily.Type] = KernelFamilies.all
   ) throws(AttentionError) {
-    self.gpu = gpu
+    (self.gpu, self.families) = (gpu, families)
     plan = try KernelPlan(problem, on: gpu.limits, options: options, families: families)
   }
 
@@ -53,7 +54,8 @@ final class GPUPlan: Sendable {
   /// a call.
   private func withoutMaps() throws(AttentionError) -> GPUPlan {
     if let made = other.withLock({ $0 }) { return made }
-    let made = try GPUPlan(plan.problem, on: gpu, KernelOptions(family: plan.familyWithoutMaps))
+    let made = try GPUPlan(
+      plan.problem, on: gpu, KernelOptions(family: plan.familyWithoutMaps), families: families)
     return other.withLock { other in
       let first = other ?? made
       other = first
@@ -81,20 +83,32 @@ final class GPUPlan: Sendable {
     var call = KernelCall(
       tensors, workspace: plan.launches.workspaceByteCount > 0 ? workspace ?? 0 : 0,
       counters: plan.launches.counterByteCount > 0 ? counters : nil)
-    // Of the launch that computes the attention: no other has maps.
+    guard let maps = maps(of: call) else {
+      return try withoutMaps().launch(tensors, workspace: workspace, counters: counters, stream: stream)
+    }
+    if call.counters == nil && plan.launches.hasOwnCounters { call.counters = try gpu.drawCounter(stream: stream) }
+    let own = call
+    try gpu.reporting { () throws(CUDAError) in try put(own, maps, in: stream) }
+  }
+
+  /// The maps of a call's tensors: those that are known, and those that must be encoded.
+  private struct CallMaps {
+    let all: [(tensor: ArgumentTemplate.MappedTensor, bytes: EncodedMaps.Bytes?)]
+    var new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)] = []
+  }
+
+  /// Those of a call; nil where the copy engine takes none of some tensor's strides. (Of the launch that computes the attention, or its
+  /// gradients of keys and values: no other has maps.)
+  private func maps(of call: borrowing KernelCall) -> CallMaps? {
     let arguments = plan.launches.attention.arguments
     let mapped = arguments.mappedTensors(call)
     let known = mapped.isEmpty ? [] : maps.withLock { maps in mapped.map { maps[$0] } }
-    var new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)] = []
-    for (tensor, bytes) in zip(mapped, known) where bytes == nil {
-      guard let map = arguments.map(of: tensor) else {
-        return try withoutMaps().launch(tensors, workspace: workspace, counters: counters, stream: stream)
-      }
-      new.append((tensor, map))
+    var own = CallMaps(all: Array(zip(mapped, known)))
+    for (tensor, bytes) in own.all where bytes == nil {
+      guard let map = arguments.map(of: tensor) else { return nil }
+      own.new.append((tensor, map))
     }
-    if call.counters == nil && plan.launches.hasOwnCounters { call.counters = try gpu.drawCounter(stream: stream) }
-    let encoded = Array(zip(mapped, known))
-    try gpu.reporting { () throws(CUDAError) in try put(call, encoded, new: new, in: stream) }
+    return own
   }
 
   /// Puts a call for gradients into a stream; nothing is waited for.
@@ -110,16 +124,14 @@ final class GPUPlan: Sendable {
       // Not a workspace of attention, whose first bytes are counters that must stay zero.
       call.workspace = try gpu.scratch(byteCount: plan.launches.workspaceByteCount, stream: stream)
     }
-    try gpu.reporting { () throws(CUDAError) in try put(call, [], new: [], in: stream) }
+    guard let maps = maps(of: call) else {
+      return try withoutMaps().launch(tensors, workspace: call.workspace, stream: stream)
+    }
+    let own = call
+    try gpu.reporting { () throws(CUDAError) in try put(own, maps, in: stream) }
   }
 
-  /// - Parameters:
-  ///   - mapped: the tensors that have maps, with these where they are known.
-  ///   - new: those whose maps are not.
-  private func put(
-    _ call: KernelCall, _ mapped: [(tensor: ArgumentTemplate.MappedTensor, bytes: EncodedMaps.Bytes?)],
-    new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)], in stream: StreamHandle
-  ) throws(CUDAError) {
+  private func put(_ call: KernelCall, _ maps: CallMaps, in stream: StreamHandle) throws(CUDAError) {
     let launches = try prepare()
     try gpu.context.use { () throws(CUDAError) in
       for launch in launches where launch.launch.isNeeded(by: call) {
@@ -128,14 +140,14 @@ final class GPUPlan: Sendable {
         ) { (buffer) throws(CUDAError) in
           launch.arguments.write(call, to: buffer)
           if !launch.arguments.offsets.isEmpty {
-            for (tensor, bytes) in mapped {
+            for (tensor, bytes) in maps.all {
               if let bytes { buffer.storeBytes(of: bytes, toByteOffset: tensor.offset, as: EncodedMaps.Bytes.self) }
             }
-            for (tensor, map) in new {
+            for (tensor, map) in maps.new {
               let place = tensor.offset..<tensor.offset + TensorMap.byteCount
               try launch.kernel.library.encode(map, to: UnsafeMutableRawBufferPointer(rebasing: buffer[place]))
               let bytes = buffer.loadUnaligned(fromByteOffset: tensor.offset, as: EncodedMaps.Bytes.self)
-              maps.withLock { $0.remember(bytes, of: tensor) }
+              self.maps.withLock { $0.remember(bytes, of: tensor) }
             }
           }
           try launch.kernel.library.launch(

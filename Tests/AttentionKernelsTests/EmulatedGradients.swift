@@ -29,12 +29,13 @@ struct EmulatedGradients {
   /// Whole keys.
   init(
     _ problem: AttentionProblem, layout: TensorLayout = .bnhd, rowGap: Int = 0, tiling: String = "",
-    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, on target: Target = .sm90
+    sinks: ScalarType? = nil, ranges: KeyRanges.Form? = nil, family: String = BackwardFamily.name,
+    on target: Target = .sm90
   ) throws {
     var problem = problem
     (problem.sinkType, problem.ranges) = (sinks, ranges)
     (self.problem, self.layout, self.rowGap) = (problem, layout, rowGap)
-    plan = try Self.plan(problem, tiling, target)
+    plan = try Self.plan(problem, tiling, family, target)
   }
 
   /// Packed sequences of so many queries and keys, some rows before the first and behind the last.
@@ -57,7 +58,7 @@ struct EmulatedGradients {
       keys: .packed(total: place.keys + 9, longest: lengths.map(\.keys).max()!), scalarType: type, mask: mask)
     (problem.sinkType, problem.ranges) = (sinks, ranges)
     self.sequences = sequences
-    plan = try Self.plan(problem, tiling, target)
+    plan = try Self.plan(problem, tiling, BackwardFamily.name, target)
   }
 
   /// The same by five products, with dQ added up in memory.
@@ -65,14 +66,18 @@ struct EmulatedGradients {
     var gradients = self
     gradients.problem.gradientOrder = .any
     gradients.plan = try Self.plan(
-      gradients.problem, "products=5,dkv-launches=1" + (tiling.isEmpty ? "" : ",") + tiling, target)
+      gradients.problem, "products=5,dkv-launches=1" + (tiling.isEmpty ? "" : ",") + tiling, BackwardFamily.name,
+      target)
     return gradients
   }
 
-  private static func plan(_ problem: AttentionProblem, _ tiling: String, _ target: Target) throws -> KernelPlan {
+  private static func plan(
+    _ problem: AttentionProblem, _ tiling: String, _ family: String, _ target: Target
+  ) throws -> KernelPlan {
     try KernelPlan(
       problem, on: .typical(of: target),
-      options: KernelOptions(tiling: tiling.isEmpty ? nil : TilingChanges(tiling)), families: KernelFamilies.backward)
+      options: KernelOptions(family: family, tiling: tiling.isEmpty ? nil : TilingChanges(tiling)),
+      families: KernelFamilies.backward)
   }
 
   /// The kernels that compute gradients, in the order of their launches.

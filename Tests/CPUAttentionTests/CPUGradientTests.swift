@@ -121,7 +121,7 @@ import Testing
   @Test(arguments: clauses) func agreesWithTheDefinition(clause: Clause) throws {
     let problem = try clause.problem()
     let run = try Run(problem, hasLogSumExpGradient: clause.hasLogSumExpGradient)
-    for instructionSet in InstructionSet.available {
+    for instructionSet in InstructionSet.tested {
       // With one thread a head is one unit; with many its keys are dealt out.
       for threads in [1, 5] {
         let plan = try CPUGradientPlan(problem, threads: threads, instructionSet: instructionSet)
@@ -142,7 +142,7 @@ import Testing
 
   /// A plan says what it multiplies: pairs where a type and the vectors have them.
   @Test func aPlanSaysWhatItMultiplies() throws {
-    for instructionSet in InstructionSet.available {
+    for instructionSet in InstructionSet.tested {
       for type in [ScalarType.f32, .f16, .bf16] {
         let problem = try Clause(testDescription: "", type: type).problem()
         let plan = try CPUGradientPlan(problem, threads: 2, instructionSet: instructionSet)
@@ -161,7 +161,7 @@ import Testing
     let clause = Clause(testDescription: "", type: type, queries: 100, keys: 100, mask: .window(left: 20, right: 0))
     let problem = try clause.problem()
     let run = try Run(problem, hasLogSumExpGradient: false, spoiled: spoiled)
-    for instructionSet in InstructionSet.available {
+    for instructionSet in InstructionSet.tested {
       let made = try run.compute(try CPUGradientPlan(problem, threads: 1, instructionSet: instructionSet))
       let isNaN = made.map { values in (0..<100).map { row in values[row * 64].isNaN } }
       let seesKey = (0..<100).map { problem.visibleKeys(ofQuery: $0).contains(spoiled.key) || $0 == spoiled.query }
@@ -183,7 +183,7 @@ import Testing
     ).problem()
     #expect(problem.visibleKeys(ofQuery: 62).contains(63) && problem.visibleKeys(ofQuery: 63) == 64..<128)
     let run = try Run(problem, hasLogSumExpGradient: false, spoiled: (key: -1, query: 63))
-    for instructionSet in InstructionSet.available {
+    for instructionSet in InstructionSet.tested {
       let made = try run.compute(try CPUGradientPlan(problem, threads: 1, instructionSet: instructionSet))
       for values in made[1...2] {
         #expect((0..<128).filter { values[$0 * 64].isNaN } == Array(64..<128), "\(instructionSet.name)")

@@ -92,6 +92,45 @@ struct MachineCodeTests {
     }
   }
 
+  /// Of gradients: nothing spilled, products of a tile not one after the other, weights while dP is under way and gradients while dV is, and no
+  /// operand of a product under way rewritten. (ptxas adds fences of its own behind the loops that wait for tiles, and says so.)
+  @Test(arguments: [
+    (64, 64, "share=keys,passing=3"), (128, 128, "share=keys,passing=2"), (128, 64, "share=keys,passing=1"),
+    (128, 128, "share=columns,passing=2"), (256, 256, "share=columns,passing=1"),
+  ])
+  func gradientsFly(dimension: Int, valueDimension: Int, tiling: String) throws {
+    for (mask, softcap, group, order) in [
+      (AttentionMask.none, nil, 1, AttentionProblem.GradientOrder.fixed), (.causal, nil, 8, .any),
+      (.window(left: 500, right: 20), nil, 1, .any), (.causal, 30, 4, .any), (.causal, nil, 1, .fixed),
+    ] as [(AttentionMask, Double?, Int, AttentionProblem.GradientOrder)] {
+      var problem = try AttentionProblem(
+        batch: 2, queries: 4096, queryHeads: 2 * group, keyValueHeads: 2, dimension: dimension,
+        valueDimension: valueDimension, keys: .whole(length: 4096), scalarType: group == 8 ? .f16 : .bf16, mask: mask,
+        softcap: softcap)
+      problem.gradientOrder = order
+      for adding in order == .any ? HopperBackwardTiling.Adding.allCases : [.copies] {
+        var own = try #require(HopperBackwardTiling().changed(by: try TilingChanges(tiling)))
+        (own.addsQueries, own.adding) = (order == .any, adding)
+        if HopperBackwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) != nil { continue }
+        let plan = try KernelPlan(problem, on: .typical(of: .sm90), own, of: HopperBackwardFamily.self)
+        let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+        #expect(report.isAccepted && report.spilledBytes == 0 && report.registers == 168, "\(plan): \(report.text)")
+        #expect(report.remarks.allSatisfy { $0.contains("warpgroup.arrive is injected") }, "\(plan): \(report.remarks)")
+        #expect(code.count("USETMAXREG") == 2 && code.count("MEMBAR.ALL.GPU") == 0)
+        let products = (dimension + valueDimension) / 16 + 2 * 64 / 16 + (order == .any ? own.keys / 16 : 0)
+        #expect(code.products == products && !code.isSerialized)
+        #expect(code.writesOfOperandsUnderWay.isEmpty)
+        #expect(code.count("UBLKRED") == (order == .any && adding == .copies ? 1 : 0))
+        // Of 64 keys by 64 rows, or 32, by 128 threads.
+        let exponentials = own.share == .keys ? 32 : 16
+        #expect(code.count("MUFU.EX2") >= exponentials * (softcap == nil ? 1 : 2))
+        if softcap == nil {
+          #expect(code.counts(of: "MUFU.EX2").contains(exponentials), "\(code.counts(of: "MUFU.EX2"))")
+        }
+      }
+    }
+  }
+
   /// Of decoding: the same, but for exponentials, which parts that are put together have too.
   @Test(arguments: [
     (64, "groups=1,keys=128"), (128, "groups=1,keys=64"), (128, "groups=1,keys=128"), (128, "groups=2,keys=64"),

@@ -127,15 +127,20 @@ package struct Choice: Sendable {
     let best = families.compactMap { family in ranked.first { $0.family == family.name }.map { (family, $0) } }
     if best.isEmpty { return }
     ranked = []
-    var failure: AttentionError?
+    // Of a family that understands the changes rather than of one that does not.
+    var failures: (read: AttentionError?, unread: AttentionError?)
     for (family, candidate) in best {
       do throws(AttentionError) {
         ranked.append(try Self.changed(family, candidate, changes, problem, gpu))
       } catch {
-        failure = failure ?? error
+        if candidate.tiling.changed(by: changes) == nil {
+          failures.unread = failures.unread ?? error
+        } else {
+          failures.read = failures.read ?? error
+        }
       }
     }
-    if ranked.isEmpty, let failure { throw failure }
+    if ranked.isEmpty, let failure = failures.read ?? failures.unread { throw failure }
     rank()
   }
 

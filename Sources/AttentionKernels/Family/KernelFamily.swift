@@ -77,5 +77,5 @@ package enum KernelFamilies {
   ]
 
   /// Those that gradients are computed by.
-  package static let backward: [any KernelFamily.Type] = [BackwardFamily.self]
+  package static let backward: [any KernelFamily.Type] = [BackwardFamily.self, HopperBackwardFamily.self]
 }

@@ -71,9 +71,10 @@ package struct KernelPlan: Sendable {
   }
 
   /// The family whose kernels take calls whose strides no tensor map has: that of decoding where there is a workspace for it,
-  /// and of whole keys that of prefill, which needs none.
+  /// and of whole keys that of prefill, which needs none; of gradients, those by `mma.sync`.
   package var familyWithoutMaps: String {
-    launches.workspaceByteCount > 0 && !problem.hasWholeKeys ? DecodeFamily.name : ForwardFamily.name
+    if family == HopperBackwardFamily.name { return BackwardFamily.name }
+    return launches.workspaceByteCount > 0 && !problem.hasWholeKeys ? DecodeFamily.name : ForwardFamily.name
   }
 }
 

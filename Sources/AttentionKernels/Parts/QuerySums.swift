@@ -52,6 +52,17 @@ struct QuerySums {
     }
   }
 
+  /// Writes accumulators of 16 rows to shared memory as they lie in the sums, so that one copy adds them.
+  ///
+  /// - Parameter place: the address of their first tile, a multiple of 16.
+  func put(_ parts: Accumulators, shared place: Register<U32>) {
+    precondition(areVectors && parts.rowTiles == 1, "The order of 16 rows that are added four at once.")
+    let own = place + lane * 16
+    forEachHalf(parts) { rowTile, column, half, offset in
+      k.store(Self.ofHalf(parts, rowTile, column, half), shared: own, offset: offset)
+    }
+  }
+
   /// Reads sums into accumulators.
   func load(_ sums: Accumulators, from place: Register<U64>) {
     let own = place + k.wide(lane * (areVectors ? 16 : 4))

@@ -165,9 +165,10 @@ typedef struct {
 
   /// As `pack_queries`, into [dimension/2][rows] of pairs.
   void (*pair_pack_queries)(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries);
-  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero. With tiles
-  /// [dimension][pairs], both rounded up to 16 with zeros.
+  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero.
   void (*pair_pack_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
+  /// The same as `pair_accumulate` takes it: with tiles [dimension][pairs], both rounded up to 16 with zeros.
+  void (*pair_panel_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
   /// As `scores`; keys are read where they are, `stride` in bytes.
   void (*pair_scores)(const void *keys, ptrdiff_t stride, int count, const uint32_t *queries, int vectors,
                       int dimension, float *scores);

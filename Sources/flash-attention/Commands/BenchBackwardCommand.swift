@@ -22,7 +22,7 @@ struct BenchBackwardCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of \(BackwardTiling.changeSyntax), with commas.",
+      "Change the GPU's tiling, for experiments: any of \(TilingOptions.syntaxOfGradients).",
       valueName: "CHANGES"))
   var tiling: String?
 
@@ -74,7 +74,7 @@ struct BenchBackwardCommand: ParsableCommand {
     if options.isGiven && !shape.isGiven {
       throw ValidationError("Masks, scale and softcap belong to a shape; give --queries or others too.")
     }
-    if let tiling { try TilingOptions.check(tiling, BackwardTiling()) }
+    if let tiling { try TilingOptions.check(ofGradients: tiling) }
   }
 
   func run() throws {

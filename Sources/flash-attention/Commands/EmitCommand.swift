@@ -83,19 +83,25 @@ struct EmitCommand: ParsableCommand {
     if cache && example != nil { throw ValidationError("--cache is for attention; leave out --example.") }
     if let tiling {
       if backward {
-        try TilingOptions.check(tiling, BackwardTiling(), "with --backward, ")
+        try TilingOptions.check(ofGradients: tiling, "with --backward, ")
+        let isHoppers = (try? TilingChanges(tiling)).flatMap { BackwardTiling().changed(by: $0) } == nil
+        if isHoppers { try requireHopper(for: tiling) }
       } else if cache {
         try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
       } else {
         try TilingOptions.check(tiling)
         let isHoppers = (try? TilingChanges(tiling)).flatMap { ForwardTiling().changed(by: $0) } == nil
-        if isHoppers && arch.flatMap(Target.init) != .sm90a && !explain {
-          throw ValidationError("--tiling '\(tiling)' is for Hopper's own kernels; add --arch sm_90a.")
-        }
+        if isHoppers { try requireHopper(for: tiling) }
       }
     }
     if example != nil && (shape.isGiven || shape.dtype != nil || options.isGiven || sinks != nil || ranges != nil) {
       throw ValidationError("An example has no shape; leave out --example or the shape.")
+    }
+  }
+
+  private func requireHopper(for tiling: String) throws {
+    if arch.flatMap(Target.init) != .sm90a && !explain {
+      throw ValidationError("--tiling '\(tiling)' is for Hopper's own kernels; add --arch sm_90a.")
     }
   }
 
@@ -218,6 +224,19 @@ struct TilingOptions: ParsableArguments {
       "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas, or for Hopper's own "
         + "kernels any of \(HopperForwardTiling.changeSyntax).")
   }
+
+  /// Of the kernels of gradients.
+  static func check(ofGradients tiling: String, _ when: String = "") throws {
+    if let changes = try? TilingChanges(tiling),
+      BackwardTiling().changed(by: changes) != nil || HopperBackwardTiling().changed(by: changes) != nil
+    {
+      return
+    }
+    throw ValidationError("--tiling '\(tiling)' is not understood; \(when)write any of \(syntaxOfGradients).")
+  }
+
+  static let syntaxOfGradients =
+    "\(BackwardTiling.changeSyntax), with commas; for Hopper's own kernels any of \(HopperBackwardTiling.changeSyntax)"
 
   static func check<Tiling: KernelTiling>(_ tiling: String, _ any: Tiling, _ when: String = "") throws {
     if let changes = try? TilingChanges(tiling), any.changed(by: changes) != nil { return }

@@ -211,6 +211,8 @@ final class BackwardBody {
         k, s, memory, place, sums: p.statistics.sums(ofRow: firstRow, dimension: s.dimension),
         if: p.queryGradientBase .!= 0) : nil
     let firstOwn = place.sharer * cut.passingRowsPerWarp
+    let weights = ScoreGradients(
+      k, hasSoftcap: s.hasSoftcap, scale: p.scale, capScale: p.capScale, inverseCap: p.inverseCap)
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let slot = passing.next(tile)
       let asked =
@@ -222,7 +224,12 @@ final class BackwardBody {
         multiply(keptWeights, readers.weights.at(slot + memory.passingOffset), memory.passing.weights, into: gradients)
       }
       k.comment("weights, and the gradients of the scores")
-      weigh(scores, gradients, own, cut.sharers == 1 ? slot : slot + firstOwn * RowStatistics.byteCount)
+      let passed = cut.sharers == 1 ? slot : slot + firstOwn * RowStatistics.byteCount
+      weights.apply(
+        to: scores, gradients,
+        own.map(ScoreGradients.Statistics.ofRows)
+          ?? .ofColumns(
+            ScoreGradients.addressOfLane(passed, lane: place.lane), offset: memory.statisticsOffset))
       let start = tiles.place(tile) * cut.passingRows
       if let isNeeded = (asked ?? mask.isNeeded(tileStart: start, size: cut.passingRows))() {
         let ofWarp = cut.sharers == 1 ? start : start + firstOwn.reinterpreted(as: S32.self)
@@ -307,47 +314,6 @@ final class BackwardBody {
     result.clear(columnTiles: 0..<result.columnTiles)
     for step in 0..<tile.steps {
       products.addScores(kept.atStep(step), passing, step: step, keys: 0..<cut.passingRowsPerWarp, to: result)
-    }
-  }
-
-  /// Scores become weights, and gradients of weights those of scores, but for the scale.
-  ///
-  /// - Parameter own: the statistics of the lane's rows; nil where those of its columns pass by.
-  private func weigh(
-    _ scores: Accumulators, _ gradients: Accumulators?, _ own: [[Register<F32>]]?, _ slot: Register<U32>
-  ) {
-    if s.hasSoftcap {
-      ScoreCap(inner: p.capScale, outer: p.scale).apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
-    }
-    let ofColumns = own == nil ? slot + (place.lane % 4) * (2 * RowStatistics.byteCount) : nil
-    for columnTile in 0..<scores.columnTiles {
-      // Of two neighbouring columns.
-      let passing = ofColumns.map {
-        k.load(
-          F32.self, count: 4, shared: $0,
-          offset: memory.statisticsOffset + columnTile * 8 * RowStatistics.byteCount)
-      }
-      for rowTile in 0..<scores.rowTiles {
-        for element in 0..<4 {
-          let (offset, delta) =
-            if let passing {
-              (passing[element % 2 * 2], passing[element % 2 * 2 + 1])
-            } else {
-              (own![2 * rowTile + element / 2][0], own![2 * rowTile + element / 2][1])
-            }
-          let score = scores[rowTile, columnTile][element]
-          let weight = k.exp2(s.hasSoftcap ? score + offset : k.multiplyAdd(score, p.scale, offset))
-          if let gradient = gradients?[rowTile, columnTile][element] {
-            var ofScore = weight * (gradient - delta)
-            if s.hasSoftcap {
-              let tanh = score * p.inverseCap
-              ofScore = ofScore * k.multiplyAdd(-tanh, tanh, k.constant(1))
-            }
-            k.set(gradient, to: ofScore)
-          }
-          k.set(score, to: weight)
-        }
-      }
     }
   }
 

@@ -43,24 +43,28 @@ struct BackwardCost {
   /// All tiles of a launch, those of the busiest multiprocessor one after the other.
   func seconds(_ problem: AttentionProblem, _ s: BackwardSpecialization, on gpu: GPULimits) -> Double {
     let launch = BackwardLaunch(problem, s)
-    let all = Double(problem.queries) * Double(problem.keys)
-    // Of chunks about, without a loop over all queries for each candidate.
-    let pairs =
-      problem.mask.chunk.map { Double(problem.queries) * Double(min($0, problem.keys)) } ?? problem.visiblePairs
-    let seen = all > 0 ? pairs / all : 0
-    let keeps = s.kind != .queries
-    let passing = Double(keeps ? problem.queries * problem.groupSize : problem.keys)
-    // What only some of a block see counts as much as the rest, at each edge of the mask.
-    let edges = MaskEdges(problem)
-    let edge = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
-    let group = Double(problem.groupSize)
-    let ofBlock = Double(s.cut.rows) * (keeps ? group : 1 / group)
-    let tiles =
-      min(seen * passing + edge * (ofBlock + Double(s.cut.passingRows)) / 2, passing) / Double(s.cut.passingRows)
+    let tiles = Self.tiles(
+      problem, kept: s.cut.rows, passing: s.cut.passingRows, keepsKeys: s.kind != .queries)
     let terms = [products, sharedMemory, weights, reductions]
     let longest = terms.max()!
     let cycles = longest + (terms.reduce(0, +) - longest) * ForwardCost.uncovered + waits
     let perMultiprocessor = max(Double(launch.blocks) / Double(max(gpu.multiprocessors, 1)), 1)
     return ForwardCost.launch + perMultiprocessor * tiles * cycles / gpu.clock * ForwardCost.sustained
+  }
+
+  /// The tiles of so many rows that pass by a block which keeps so many keys, or rows of queries.
+  static func tiles(_ problem: AttentionProblem, kept: Int, passing: Int, keepsKeys: Bool) -> Double {
+    let all = Double(problem.queries) * Double(problem.keys)
+    // Of chunks about, without a loop over all queries for each candidate.
+    let pairs =
+      problem.mask.chunk.map { Double(problem.queries) * Double(min($0, problem.keys)) } ?? problem.visiblePairs
+    let seen = all > 0 ? pairs / all : 0
+    let rows = Double(keepsKeys ? problem.queries * problem.groupSize : problem.keys)
+    // What only some of a block see counts as much as the rest, at each edge of the mask.
+    let edges = MaskEdges(problem)
+    let edge = (edges.limitsFirst ? 1.0 : 0) + (edges.limitsEnd ? 1.0 : 0)
+    let group = Double(problem.groupSize)
+    let ofBlock = Double(kept) * (keepsKeys ? group : 1 / group)
+    return min(seen * rows + edge * (ofBlock + Double(passing)) / 2, rows) / Double(passing)
   }
 }

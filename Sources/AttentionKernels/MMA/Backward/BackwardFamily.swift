@@ -43,9 +43,8 @@ package enum BackwardFamily: KernelFamily {
     if !problem.hasWholeKeys { try GPULimits.check(placesOf: problem) }
   }
 
-  /// Each cut with the cheapest of the other kind: what one kind costs does not depend on the other. And, where any order will
-  /// do, each cut of the kernel that makes all.
-  package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [BackwardTiling] {
+  /// All cuts worth considering.
+  private static let cuts: [BackwardTiling.Cut] = {
     var cuts: [BackwardTiling.Cut] = []
     for warps in [4, 8] {
       for rowTiles in [1, 2] {
@@ -61,6 +60,12 @@ package enum BackwardFamily: KernelFamily {
         }
       }
     }
+    return cuts
+  }()
+
+  /// Each cut with the cheapest of the other kind: what one kind costs does not depend on the other. And, where any order will
+  /// do, each cut of the kernel that makes all.
+  package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [BackwardTiling] {
     func had(_ kind: BackwardSpecialization.Kind) -> [BackwardTiling.Cut] {
       cuts.filter { parts(kind, $0, problem, gpu).obstacle(on: gpu) == nil }
     }
@@ -91,20 +96,26 @@ package enum BackwardFamily: KernelFamily {
     return tilings.isEmpty ? [BackwardTiling(keys: cuts[0], queries: cuts[0])] : tilings
   }
 
+  /// What stands against adding up dQ in memory, as the end of a sentence about a tiling.
+  static func obstacle(toSumsOf problem: AttentionProblem) -> String? {
+    if problem.gradientOrder == .fixed {
+      return "adds up dQ in whatever order blocks come; gradients of the same bits in every run were asked for"
+    }
+    guard let sums = QuerySums.checkedByteCount(of: problem), sums < 1 << 48 else {
+      return "needs more memory for sums of dQ than there can be"
+    }
+    let own = problem.queryShape.elementCount * 4
+    if problem.packedQueries != nil, sums > 2 * own + 64 << 20 {
+      return "needs \(sums) bytes for sums of dQ, most of them between packed sequences, whose rows are \(own)"
+    }
+    return nil
+  }
+
   package static func obstacle(
     to tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
     if tiling.addsQueries {
-      if problem.gradientOrder == .fixed {
-        return "adds up dQ in whatever order blocks come; gradients of the same bits in every run were asked for"
-      }
-      guard let sums = QuerySums.checkedByteCount(of: problem), sums < 1 << 48 else {
-        return "needs more memory for sums of dQ than there can be"
-      }
-      let own = problem.queryShape.elementCount * 4
-      if problem.packedQueries != nil, sums > 2 * own + 64 << 20 {
-        return "needs \(sums) bytes for sums of dQ, most of them between packed sequences, whose rows are \(own)"
-      }
+      if let obstacle = obstacle(toSumsOf: problem) { return obstacle }
       if tiling.separatesKeysAndValues { return "makes dK and dV together where it adds up dQ" }
     }
     for part in parts(tiling, problem, gpu) {
@@ -136,6 +147,19 @@ package enum BackwardFamily: KernelFamily {
     return part
   }
 
+  /// What comes before, and, where dQ was added up in memory, behind.
+  static func costOfEnds(
+    _ problem: AttentionProblem, addsQueries: Bool, on gpu: GPULimits
+  ) -> (delta: Double, rounding: Double) {
+    func passing(_ bytes: Double) -> Double { ForwardCost.launch + bytes / max(gpu.bandwidth, 1) }
+    let sums = addsQueries ? Double(QuerySums.byteCount(of: problem)) : 0
+    let element = Double(problem.scalarType.byteCount)
+    return (
+      passing(2 * Double(problem.outputShape.elementCount) * element + sums),
+      passing(sums + Double(problem.queryShape.elementCount) * element)
+    )
+  }
+
   package static func cost(
     of tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> KernelCost {
@@ -145,12 +169,8 @@ package enum BackwardFamily: KernelFamily {
     func seconds(_ kinds: Set<BackwardSpecialization.Kind>) -> Double {
       all.filter { kinds.contains($0.kind) }.reduce(0) { $0 + $1.seconds }
     }
-    func passing(_ bytes: Double) -> Double { ForwardCost.launch + bytes / max(gpu.bandwidth, 1) }
-    let sums = tiling.addsQueries ? Double(QuerySums.byteCount(of: problem)) : 0
-    let element = Double(problem.scalarType.byteCount)
-    let delta = passing(2 * Double(problem.outputShape.elementCount) * element + sums)
+    let (delta, rounding) = costOfEnds(problem, addsQueries: tiling.addsQueries, on: gpu)
     if tiling.addsQueries {
-      let rounding = passing(sums + Double(problem.queryShape.elementCount) * element)
       let one = seconds([.all])
       return KernelCost(["delta": delta, "all": one, "rounding": rounding], seconds: delta + one + rounding)
     }
@@ -162,6 +182,14 @@ package enum BackwardFamily: KernelFamily {
   package static func launches(
     _ tiling: BackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) throws(AttentionError) -> LaunchSequence {
+    try launches(
+      parts(tiling, problem, gpu).map { launch($0, problem) }, problem, addsQueries: tiling.addsQueries, on: gpu)
+  }
+
+  /// Launches that make gradients, with what comes before and behind.
+  static func launches(
+    _ own: [LaunchSequence.Launch], _ problem: AttentionProblem, addsQueries: Bool, on gpu: GPULimits
+  ) throws(AttentionError) -> LaunchSequence {
     let inputs = try Matrix.Inputs(of: problem.scalarType)
     var launches: [LaunchSequence.Launch] = []
     if problem.packedQueries != nil {
@@ -171,28 +199,49 @@ package enum BackwardFamily: KernelFamily {
       launches.append(ZeroKernel.launch(.keyGradient, problem.keyShape, problem.scalarType))
       launches.append(ZeroKernel.launch(.valueGradient, problem.valueShape, problem.scalarType))
     }
-    launches.append(DeltaKernel.launch(problem, inputs: inputs, clearsSums: tiling.addsQueries))
+    launches.append(DeltaKernel.launch(problem, inputs: inputs, clearsSums: addsQueries))
     if let launch = SinkGradientKernel.launch(problem) { launches.append(launch) }
     let main = launches.count
-    for part in parts(tiling, problem, gpu) {
-      let launch = BackwardLaunch(problem, part)
-      launches.append(
-        LaunchSequence.Launch(
-          BackwardKernel(part), blocks: launch.blocks, threads: part.cut.threads,
-          sharedByteCount: launch.sharedByteCount, blocksPerMultiprocessor: part.cut.blocksPerMultiprocessor,
-          gradients: part.kind.gradients, arguments: ArgumentTemplate(BackwardParameters.all(problem), for: launch)))
-    }
-    if tiling.addsQueries { launches.append(QuerySumsKernel.launch(problem, inputs: inputs, on: gpu)) }
+    launches += own
+    if addsQueries { launches.append(QuerySumsKernel.launch(problem, inputs: inputs, on: gpu)) }
     for launch in launches where launch.blocks > Int32.max {
       throw .lengthOnDevice(
         tensor: "batch x heads x tiles", length: launch.blocks, device: "GPU", limit: Int(Int32.max))
     }
     return LaunchSequence(
       launches, main: main,
-      workspaceByteCount: tiling.addsQueries
+      workspaceByteCount: addsQueries
         ? RowStatistics.roundedByteCount(of: problem) + QuerySums.byteCount(of: problem)
         : max(RowStatistics.byteCount(of: problem), 16))
   }
+
+  private static func launch(_ part: BackwardSpecialization, _ problem: AttentionProblem) -> LaunchSequence.Launch {
+    let launch = BackwardLaunch(problem, part)
+    return LaunchSequence.Launch(
+      BackwardKernel(part), blocks: launch.blocks, threads: part.cut.threads,
+      sharedByteCount: launch.sharedByteCount, blocksPerMultiprocessor: part.cut.blocksPerMultiprocessor,
+      gradients: part.kind.gradients, arguments: ArgumentTemplate(BackwardParameters.all(problem), for: launch))
+  }
+
+  // MARK: - dQ alone, for other kernels of dK and dV
+
+  /// The cheapest cut of the kernel that makes dQ; nil where there is none.
+  static func cutOfQueries(for problem: AttentionProblem, on gpu: GPULimits) -> BackwardTiling.Cut? {
+    cuts.filter { parts(.queries, $0, problem, gpu).obstacle(on: gpu) == nil }
+      .min { seconds(ofQueries: $0, problem, on: gpu) < seconds(ofQueries: $1, problem, on: gpu) }
+      .map { fitted(parts(.queries, $0, problem, gpu), gpu).cut }
+  }
+
+  /// What that kernel takes.
+  static func seconds(ofQueries cut: BackwardTiling.Cut, _ problem: AttentionProblem, on gpu: GPULimits) -> Double {
+    let part = fitted(parts(.queries, cut, problem, gpu), gpu)
+    return BackwardCost(part).seconds(problem, part, on: gpu)
+  }
+
+  /// Its launch.
+  static func launch(
+    ofQueries cut: BackwardTiling.Cut, _ problem: AttentionProblem, on gpu: GPULimits
+  ) -> LaunchSequence.Launch { launch(parts(.queries, cut, problem, gpu), problem) }
 
   /// The kernels of a tiling, in the order of their launches.
   private static func parts(
