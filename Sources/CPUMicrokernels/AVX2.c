@@ -8,7 +8,6 @@
 #define STAGES_FLOATS 1
 #define HAS_FMA 1
 #define HAS_F16 1
-#define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 8
 #define ROWS_OF_SINGLE_KEYS 2
 #define KEYS_OF_PARTIAL_LINES 16

@@ -1,6 +1,6 @@
 // One instruction set: includes the families and fills the table. The including file defines
 //
-//   LANES, HAS_FMA, HAS_F16, HAS_PAIRS                          what the instruction set offers
+//   LANES, HAS_FMA, HAS_F16                                     what the instruction set offers
 //   PANEL_VECTORS, STRIP, ROW_ACCUMULATORS, PROBE_CHAINS       what its registers hold at once
 //   STAGES_FLOATS                                              whether panels copy tiles of f32 (AVX2, Zen 4, 2026-11-30: 0 to 9%
 //                                                                  faster; AVX-512 -2 to 0%)
@@ -11,23 +11,14 @@
 //
 // and has the target attribute pushed.
 
-
 #include "Vector.h"
 
-/// Next to nothing, but it depends on all sums, so that the loop that made them is not removed.
-INLINE double probe_residue(const Floats sum[24]) {
-  Floats total = (Floats){0};
-  UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) total += sum[i];
-  float lanes[LANES];
-  store(lanes, total);
-  return lanes[0] == 12345.678f ? 1 : 0;
-}
+// What has products of pairs puts them into a copy of the table (AVX512BF16.c).
+#define HAS_PAIRS 0
 
 #include "Pairs.h"
 #include "Panels.h"
-#include "PairPanels.h"
 #include "Rows.h"
-#include "PairRows.h"
 #include "Careful.h"
 #include "Gradients.h"
 
@@ -67,22 +58,12 @@ const CPUMicrokernels TABLE = {
     .lanes = LANES,
     .panel_vectors = PANEL_VECTORS,
     .stages_floats = STAGES_FLOATS,
-    .has_pairs = HAS_PAIRS,
     .pack_queries = pack_queries,
     .widen = widen,
     .scores = scores,
     .softmax = softmax,
     .accumulate = accumulate,
     .store_output = store_output,
-#if HAS_PAIRS
-    .pair_pack_queries = pair_pack_queries,
-    .pair_pack_values = pair_pack_values,
-    .pair_panel_values = pair_pack_values,
-    .pair_scores = pair_scores,
-    .pair_softmax = pair_softmax,
-    .pair_accumulate = pair_accumulate,
-    .probe_pairs = probe_pairs,
-#endif
     .has_nonfinite = has_nonfinite,
     .accumulate_carefully = accumulate_carefully,
     .load_row = load_row,
@@ -90,15 +71,7 @@ const CPUMicrokernels TABLE = {
     .row_softmax = row_softmax,
     .row_accumulate = row_accumulate,
     .store_row = store_row,
-#if HAS_PAIRS
-    .pair_pack_rows = pair_pack_rows,
-    .pair_row_scores = pair_row_scores,
-    .pair_row_accumulate = pair_row_accumulate,
-#endif
     .gradients = {1, product, product_carefully, score_gradients, dots},
-#if HAS_PAIRS
-    .pair_gradients = {2, pair_product, pair_product_carefully, pair_score_gradients, pair_dots},
-#endif
     .transposed = transposed,
     .store_scaled = store_scaled,
     .probe_arithmetic = probe_arithmetic,

@@ -6,7 +6,6 @@
 #define STAGES_FLOATS 0
 #define HAS_FMA 1
 #define HAS_F16 1
-#define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 16
 #define ROWS_OF_SINGLE_KEYS 0
 #define KEYS_OF_PARTIAL_LINES 1024

@@ -1,8 +1,6 @@
 // The panels family on bfloat16 pairs: a step does twice the work of a multiply-add. The pairs lie along the summed
 // axis: d for the scores, keys for the output. K needs no packing, because two neighbours of a row are 32 bits already.
 
-#if HAS_PAIRS
-
 static void pair_pack_queries(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries) {
   // A pair is 32 bits, so this is the transposition of f32 rows of half the length, whatever the bits mean.
   pack_queries_typed(rows, count, FA_F32, dimension / 2, vectors, (float *)queries);
@@ -128,5 +126,3 @@ static double probe_pairs(int64_t steps) {
   }
   return 4.0 * LANES * PROBE_CHAINS * (double)steps + probe_residue(sum);
 }
-
-#endif

@@ -1,8 +1,6 @@
 // The rows family on bfloat16 pairs: queries of bfloat16, K and V of bfloat16 or e4m3. The pairs lie along the summed axis: d for the
 // scores, keys for the output, whose weights are rounded to bfloat16. What is left of a byte of e4m3 is a look into a table.
 
-#if HAS_PAIRS
-
 /// The bfloat16 of an e4m3 without its sign: an exponent that is biased by 127 instead of 7, and 3 of 7 bits of a fraction. Below 2^-6
 /// there is no leading one, and all ones are no number.
 #define E4M3(M)                                                                             \
@@ -217,5 +215,3 @@ static void pair_row_accumulate(const void *values, ptrdiff_t stride, FAScalarTy
   DISPATCH_PAIRS(type, rows, CALL)
 #undef CALL
 }
-
-#endif

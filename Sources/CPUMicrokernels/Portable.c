@@ -4,7 +4,6 @@
 #define STAGES_FLOATS 0
 #define HAS_FMA 0
 #define HAS_F16 0
-#define HAS_PAIRS 0
 #define ROW_ACCUMULATORS 8
 #define ROWS_OF_SINGLE_KEYS 0
 #define KEYS_OF_PARTIAL_LINES 1024

@@ -5,9 +5,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-extern const CPUMicrokernels fa_avx512bf16, fa_avx512, fa_avx2, fa_neon, fa_portable;
+extern const CPUMicrokernels fa_avx512, fa_avx2, fa_neon, fa_portable;
 
-const CPUMicrokernels *fa_with_tiles(const CPUMicrokernels *base);
+const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base), *fa_with_tiles(const CPUMicrokernels *base);
 
 static const CPUMicrokernels *available[7];
 
@@ -34,8 +34,11 @@ __attribute__((constructor)) static void find_available(void) {
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // All processors with pairs but Intel's of 2020 ("Cooper Lake") look into tables of 128 bytes, too.
   const int pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
-  if (pairs && tiles_are_permitted()) available[count++] = fa_with_tiles(&fa_avx512bf16);
-  if (pairs) available[count++] = &fa_avx512bf16;
+  if (pairs) {
+    const CPUMicrokernels *with_pairs = fa_with_pairs(&fa_avx512);
+    if (tiles_are_permitted()) available[count++] = fa_with_tiles(with_pairs);
+    available[count++] = with_pairs;
+  }
   if (avx512) available[count++] = &fa_avx512;
   if (avx2) available[count++] = &fa_avx2;
 #elif defined(__aarch64__)

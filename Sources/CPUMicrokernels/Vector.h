@@ -222,3 +222,14 @@ INLINE void store_some(void *p, FAScalarType type, Floats v, int count) {
   store_elements(buffer, type, v);
   __builtin_memcpy(p, buffer, (size_t)count * element_size(type));
 }
+
+#ifdef PROBE_CHAINS
+/// Next to nothing, but it depends on all sums, so that the loop that made them is not removed.
+INLINE double probe_residue(const Floats sum[24]) {
+  Floats total = (Floats){0};
+  UNROLL for (int i = 0; i < (PROBE_CHAINS); i++) total += sum[i];
+  float lanes[LANES];
+  store(lanes, total);
+  return lanes[0] == 12345.678f ? 1 : 0;
+}
+#endif
