@@ -197,7 +197,7 @@ static double probe_tiles(int64_t steps) {
   return 5.0 * 2 * SIDE * SIDE * 2 * SIDE * (double)rounds;
 }
 
-/// The table of `base`, whose products of pairs in panels are of tiles.
+/// The table of `base`, whose products of pairs in panels are of tiles, and in gradients of floats.
 const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
   pairs = base;
@@ -205,6 +205,8 @@ const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   table.name = "AMX with AVX-512";
   table.option = "amx";
   table.has_tiles = 1;
+  // Who has tiles is Intel's, whose products of pairs in vectors are slower than those of floats.
+  table.pair_gradients = base->gradients;
   table.pair_panel_values = tile_pack_values;
   table.pair_scores = tile_scores;
   table.pair_softmax = tile_softmax;
