@@ -94,7 +94,7 @@ public struct AttentionProblem: Hashable, Sendable {
   public enum GradientOrder: Hashable, Sendable {
     /// In one and the same: the gradients have the same bits in every run on a device.
     case fixed
-    /// In any, where that is faster: on a GPU, blocks of keys add up dQ in memory as they come, by f32 atomics.
+    /// In any, where that is faster: on a GPU, blocks of keys add up dQ in memory, in f32, as they come.
     case any
   }
 

@@ -17,9 +17,7 @@ extension KernelPlan {
   package func taking(_ call: KernelCall, on gpu: GPULimits) throws(AttentionError) -> KernelPlan {
     let arguments = launches.attention.arguments
     if arguments.mappedTensors(call).allSatisfy({ arguments.map(of: $0) != nil }) { return self }
-    return try KernelPlan(
-      problem, on: gpu, options: KernelOptions(family: familyWithoutMaps),
-      families: KernelFamilies.all + KernelFamilies.backward)
+    return try KernelPlan(problem, on: gpu, options: KernelOptions(family: familyWithoutMaps))
   }
 }
 

@@ -4,7 +4,7 @@ internal import Synchronization
 
 /// One way of computing with this processor's vectors.
 public struct InstructionSet: Sendable {
-  /// The functions; a constant of the C target, hence safe to share.
+  /// The functions; what the C target has of them before `main`, and never changes, hence safe to share.
   nonisolated(unsafe) let functions: UnsafePointer<CPUMicrokernels>
 
   /// "AMX with AVX-512", "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON" or "portable".

@@ -15,6 +15,7 @@
 #define HAS_FMA 1
 #define HAS_F16 1
 
+#include "Additions.h"
 #include "Vector.h"
 
 #ifndef TILE_DOT
@@ -197,9 +198,10 @@ static double probe_tiles(int64_t steps) {
   return 5.0 * 2 * SIDE * SIDE * 2 * SIDE * (double)rounds;
 }
 
-/// The table of `base`, whose products of pairs in panels are of tiles, and in gradients of floats.
 const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
+  // Panels are those of the other functions.
+  if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
   pairs = base;
   table = *base;
   table.name = "AMX with AVX-512";

@@ -15,6 +15,7 @@
 #define KEYS_OF_PARTIAL_LINES 1024
 #define PROBE_CHAINS 24
 
+#include "Additions.h"
 #include "Vector.h"
 #include "Pairs.h"
 #include "Panels.h"
@@ -23,9 +24,10 @@
 #include "PairRows.h"
 #include "Gradients.h"
 
-/// The table of `base`, AVX-512, with products of pairs.
 const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
+  // Panels are those of the other functions.
+  if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
   table = *base;
   table.name = "AVX-512 with bfloat16 pairs";
   table.option = "avx512bf16";

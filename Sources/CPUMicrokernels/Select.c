@@ -1,13 +1,11 @@
 #define _GNU_SOURCE
-#include "include/CPUMicrokernels.h"
+#include "Additions.h"
 
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 extern const CPUMicrokernels fa_avx512, fa_avx2, fa_neon, fa_portable;
-
-const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base), *fa_with_tiles(const CPUMicrokernels *base);
 
 static const CPUMicrokernels *available[7];
 

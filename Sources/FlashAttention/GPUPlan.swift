@@ -97,8 +97,8 @@ final class GPUPlan: Sendable {
     var new: [(tensor: ArgumentTemplate.MappedTensor, map: TensorMap)] = []
   }
 
-  /// Those of a call; nil where the copy engine takes none of some tensor's strides. (Of the launch that computes the attention, or its
-  /// gradients of keys and values: no other has maps.)
+  /// Those of a call; nil where the copy engine takes none of some tensor's strides. (Of the launch that computes the attention, or the
+  /// gradients of keys and values and perhaps of queries: no other has maps.)
   private func maps(of call: borrowing KernelCall) -> CallMaps? {
     let arguments = plan.launches.attention.arguments
     let mapped = arguments.mappedTensors(call)

@@ -14,16 +14,18 @@ import Testing
 
     init(
       _ name: String, tiling: String = "", layout: TensorLayout = .bnhd, rowGap: Int = 0, sinks: ScalarType? = nil,
-      _ problem: @escaping @Sendable () throws -> AttentionProblem
+      isOutputGradientExpanded: Bool = false, _ problem: @escaping @Sendable () throws -> AttentionProblem
     ) {
       testDescription = name
       orders = tiling.contains("adding") ? [.any] : [.fixed, .any]
       make = { order in
         var problem = try problem()
         problem.gradientOrder = order
-        return try EmulatedGradients(
+        var gradients = try EmulatedGradients(
           problem, layout: layout, rowGap: rowGap, tiling: tiling, sinks: sinks, family: HopperBackwardFamily.name,
           on: .sm90a)
+        gradients.isOutputGradientExpanded = isOutputGradientExpanded
+        return gradients
       }
     }
   }
@@ -56,6 +58,9 @@ import Testing
     Clause("heads before tokens, gaps between rows, NaN in them", layout: .bhnd, rowGap: 8) {
       try problem(batch: 2, heads: 2, queries: 67, keys: 99)
     },
+    Clause("one row of the gradient of the output for all", isOutputGradientExpanded: true) {
+      try problem(batch: 2, group: 2, queries: 40, keys: 90)
+    },
     Clause("sinks", sinks: .f16) { try problem(heads: 3, group: 4, queries: 70, keys: 40, mask: .causal) },
     Clause("D 128") { try problem(queries: 140, keys: 200, dimension: 128, mask: .causal) },
     Clause("D 128, one stage", tiling: "passing=1") { try problem(.bf16, queries: 200, keys: 130, dimension: 128) },
@@ -81,11 +86,13 @@ import Testing
   func fulfilsTheContract(clause: Clause) throws {
     for order in clause.orders {
       let gradients = try clause.make(order)
-      for schedule in [Schedule.roundRobin, .random(seed: 11)] {
-        let outcome = try gradients.run(schedule)
+      let outcomes = try [Schedule.roundRobin, .random(seed: 11)].map { try gradients.run($0) }
+      for outcome in outcomes {
         #expect(outcome.passes, "\(gradients.plan): \(outcome.gradients), \(outcome.isConfined)")
         #expect(outcome.counters.bankConflicts == 0)
       }
+      // Whatever runs first, the bits are the same.
+      if order == .fixed { #expect(outcomes[0].values == outcomes[1].values) }
     }
   }
 
@@ -101,11 +108,40 @@ import Testing
   @Test func knowsItsLimits() throws {
     for (problem, words) in [
       (try problem(dimension: 72), "head dimensions but 64, 128 and 256"),
+      (try problem(dimension: 192), "head dimensions but 64, 128 and 256"),
+      (try problem(dimension: 192, valueDimension: 64), "head dimensions but 64, 128 and 256"),
       (try problem(group: 3), "groups of 3 query heads"),
     ] {
       let error = try #require(throws: AttentionError.self) { try Clause("") { problem }.make(.fixed) }
       #expect("\(error)".contains(words), "\(error)")
     }
+    let error = try #require(throws: AttentionError.self) {
+      try EmulatedGradients(problem(mask: .causal), ranges: .prefix, family: HopperBackwardFamily.name, on: .sm90a)
+    }
+    #expect("\(error)".contains("ranges of keys"), "\(error)")
+  }
+
+  /// Any of the gradients alone: what nobody wants is not written.
+  @Test(arguments: 1..<8) func computesWhatIsWanted(bits: Int) throws {
+    for (tiling, order) in [
+      ("adding=copies", AttentionProblem.GradientOrder.any), ("adding=atomics", .any), ("", .fixed),
+    ] {
+      var gradients = try Clause("", tiling: tiling) { try problem(queries: 140, keys: 150, mask: .causal) }.make(order)
+      gradients.wanted = (0..<3).map { bits >> $0 & 1 == 1 }
+      let outcome = try gradients.run()
+      #expect(outcome.passes, "\(outcome.gradients), \(outcome.isConfined)")
+    }
+  }
+
+  /// A call whose strides the copy engine does not take goes to the kernels of `mma.sync`, in the same workspace.
+  @Test(arguments: [AttentionProblem.GradientOrder.fixed, .any], [64, 256])
+  func leavesRoomForOthers(order: AttentionProblem.GradientOrder, dimension: Int) throws {
+    let plan = try Clause("") { try problem(group: 2, queries: 300, keys: 200, dimension: dimension) }.make(order).plan
+    #expect(plan.family == HopperBackwardFamily.name && plan.familyWithoutMaps == BackwardFamily.name)
+    let other = try KernelPlan(
+      plan.problem, on: plan.gpu, options: KernelOptions(family: plan.familyWithoutMaps),
+      families: KernelFamilies.backward)
+    #expect(other.launches.workspaceByteCount <= plan.launches.workspaceByteCount)
   }
 
   /// What waits, fences and barriers of each kind of kernel are for: without any of them, some schedule shows it.

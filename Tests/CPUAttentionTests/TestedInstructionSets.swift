@@ -9,7 +9,7 @@ extension InstructionSet {
 
   /// The functions for AMX, on a model of its instructions; nil without what they need beside.
   static let tileModel: InstructionSet? =
-    available.first { $0.hasPairs && !$0.hasTiles }.map {
-      InstructionSet(functions: fa_tile_model($0.functions).assumingMemoryBound(to: CPUMicrokernels.self))
+    available.first { $0.hasPairs && !$0.hasTiles }.flatMap { fa_tile_model($0.functions) }.map {
+      InstructionSet(functions: $0.assumingMemoryBound(to: CPUMicrokernels.self))
     }
 }

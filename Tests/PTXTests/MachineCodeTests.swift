@@ -99,6 +99,7 @@ struct MachineCodeTests {
     (128, 128, "share=columns,passing=2"), (256, 256, "share=columns,passing=1"),
   ])
   func gradientsFly(dimension: Int, valueDimension: Int, tiling: String) throws {
+    var measured = 0
     for (mask, softcap, group, order) in [
       (AttentionMask.none, nil, 1, AttentionProblem.GradientOrder.fixed), (.causal, nil, 8, .any),
       (.window(left: 500, right: 20), nil, 1, .any), (.causal, 30, 4, .any), (.causal, nil, 1, .fixed),
@@ -114,6 +115,7 @@ struct MachineCodeTests {
         if HopperBackwardFamily.obstacle(to: own, for: problem, on: .typical(of: .sm90)) != nil { continue }
         let plan = try KernelPlan(problem, on: .typical(of: .sm90), own, of: HopperBackwardFamily.self)
         let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
+        measured += 1
         #expect(report.isAccepted && report.spilledBytes == 0 && report.registers == 168, "\(plan): \(report.text)")
         #expect(report.remarks.allSatisfy { $0.contains("warpgroup.arrive is injected") }, "\(plan): \(report.remarks)")
         #expect(code.count("USETMAXREG") == 2 && code.count("MEMBAR.ALL.GPU") == 0)
@@ -129,6 +131,8 @@ struct MachineCodeTests {
         }
       }
     }
+    // Of 8, those with a softcap where it takes too many registers, and copies where there is no room for them.
+    #expect(measured >= 5, "\(measured)")
   }
 
   /// Of decoding: the same, but for exponentials, which parts that are put together have too.

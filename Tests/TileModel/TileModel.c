@@ -1,9 +1,9 @@
 // What the instructions of AMX do (Intel's SDM, volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBF16PS, TILERELEASE), and
 // CPUMicrokernels' AMX.c compiled with that. Whatever would raise #GP or #UD on a processor ends the process.
 
-#if defined(__x86_64__)
-
 #include "include/TileModel.h"
+
+#if defined(__x86_64__)
 
 #include <math.h>
 #include <stdlib.h>
@@ -111,5 +111,10 @@ int64_t fa_tile_model_products(void) {
   products = 0;
   return since;
 }
+
+#else
+
+const void *fa_tile_model(const void *base) { return (void)base, (const void *)0; }
+int64_t fa_tile_model_products(void) { return 0; }
 
 #endif

@@ -42,7 +42,7 @@ package struct LaunchSequence: Sendable {
 
   /// In their order.
   package let launches: [Launch]
-  /// Which of them computes the attention.
+  /// Which of them computes the attention; of gradients, those of keys and values.
   package let main: Int
   /// Bytes that a call works in; 0 where it needs none.
   package let workspaceByteCount: Int
@@ -70,7 +70,7 @@ package struct LaunchSequence: Sendable {
       sharesWorkspaces: sharesWorkspaces && others.sharesWorkspaces, sharing: sharing)
   }
 
-  /// The launch that computes the attention.
+  /// The launch that computes the attention; of gradients, those of keys and values.
   package var attention: Launch { launches[main] }
 
   /// Calls of up to so many units (batch x key/value heads x blocks of rows) have their counters in the same place of a

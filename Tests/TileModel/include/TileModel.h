@@ -5,8 +5,8 @@
 
 #include <stdint.h>
 
-/// The table of `base`, a `CPUMicrokernels` with pairs, with the functions of AMX.c.
-const void *fa_tile_model(const void *base);
+/// The table of `base`, a `CPUMicrokernels` with pairs, with the functions of AMX.c; null but on x86-64.
+const void *_Nullable fa_tile_model(const void *_Nonnull base);
 
 /// Products of tiles since the last call: of the calling thread.
 int64_t fa_tile_model_products(void);

@@ -33,7 +33,7 @@ def set_gradient_order(order: Literal["fixed", "any"]) -> None:
 
     Args:
         order: ``"fixed"``, as it is at first: the gradients have the same bits in every run on a device. Or ``"any"``: where it is
-            faster, on a GPU, they are added up as they come (``dq``, by float32 atomics), and bits differ from run to run. Then
+            faster, on a GPU, they are added up as they come (``dq``, in float32), and bits differ from run to run. Then
             ``torch.use_deterministic_algorithms(True)`` makes backward passes raise.
     """
     if not isinstance(order, str) or order not in c.ORDERS:

@@ -247,7 +247,9 @@ def forward(
     call, q_place, k_place, v_place, o_place, out_shape = found
     if out is None:
         # What is like q costs half as much to make.
-        out = torch.empty_like(q) if out_shape is None else torch.empty(out_shape, dtype=q.dtype, device=q.device)
+        out = (
+            torch.empty_like(q, memory_format=torch.contiguous_format) if out_shape is None
+            else torch.empty(out_shape, dtype=q.dtype, device=q.device))
     lse: Known = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if wants_lse else None
     q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     if sinks is not None:
@@ -447,7 +449,8 @@ def sequences(
             left, right, chunk, softcap, keys_per_split, words, sinks, ranges, first_keys)
     call, q_place, k_place, v_place, o_place, given, workspace_size, counters_size, is_shared, out_shape, out_dtype = found
     # What is like q costs half as much to make.
-    out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(q)
+    out = torch.empty(out_shape, dtype=out_dtype, device=q.device) if out_shape is not None else torch.empty_like(
+        q, memory_format=torch.contiguous_format)
     q_place.data, k_place.data, v_place.data, o_place.data = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     lse = None
     if wants_lse:

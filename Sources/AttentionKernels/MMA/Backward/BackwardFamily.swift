@@ -232,6 +232,11 @@ package enum BackwardFamily: KernelFamily {
       .map { fitted(parts(.queries, $0, problem, gpu), gpu).cut }
   }
 
+  /// What stands against a cut of that kernel, as the end of a sentence about a tiling.
+  static func obstacle(toQueriesBy cut: BackwardTiling.Cut, _ problem: AttentionProblem, on gpu: GPULimits) -> String? {
+    parts(.queries, cut, problem, gpu).obstacle(on: gpu).map { "\($0), in its kernel of dQ" }
+  }
+
   /// What that kernel takes.
   static func seconds(ofQueries cut: BackwardTiling.Cut, _ problem: AttentionProblem, on gpu: GPULimits) -> Double {
     let part = fitted(parts(.queries, cut, problem, gpu), gpu)

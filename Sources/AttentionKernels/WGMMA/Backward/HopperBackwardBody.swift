@@ -184,10 +184,11 @@ struct HopperBackwardBody {
     let group, warpRow, ownKey: Register<U32>
   }
 
-  /// The operand of a tile's columns of a group, whose rows are those that are summed over.
+  /// The operand of a tile's columns of a group, whose rows are those that are summed over: whole slabs, or within one.
   private func columns(
     of tile: MatrixTile, at place: Register<U32>, _ group: Register<U32>, _ columns: Int
   ) -> MatrixDescriptor {
+    precondition(columns % tile.slabColumns == 0 || tile.slabColumns % columns == 0, "No operand begins within a slab.")
     let own =
       columns == tile.columns
       ? place

@@ -9,9 +9,10 @@ package enum HopperBackwardFamily: KernelFamily {
 
   package static func limitation(for problem: AttentionProblem) -> String? {
     if !problem.hasWholeKeys { return "sequences with lengths of their own" }
-    if MaskEdges(problem).rangesAreAny { return "ranges of keys" }
-    let dimensions = [problem.dimension, problem.valueDimension]
-    if !dimensions.allSatisfy({ $0 % 64 == 0 && $0 <= 256 }) { return "head dimensions but 64, 128 and 256" }
+    if problem.ranges != nil { return "ranges of keys" }
+    if ![problem.dimension, problem.valueDimension].allSatisfy([64, 128, 256].contains) {
+      return "head dimensions but 64, 128 and 256"
+    }
     if HopperBackwardTiling.rows % problem.groupSize != 0 {
       return "groups of \(problem.groupSize) query heads, which do not divide \(HopperBackwardTiling.rows)"
     }
@@ -24,9 +25,8 @@ package enum HopperBackwardFamily: KernelFamily {
 
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperBackwardTiling] {
     let addsQueries = problem.gradientOrder == .any
-    guard let cut = addsQueries ? BackwardTiling.Cut() : BackwardFamily.cutOfQueries(for: problem, on: gpu) else {
-      return []
-    }
+    // Where there is none, any, which is refused.
+    let cut = (addsQueries ? nil : BackwardFamily.cutOfQueries(for: problem, on: gpu)) ?? BackwardTiling.Cut()
     return HopperBackwardTiling.Share.allCases.flatMap { share in
       (addsQueries ? HopperBackwardTiling.Adding.allCases : [.copies]).map { adding in
         // As many stages as there is room for.
@@ -41,7 +41,12 @@ package enum HopperBackwardFamily: KernelFamily {
   package static func obstacle(
     to tiling: HopperBackwardTiling, for problem: AttentionProblem, on gpu: GPULimits
   ) -> String? {
-    if tiling.addsQueries, let obstacle = BackwardFamily.obstacle(toSumsOf: problem) { return obstacle }
+    if let obstacle = tiling.addsQueries
+      ? BackwardFamily.obstacle(toSumsOf: problem)
+      : BackwardFamily.obstacle(toQueriesBy: tiling.queries, problem, on: gpu)
+    {
+      return obstacle
+    }
     return HopperBackwardSpecialization(problem, tiling).obstacle(on: gpu)
   }
 
@@ -75,10 +80,7 @@ package enum HopperBackwardFamily: KernelFamily {
       arguments: ArgumentTemplate(HopperBackwardParameters.all(problem), for: launch))
     let queries =
       tiling.addsQueries ? [] : [BackwardFamily.launch(ofQueries: tiling.queries, problem, on: gpu)]
-    // Calls whose strides the copy engine does not take run by the kernels of `mma.sync`, in their workspace.
-    return try BackwardFamily.launches([keys] + queries, problem, addsQueries: tiling.addsQueries, on: gpu).withRoom(
-      for: try KernelPlan(
-        problem, on: gpu, options: KernelOptions(family: BackwardFamily.name), families: KernelFamilies.backward
-      ).launches)
+    // Calls whose strides the copy engine does not take run by the kernels of `mma.sync`, which need no larger workspace.
+    return try BackwardFamily.launches([keys] + queries, problem, addsQueries: tiling.addsQueries, on: gpu)
   }
 }

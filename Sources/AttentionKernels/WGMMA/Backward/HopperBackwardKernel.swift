@@ -11,7 +11,7 @@ package import PTX
 ///       dS^T to shared memory;  dQ += dS K, to memory, half of the columns each
 ///     dK *= scale
 ///
-/// Up to D = 128 a group has 64 keys of its own: P^T and dS^T go from the accumulators straight into A operands. Beyond, where
+/// Up to D = 128 (with a softcap 64) a group has 64 keys of its own: P^T and dS^T go from the accumulators straight into A operands. Beyond, where
 /// sums of 64 keys fill the registers of both, each makes half of the scores and sums half of the columns, and both read P^T and dS^T from
 /// shared memory (`HopperBackwardTiling.Share`).
 ///

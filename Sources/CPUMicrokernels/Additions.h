@@ -1,0 +1,14 @@
+// What a processor has beside an instruction set of the same vectors: each puts its functions into a copy of a table. Called once, before
+// `main` (Select.c), so that the tables are constant afterwards.
+
+#ifndef ADDITIONS_H
+#define ADDITIONS_H
+
+#include "include/CPUMicrokernels.h"
+
+/// The table of `base`, AVX-512, with products of bfloat16 pairs.
+const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base);
+/// The table of `base`, AVX-512 with pairs, whose products of pairs in panels are of tiles, and in gradients of floats.
+const CPUMicrokernels *fa_with_tiles(const CPUMicrokernels *base);
+
+#endif
