@@ -57,7 +57,8 @@ def attention(
     options: Options, out: Any, return_lse: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See ``swift_flash_attention.attention``."""
-    if out is sinks is None and key_ranges[0] is key_ranges[1] is key_ranges[2] is None:
+    own, prefix, first = key_ranges
+    if out is sinks is None and own is None and prefix is None and first is None:
         known = _known(q, k, v, options, return_lse)
         if known is not None:
             return known if return_lse else known[0]
