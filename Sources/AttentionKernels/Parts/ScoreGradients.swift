@@ -7,7 +7,7 @@ internal import PTX
 struct ScoreGradients {
   private let k: KernelBuilder
   private let hasSoftcap: Bool
-  private let scale, capScale, inverseCap: Register<F32>
+  private let scales: GradientScaleParameters
 
   /// Where `RowStatistics` are.
   enum Statistics {
@@ -17,11 +17,8 @@ struct ScoreGradients {
     case ofColumns(Register<U32>, offset: Int)
   }
 
-  init(
-    _ k: KernelBuilder, hasSoftcap: Bool, scale: Register<F32>, capScale: Register<F32>, inverseCap: Register<F32>
-  ) {
-    (self.k, self.hasSoftcap) = (k, hasSoftcap)
-    (self.scale, self.capScale, self.inverseCap) = (scale, capScale, inverseCap)
+  init(_ k: KernelBuilder, hasSoftcap: Bool, _ scales: GradientScaleParameters) {
+    (self.k, self.hasSoftcap, self.scales) = (k, hasSoftcap, scales)
   }
 
   /// Where a lane looks for the statistics of its columns.
@@ -38,7 +35,7 @@ struct ScoreGradients {
       if let gradient = gradients?[rowTile, columnTile][element] {
         var ofScore = weight * (gradient - delta)
         if hasSoftcap {
-          let tanh = score * inverseCap
+          let tanh = score * scales.inverseCap
           ofScore = ofScore * k.multiplyAdd(-tanh, tanh, k.constant(1))
         }
         k.set(gradient, to: ofScore)
@@ -68,12 +65,12 @@ struct ScoreGradients {
 
   private func cap(_ scores: Accumulators) {
     if hasSoftcap {
-      ScoreCap(inner: capScale, outer: scale).apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
+      ScoreCap(inner: scales.capScale, outer: scales.scale).apply(to: scores, columnTiles: 0..<scores.columnTiles, k)
     }
   }
 
   private func weight(_ score: Register<F32>, _ offset: Register<F32>) -> Register<F32> {
-    k.exp2(hasSoftcap ? score + offset : k.multiplyAdd(score, scale, offset))
+    k.exp2(hasSoftcap ? score + offset : k.multiplyAdd(score, scales.scale, offset))
   }
 
   /// Each place of an element, with -LSE log2(e) and delta of its row of queries.

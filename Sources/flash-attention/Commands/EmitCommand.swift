@@ -27,7 +27,8 @@ struct EmitCommand: ParsableCommand {
     help: ArgumentHelp(
       "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
         + "kernels any of \(HopperForwardTiling.changeSyntax); with --cache any of "
-        + "\(DecodeTiling.changeSyntax).", valueName: "CHANGES"))
+        + "\(DecodeTiling.changeSyntax); with --backward any of \(TilingOptions.syntaxOfGradients).",
+      valueName: "CHANGES"))
   var tiling: String?
 
   @Flag(

@@ -211,8 +211,7 @@ final class BackwardBody {
         k, s, memory, place, sums: p.statistics.sums(ofRow: firstRow, dimension: s.dimension),
         if: p.queryGradientBase .!= 0) : nil
     let firstOwn = place.sharer * cut.passingRowsPerWarp
-    let weights = ScoreGradients(
-      k, hasSoftcap: s.hasSoftcap, scale: p.scale, capScale: p.capScale, inverseCap: p.inverseCap)
+    let weights = ScoreGradients(k, hasSoftcap: s.hasSoftcap, p.scales)
     k.loop(from: tiles.first, to: tiles.end) { tile in
       let slot = passing.next(tile)
       let asked =
@@ -335,7 +334,7 @@ final class BackwardBody {
     at offset: Int
   ) {
     guard let gradient else { return }
-    if scaled { gradient.scale(by: p.gradientScale) }
+    if scaled { gradient.scale(by: p.scales.gradient) }
     // Warps that share rows have columns of them.
     let part = cut.sharers == 1 ? tile : SharedTile(rows: tile.rows, columns: tile.columns / cut.sharers)
     let shared = place.shared + offset

@@ -39,6 +39,18 @@ struct GradientScales: Hashable, Sendable {
   }
 }
 
+/// `GradientScales` as parameters of a kernel.
+struct GradientScaleParameters {
+  let scale, capScale, inverseCap, gradient: Register<F32>
+
+  init<Launch>(_ list: ParameterList<Launch>, _ scales: @escaping @Sendable (Launch) -> GradientScales) {
+    scale = list.float("scale") { scales($0).scale }
+    capScale = list.float("cap_scale") { scales($0).capScale }
+    inverseCap = list.float("inverse_cap") { scales($0).inverseCap }
+    gradient = list.float("gradient_scale") { scales($0).gradient }
+  }
+}
+
 /// The parameters of a gradients' kernel.
 final class BackwardParameters {
   let queryBase, keyBase, valueBase, outputGradientBase: Register<U64>
@@ -53,7 +65,7 @@ final class BackwardParameters {
   let keys: Register<S32>
   let mask: MaskParameters
   let lists: ForwardSequence.Lists
-  let scale, capScale, inverseCap, gradientScale: Register<F32>
+  let scales: GradientScaleParameters
 
   private static let lists = DeclaredLists<BackwardLaunch> { _ = BackwardParameters($0, $1) }
   /// Those of a problem's kernels, which know no sinks.
@@ -88,9 +100,6 @@ final class BackwardParameters {
     keys = list.number("key_count", S32.self) { $0.problem.keys }
     mask = MaskParameters(list, parts) { $0.problem }
     lists = ForwardSequence.Lists(list) { $0.problem }
-    scale = list.float("scale") { $0.scales.scale }
-    capScale = list.float("cap_scale") { $0.scales.capScale }
-    inverseCap = list.float("inverse_cap") { $0.scales.inverseCap }
-    gradientScale = list.float("gradient_scale") { $0.scales.gradient }
+    scales = GradientScaleParameters(list) { $0.scales }
   }
 }

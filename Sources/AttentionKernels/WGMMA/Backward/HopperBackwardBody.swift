@@ -162,7 +162,7 @@ struct HopperBackwardBody {
     k.if(tiles.first .< tiles.end) {
       pass(tiles, mask, block, Place(group: group, warpRow: warpRow, ownKey: ownKey), sums)
     }
-    sums.keys.scale(by: p.gradientScale)
+    sums.keys.scale(by: p.scales.gradient)
     let rows = PackedQueries(
       k, groupSize: 1, firstRow: block.keys.firstRow + ownKey, queries: block.keys.count)
     for (gradient, base, strides) in [
@@ -204,12 +204,11 @@ struct HopperBackwardBody {
     let (rings, lane) = (rings, k.special(.lane))
     let scores = accumulators(s.ownRows, "s")
     let gradients = accumulators(s.ownRows, "ds")
-    let weights = ScoreGradients(
-      k, hasSoftcap: s.hasSoftcap, scale: p.scale, capScale: p.capScale, inverseCap: p.inverseCap)
+    let weights = ScoreGradients(k, hasSoftcap: s.hasSoftcap, p.scales)
     let writer = OperandWriter(k, memory.operands, place.ownKey + place.warpRow, lane: lane)
     let queries = s.addsQueries ? accumulators(s.ownQueryColumns, "dq") : nil
     let queryPlace = s.addsQueries ? sumsOfQueries(block, place) : nil
-    // The warp's place for it.
+    // The warp's place for its part of dQ, where copies add it.
     let part =
       s.partByteCount > 0
       ? shared + ((k.special(.threadX) / 32) * s.partByteCount + memory.partsOffset) : nil

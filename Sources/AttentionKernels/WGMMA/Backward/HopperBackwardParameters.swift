@@ -27,7 +27,7 @@ final class HopperBackwardParameters {
   let queries, keyValueHeads, blocksPerHead: Register<U32>
   let keys: Register<S32>
   let mask: MaskParameters
-  let scale, capScale, inverseCap, gradientScale: Register<F32>
+  let scales: GradientScaleParameters
 
   private static let lists = DeclaredLists<HopperBackwardLaunch> { _ = HopperBackwardParameters($0, $1) }
   /// Those of a problem's kernels, which know no sinks.
@@ -63,9 +63,6 @@ final class HopperBackwardParameters {
     blocksPerHead = list.number("blocks_per_head", U32.self) { $0.blocksPerHead }
     keys = list.number("key_count", S32.self) { $0.problem.keys }
     mask = MaskParameters(list, parts) { $0.problem }
-    scale = list.float("scale") { $0.scales.scale }
-    capScale = list.float("cap_scale") { $0.scales.capScale }
-    inverseCap = list.float("inverse_cap") { $0.scales.inverseCap }
-    gradientScale = list.float("gradient_scale") { $0.scales.gradient }
+    scales = GradientScaleParameters(list) { $0.scales }
   }
 }
