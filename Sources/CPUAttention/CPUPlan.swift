@@ -69,29 +69,37 @@ public struct CPUPlan: Sendable {
     self.instructionSet = instructionSet
     self.threads = min(max(1, threads), Self.threadsAtMost)
 
+    let functions = instructionSet.functions
     let hasPairs = problem.scalarType == .bf16 && instructionSet.hasPairs
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
     if rows <= PackedRows.fewRows {
       // Which take e4m3, whose numbers bf16 has, too.
-      path = hasPairs ? .pairRows : .rows
+      let pairs = hasBytes ? functions.pointee.pair_rows_of_bytes : functions.pointee.pair_rows
+      path = problem.scalarType == .bf16 && rows <= Int(pairs) ? .pairRows : .rows
       blockRows = max(rows, 1)
       // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
       // (Zen 5, 2026-11-21); and no longer than rows of pairs take.
       tileKeys = dimensions <= 256 ? Int(FA_PAIR_ROW_KEYS) : 64
     } else {
       path = hasPairs && !hasBytes ? .pairPanels : .panels
-      // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB.
+      // Products of tiles are short where they begin and end with sums in memory and with V packed column by column: of four times as many
+      // keys and twice as many rows, as long as all threads have blocks, they are 1.3 to 1.5 times as fast (Intel Xeon, 2026-11-30,
+      // Documentation/Benchmarks.md, "AMX").
+      let hasTiles = path == .pairPanels && instructionSet.hasTiles
+      let heads = problem.batch * problem.keyValueHeads
+      let isLong = hasTiles && heads * ((rows + 383) / 384) >= 2 * self.threads
+      // Panels of a block share each staged tile; Q and O of all of them stay within 320 KB, or 640.
+      let (most, room) = isLong ? (384, 640 * 1024) : (192, 320 * 1024)
       let panelRows = instructionSet.lanes * instructionSet.panelVectors
-      let panels = max(1, min(192 / panelRows, 320 * 1024 / (dimensions * panelRows * 4)))
+      let panels = max(1, min(most / panelRows, room / (dimensions * panelRows * 4)))
       let blocks = (rows + panels * panelRows - 1) / (panels * panelRows)
       // Blocks of equal size, whole vectors each.
       let even = (rows + blocks - 1) / blocks
       blockRows = (even + instructionSet.lanes - 1) / instructionSet.lanes * instructionSet.lanes
       // A staged K and V tile of f32 stays within 128 KB, and so within the L2 cache beside the panels.
       let keys = dimensions <= 512 ? 64 : dimensions <= 1024 ? 32 : 16
-      // Products of tiles are 32 keys deep and begin and end with sums in memory: twice as many share that (by count; 64 were not tried on a processor).
-      tileKeys = path == .pairPanels && instructionSet.hasTiles ? 2 * keys : keys
+      tileKeys = hasTiles ? 4 * keys : keys
     }
 
     keySplits = 1

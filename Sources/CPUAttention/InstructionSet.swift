@@ -7,7 +7,7 @@ public struct InstructionSet: Sendable {
   /// The functions; what the C target has of them before `main`, and never changes, hence safe to share.
   nonisolated(unsafe) let functions: UnsafePointer<CPUMicrokernels>
 
-  /// "AMX with AVX-512", "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON" or "portable".
+  /// "AMX with AVX-512", "AVX-512 with bfloat16 pairs", "AVX-512", "AVX2", "NEON with bfloat16 matrices", "NEON" or "portable".
   public var name: String { String(cString: functions.pointee.name) }
 
   /// What it is asked for by.
@@ -43,7 +43,7 @@ public struct InstructionSet: Sendable {
 
   /// Has plans of this process that are made from now on take another one, to measure it; nil for the best.
   ///
-  /// - Parameter option: "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable".
+  /// - Parameter option: "amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neon" or "portable".
   /// - Throws: `AttentionError.unsupported` where this machine cannot run it.
   public static func choose(_ option: String?) throws(AttentionError) {
     let options = available.map(\.option)

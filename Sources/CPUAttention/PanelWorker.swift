@@ -183,16 +183,19 @@ struct PanelWorker: ~Copyable {
     return tile
   }
 
-  /// A tile and a panel: the keys of the tile that the panel's first ranges span, or its second.
+  /// A tile and a panel: the keys of the tile that the panel's first ranges span, or its second; of pairs as many more as products need.
   private func step(
     _ panel: Panel, _ ofTile: Range<Int>, _ tile: inout Tile, _ seen: SeenByRows, _ part: Int,
     _ transform: FAScoreTransform
   ) {
     let functions = plan.instructionSet.functions
     let (d, dv) = (plan.problem.dimension, plan.problem.valueDimension)
+    let seenOfTile = panel.seen[part].clamped(to: ofTile)
     // Pairs of keys are those of the tile.
-    let keys = plan.path == .pairPanels ? ofTile : panel.seen[part].clamped(to: ofTile)
-    let before = keys.lowerBound - ofTile.lowerBound
+    let atOnce = plan.path == .pairPanels ? Int(functions.pointee.pair_keys) : 1
+    let before = (seenOfTile.lowerBound - ofTile.lowerBound) / atOnce * atOnce
+    let end = (seenOfTile.upperBound - ofTile.lowerBound + atOnce - 1) / atOnce * atOnce
+    let keys = ofTile.lowerBound + before..<min(ofTile.lowerBound + end, ofTile.upperBound)
     let (k, v) = (tile.keys, tile.values)
     let (keyRows, valueRows) = (k.rows + before * k.stride, v.rows + before * v.stride)
     let count = Int32(keys.count)
@@ -229,7 +232,8 @@ struct PanelWorker: ~Copyable {
       functions.pointee.pair_softmax(scores, count, vectors, transform, visible, panel.state, weightPairs)
       valueTile.withMemoryRebound(to: UInt32.self, capacity: plan.tileKeys * dv) {
         functions.pointee.pair_accumulate(
-          $0, (count + 1) / 2, weightPairs, vectors, Int32(dv), panel.state.rescale, panel.output)
+          $0, Int32(ofTile.count + 1) / 2, Int32(before / 2), (count + 1) / 2, weightPairs, vectors, Int32(dv),
+          panel.state.rescale, panel.output)
       }
       return
     }

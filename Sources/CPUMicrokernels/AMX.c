@@ -1,6 +1,6 @@
 // The panels family on Intel's AMX: a tile is 16 rows of 64 bytes, and one instruction adds the products of 16 by 32 and 32 by 16
 // bfloat16 to 16 by 16 sums of f32 (Intel's SDM, volume 1, chapter 18; TDPBF16PS in volume 2). What it reads lies as pairs do: queries and
-// weights are second factors as they are, rows of K first ones, and V is packed with its columns as rows.
+// weights are second factors as they are, rows of K first ones, and V is packed with its columns as rows (ColumnPairs.h).
 //
 // Everything else, and less than 16 keys, is what AVX-512 does with pairs. Tiles are configured for each product and released behind
 // it, so that no thread keeps 8 KB of them. Including files may define what the instructions do: that is how tests run this file where there
@@ -17,6 +17,7 @@
 
 #include "Additions.h"
 #include "Vector.h"
+#include "ColumnPairs.h"
 
 #ifndef TILE_DOT
 #include <immintrin.h>
@@ -114,9 +115,6 @@ static void tile_scores(const void *keys, ptrdiff_t stride, int count, const uin
   }
 }
 
-/// Pairs of whole tiles: those behind the last weigh 0.
-INLINE int padded_pairs(int pairs) { return (pairs + SIDE - 1) / SIDE * SIDE; }
-
 static void tile_softmax(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                          FASoftmaxState state, uint32_t *weights) {
   pairs->pair_softmax(scores, count, vectors, transform, visible, state, weights);
@@ -124,36 +122,15 @@ static void tile_softmax(float *scores, int count, int vectors, FAScoreTransform
   __builtin_memset(weights + (size_t)used * vectors * SIDE, 0, (size_t)(padded_pairs(used) - used) * vectors * SIDE * 4);
 }
 
-/// Columns as rows of pairs, `[column][pairs of whole tiles]`: those behind the last column of a tile of columns and the last key are 0.
-static void tile_pack_values(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination) {
-  const int words = padded_pairs((count + 1) / 2);
-  for (int c = 0; c < dimension; c += SIDE) {
-    const size_t bytes = (size_t)(dimension - c < SIDE ? dimension - c : SIDE) * 2;
-    for (int first = 0; first < words; first += SIDE) {
-      Floats block[SIDE];
-      for (int i = 0; i < SIDE; i++) {
-        const int key = 2 * (first + i);
-        Halves even = (Halves){0}, odd = (Halves){0};
-        if (key < count) __builtin_memcpy(&even, (const char *)source + key * stride + c * 2, bytes);
-        if (key + 1 < count) __builtin_memcpy(&odd, (const char *)source + (key + 1) * stride + c * 2, bytes);
-        block[i] = (Floats)(__builtin_convertvector(even, Bits) | __builtin_convertvector(odd, Bits) << 16);
-      }
-      transpose(block);
-      for (int i = 0; i < SIDE; i++) store((float *)destination + (size_t)(c + i) * words + first, block[i]);
-    }
-  }
-}
-
-INLINE void tile_accumulate_wide(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
-                                 const float *rescale, float *output) {
-  const int words = padded_pairs(count);
+INLINE void tile_accumulate_wide(const uint32_t *values, int words, int count, const uint32_t *weights, int vectors,
+                                 int dimension, const float *rescale, float *output) {
   Floats factor[PANEL_VECTORS];
   UNROLL for (int v = 0; v < vectors; v++) factor[v] = load(rescale + v * LANES);
   configure(0);
   for (int c = 0; c < dimension; c += SIDE) {
     // As by the other families, each tile of keys is summed by itself.
     float sums[SIDE * PANEL_VECTORS * LANES];
-    tile_products((const char *)(values + (size_t)c * words), words * 4, weights, vectors, words, sums);
+    tile_products((const char *)(values + (size_t)c * words), words * 4, weights, vectors, padded_pairs(count), sums);
     const int columns = dimension - c < SIDE ? dimension - c : SIDE;
     for (int i = 0; i < columns; i++) {
       UNROLL for (int v = 0; v < vectors; v++) {
@@ -165,12 +142,14 @@ INLINE void tile_accumulate_wide(const uint32_t *values, int count, const uint32
   TILE_RELEASE();
 }
 
-static void tile_accumulate(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
-                            const float *rescale, float *output) {
+static void tile_accumulate(const uint32_t *values, int tile, int first, int count, const uint32_t *weights, int vectors,
+                            int dimension, const float *rescale, float *output) {
+  const int words = padded_pairs(tile);
+  values += first;
   switch (vectors) {
-    case 1: tile_accumulate_wide(values, count, weights, 1, dimension, rescale, output); break;
-    case 2: tile_accumulate_wide(values, count, weights, 2, dimension, rescale, output); break;
-    default: tile_accumulate_wide(values, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
+    case 1: tile_accumulate_wide(values, words, count, weights, 1, dimension, rescale, output); break;
+    case 2: tile_accumulate_wide(values, words, count, weights, 2, dimension, rescale, output); break;
+    default: tile_accumulate_wide(values, words, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
   }
 }
 
@@ -207,9 +186,8 @@ const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   table.name = "AMX with AVX-512";
   table.option = "amx";
   table.has_tiles = 1;
-  // Who has tiles is Intel's, whose products of pairs in vectors are slower than those of floats.
-  table.pair_gradients = base->gradients;
-  table.pair_panel_values = tile_pack_values;
+  table.pair_keys = 2 * SIDE;
+  table.pair_panel_values = pack_columns;
   table.pair_scores = tile_scores;
   table.pair_softmax = tile_softmax;
   table.pair_accumulate = tile_accumulate;

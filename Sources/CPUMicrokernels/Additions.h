@@ -6,9 +6,11 @@
 
 #include "include/CPUMicrokernels.h"
 
-/// The table of `base`, AVX-512, with products of bfloat16 pairs.
-const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base);
-/// The table of `base`, AVX-512 with pairs, whose products of pairs in panels are of tiles, and in gradients of floats.
+/// The table of `base`, AVX-512, with products of bfloat16 pairs; where these are slow, gradients and decoding of some rows keep floats.
+const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base, int pairs_are_slow);
+/// The table of `base`, AVX-512 with pairs, whose products of pairs in panels are of tiles.
 const CPUMicrokernels *fa_with_tiles(const CPUMicrokernels *base);
+/// The table of `base`, NEON, with products of bfloat16 matrices in panels.
+const CPUMicrokernels *fa_with_matrices(const CPUMicrokernels *base);
 
 #endif

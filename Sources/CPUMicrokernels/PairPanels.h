@@ -99,8 +99,10 @@ INLINE void pair_accumulate_wide(const uint32_t *values, int count, const uint32
   }
 }
 
-static void pair_accumulate(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
-                            const float *rescale, float *output) {
+static void pair_accumulate(const uint32_t *values, int tile, int first, int count, const uint32_t *weights, int vectors,
+                            int dimension, const float *rescale, float *output) {
+  (void)tile;
+  values += (size_t)first * dimension;
   switch (vectors) {
     case 1: pair_accumulate_wide(values, count, weights, 1, dimension, rescale, output); break;
     case 2: pair_accumulate_wide(values, count, weights, 2, dimension, rescale, output); break;

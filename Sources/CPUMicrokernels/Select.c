@@ -2,6 +2,9 @@
 #include "Additions.h"
 
 #include <sched.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,15 +35,19 @@ __attribute__((constructor)) static void find_available(void) {
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // All processors with pairs but Intel's of 2020 ("Cooper Lake") look into tables of 128 bytes, too.
   const int pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
-  const CPUMicrokernels *with_pairs = pairs ? fa_with_pairs(&fa_avx512) : 0;
   // Products of pairs in vectors take Intel's processors longer than those of floats (Documentation/Benchmarks.md, "AMX").
-  const int pairs_are_slow = __builtin_cpu_is("intel");
+  const int pairs_are_slow = __builtin_cpu_is("intel") != 0;
+  const CPUMicrokernels *with_pairs = pairs ? fa_with_pairs(&fa_avx512, pairs_are_slow) : 0;
   if (pairs && tiles_are_permitted()) available[count++] = fa_with_tiles(with_pairs);
   if (pairs && !pairs_are_slow) available[count++] = with_pairs;
   if (avx512) available[count++] = &fa_avx512;
   if (pairs && pairs_are_slow) available[count++] = with_pairs;
   if (avx2) available[count++] = &fa_avx2;
 #elif defined(__aarch64__)
+#if defined(__linux__)
+  // HWCAP2_BF16.
+  if (getauxval(AT_HWCAP2) >> 14 & 1) available[count++] = fa_with_matrices(&fa_neon);
+#endif
   available[count++] = &fa_neon;
 #endif
   available[count++] = &fa_portable;

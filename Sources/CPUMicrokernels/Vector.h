@@ -5,6 +5,10 @@
 
 #include "include/CPUMicrokernels.h"
 
+#if LANES == 16
+#include <immintrin.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("clang loop unroll(full)")
 // Small loops that the compiler should leave as they are.
@@ -83,12 +87,16 @@ INLINE Floats sums(Floats v[LANES]) {
 /// x = n + f with |f| <= 1/2; 2^f = 1 + f*P(f), P minimax of degree 5 with relative error 2e-9 (fitted by Lawson's
 /// iteration on a Chebyshev grid, then rounded). About 1 ulp, and 2^0 is exactly 1.
 INLINE Floats exp2_nonlarge(Floats x) {
+#if LANES == 16
+  const Floats f = (Floats)_mm512_reduce_ps((__m512)x, 8);
+#else
   // 1.5 * 2^23 + 127: adding it leaves the nearest integer, and what an exponent is biased by, in the low bits.
   const float round = 12583039.0f;
   // An exponent of -127 is that of 0.
   const Floats bounded = x < splat(-126.0f) ? splat(-127.0f) : x;
   const Floats shifted = bounded + round;
   const Floats f = bounded - (shifted - round);
+#endif
   Floats p = splat(0.00015353361959569156f);
   p = multiply_add(p, f, splat(0.0013398873852565885f));
   p = multiply_add(p, f, splat(0.00961843691766262f));
@@ -96,7 +104,12 @@ INLINE Floats exp2_nonlarge(Floats x) {
   p = multiply_add(p, f, splat(0.24022647738456726f));
   p = multiply_add(p, f, splat(0.6931471824645996f));
   p = multiply_add(p, f, splat(1.0f));
+#if LANES == 16
+  const __mmask16 is_not_small = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (Floats)_mm512_maskz_scalef_ps(is_not_small, (__m512)p, (__m512)(x - f));
+#else
   return p * (Floats)((Bits)shifted << 23);
+#endif
 }
 
 /// tanh: an odd polynomial (relative error 5e-9) up to 0.625, where 1 - 2/(e^2x + 1) would cancel; that beyond.

@@ -23,7 +23,7 @@ public enum Machine {
 
   /// Has plans of this process that are made from now on use other vector instructions on the CPU, to measure them.
   ///
-  /// - Parameter option: "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable"; nil for the best.
+  /// - Parameter option: "amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neon" or "portable"; nil for the best.
   /// - Throws: `AttentionError.unsupported` where this machine cannot run them.
   public static func chooseInstructionSet(_ option: String?) throws(AttentionError) {
     try InstructionSet.choose(option)

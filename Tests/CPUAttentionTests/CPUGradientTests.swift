@@ -1,7 +1,9 @@
 import Attention
 import AttentionVerification
-import CPUAttention
+import CPUMicrokernels
 import Testing
+
+@testable import CPUAttention
 
 /// Gradients on the CPU: right with all vectors, the same bits in every run, and blind where nobody looks.
 @Suite struct CPUGradientTests {
@@ -146,7 +148,7 @@ import Testing
       for type in [ScalarType.f32, .f16, .bf16] {
         let problem = try Clause(testDescription: "", type: type).problem()
         let plan = try CPUGradientPlan(problem, threads: 2, instructionSet: instructionSet)
-        let areOfPairs = type == .bf16 && instructionSet.hasPairs && !instructionSet.hasTiles
+        let areOfPairs = type == .bf16 && instructionSet.functions.pointee.pair_gradients.elements == 2
         let products = areOfPairs ? "of bfloat16 pairs" : "in f32"
         #expect(
           "\(plan)"

@@ -1,5 +1,6 @@
 import Attention
 import AttentionVerification
+import CPUMicrokernels
 import Dispatch
 import Glibc
 import Synchronization
@@ -276,15 +277,21 @@ import TileModel
 
   /// Pairs, where the vectors have them: rows take bytes, too, panels do not.
   @Test func choosesPairsByTheTypes() throws {
-    let (few, many) = (Shape(queries: 1, keys: 1000), Shape(queries: 50, keys: 100))
+    let many = Shape(queries: 50, keys: 100)
     for instructionSet in InstructionSet.tested {
       for type in ScalarType.computed {
         let isPaired = type == .bf16 && instructionSet.hasPairs
+        let functions = instructionSet.functions.pointee
         for hasBytes in [false, true] {
           func path(_ shape: Shape) throws -> CPUPlan.Path {
             try CPUPlan(shape.problem(type), hasBytes: hasBytes, threads: 1, instructionSet: instructionSet).path
           }
-          #expect(try path(few) == (isPaired ? .pairRows : .rows))
+          for rows in [1, 2, 4, 8] {
+            let pairs = Int(hasBytes ? functions.pair_rows_of_bytes : functions.pair_rows)
+            #expect(
+              try path(Shape(queryHeads: rows, queries: 1, keys: 1000))
+                == (isPaired && rows <= pairs ? .pairRows : .rows))
+          }
           #expect(try path(many) == (isPaired && !hasBytes ? .pairPanels : .panels))
         }
       }
@@ -294,16 +301,37 @@ import TileModel
   /// AMX: of whole rows in whole tiles no product is one of pairs, and each is computed once.
   @Test(.enabled(if: InstructionSet.tileModel != nil)) func tilesAreMultipliedOnce() throws {
     let set = try #require(InstructionSet.tileModel)
-    // Tiles of 128 keys, the last of 40: panels of 48 rows are three tiles wide, the last one's 16 are one.
+    // Tiles of 256 keys, the last of 40: panels of 48 rows are three tiles wide, the last one's 16 are one.
     let shape = Shape(queryHeads: 1, queries: 64, keys: 296, dimension: 72, valueDimension: 40)
     let problem = try shape.problem(.bf16)
     let plan = try CPUPlan(problem, threads: 1, instructionSet: set)
-    #expect(plan.path == .pairPanels && plan.tileKeys == 128 && plan.description.contains("bfloat16 tiles"))
+    #expect(plan.path == .pairPanels && plan.tileKeys == 256 && plan.description.contains("bfloat16 tiles"))
     let (q, k, v) = inputs(problem)
     _ = fa_tile_model_products()
     _ = try run(plan, q, k, v)
-    // 8, 8 and 3 tiles of 16 keys, whose dimension is two tiles and a quarter of one; 3 of columns, over 4, 4 and 2 tiles of pairs.
+    // 16 and 3 tiles of 16 keys, whose dimension is two tiles and a quarter of one; 3 of columns, over 8 and 2 tiles of pairs.
     #expect(fa_tile_model_products() == 2 * 4 * (19 * 3 + 3 * 10))
+  }
+
+  /// AMX: what no row of a panel sees is not multiplied, but for what is left of 32 keys.
+  @Test(.enabled(if: InstructionSet.tileModel != nil)) func tilesThatNoRowSeesAreNotMultiplied() throws {
+    let set = try #require(InstructionSet.tileModel)
+    func products(_ mask: AttentionMask) throws -> Int {
+      var shape = Shape(queryHeads: 1, queries: 96, keys: 96, dimension: 64, valueDimension: 64)
+      shape.mask = mask
+      let problem = try shape.problem(.bf16)
+      let plan = try CPUPlan(problem, threads: 1, instructionSet: set)
+      let (q, k, v) = inputs(problem)
+      _ = fa_tile_model_products()
+      _ = try run(plan, q, k, v)
+      return Int(fa_tile_model_products())
+    }
+    // Two heads, panels of three tiles of rows: of keys, 16 by two tiles of the dimension; of 4 tiles of columns, 32 keys.
+    #expect(try products(.none) == 2 * 3 * 2 * (6 * 2 + 4 * 3))
+    // The first panel's 48 rows see 48 keys, with the rest of a tile 64.
+    #expect(try products(.causal) == 2 * 3 * ((4 + 6) * 2 + 4 * (2 + 3)))
+    // Rows 48 to 95 see keys 40 to 95: of the tile, those from 32 on.
+    #expect(try products(.window(left: 8, right: 0)) == 2 * 3 * ((4 + 4) * 2 + 4 * (2 + 2)))
   }
 
   /// What is reckoned for waking threads: all pairs without a mask, and with one those that panels compute beside.

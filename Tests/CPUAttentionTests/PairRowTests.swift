@@ -8,7 +8,7 @@ import Testing
 /// leaves something over, ending where memory does.
 @Suite struct PairRowTests {
   private static var functions: CPUMicrokernels? {
-    ConversionTests.tables.map(\.pointee).first { $0.has_pairs != 0 }
+    ConversionTests.tables.map(\.pointee).first { $0.pair_row_scores != nil }
   }
   private static let hasPairs = functions != nil
   private static var nothing: FAPrefetch { FAPrefetch(rows: nil, stride: 0, count: 0, is_far: 0) }

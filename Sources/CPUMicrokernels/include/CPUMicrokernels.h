@@ -137,10 +137,14 @@ typedef struct {
   int panel_vectors;
   /// True where panels do better with tiles of f32 that lie densely, too, and not where they are.
   int stages_floats;
-  /// True where `pair_*` exist: products of bfloat16 pairs by one instruction.
+  /// True where the `pair_*` of panels exist: products of bfloat16 pairs by one instruction.
   int has_pairs;
-  /// True where the `pair_*` of panels multiply whole tiles, which like more keys at a time.
+  /// True where these multiply whole tiles, which like more keys at a time, and more rows.
   int has_tiles;
+  /// Keys that `pair_accumulate` takes at least: 2, or more where a product sums more pairs.
+  int pair_keys;
+  /// Up to how many rows decoding multiplies pairs faster than floats, with K and V of bfloat16 and of e4m3; 0: none, and `pair_pack_rows` and `pair_row_*` are null.
+  int pair_rows, pair_rows_of_bytes;
 
   // Panels. `vectors` is 1...panel_vectors and the panel has `vectors * lanes` rows.
 
@@ -163,22 +167,23 @@ typedef struct {
 
   // Panels of bfloat16 pairs: two elements of d (or two keys) side by side in 32 bits. Null without `has_pairs`.
 
-  /// As `pack_queries`, into [dimension/2][rows] of pairs.
+  /// As `pack_queries`, into [dimension/2][rows] of pairs, in an order that is `pair_scores`' own.
   void (*pair_pack_queries)(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries);
   /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero.
   void (*pair_pack_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
-  /// The same as `pair_accumulate` takes it: with tiles [dimension][pairs], both rounded up to 16 with zeros.
+  /// The same as `pair_accumulate` takes it: the same, or where `pair_keys` are more than 2 [dimension][pairs], both rounded up to `lanes`
+  /// with zeros.
   void (*pair_panel_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
   /// As `scores`; keys are read where they are, `stride` in bytes.
   void (*pair_scores)(const void *keys, ptrdiff_t stride, int count, const uint32_t *queries, int vectors,
                       int dimension, float *scores);
-  /// As `softmax`; the weights are also rounded to bfloat16 and written as [(count+1)/2][rows] of pairs, with tiles
-  /// rounded up to 16 rows with zeros.
+  /// As `softmax`; the weights are also rounded to bfloat16 and written as [(count+1)/2][rows] of pairs, rounded up to `pair_keys` with
+  /// zeros, in an order that is `pair_accumulate`'s own.
   void (*pair_softmax)(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                        FASoftmaxState state, uint32_t *weights);
-  /// As `accumulate`, over `count` pairs of keys.
-  void (*pair_accumulate)(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
-                          const float *rescale, float *output);
+  /// As `accumulate`, over `count` pairs of keys from the `first` on, a multiple of `pair_keys / 2`, of the `tile` that were packed.
+  void (*pair_accumulate)(const uint32_t *values, int tile, int first, int count, const uint32_t *weights, int vectors,
+                          int dimension, const float *rescale, float *output);
 
   // Both families, where V may hold an infinity or a NaN that some rows must not see.
 
@@ -206,7 +211,7 @@ typedef struct {
   /// Writes one row divided by `sum` (0 where the sum is 0).
   void (*store_row)(const float *output, float sum, int dimension, FAScalarType type, void *row);
 
-  // Rows of bfloat16 pairs, over K and V of bfloat16 or e4m3. Null without `has_pairs`.
+  // Rows of bfloat16 pairs, over K and V of bfloat16 or e4m3.
 
   /// Rounds `count` floats, a multiple of 32, to pairs of neighbours; the pairs may be where the floats are.
   void (*pair_pack_rows)(const float *rows, int count, uint32_t *pairs);

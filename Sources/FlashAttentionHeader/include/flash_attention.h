@@ -255,7 +255,7 @@ const char *fa_last_error(void);
 fa_status fa_gpu_check(int32_t ordinal);
 
 /* Has calls of this process use other vector instructions on the CPU from now on, to measure them: "amx", "avx512bf16", "avx512",
- * "avx2", "neon" or "portable"; NULL for the best. FA_INVALID where this machine has none of that name. */
+ * "avx2", "neonbf16", "neon" or "portable"; NULL for the best. FA_INVALID where this machine has none of that name. */
 fa_status fa_choose_vectors(const char *name);
 
 /* Has calls of the calling thread use at most so many threads of the CPU from now on, its own among them; 0 for one per processor,

@@ -213,7 +213,7 @@ extension Shape where Number == Values<Int>, ElementType == Values<ScalarType> {
 struct VectorsOption: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "On the CPU, use these vector instructions: amx, avx512bf16, avx512, avx2, neon or portable. (default: the best of the machine)",
+      "On the CPU, use these vector instructions: amx, avx512bf16, avx512, avx2, neonbf16, neon or portable. (default: the best of the machine)",
       valueName: "NAME"))
   var vectors: String?
 
