@@ -56,6 +56,11 @@ private nonisolated(unsafe) let version =
   status { () throws(AttentionError) in try Machine.chooseInstructionSet(name.map { String(cString: $0) }) }
 }
 
+/// `fa_use_threads` of `flash_attention.h`, which describes it.
+@c @implementation public func fa_use_threads(_ parallel: fa_parallel!) -> fa_status {
+  status { () throws(AttentionError) in Machine.computeOnThreads(of: parallel) }
+}
+
 /// `fa_gpu_check` of `flash_attention.h`, which describes it.
 @c @implementation public func fa_gpu_check(_ ordinal: Int32) -> fa_status {
   status { () throws(AttentionError) in _ = try GPU.device(Int(ordinal)) }

@@ -32,8 +32,8 @@ package final class CPUCall: Sendable {
         scoreFactors: scoreFactors, valueFactors: valueFactors))
   }
 
-  /// Some 60 us of one.
-  private static let flopsWorthAThread = 4e6, bytesWorthAThread = 0.6e6
+  /// What a thread does in a second, of a small problem.
+  private static let flops = 67e9, bytes = 10e9
 
   /// Computes calls on up to `threads` threads, each unit of theirs by whoever is free.
   package static func run(_ calls: [CPUCall], threads: Int) {
@@ -41,10 +41,8 @@ package final class CPUCall: Sendable {
     // The number behind each call's last unit.
     let ends = calls.reduce(into: [Int]()) { $0.append(($0.last ?? 0) + $1.plan.units) }
     // Another thread is woken for what takes it as long as waking it does, at least.
-    let work = calls.map(\.plan).reduce(0) {
-      $0 + max($1.computedFlops / flopsWorthAThread, $1.problem.bytes / bytesWorthAThread)
-    }
-    let threads = Int(min(Double(threads), max(1, work)))
+    let seconds = calls.map(\.plan).reduce(0) { $0 + max($1.computedFlops / flops, $1.problem.bytes / bytes) }
+    let threads = Int(min(Double(threads), max(1, seconds / WorkerTeam.secondsToWake)))
     let partials = calls.map { $0.plan.keySplits > 1 ? SplitPartials($0.plan) : nil }
     WorkerTeam.run(items: ends.last ?? 0, threads: threads) { queue in
       var (next, number) = (queue.next(), 0)

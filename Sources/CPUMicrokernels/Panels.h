@@ -269,16 +269,18 @@ static void accumulate(const float *values, ptrdiff_t stride, int count, const f
   }
 }
 
-/// Columns of `output`, those behind `columns` zero, divided by the sums of their rows.
-INLINE void divided_block(const float *output, ptrdiff_t width, int columns, Floats divisor, Floats block[LANES]) {
+/// Columns of `output`, those behind `columns` zero, divided by the sums of their rows. What is rounded to 16 bits may be off by a last place
+/// of f32 before: a product takes a tenth of a division's time.
+INLINE void divided_block(const float *output, ptrdiff_t width, int columns, Floats divisor, FAScalarType type, Floats block[LANES]) {
   const Ints has_keys = (Ints)(divisor != (Floats){0});
+  const Floats factor = 1.0f / divisor;
+#define DIVIDED(I) masked(has_keys, type == FA_F32 ? load(output + (I) * width) / divisor : load(output + (I) * width) * factor)
   if (columns == LANES) {
-    UNROLL for (int i = 0; i < LANES; i++) block[i] = masked(has_keys, load(output + i * width) / divisor);
+    UNROLL for (int i = 0; i < LANES; i++) block[i] = DIVIDED(i);
   } else {
-    for (int i = 0; i < LANES; i++) {
-      block[i] = i < columns ? masked(has_keys, load(output + i * width) / divisor) : (Floats){0};
-    }
+    for (int i = 0; i < LANES; i++) block[i] = i < columns ? DIVIDED(i) : (Floats){0};
   }
+#undef DIVIDED
 }
 
 INLINE void store_output_typed(const float *output, const float *sum, int vectors, int count, int dimension,
@@ -290,7 +292,7 @@ INLINE void store_output_typed(const float *output, const float *sum, int vector
     for (int c = 0; c < dimension; c += LANES) {
       const int columns = dimension - c < LANES ? dimension - c : LANES;
       Floats block[LANES];
-      divided_block(output + (size_t)c * width + v * LANES, width, columns, divisor, block);
+      divided_block(output + (size_t)c * width + v * LANES, width, columns, divisor, type, block);
       transpose(block);
       const size_t place = (size_t)c * element_size(type);
       if (columns == LANES && lanes == LANES) {

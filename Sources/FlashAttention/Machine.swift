@@ -28,4 +28,10 @@ public enum Machine {
   public static func chooseInstructionSet(_ option: String?) throws(AttentionError) {
     try InstructionSet.choose(option)
   }
+
+  /// Has calls of this process compute on the CPU by threads of the caller's from now on, where more than one is worth it: a pool whose
+  /// threads wait awake has them at work at once, where the library's own (Dispatch's) have to be woken.
+  ///
+  /// - Parameter parallel: how they are called; nil for the library's own. What it leaves undone, the calling thread does.
+  public static func computeOnThreads(of parallel: ParallelCalls?) { WorkerTeam.use(parallel) }
 }

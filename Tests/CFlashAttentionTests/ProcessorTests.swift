@@ -55,4 +55,56 @@ import Testing
     #expect(fa_limit_threads(0) == FA_OK)
     #expect(describe() == free)
   }
+
+  /// What `parallel` was asked for by the test's thread; others compute at the same time.
+  private static let asked = Mutex<(thread: pthread_t, values: [UInt32])>((pthread_self(), []))
+
+  private func output() -> [Float] {
+    let heads = 4, rows = 256, dimension = 16
+    let tensor = (0..<rows * heads * dimension).map { Float($0 * 7919 % 1000) / 500 - 1 }
+    var output = [Float](repeating: .nan, count: tensor.count)
+    var p = fa_forward_params()
+    p.size = MemoryLayout<fa_forward_params>.size
+    (p.device, p.batch, p.queries, p.keys) = (Int32(FA_CPU), 1, Int64(rows), Int64(rows))
+    (p.query_heads, p.key_value_heads, p.dimension) = (Int64(heads), Int64(heads), Int64(dimension))
+    tensor.withUnsafeBytes { input in
+      output.withUnsafeMutableBytes { result in
+        func tensor(_ data: UnsafeMutableRawPointer?) -> fa_tensor {
+          fa_tensor(
+            data: data, batch_stride: 0, token_stride: Int64(heads * dimension), head_stride: Int64(dimension))
+        }
+        let own = UnsafeMutableRawPointer(mutating: input.baseAddress)
+        (p.q, p.k, p.v, p.o) = (tensor(own), tensor(own), tensor(own), tensor(result.baseAddress))
+        #expect(fa_forward(&p) == FA_OK, "\(lastError)")
+      }
+    }
+    return output
+  }
+
+  /// Threads of the caller's compute the same; what they leave undone, the calling thread does.
+  @Test(.enabled(if: ProcessInfo.processInfo.activeProcessorCount > 1)) func threadsAreTheCallers() {
+    #expect(fa_limit_threads(2) == FA_OK)
+    let expected = output()
+    #expect(!expected.contains { $0.isNaN })
+    let all: fa_parallel = { body, data, threads, flags in
+      ProcessorTests.asked.withLock { if $0.thread == pthread_self() { $0.values += [threads, flags] } }
+      nonisolated(unsafe) let data = data
+      let others = (1..<threads).map { _ in Thread { body?(data) } }
+      for thread in others { thread.start() }
+      body?(data)
+      while !others.allSatisfy(\.isFinished) { usleep(100) }
+    }
+    Self.asked.withLock { $0.thread = pthread_self() }
+    #expect(fa_use_threads(all) == FA_OK)
+    // While others compute, there may be no thread left to ask for.
+    for _ in 0..<1000 where Self.asked.withLock({ $0.values.isEmpty }) { #expect(output() == expected) }
+    let asked = Self.asked.withLock { $0.values }
+    #expect(asked == [2, 0])
+    #expect(fa_use_threads { _, _, _, _ in } == FA_OK)
+    #expect(output() == expected)
+    #expect(fa_use_threads(nil) == FA_OK)
+    #expect(output() == expected)
+    #expect(Self.asked.withLock { $0.values } == asked)
+    #expect(fa_limit_threads(0) == FA_OK)
+  }
 }

@@ -262,6 +262,15 @@ fa_status fa_choose_vectors(const char *name);
  * which is so in every thread that never said otherwise. Results may differ in their last bits between limits. */
 fa_status fa_limit_threads(int32_t count);
 
+/* Calls body(data) on up to `threads` threads at once, the calling one among them, and returns when all have returned; `flags` is 0. Such
+ * a function is GOMP_parallel, of GNU's OpenMP. */
+typedef void (*fa_parallel)(void (*body)(void *data), void *data, unsigned threads, unsigned flags);
+
+/* Has calls of this process compute on the CPU by threads of the caller's from now on, where more than one is worth it; NULL for the library's
+ * own. Those sleep where there is nothing to do, and are at work some 35 us after a call begins: a pool whose threads wait awake computes
+ * small problems faster. fa_limit_threads says how many are asked for. What `parallel` leaves undone, the calling thread does. */
+fa_status fa_use_threads(fa_parallel parallel);
+
 fa_status fa_forward(const fa_forward_params *params);
 fa_status fa_sequences(const fa_sequences_params *params);
 fa_status fa_combine(const fa_combine_params *params);

@@ -211,6 +211,7 @@ library.fa_sequences_counters.argtypes = [POINTER(SequencesParams), POINTER(c_si
 library.fa_counters.argtypes = [c_int32, c_void_p, c_size_t, POINTER(c_void_p)]
 library.fa_version.restype = library.fa_last_error.restype = c_char_p
 library.fa_gpu_check.argtypes = library.fa_limit_threads.argtypes = [c_int32]
+library.fa_use_threads.argtypes = [c_void_p]
 # How many threads this one's calls may use, as the library was last told.
 _local = threading.local()
 
@@ -220,6 +221,16 @@ def limit_threads(count: int) -> None:
     if getattr(_local, "threads", 0) != count:
         check(library.fa_limit_threads(count))
         _local.threads = count
+
+
+def use_threads_of_openmp() -> None:
+    """Has the library compute on the threads of GNU's OpenMP, where somebody brought it into the process: where PyTorch does, its threads wait
+    awake for its own next operation, and would be in the way of others. Elsewhere the library keeps its own."""
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        return
+    check(library.fa_use_threads(ctypes.cast(parallel, c_void_p)))
 
 
 def check(status: int, phrases: Iterable[tuple[str, str]] = ()) -> None:

@@ -19,6 +19,8 @@ from ._arguments import int32
 from ._numbers import whole
 from ._overlap import Place, check_written
 
+c.use_threads_of_openmp()
+
 if TYPE_CHECKING:
     from ._types import KeyRanges, Known, Phrases, WholeNumbers
 
