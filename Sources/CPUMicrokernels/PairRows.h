@@ -65,7 +65,7 @@ INLINE void pair_row_scores_step(const char *keys, ptrdiff_t stride, FAScalarTyp
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int i = 0; i < parts; i++) {
       // Queries end with the last 32 columns.
-      query[r][i] = i * 32 < left ? (Bits)load((const float *)queries + r * padded / 2 + i * LANES) : (Bits){0};
+      query[r][i] = i * 32 < left ? (Bits)load(queries + r * padded / 2 + i * LANES) : (Bits){0};
     }
   }
   UNROLL for (int k = 0; k < group; k++) {
@@ -197,7 +197,8 @@ INLINE void pair_row_accumulate_wide(const char *values, ptrdiff_t stride, FASca
   const int chunk = ROW_ACCUMULATORS / rows < 8 ? ROW_ACCUMULATORS / rows : 8;
   uint32_t pairs[FA_PAIR_ROW_KEYS / 2 * FA_MAX_ROWS + LANES];
   pack_weights(weights, count, rows, pairs);
-  const char *ahead = next.rows;
+  // Without next rows there is nothing to add to.
+  const char *ahead = next.count > 0 ? (const char *)next.rows : values;
   int c = 0;
 #define CHUNK(VECTORS, LEFT)                                                                                             \
   next.rows = ahead + c * element_size(type);                                                                            \

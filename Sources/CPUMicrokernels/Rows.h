@@ -281,7 +281,8 @@ INLINE void row_accumulate_wide(const char *values, ptrdiff_t stride, FAScalarTy
   // of the cache.
   const int step = chunk * LANES * element_size(type) < 64 ? KEYS_OF_PARTIAL_LINES : count;
   float tile[FA_MAX_ROWS * FA_MAX_DIMENSION];
-  const char *ahead = next.rows;
+  // Without next rows there is nothing to add to.
+  const char *ahead = next.count > 0 ? (const char *)next.rows : values;
   for (int first = 0; first < count; first += step) {
     const int end = first + step < count ? first + step : count;
     int c = 0;

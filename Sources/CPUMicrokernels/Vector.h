@@ -21,13 +21,14 @@ typedef uint16_t Halves __attribute__((ext_vector_type(LANES)));
 
 #define MINUS_INFINITY (-__builtin_inff())
 
-INLINE Floats load(const float *p) {
+/// Rows of 16 bits, whose pairs are words, too, may begin between words.
+INLINE Floats load(const void *p) {
   Floats v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
 
-INLINE void store(float *p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+INLINE void store(void *p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
 
 INLINE Floats splat(float x) { return (Floats)x; }
 
@@ -203,7 +204,7 @@ INLINE size_t element_size(FAScalarType type) { return type == FA_F32 ? 4 : type
 
 /// LANES elements of the given type as floats.
 INLINE Floats load_elements(const void *p, FAScalarType type) {
-  if (type == FA_F32) return load((const float *)p);
+  if (type == FA_F32) return load(p);
   if (type == FA_E4M3) {
     Bytes b;
     __builtin_memcpy(&b, p, sizeof b);
@@ -216,7 +217,7 @@ INLINE Floats load_elements(const void *p, FAScalarType type) {
 
 INLINE void store_elements(void *p, FAScalarType type, Floats v) {
   if (type == FA_F32) {
-    store((float *)p, v);
+    store(p, v);
   } else {
     Halves h = type == FA_F16 ? to_f16(v) : to_bf16(v);
     __builtin_memcpy(p, &h, sizeof h);
