@@ -76,13 +76,18 @@ INLINE void scores_strip(const float *keys, ptrdiff_t stride, int strip, const f
     UNROLL for (int j = 0; j < strip; j++) {
       UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = (Floats){0};
     }
-    ROLLED for (int d = start; d < end; d++) {
+    // A pointer to every third key: x86 addresses are a register and one, two or four times another.
+    const float *third[(STRIP + 2) / 3], *column = queries + (ptrdiff_t)start * vectors * LANES;
+    const float *last = queries + (ptrdiff_t)end * vectors * LANES;
+    UNROLL for (int j = 0; j < strip; j += 3) third[j / 3] = keys + j * stride + start;
+    ROLLED for (; column != last; column += vectors * LANES) {
       Floats query[PANEL_VECTORS];
-      UNROLL for (int v = 0; v < vectors; v++) query[v] = load(queries + (ptrdiff_t)(d * vectors + v) * LANES);
+      UNROLL for (int v = 0; v < vectors; v++) query[v] = load(column + v * LANES);
       UNROLL for (int j = 0; j < strip; j++) {
-        const Floats key = splat(keys[j * stride + d]);
+        const Floats key = splat(third[j / 3][j % 3 * stride]);
         UNROLL for (int v = 0; v < vectors; v++) sum[j][v] = multiply_add(key, query[v], sum[j][v]);
       }
+      UNROLL for (int j = 0; j < strip; j += 3) third[j / 3]++;
     }
     UNROLL for (int j = 0; j < strip; j++) {
       UNROLL for (int v = 0; v < vectors; v++) {
