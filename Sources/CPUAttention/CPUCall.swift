@@ -42,9 +42,9 @@ package final class CPUCall: Sendable {
     let ends = calls.reduce(into: [Int]()) { $0.append(($0.last ?? 0) + $1.plan.units) }
     // Another thread is woken for what takes it as long as waking it does, at least.
     let seconds = calls.map(\.plan).reduce(0) { $0 + max($1.computedFlops / flops, $1.problem.bytes / bytes) }
-    let threads = Int(min(Double(threads), max(1, seconds / WorkerTeam.secondsToWake)))
+    let worthIt = Int(min(Double(threads), max(1, seconds / WorkerTeam.secondsWorthAThread)))
     let partials = calls.map { $0.plan.keySplits > 1 ? SplitPartials($0.plan) : nil }
-    WorkerTeam.run(items: ends.last ?? 0, threads: threads) { queue in
+    WorkerTeam.run(items: ends.last ?? 0, threads: worthIt, team: threads) { queue in
       var (next, number) = (queue.next(), 0)
       while let item = next {
         // Items that a thread takes ascend.

@@ -132,7 +132,7 @@ public struct CPUGradientPlan: Sendable {
 extension CPUGradientPlan: CustomStringConvertible {
   /// All choices in one line.
   public var description: String {
-    "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): five products "
+    "CPU, \(instructionSet.name), \(WorkerTeam.description(threads: threads)): five products "
       + (elements == 1 ? "in f32" : "of bfloat16 pairs") + ", tiles of "
       + "\(Self.tile) rows and keys" + (parts == 1 ? "" : ", keys dealt out to \(parts) parts of each head")
   }

@@ -76,7 +76,7 @@ public struct CPUPlan: Sendable {
     if rows <= PackedRows.fewRows {
       // Which take e4m3, whose numbers bf16 has, too.
       let pairs = hasBytes ? functions.pointee.pair_rows_of_bytes : functions.pointee.pair_rows
-      path = problem.scalarType == .bf16 && rows <= Int(pairs) ? .pairRows : .rows
+      path = hasPairs && pairs > 0 && rows <= Int(pairs) ? .pairRows : .rows
       blockRows = max(rows, 1)
       // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
       // (Zen 5, 2026-11-21); and no longer than rows of pairs take.
@@ -182,13 +182,13 @@ extension CPUPlan: CustomStringConvertible {
       headsTogether > 1
       ? ", those of \(headsTogether) heads together"
       : most == 1 ? "" : ", or of \(keysOfHeads) keys of up to \(most) heads where these lie side by side"
-    return "CPU, \(instructionSet.name), \(threads) thread\(threads == 1 ? "" : "s"): \(how), "
+    return "CPU, \(instructionSet.name), \(WorkerTeam.description(threads: threads)): \(how), "
       + "blocks of \(blockRows) rows, tiles of \(tileKeys) keys\(together)\(splits)\(Self.debugWarning)"
   }
 
   /// For a plan of sequences with lengths of their own, each of which gets a plan of this kind when it runs.
   package static func ofSequences(_ how: String, threads: Int) -> String {
-    "CPU, \(InstructionSet.best.name), \(threads) thread\(threads == 1 ? "" : "s"), \(how)\(debugWarning)"
+    "CPU, \(InstructionSet.best.name), \(WorkerTeam.description(threads: threads)), \(how)\(debugWarning)"
   }
 
   /// A word of warning where the compiler was told not to optimize.

@@ -24,7 +24,7 @@
 #include "PairRows.h"
 #include "Gradients.h"
 
-const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base, int pairs_are_slow) {
+CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
   // Panels are those of the other functions.
   if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
@@ -33,9 +33,8 @@ const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base, int pairs_are_
   table.option = "avx512bf16";
   table.has_pairs = 1;
   table.pair_keys = 2;
-  // From how many rows on floats are faster where pairs are slow, of an Intel Xeon with AMX (2026-11-30, Documentation/Benchmarks.md, "AMX").
-  table.pair_rows = pairs_are_slow ? 2 : FA_MAX_ROWS;
-  table.pair_rows_of_bytes = pairs_are_slow ? 4 : FA_MAX_ROWS;
+  table.pair_rows = FA_MAX_ROWS;
+  table.pair_rows_of_bytes = FA_MAX_ROWS;
   table.pair_pack_queries = pair_pack_queries;
   table.pair_pack_values = pair_pack_values;
   table.pair_panel_values = pair_pack_values;
@@ -46,10 +45,15 @@ const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base, int pairs_are_
   table.pair_pack_rows = pair_pack_rows;
   table.pair_row_scores = pair_row_scores;
   table.pair_row_accumulate = pair_row_accumulate;
-  table.pair_gradients = pairs_are_slow
-      ? base->gradients
-      : (FAGradients){2, pair_product, pair_product_carefully, pair_score_gradients, pair_dots};
+  table.pair_gradients = (FAGradients){2, pair_product, pair_product_carefully, pair_score_gradients, pair_dots};
   return &table;
+}
+
+void fa_spare_pairs(CPUMicrokernels *table) {
+  table->pair_gradients = table->gradients;
+  // Up to so many rows pairs are as fast there, or faster: an Intel Xeon with AMX (2026-11-30, Documentation/Benchmarks.md, "AMX").
+  table->pair_rows = 2;
+  table->pair_rows_of_bytes = 4;
 }
 
 #pragma clang attribute pop

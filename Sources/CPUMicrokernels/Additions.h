@@ -6,8 +6,10 @@
 
 #include "include/CPUMicrokernels.h"
 
-/// The table of `base`, AVX-512, with products of bfloat16 pairs; where these are slow, gradients and decoding of some rows keep floats.
-const CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base, int pairs_are_slow);
+/// The table of `base`, AVX-512, with products of bfloat16 pairs.
+CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base);
+/// Where such products in vectors are slow: gradients, and decoding of some rows, of a table with them keep floats.
+void fa_spare_pairs(CPUMicrokernels *table);
 /// The table of `base`, AVX-512 with pairs, whose products of pairs in panels are of tiles.
 const CPUMicrokernels *fa_with_tiles(const CPUMicrokernels *base);
 /// The table of `base`, NEON, with products of bfloat16 matrices in panels.

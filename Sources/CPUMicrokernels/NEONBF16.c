@@ -36,7 +36,7 @@ INLINE Twos load_twos(const char *even, const char *odd) {
   return (Twos)vcombine_u16(vld1_u16((const uint16_t *)even), vld1_u16((const uint16_t *)odd));
 }
 
-/// The sums over `depth` pairs, a multiple of 4, of `rows` rows of `a`, 1, 2 or 8 and `a_row` bytes apart, and of `b`, `[depth/2][two rows][4]`.
+/// The sums over `depth` pairs, an even number, of `rows` rows of `a`, 1, 2 or 8 and `a_row` bytes apart, and of `b`, `[depth/2][two rows][4]`.
 INLINE void products_of_rows(const char *a, ptrdiff_t a_row, int rows, const uint32_t *b, int vectors, int depth,
                              Floats out[STRIP][PANEL_VECTORS]) {
   const int twos = (rows + 1) / 2;

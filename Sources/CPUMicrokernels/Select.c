@@ -37,7 +37,8 @@ __attribute__((constructor)) static void find_available(void) {
   const int pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
   // Products of pairs in vectors take Intel's processors longer than those of floats (Documentation/Benchmarks.md, "AMX").
   const int pairs_are_slow = __builtin_cpu_is("intel") != 0;
-  const CPUMicrokernels *with_pairs = pairs ? fa_with_pairs(&fa_avx512, pairs_are_slow) : 0;
+  CPUMicrokernels *with_pairs = pairs ? fa_with_pairs(&fa_avx512) : 0;
+  if (pairs && pairs_are_slow) fa_spare_pairs(with_pairs);
   if (pairs && tiles_are_permitted()) available[count++] = fa_with_tiles(with_pairs);
   if (pairs && !pairs_are_slow) available[count++] = with_pairs;
   if (avx512) available[count++] = &fa_avx512;

@@ -286,12 +286,14 @@ import TileModel
           func path(_ shape: Shape) throws -> CPUPlan.Path {
             try CPUPlan(shape.problem(type), hasBytes: hasBytes, threads: 1, instructionSet: instructionSet).path
           }
+          let pairs = Int(hasBytes ? functions.pair_rows_of_bytes : functions.pair_rows)
           for rows in [1, 2, 4, 8] {
-            let pairs = Int(hasBytes ? functions.pair_rows_of_bytes : functions.pair_rows)
             #expect(
               try path(Shape(queryHeads: rows, queries: 1, keys: 1000))
                 == (isPaired && rows <= pairs ? .pairRows : .rows))
           }
+          #expect(try path(Shape(queries: 0, keys: 1000)) == (isPaired && pairs > 0 ? .pairRows : .rows))
+          if instructionSet.hasTiles { #expect(pairs == (hasBytes ? 4 : 2)) }
           #expect(try path(many) == (isPaired && !hasBytes ? .pairPanels : .panels))
         }
       }

@@ -43,12 +43,12 @@ static void compare(const char *what, int a, int b, const float *left, const flo
   double largest = 0, difference = 0;
   int is_wrong = 0;
   for (size_t i = 0; i < count; i++) {
-    if (isinf(right[i]) || isnan(right[i])) {
+    if (!isfinite(right[i]) || isnan(left[i])) {
       is_wrong |= isnan(right[i]) ? !isnan(left[i]) : left[i] != right[i];
       continue;
     }
     largest = fmax(largest, fabs(right[i]));
-    if (!(fabs((double)left[i] - right[i]) <= difference)) difference = fabs((double)left[i] - right[i]);
+    difference = fmax(difference, fabs((double)left[i] - right[i]));
   }
   comparisons++;
   if (!is_wrong && difference <= tolerance * fmax(largest, 0.25)) return;
@@ -107,7 +107,9 @@ static void panel(const CPUMicrokernels *f, int pairs, FAScalarType type, int ro
 static void panels(const CPUMicrokernels *f, const CPUMicrokernels *portable) {
   static const int lengths[] = {2, 17, 31, 64, 77}, dimensions[] = {8, 40, 64, 136};
   static float made[MOST_ROWS * MOST_DIMENSION], expected[MOST_ROWS * MOST_DIMENSION], own[2 * MOST_ROWS], other[2 * MOST_ROWS];
-  for (int rows = 1; rows <= 12; rows += rows < 5 ? 1 : 3) {
+  static const int counts[] = {1, 2, 3, 4, 5, 8, 11, 12};
+  for (size_t n = 0; n < sizeof counts / sizeof *counts; n++) {
+    const int rows = counts[n];
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
       for (size_t d = 0; d < sizeof dimensions / sizeof *dimensions; d++) {
         for (int how = 0; how < 3; how++) {
@@ -203,6 +205,25 @@ static void conversions(const CPUMicrokernels *f, const CPUMicrokernels *portabl
   }
 }
 
+/// Outputs of all types, divided by sums of which one is 0, transposed and rounded.
+static void outputs(const CPUMicrokernels *f, const CPUMicrokernels *portable) {
+  for (int dimension = 8; dimension <= MOST_DIMENSION; dimension += 8) {
+    float *output = random_elements(FA_F32, (size_t)dimension * 4), sums[] = {3, 0, 1.7f, 40};
+    for (FAScalarType type = FA_F32; type <= FA_BF16; type++) {
+      static char made[2][4 * MOST_DIMENSION * 4];
+      static float wide[2][4 * MOST_DIMENSION];
+      for (int t = 0; t < 2; t++) {
+        void *rows[4];
+        for (int i = 0; i < 4; i++) rows[i] = made[t] + (size_t)i * dimension * 4;
+        (t == 0 ? f : portable)->store_output(output, sums, 1, 4, dimension, type, rows);
+        for (int i = 0; i < 4; i++) portable->widen(rows[i], 0, type, 1, dimension, wide[t] + i * dimension);
+      }
+      compare("outputs", dimension, (int)type, wide[0], wide[1], (size_t)4 * dimension, type == FA_F32 ? 1e-7 : type == FA_F16 ? 1e-3 : 8e-3);
+    }
+    free(output);
+  }
+}
+
 /// Random numbers of all sizes, rounded.
 static void roundings(const CPUMicrokernels *f, const CPUMicrokernels *portable) {
   enum { COUNT = 32768 };
@@ -225,13 +246,24 @@ static void roundings(const CPUMicrokernels *f, const CPUMicrokernels *portable)
   }
 }
 
-int main(void) {
+/// The arguments are the options of the tables that there must be beside the portable one.
+int main(int argc, char **argv) {
   const CPUMicrokernels *const *all = fa_cpu_microkernels(), *portable = 0;
-  for (int i = 0; all[i]; i++) portable = all[i];
-  for (; *all != portable; all++) {
+  int count = 0;
+  for (; all[count]; count++) portable = all[count];
+  if (count != argc) {
+    printf("there are %d tables beside the portable one, not %d\n", count - 1, argc - 1);
+    return 1;
+  }
+  for (int table = 1; table < argc; all++, table++) {
+    if (strcmp((*all)->option, argv[table]) != 0) {
+      printf("there is %s, not %s\n", (*all)->option, argv[table]);
+      return 1;
+    }
     const int before = comparisons;
     conversions(*all, portable);
     roundings(*all, portable);
+    outputs(*all, portable);
     panels(*all, portable);
     rows(*all, portable);
     gradients(*all, portable);

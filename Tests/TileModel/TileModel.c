@@ -104,7 +104,13 @@ static void model_dot(int sums, int a, int b) {
 
 #include "../../Sources/CPUMicrokernels/AMX.c"
 
-const void *fa_tile_model(const void *base) { return with_tiles(base); }
+const void *fa_tile_model(const void *base) {
+  // Who has tiles is Intel's.
+  static CPUMicrokernels with_pairs;
+  with_pairs = *(const CPUMicrokernels *)base;
+  fa_spare_pairs(&with_pairs);
+  return with_tiles(&with_pairs);
+}
 
 int64_t fa_tile_model_products(void) {
   const int64_t since = products;

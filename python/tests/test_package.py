@@ -29,6 +29,7 @@ def test_importing_leaves_others_alone(module, others):
 def test_follows_torchs_threads():
     """Of torch's tensors, also where a plan was made before, and also in a thread that begins later; of others one per processor."""
     q = torch.randn(1, 512, 8, 64)
+    fa.attention(q, q, q)
     before, processors = torch.get_num_threads(), fa.plan(q.numpy(), q.numpy(), q.numpy())
     plans = []
     try:

@@ -169,7 +169,8 @@ typedef struct {
 
   /// As `pack_queries`, into [dimension/2][rows] of pairs, in an order that is `pair_scores`' own.
   void (*pair_pack_queries)(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries);
-  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero.
+  /// Interleaves `count` rows two by two into [(count+1)/2][dimension] of pairs; an odd last row is paired with zero. For gradients of pairs,
+  /// and null where these are of floats alone.
   void (*pair_pack_values)(const void *source, ptrdiff_t stride, int count, int dimension, uint32_t *destination);
   /// The same as `pair_accumulate` takes it: the same, or where `pair_keys` are more than 2 [dimension][pairs], both rounded up to `lanes`
   /// with zeros.

@@ -268,7 +268,8 @@ typedef void (*fa_parallel)(void (*body)(void *data), void *data, unsigned threa
 
 /* Has calls of this process compute on the CPU by threads of the caller's from now on, where more than one is worth it; NULL for the library's
  * own. Those sleep where there is nothing to do, and are at work some 35 us after a call begins: a pool whose threads wait awake computes
- * small problems faster. fa_limit_threads says how many are asked for. What `parallel` leaves undone, the calling thread does. */
+ * small problems faster. It is asked for as many threads as fa_limit_threads says each time, so that its team stays the same; those with
+ * nothing to do return at once. What `parallel` leaves undone, the calling thread does. */
 fa_status fa_use_threads(fa_parallel parallel);
 
 fa_status fa_forward(const fa_forward_params *params);

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/// The table of `base`, a `CPUMicrokernels` with pairs, with the functions of AMX.c; null but on x86-64.
+/// The table of `base`, a `CPUMicrokernels` with pairs, with the functions of AMX.c, and for the rest as on Intel's processors; null but on x86-64.
 const void *_Nullable fa_tile_model(const void *_Nonnull base);
 
 /// Products of tiles since the last call: of the calling thread.

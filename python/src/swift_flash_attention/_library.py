@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -231,6 +232,8 @@ def use_threads_of_openmp() -> None:
     except AttributeError:
         return
     check(library.fa_use_threads(ctypes.cast(parallel, c_void_p)))
+    # OpenMP's threads are not in a child, where nobody would come.
+    os.register_at_fork(after_in_child=lambda: library.fa_use_threads(None))
 
 
 def check(status: int, phrases: Iterable[tuple[str, str]] = ()) -> None:
