@@ -95,13 +95,17 @@ import Testing
       while !others.allSatisfy(\.isFinished) { usleep(100) }
     }
     Self.asked.withLock { $0.thread = pthread_self() }
-    #expect(fa_use_threads(all) == FA_OK)
-    // While others compute, there may be no thread left to ask for.
+    // While others compute, there may be no thread left to ask for; and one of them may bring its own.
     let patience = Date.now + 120
-    while Self.asked.withLock({ $0.values.isEmpty }) && Date.now < patience { #expect(output() == expected) }
-    #expect(describe().contains(", 2 threads of the program's: "))
+    var says = false
+    while (Self.asked.withLock { $0.values.isEmpty } || !says) && Date.now < patience {
+      #expect(fa_use_threads(all) == FA_OK)
+      #expect(output() == expected)
+      says = describe().contains(", 2 threads of the program's: ")
+    }
+    #expect(says)
     let asked = Self.asked.withLock { $0.values }
-    #expect(asked == [2, 0])
+    #expect(asked.prefix(2) == [2, 0])
     #expect(fa_use_threads { _, _, _, _ in } == FA_OK)
     #expect(output() == expected)
     // More often than asked.
