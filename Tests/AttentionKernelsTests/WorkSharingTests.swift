@@ -212,12 +212,14 @@ import Testing
   /// Steps have the keys of a page where that is as fast; where keys are on several pages, two blocks wait side by side. (Forced
   /// tilings, NVIDIA H200, 2026-11-30: Documentation/GPULog.md, "Small pages".)
   @Test func stepsAreRankedByTheirPages() throws {
-    func tiling(batch: Int, keys: Int, page: Int, _ cache: ScalarType) throws -> DecodeTiling {
+    func tiling(
+      batch: Int, queries: Int = 1, keys: Int, page: Int, _ cache: ScalarType, on target: Target = .sm90
+    ) throws -> DecodeTiling {
       let problem = try AttentionProblem(
-        batch: batch, queries: 1, queryHeads: 32, keyValueHeads: 8, dimension: 128,
+        batch: batch, queries: queries, queryHeads: 32, keyValueHeads: 8, dimension: 128,
         keys: .paged(pages: batch * keys / page, pageSize: page, pagesPerSequence: keys / page), scalarType: .bf16,
         cacheType: cache, mask: .causal)
-      return try #require(try KernelPlan(problem, on: .typical(of: .sm90)).tiling as? DecodeTiling)
+      return try #require(try KernelPlan(problem, on: .typical(of: target)).tiling as? DecodeTiling)
     }
     // 108 us with steps of 32 keys, 70 with 16.
     #expect(try tiling(batch: 8, keys: 16384, page: 16, .e4m3).keysPerStep == 16)
@@ -226,6 +228,9 @@ import Testing
     #expect(small.keysPerStep == 32 && small.blocksPerMultiprocessor == 2)
     // 281 us with one, 254 with two.
     #expect(try tiling(batch: 32, keys: 8192, page: 1, .bf16).blocksPerMultiprocessor == 2)
+    // 32 rows: 75.6 us with four warps, 68.9 with eight, which a GPU of 100 KB has no room for.
+    #expect(try tiling(batch: 8, queries: 8, keys: 8192, page: 16, .bf16).warps == 8)
+    #expect(try tiling(batch: 8, queries: 8, keys: 8192, page: 16, .bf16, on: .sm89).warps == 4)
   }
 
   /// An even share is 17 tiles of 9 a unit; with 18 no unit has parts.

@@ -55,19 +55,22 @@ package enum DecodeFamily: KernelFamily {
         [(2, 32, 3, 1), (2, 32, 4, 1), (2, 64, 2, 1), (1, 64, 2, 2), (1, 32, 4, 2), (1, 32, 4, 1), (1, 64, 4, 1)]
       }
     if rowWarps == 4 && dimension <= 64 { sizes.append((2, 64, 3, 1)) }
-    // Steps of 32 keys would be on several pages of 16: eight warps wait for more of these at once than four do (NVIDIA H200, 2026-11-30, 32
-    // rows: 24.2, 39.1, 68.9 and 248 us instead of 25.7, 42.8, 75.6 and 262; of bytes up to 7% slower).
-    if rowWarps == 2 && problem.cacheType != .e4m3, let pages = problem.pages,
-      pages.size % 16 == 0 && pages.size % 32 != 0
-    {
-      sizes[1] = (4, 16, 3, 1)
-    }
     // Steps of keys that are on several pages: few and large, and a second block beside their waits.
     if rowWarps == 1 && problem.cacheType == .e4m3 && problem.pages != nil { sizes.append((4, 32, 3, 2)) }
     var list = sizes.map {
       DecodeTiling(
         rowWarps: rowWarps, keyGroups: $0.groups, keysPerStep: $0.keys, stages: $0.stages,
         blocksPerMultiprocessor: $0.blocks, keepsQueries: dimension <= 128)
+    }
+    // Steps of 32 keys would be on several pages of 16: eight warps wait for more of these at once than four do (NVIDIA H200, 2026-11-30, 32
+    // rows: 24.2, 39.1, 68.9 and 248 us instead of 25.7, 42.8, 75.6 and 262; of bytes up to 7% slower).
+    if rowWarps == 2 && problem.cacheType != .e4m3, let pages = problem.pages,
+      pages.size % 16 == 0 && pages.size % 32 != 0
+    {
+      let eightWarps = DecodeTiling(
+        rowWarps: 2, keyGroups: 4, keysPerStep: 16, stages: 3, blocksPerMultiprocessor: 1,
+        keepsQueries: dimension <= 128)
+      if obstacle(to: eightWarps, for: problem, on: gpu) == nil { list[1] = eightWarps }
     }
     if list.allSatisfy({ obstacle(to: $0, for: problem, on: gpu) != nil }) {
       list.append(shrunk(list[0], for: problem, on: gpu))
