@@ -108,11 +108,9 @@ static void tile_scores(const void *keys, ptrdiff_t stride, int count, const uin
     pairs->pair_scores(keys, stride, count, queries, vectors, dimension, out);
     return;
   }
-  switch (vectors) {
-    case 1: tile_scores_wide(keys, stride, count, queries, 1, dimension, out); break;
-    case 2: tile_scores_wide(keys, stride, count, queries, 2, dimension, out); break;
-    default: tile_scores_wide(keys, stride, count, queries, PANEL_VECTORS, dimension, out); break;
-  }
+#define CALL(VECTORS) tile_scores_wide(keys, stride, count, queries, VECTORS, dimension, out)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 static void tile_softmax(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
@@ -146,11 +144,9 @@ static void tile_accumulate(const uint32_t *values, int tile, int first, int cou
                             int dimension, const float *rescale, float *output) {
   const int words = padded_pairs(tile);
   values += first;
-  switch (vectors) {
-    case 1: tile_accumulate_wide(values, words, count, weights, 1, dimension, rescale, output); break;
-    case 2: tile_accumulate_wide(values, words, count, weights, 2, dimension, rescale, output); break;
-    default: tile_accumulate_wide(values, words, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
-  }
+#define CALL(VECTORS) tile_accumulate_wide(values, words, count, weights, VECTORS, dimension, rescale, output)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 static double probe_tiles(int64_t steps) {
@@ -179,12 +175,8 @@ static double probe_tiles(int64_t steps) {
 
 const CPUMicrokernels *WITH_TILES(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
-  // Panels are those of the other functions.
-  if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
   pairs = base;
-  table = *base;
-  table.name = "AMX with AVX-512";
-  table.option = "amx";
+  table = fa_copied(base, LANES, PANEL_VECTORS, "AMX with AVX-512", "amx");
   table.has_tiles = 1;
   table.pair_keys = 2 * SIDE;
   table.pair_panel_values = pack_columns;

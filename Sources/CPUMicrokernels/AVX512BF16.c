@@ -26,11 +26,7 @@
 
 CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
-  // Panels are those of the other functions.
-  if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
-  table = *base;
-  table.name = "AVX-512 with bfloat16 pairs";
-  table.option = "avx512bf16";
+  table = fa_copied(base, LANES, PANEL_VECTORS, "AVX-512 with bfloat16 pairs", "avx512bf16");
   table.has_pairs = 1;
   table.pair_keys = 2;
   table.pair_rows = FA_MAX_ROWS;

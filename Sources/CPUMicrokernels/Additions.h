@@ -6,6 +6,15 @@
 
 #include "include/CPUMicrokernels.h"
 
+/// A copy of the table of `base`, whose panels must be those of the functions that go into it.
+static inline CPUMicrokernels fa_copied(const CPUMicrokernels *base, int lanes, int panel_vectors, const char *name, const char *option) {
+  CPUMicrokernels table = *base;
+  if (table.lanes != lanes || table.panel_vectors != panel_vectors) __builtin_trap();
+  table.name = name;
+  table.option = option;
+  return table;
+}
+
 /// The table of `base`, AVX-512, with products of bfloat16 pairs.
 CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base);
 /// Where such products in vectors are slow: gradients, and decoding of some rows, of a table with them keep floats.

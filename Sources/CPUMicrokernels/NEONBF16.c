@@ -78,14 +78,6 @@ INLINE void pairs_to_fours(uint32_t *pairs, int count, int vectors) {
   }
 }
 
-// Expands CALL(vectors) for the constants that the inner loops must know.
-#define DISPATCH_VECTORS(CALL)      \
-  switch (vectors) {                \
-    case 1: CALL(1); break;         \
-    case 2: CALL(2); break;         \
-    default: CALL(PANEL_VECTORS); break; \
-  }
-
 static void matrix_pack_queries(const void *const *rows, int count, int dimension, int vectors, uint32_t *queries) {
   // A pair is 32 bits, so this is the transposition of f32 rows of half the length, whatever the bits mean.
   pack_queries_typed(rows, count, FA_F32, dimension / 2, vectors, (float *)queries);
@@ -166,11 +158,7 @@ static double probe_matrices(int64_t steps) {
 
 const CPUMicrokernels *fa_with_matrices(const CPUMicrokernels *base) {
   static CPUMicrokernels table;
-  // Panels are those of the other functions.
-  if (base->lanes != LANES || base->panel_vectors != PANEL_VECTORS) __builtin_trap();
-  table = *base;
-  table.name = "NEON with bfloat16 matrices";
-  table.option = "neonbf16";
+  table = fa_copied(base, LANES, PANEL_VECTORS, "NEON with bfloat16 matrices", "neonbf16");
   table.has_pairs = 1;
   table.pair_keys = 2 * LANES;
   table.pair_gradients = base->gradients;

@@ -63,11 +63,9 @@ INLINE void pair_scores_wide(const char *keys, ptrdiff_t stride, int count, cons
 
 static void pair_scores(const void *keys, ptrdiff_t stride, int count, const uint32_t *queries, int vectors,
                         int dimension, float *out) {
-  switch (vectors) {
-    case 1: pair_scores_wide(keys, stride, count, queries, 1, dimension, out); break;
-    case 2: pair_scores_wide(keys, stride, count, queries, 2, dimension, out); break;
-    default: pair_scores_wide(keys, stride, count, queries, PANEL_VECTORS, dimension, out); break;
-  }
+#define CALL(VECTORS) pair_scores_wide(keys, stride, count, queries, VECTORS, dimension, out)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 INLINE void pair_accumulate_wide(const uint32_t *values, int count, const uint32_t *weights, int vectors, int dimension,
@@ -103,20 +101,16 @@ static void pair_accumulate(const uint32_t *values, int tile, int first, int cou
                             int dimension, const float *rescale, float *output) {
   (void)tile;
   values += (size_t)first * dimension;
-  switch (vectors) {
-    case 1: pair_accumulate_wide(values, count, weights, 1, dimension, rescale, output); break;
-    case 2: pair_accumulate_wide(values, count, weights, 2, dimension, rescale, output); break;
-    default: pair_accumulate_wide(values, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
-  }
+#define CALL(VECTORS) pair_accumulate_wide(values, count, weights, VECTORS, dimension, rescale, output)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 static void pair_softmax(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                          FASoftmaxState state, uint32_t *weights) {
-  switch (vectors) {
-    case 1: softmax_any(scores, count, 1, transform, visible, state, weights); break;
-    case 2: softmax_any(scores, count, 2, transform, visible, state, weights); break;
-    default: softmax_any(scores, count, PANEL_VECTORS, transform, visible, state, weights); break;
-  }
+#define CALL(VECTORS) softmax_any(scores, count, VECTORS, transform, visible, state, weights)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 static double probe_pairs(int64_t steps) {

@@ -117,11 +117,9 @@ INLINE void scores_wide(const float *keys, ptrdiff_t stride, int count, const fl
 
 static void scores(const float *keys, ptrdiff_t stride, int count, const float *queries, int vectors, int dimension,
                    float *out) {
-  switch (vectors) {
-    case 1: scores_wide(keys, stride, count, queries, 1, dimension, out); break;
-    case 2: scores_wide(keys, stride, count, queries, 2, dimension, out); break;
-    default: scores_wide(keys, stride, count, queries, PANEL_VECTORS, dimension, out); break;
-  }
+#define CALL(VECTORS) scores_wide(keys, stride, count, queries, VECTORS, dimension, out)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 /// The first pass over a tile: caps and masks the scores, and finds each row's maximum.
@@ -214,11 +212,9 @@ INLINE void softmax_any(float *scores, int count, int vectors, FAScoreTransform 
 
 static void softmax(float *scores, int count, int vectors, FAScoreTransform transform, FAVisibleKeys visible,
                     FASoftmaxState state) {
-  switch (vectors) {
-    case 1: softmax_any(scores, count, 1, transform, visible, state, 0); break;
-    case 2: softmax_any(scores, count, 2, transform, visible, state, 0); break;
-    default: softmax_any(scores, count, PANEL_VECTORS, transform, visible, state, 0); break;
-  }
+#define CALL(VECTORS) softmax_any(scores, count, VECTORS, transform, visible, state, 0)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 /// O = O * rescale + V^T P for `strip` columns of V at once.
@@ -267,11 +263,9 @@ INLINE void accumulate_wide(const float *values, ptrdiff_t stride, int count, co
 
 static void accumulate(const float *values, ptrdiff_t stride, int count, const float *weights, int vectors,
                        int dimension, const float *rescale, float *output) {
-  switch (vectors) {
-    case 1: accumulate_wide(values, stride, count, weights, 1, dimension, rescale, output); break;
-    case 2: accumulate_wide(values, stride, count, weights, 2, dimension, rescale, output); break;
-    default: accumulate_wide(values, stride, count, weights, PANEL_VECTORS, dimension, rescale, output); break;
-  }
+#define CALL(VECTORS) accumulate_wide(values, stride, count, weights, VECTORS, dimension, rescale, output)
+  DISPATCH_VECTORS(CALL)
+#undef CALL
 }
 
 /// Columns of `output`, those behind `columns` zero, divided by the sums of their rows. What is rounded to 16 bits may be off by a last place

@@ -89,6 +89,7 @@ INLINE Floats sums(Floats v[LANES]) {
 /// iteration on a Chebyshev grid, then rounded). About 1 ulp, and 2^0 is exactly 1.
 INLINE Floats exp2_nonlarge(Floats x) {
 #if LANES == 16
+  // x without its nearest integer; an infinity has none.
   const Floats f = (Floats)_mm512_reduce_ps((__m512)x, 8);
 #else
   // 1.5 * 2^23 + 127: adding it leaves the nearest integer, and what an exponent is biased by, in the low bits.
@@ -236,6 +237,14 @@ INLINE void store_some(void *p, FAScalarType type, Floats v, int count) {
   store_elements(buffer, type, v);
   __builtin_memcpy(p, buffer, (size_t)count * element_size(type));
 }
+
+// Expands CALL(vectors) for the constants that the inner loops of panels must know.
+#define DISPATCH_VECTORS(CALL)           \
+  switch (vectors) {                     \
+    case 1: CALL(1); break;              \
+    case 2: CALL(2); break;              \
+    default: CALL(PANEL_VECTORS); break; \
+  }
 
 #ifdef PROBE_CHAINS
 /// Next to nothing, but it depends on all sums, so that the loop that made them is not removed.

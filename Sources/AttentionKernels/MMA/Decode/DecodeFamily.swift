@@ -70,7 +70,9 @@ package enum DecodeFamily: KernelFamily {
       let eightWarps = DecodeTiling(
         rowWarps: 2, keyGroups: 4, keysPerStep: 16, stages: 3, blocksPerMultiprocessor: 1,
         keepsQueries: dimension <= 128)
-      if obstacle(to: eightWarps, for: problem, on: gpu) == nil { list[1] = eightWarps }
+      if obstacle(to: eightWarps, for: problem, on: gpu) == nil {
+        list = list.map { $0.keysPerStep == 16 ? eightWarps : $0 }
+      }
     }
     if list.allSatisfy({ obstacle(to: $0, for: problem, on: gpu) != nil }) {
       list.append(shrunk(list[0], for: problem, on: gpu))
