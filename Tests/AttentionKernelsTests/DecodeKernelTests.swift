@@ -94,6 +94,11 @@ import Testing
     Clause("D 72, D_v 40") { try EmulatedDecoding(lengths: [140], dimension: 72, valueDimension: 40, capacity: 140) },
     Clause("D 8, D_v 136") { try EmulatedDecoding(lengths: [140], dimension: 8, valueDimension: 136, capacity: 140) },
     Clause("pages of 16") { try EmulatedDecoding(lengths: [130, 7, 64], heads: 2, pageSize: 16, capacity: 130) },
+    Clause("32 rows over pages of 16, eight warps") {
+      try EmulatedDecoding(
+        lengths: [230, 7, 64], queries: 8, pageSize: 16, capacity: 240,
+        changes: "row-warps=2,groups=4,keys=16,stages=3")
+    },
     Clause("pages of 64") { try EmulatedDecoding(lengths: [130, 64], pageSize: 64, capacity: 256) },
     Clause("pages of 1") { try EmulatedDecoding(lengths: [70, 7], pageSize: 1, capacity: 70) },
     Clause("pages of 24") { try EmulatedDecoding(lengths: [130, 7], pageSize: 24, capacity: 144) },
