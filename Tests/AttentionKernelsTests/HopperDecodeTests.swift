@@ -76,6 +76,22 @@ import Testing
     Clause("one part, 128 rows") {
       try decoding(.f16, "groups=2,keys=64", lengths: [500, 20], group: 16, keysPerSplit: AttentionProblem.allKeys)
     },
+    Clause("two groups divide the keys of a tile") {
+      try decoding(.f16, "key-groups=2,keys=64", lengths: [1, 333, 0, 77, 64, 30], heads: 2, scale: 4)
+    },
+    Clause("the same, a window, softcap, scale below zero, D 72, D_v 40, pages of 16") {
+      try decoding(
+        .bf16, "key-groups=2,keys=32", lengths: [300, 0, 120], queries: 16, dimension: 72, valueDimension: 40,
+        pageSize: 16,
+        mask: .window(left: 50, right: 3), scale: -0.5, softcap: 4)
+    },
+    Clause("the same, maxima of each tile, a second launch") {
+      try decoding(.bf16, "key-groups=2,keys=128,softmax=maxima,combine=behind", lengths: [500, 20], dimension: 128)
+    },
+    Clause("the same, of e4m3") {
+      try decoding(
+        .bf16, "key-groups=2,keys=128", lengths: [300, 0, 120], heads: 2, group: 7, dimension: 128, cacheType: .e4m3)
+    },
     Clause("D 256") { try decoding(.bf16, "groups=2,keys=48", lengths: [200, 30], group: 16, dimension: 256) },
   ]
 
@@ -108,7 +124,9 @@ import Testing
   }
 
   /// The same of the groups that convert bytes: one does both, or one K and another V.
-  @Test(arguments: ["groups=2,keys=64", "groups=1,keys=32"]) func everyOrderingOfBytesIsNeeded(tiling: String) throws {
+  @Test(arguments: ["groups=2,keys=64", "groups=1,keys=32", "key-groups=2,keys=64"]) func everyOrderingOfBytesIsNeeded(
+    tiling: String
+  ) throws {
     let decoding = try Self.decoding(
       .bf16, tiling, lengths: [100, 40, 300, 0, 64, 130, 30, 450], group: 16, scale: 2, cacheType: .e4m3)
     let kernel = try decoding.plan.launches.attention.kernel.kernel()

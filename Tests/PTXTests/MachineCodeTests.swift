@@ -138,7 +138,7 @@ struct MachineCodeTests {
   /// Of decoding: the same, but for exponentials, which parts that are put together have too.
   @Test(arguments: [
     (64, "groups=1,keys=128"), (128, "groups=1,keys=64"), (128, "groups=1,keys=128"), (128, "groups=2,keys=64"),
-    (128, "groups=2,keys=96"), (256, "groups=1,keys=64"), (256, "groups=2,keys=48"),
+    (128, "groups=2,keys=96"), (128, "key-groups=2,keys=128"), (256, "groups=1,keys=64"), (256, "groups=2,keys=48"),
   ])
   func decodingFlies(dimension: Int, tiling: String) throws {
     for (mask, group, keys) in [
@@ -156,7 +156,7 @@ struct MachineCodeTests {
       let plan = try KernelPlan(problem, on: .typical(of: .sm90), own, of: HopperDecodeFamily.self)
       let (report, code) = try disassemble(try plan.launches.attention.kernel.kernel().text())
       #expect(report.isAccepted && report.remarks.isEmpty && report.spilledBytes == 0, "\(plan): \(report.text)")
-      #expect(code.products == 2 * ((dimension + 15) / 16 + own.tileKeys / 16) && !code.isSerialized)
+      #expect(code.products == 2 * ((dimension + 15) / 16 + own.tileKeys / own.keyGroups / 16) && !code.isSerialized)
       #expect(code.count("USETMAXREG") == 2 && code.writesOfOperandsUnderWay.isEmpty)
     }
   }
@@ -202,7 +202,8 @@ struct MachineCodeTests {
     where tiling.combination == .lastBlock && HopperDecodeFamily.obstacle(to: tiling, for: decoding, on: gpu) == nil {
       let plan = try KernelPlan(decoding, on: gpu, tiling, of: HopperDecodeFamily.self)
       _ = try check(
-        plan, products: 2 * (dimension / 16 + tiling.tileKeys / 16), converted: converted(tiling.tileKeys))
+        plan, products: 2 * (dimension / 16 + tiling.tileKeys / tiling.keyGroups / 16),
+        converted: converted(tiling.tileKeys))
       tilings += 1
     }
     #expect(tilings >= 2)

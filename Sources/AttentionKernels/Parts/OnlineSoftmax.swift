@@ -176,6 +176,21 @@ struct OnlineSoftmax {
     }
   }
 
+  /// Takes into account what others made of the same rows, with maxima and sums of their own: the lane's sums become those of
+  /// both, and its output what it is by the larger of the maxima. Returns what the others' output is multiplied by for that.
+  func take(
+    maxima others: [Register<F32>], sums otherSums: [Register<F32>], rescaling output: Accumulators
+  ) -> [Register<F32>] {
+    adopt(zip(maxima, others).map { k.maximum($0, $1) }, rescaling: output)
+    rescaleLate(output)
+    return maxima.indices.map { row in
+      let top = k.select(maxima[row] .!= -.infinity, maxima[row], 0)
+      let factor = k.exp2((others[row] - top) * scale)
+      k.set(sums[row], to: k.multiplyAdd(otherSums[row], factor, sums[row]))
+      return factor
+    }
+  }
+
   /// Multiplies the output by what it could not be multiplied by when a maximum grew.
   func rescaleLate(_ output: Accumulators) {
     guard let late else { return }
@@ -273,8 +288,9 @@ struct OnlineSoftmax {
     }
   }
 
-  /// The rows' maxima so far.
+  /// The rows' maxima so far, and the lane's part of their sums.
   var ownMaxima: [Register<F32>] { maxima }
+  var ownSums: [Register<F32>] { sums }
 
   /// ln 2 in two parts, the first so short that its product with an exponent is exact.
   private static let ln2Parts: (high: Float, low: Float) = (0x1.63p-1, -2.121_944_4e-4)

@@ -10,8 +10,10 @@ struct HopperTiles: Hashable, Sendable {
   let converters: Int
   /// D and D_v, multiples of 8; of bytes, of 16.
   let dimension, valueDimension: Int
-  /// Groups of four warps that multiply, 64 query rows each; keys of a tile.
-  let groups, tileKeys: Int
+  /// How many times 64 query rows there are; groups of four warps for each of these, which divide the keys of a tile; these.
+  let rowGroups: Int
+  var keyGroups = 1
+  let tileKeys: Int
   /// Tiles of Q, and of K and V each, at once.
   let queryStages, stages: Int
   /// How weights are found.
@@ -20,7 +22,11 @@ struct HopperTiles: Hashable, Sendable {
   let hasSoftcap, isScaleNegative: Bool
 
   /// Q, rows of all groups. Columns beyond D are zeros, here and in K and V.
-  var queryTile: MatrixTile { MatrixTile(rows: groups * 64, columns: dimension) }
+  var queryTile: MatrixTile { MatrixTile(rows: rowGroups * 64, columns: dimension) }
+  /// Groups of four warps that multiply.
+  var groups: Int { rowGroups * keyGroups }
+  /// Keys of a tile that one of them multiplies.
+  var groupKeys: Int { tileKeys / keyGroups }
 
   /// K and V as products read them.
   var operands: TileRings {
@@ -68,12 +74,15 @@ struct HopperTiles: Hashable, Sendable {
 
   /// What stands against the tiles, as the end of a sentence about a tiling.
   var obstacle: String? {
+    if groupKeys % 16 != 0 {
+      return "divides \(tileKeys) keys between \(keyGroups) groups, which have a multiple of 16 each"
+    }
     if !convertsBytes { return nil }
     if !TileConverter.rows.contains(tileKeys) {
       return
         "converts bytes in tiles of \(TileConverter.rows.map(String.init).joined(separator: ", ")) keys, not of \(tileKeys)"
     }
-    let product = Self.product(columns: max(valueDimension, tileKeys), threads: threads)
+    let product = Self.product(columns: max(valueDimension, groupKeys), threads: threads)
     return product.fits
       ? nil : "begins with \(product.atFirst) registers a thread, of which a product needs \(product.needed)"
   }
@@ -88,7 +97,7 @@ struct HopperTiles: Hashable, Sendable {
 
   /// Registers of a thread that multiplies, about: what is not O, S and P as ptxas 13.0 has it.
   func registerEstimate(_ mask: MaskEdges) -> Int {
-    valueDimension / 2 + tileKeys / 2 + tileKeys / 4 + 32 + (mask.limitsFirst && mask.rangeCount != 1 ? 8 : 0)
+    valueDimension / 2 + groupKeys / 2 + groupKeys / 4 + 32 + (mask.limitsFirst && mask.rangeCount != 1 ? 8 : 0)
       + (hasSoftcap ? 16 : 0)
   }
 }

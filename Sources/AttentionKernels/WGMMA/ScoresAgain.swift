@@ -9,7 +9,7 @@ struct ScoresAgain {
 
   /// - Parameters:
   ///   - queries: where the block's tile of Q is.
-  ///   - keys: where the first stage of K is.
+  ///   - keys: where the group's keys are in the first stage of K.
   ///   - row: the warp's first row of Q in the tile, a multiple of 16.
   init(
     _ k: KernelBuilder, _ s: HopperTiles, queries: Register<U32>, keys: Register<U32>,

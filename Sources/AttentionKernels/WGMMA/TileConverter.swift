@@ -14,9 +14,12 @@ struct TileConverter {
   /// Rows of tiles that they divide evenly.
   static let rows = [32, 64, 128]
 
-  /// Cycles that one group takes for a tile of K and V, by their bytes: NVIDIA H200, 2026-11-29, chunked prefill of 2048 queries on
-  /// 30 000 keys and decoding with 128 packed rows, D 128, in tiles of 64 and 128 keys (Documentation/GPULog.md).
-  static func cycles(bytes: Double) -> Double { 500 + 0.076 * bytes }
+  /// Cycles that so many groups take for a tile of K and V, by their bytes: one as on an NVIDIA H200, 2026-11-29, in chunked prefill of
+  /// 2048 queries on 30 000 keys and decoding with 128 packed rows, D 128, tiles of 64 and 128 keys; two, who wait for the same shared
+  /// memory, as on 2026-12-01 in decoding with 32 and 64 rows, tiles of 32 to 128 keys (Documentation/GPULog.md).
+  static func cycles(bytes: Double, groups: Int) -> Double {
+    groups == 1 ? 500 + 0.076 * bytes : 700 + 0.0545 * bytes
+  }
 
   private let k: KernelBuilder
   private let tiles: HopperTiles

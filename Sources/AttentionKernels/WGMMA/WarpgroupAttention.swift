@@ -17,6 +17,8 @@ struct WarpgroupAttention {
   struct Rows {
     /// Where the block's tile of Q is; which 64 rows of it; the warp's first of these.
     let queries, group, warpRow: Register<U32>
+    /// Which of a tile's keys, where several groups have the same rows.
+    var keyGroup: Register<U32>? = nil
     let mask: ScoreMask
     let softmax: OnlineSoftmax
     let output: Accumulators
@@ -29,9 +31,14 @@ struct WarpgroupAttention {
     k.descriptor(s.queryTile, at: rows.queries + rows.group * (64 * 128))
   }
 
-  /// Starts S of the first keys of the tile at hand, as many as `scores` has columns.
-  private func start(_ scores: Accumulators, _ queries: MatrixDescriptor) {
-    let keys = k.descriptor(rings.tiles.keys, at: rings.keys(shared))
+  /// Where the keys of a group begin in a tile of K or V, whose rows have 128 bytes in each slab.
+  private func ownKeys(_ tile: Register<U32>, _ rows: Rows) -> Register<U32> {
+    rows.keyGroup.map { tile + $0 * (s.groupKeys * 128) } ?? tile
+  }
+
+  /// Starts S of the group's first keys of the tile at hand, as many as `scores` has columns.
+  private func start(_ scores: Accumulators, _ queries: MatrixDescriptor, _ rows: Rows) {
+    let keys = k.descriptor(rings.tiles.keys, at: ownKeys(rings.keys(shared), rows))
     for step in 0..<(s.dimension + 15) / 16 {
       k.startProduct(
         inputs, a: queries.step(step), b: keys.step(step), into: scores.registers, sum: step == 0 ? .never : .always,
@@ -39,29 +46,29 @@ struct WarpgroupAttention {
     }
   }
 
-  /// Starts the share of O of the first keys of the tile at hand, for which there are weights.
-  private func start(_ output: Accumulators, of weights: [[Register<U32>]]) {
-    let values = k.descriptor(rings.tiles.values, at: rings.values(shared), isTransposed: true)
+  /// Starts the share of O of the group's first keys of the tile at hand, for which there are weights.
+  private func start(_ weights: [[Register<U32>]], _ rows: Rows) {
+    let values = k.descriptor(rings.tiles.values, at: ownKeys(rings.values(shared), rows), isTransposed: true)
     for (step, own) in weights.enumerated() {
-      k.startProduct(inputs, a: own, b: values.step(step), into: output.registers)
+      k.startProduct(inputs, a: own, b: values.step(step), into: rows.output.registers)
     }
   }
 
   /// S of a tile, with nothing else under way; K is given back.
-  private func makeAlone(_ scores: Accumulators, _ queries: MatrixDescriptor) {
+  private func makeAlone(_ scores: Accumulators, _ queries: MatrixDescriptor, _ rows: Rows) {
     rings.fullKeys.wait()
     k.warpgroupFence()
-    start(scores, queries)
+    start(scores, queries, rows)
     k.commitProducts()
     k.waitForProducts()
     k.giveBack(rings.fullKeys, rings.emptyKeys)
   }
 
   /// A tile's share of O, with nothing else under way; V is given back.
-  private func addAlone(_ weights: [[Register<U32>]], to output: Accumulators) {
+  private func addAlone(_ weights: [[Register<U32>]], _ rows: Rows) {
     rings.fullValues.wait()
     k.warpgroupFence()
-    start(output, of: weights)
+    start(weights, rows)
     k.commitProducts()
     k.waitForProducts()
     k.giveBack(rings.fullValues, rings.emptyValues)
@@ -85,7 +92,7 @@ struct WarpgroupAttention {
   func attendToFew(of tile: Register<S32>, _ tiles: KeyTiles, _ rows: Rows) {
     k.comment("the first \(Self.fewKeys) keys of a tile, of which no row sees more")
     let (scores, queries, softmax) = (scores(Self.fewKeys), queries(rows), rows.softmax)
-    makeAlone(scores, queries)
+    makeAlone(scores, queries, rows)
     cap(scores)
     rows.mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys)
     let largest = softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
@@ -93,7 +100,7 @@ struct WarpgroupAttention {
     softmax.exponentiate(scores)
     softmax.rescaleLate(rows.output)
     let own = weights(scores)
-    addAlone(own, to: rows.output)
+    addAlone(own, rows)
   }
 
   /// Some tiles, one at least.
@@ -101,11 +108,13 @@ struct WarpgroupAttention {
   /// - Parameter finish: emits what may happen once nobody needs Q any more.
   func attend(_ tiles: KeyTiles, _ rows: Rows, finish: () -> Void = {}) {
     let (mask, softmax, output) = (rows.mask, rows.softmax, rows.output)
-    let (scores, queries) = (scores(s.tileKeys), queries(rows))
-    func isMasked(_ tile: Register<S32>) -> Predicate {
-      mask.isNeeded(tileStart: tiles.place(tile) * s.tileKeys, size: s.tileKeys)
+    let (scores, queries) = (scores(s.groupKeys), queries(rows))
+    func firstKey(_ tile: Register<S32>) -> Register<S32> {
+      let first = tiles.place(tile) * s.tileKeys
+      return rows.keyGroup.map { first + ($0 * s.groupKeys).reinterpreted(as: S32.self) } ?? first
     }
-    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys) }
+    func isMasked(_ tile: Register<S32>) -> Predicate { mask.isNeeded(tileStart: firstKey(tile), size: s.groupKeys) }
+    func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: firstKey(tile)) }
     /// The maxima, and what follows from them.
     func update(tile: Register<S32>) {
       cap(scores)
@@ -117,7 +126,7 @@ struct WarpgroupAttention {
     }
 
     k.comment("the first tile's scores")
-    makeAlone(scores, queries)
+    makeAlone(scores, queries, rows)
     update(tile: tiles.first)
     softmax.exponentiate(scores)
     softmax.rescaleLate(output)
@@ -128,9 +137,9 @@ struct WarpgroupAttention {
       if s.converters != 1 { rings.fullValues.wait() }
       rings.fullKeys.wait()
       k.warpgroupFence()
-      start(scores, queries)
+      start(scores, queries, rows)
       k.commitProducts()
-      start(output, of: own)
+      start(own, rows)
       k.commitProducts()
       k.waitForProducts(pending: 1)
       if s.softmax == .lazy {
@@ -139,7 +148,8 @@ struct WarpgroupAttention {
           hide(tile)
         } again: {
           ScoresAgain(
-            k, s, queries: rows.queries, keys: shared + rings.tiles.keysOffset, row: rows.group * 64 + rows.warpRow
+            k, s, queries: rows.queries, keys: ownKeys(shared + rings.tiles.keysOffset, rows),
+            row: rows.group * 64 + rows.warpRow
           ).make(scores, stage: rings.fullKeys.stage)
           cap(scores)
         }
@@ -156,6 +166,6 @@ struct WarpgroupAttention {
     k.comment("the last tile's share of O")
     finish()
     let last = weights(scores)
-    addAlone(last, to: output)
+    addAlone(last, rows)
   }
 }

@@ -1,5 +1,11 @@
 internal import Attention
 
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
 /// What a call of Hopper's decode kernel takes, in seconds: its launch, the tiles of the busiest block, each as long as its
 /// products and exponentials, its transfer or the conversion of its bytes take, whichever is longer, what begins and ends with a unit, and putting parts
 /// together as `DecodeCost` has it.
@@ -21,12 +27,15 @@ enum HopperDecodeCost {
     ofBytes ? (0.8e-6, 9e-9) : (0.35e-6, 12.7e-9)
   }
 
+  /// Of a piece whose keys two groups divide, to put their halves together.
+  private static let merge = 0.5e-6
+
   static func cost(
     _ load: DecodeCost.Load, _ tiling: HopperDecodeTiling, _ s: DecodeSpecialization, _ problem: AttentionProblem,
     on gpu: GPULimits
   ) -> KernelCost {
     let (share, tiles, busy) = (Double(max(load.share, 1)), Double(max(load.tiles, 1)), Double(load.busyBlocks))
-    let (keys, groups) = (Double(tiling.tileKeys), Double(tiling.groups))
+    let (keys, groups, halves) = (Double(tiling.tileKeys), Double(tiling.groups), Double(tiling.keyGroups))
     let columns = Double(problem.dimension + problem.valueDimension)
     let tileBytes = keys * columns * Double(problem.cacheType.byteCount)
     let rowBlocks = max((Double(problem.queries * problem.groupSize) / Double(tiling.rows)).rounded(.up), 1)
@@ -37,15 +46,23 @@ enum HopperDecodeCost {
     let transfer = tileBytes * fresh * busy / (reached * max(gpu.bandwidth, 1))
     let cycles = cycles(groups: tiling.groups)
     let work =
-      groups * (keys * columns / 32 * cycles.products + keys * 4 * cycles.exponentials + cycles.tile) / gpu.clock
+      (Double(tiling.rowGroups) * (keys * columns / 32 * cycles.products + keys * 4 * cycles.exponentials) + groups
+        * cycles.tile)
+      / gpu.clock
     let wait = (work / 2 + DecodeCost.latency * (1 + fresh) / 2) / Double(tiling.stages)
-    let converters = Double(HopperDecodeSpecialization(problem, tiling, target: gpu.target).tiles.converters)
-    let conversion = converters == 0 ? 0 : TileConverter.cycles(bytes: keys * columns / converters) / gpu.clock
-    let tile = max(work, transfer, conversion, wait)
+    let converters = HopperDecodeSpecialization(problem, tiling, target: gpu.target).tiles.converters
+    let conversion =
+      converters == 0 ? 0 : TileConverter.cycles(bytes: keys * columns, groups: converters) / gpu.clock
+    // Both go through shared memory.
+    let beside = converters == 0 ? work : pow(pow(work, 10) + pow(conversion, 10), 0.1)
+    let tile = max(beside, transfer, wait)
     let isWhole = DecodeCost.divides(tiles, share) || DecodeCost.divides(share, tiles)
     let pieces = (share / tiles).rounded(.up) + (isWhole || load.share <= 1 ? 0 : 1)
     let own = Self.ends(ofBytes: problem.cacheType == .e4m3)
-    let ends = pieces * (own.piece + groups * Double(problem.valueDimension) * own.column) + work
+    let ends =
+      pieces
+      * (own.piece + Double(tiling.rowGroups) * Double(problem.valueDimension) * own.column + (halves - 1) * merge)
+      + work
     let combination = DecodeCost.combination(
       load, s, problem, on: gpu, blocks: 1, warps: groups * 4 + 4, last: DecodeCost.lastGroups)
     return KernelCost(

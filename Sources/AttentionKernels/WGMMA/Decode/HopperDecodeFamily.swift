@@ -1,7 +1,7 @@
 package import Attention
 internal import PTX
 
-/// The kernels of decoding on Hopper, for more than 32 packed query rows: the copy engine and `wgmma`, keys divided over
+/// The kernels of decoding on Hopper, for more than 32 packed query rows, over bytes more than 16: the copy engine and `wgmma`, keys divided over
 /// blocks as `DecodeFamily` does.
 package enum HopperDecodeFamily: KernelFamily {
   package static let name = "hopper-decode"
@@ -19,20 +19,23 @@ package enum HopperDecodeFamily: KernelFamily {
 
   package static func tilings(for problem: AttentionProblem, on gpu: GPULimits) -> [HopperDecodeTiling] {
     let rows = problem.queries * problem.groupSize
-    // Of fewer rows most of a tile of 64 would be empty.
-    if rows <= 32 { return [] }
-    // Where it was measured, what lies between wins nowhere by more than 1% (NVIDIA H200, 2026-11-30, `tune decode`, D 128), and is a kernel
-    // more to compile.
+    // Of fewer rows most of a tile of 64 would be empty. Bytes that warps of `mma.sync` convert once for each 16 rows pay for that earlier.
+    let isOfBytes = problem.cacheType == .e4m3
+    if rows <= (isOfBytes ? 16 : 32) { return [] }
+    // Where it was measured, what lies between wins nowhere by more than 1%, smaller tiles of bytes nowhere, and is a kernel more to
+    // compile. So do halves of fewer than 64 keys (NVIDIA H200, 2026-11-30 and 12-01, `tune decode --all`, D 128).
     let isMeasured = problem.dimension == 128 && problem.valueDimension == 128 && problem.pages == nil
-    let sizes = isMeasured ? [64, 128] : [48, 64, 96, 128]
-    return (rows <= 64 ? [1] : [1, 2]).flatMap { groups in
-      (problem.cacheType == .e4m3 ? TileConverter.rows : sizes).flatMap { keys in
+    let sizes = isOfBytes ? TileConverter.rows : [48, 64, 96, 128]
+    let groups = [(1, 1), (1, 2)] + (rows <= 64 ? [] : [(2, 1)])
+    return groups.flatMap { rowGroups, keyGroups in
+      sizes.filter { keyGroups == 1 ? !isMeasured || $0 % 64 == 0 : $0 == 128 }.flatMap { keys in
         let stages = [6, 4, 3, 2].first { stages in
-          let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages)
+          let tiling = HopperDecodeTiling(rowGroups: rowGroups, keyGroups: keyGroups, tileKeys: keys, stages: stages)
           return HopperDecodeSpecialization(problem, tiling, target: gpu.target).sharedByteCount
             <= gpu.sharedBytesPerBlock
         }
-        let tiling = HopperDecodeTiling(groups: groups, tileKeys: keys, stages: stages ?? 2)
+        let tiling = HopperDecodeTiling(
+          rowGroups: rowGroups, keyGroups: keyGroups, tileKeys: keys, stages: stages ?? 2)
         return DecodeFamily.combinations(for: problem, tiling.work).map {
           var tiling = tiling
           tiling.combination = $0

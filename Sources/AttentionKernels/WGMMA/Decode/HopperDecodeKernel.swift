@@ -8,9 +8,10 @@ package import PTX
 ///     producer, one thread, for each unit (sequence, key/value head, block of rows) that the block has tiles of:
 ///       K, V of each tile, into rings
 ///     converters, where K and V come as bytes (`TileConverter`):  operands of these, into other rings
-///     consumers, groups of four warps, 64 rows each, for each unit:
+///     consumers, groups of four warps, 64 rows each, or the same rows and half of each tile's keys, for each unit:
 ///       Q, as rows of all heads that share the key/value head
 ///       S, its softmax, O, tile by tile, as in `HopperForwardKernel`
+///       halves of the keys?  one of O and O (`KeyHalves`)
 ///       all tiles of the unit?  write O:  write a part and its log-sum-exp
 ///     the last to write a part of a unit puts its parts together, unless a second launch does
 package struct HopperDecodeKernel: KernelSource {
@@ -63,7 +64,8 @@ struct HopperDecodeBody {
       WarpRole("consumers", warpgroups: tiling.groups, registers: s.registers.consumer) { group in
         let rings = HopperRings(k, tiles.operands, shared)
         let share = findShare()
-        share.forEachPiece { consume($0, of: share, part: $1, $2, group, rings) }
+        let place = s.tiling.keyGroups == 1 ? (rows: group, keys: nil) : (rows: k.constant(0, U32.self), keys: group)
+        share.forEachPiece { consume($0, of: share, part: $1, $2, place, rings) }
       },
       WarpRole("producer", registers: s.registers.producer) { _ in
         k.if((thread / 32) .== tiling.groups * 4) {
@@ -131,11 +133,11 @@ struct HopperDecodeBody {
   // MARK: - The consumers
 
   private func consume(
-    _ unit: WorkShare.Unit, of share: WorkShare, part: Register<S32>, _ piece: Piece, _ group: Register<U32>,
-    _ rings: HopperRings
+    _ unit: WorkShare.Unit, of share: WorkShare, part: Register<S32>, _ piece: Piece,
+    _ group: (rows: Register<U32>, keys: Register<U32>?), _ rings: HopperRings
   ) {
     let (thread, lane) = (k.special(.threadX), k.special(.lane))
-    let (ofGroup, warpRow) = (group * 64, ((thread / 32) % 4) * 16)
+    let (ofGroup, warpRow) = (group.rows * 64, ((thread / 32) % 4) * 16)
     let rows = rows(unit, from: ofGroup)
     let ownRows = [0, 8].map { rows.packed.firstRow + warpRow + lane / 4 + $0 }
     let mask = mask(unit, rows, ownRows: ownRows, tileRows: 64)
@@ -144,61 +146,76 @@ struct HopperDecodeBody {
     let softmax = OnlineSoftmax(
       k, rows: 2, scale: s.work.hasSoftcap ? k.constant(1) : scales.softmax.scale, sums: .f32, rescalesLate: true)
     let output = Accumulators(k, rowTiles: 1, columns: tiles.valueDimension, named: "o")
-    loadQueries(rows, ofGroup, group)
+    loadQueries(rows, ofGroup, group.rows)
     k.if(seen.first .< seen.end) {
       WarpgroupAttention(k, tiles, shared, rings, scales.softmax).attend(
         seen,
         WarpgroupAttention.Rows(
-          queries: shared, group: group, warpRow: warpRow, mask: mask, softmax: softmax, output: output))
+          queries: shared, group: group.rows, warpRow: warpRow, keyGroup: group.keys, mask: mask, softmax: softmax,
+          output: output))
     }
-    let logSumExps = softmax.normalize(output, ln2: scales.softmax.ln2, scale: scales.values)
-    let results = UnitResults(
-      k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
-    let parts = share.parts(of: unit)
-    k.if(parts.first .== parts.last) {
-      k.comment("all tiles of the unit were here: O")
-      results.store(s.work, warpRow: warpRow, p.work)
-    } else: {
-      let combine = SplitCombine(k, s.work, p.work, parts: parts)
-      results.storePart(combine.place(of: part), from: ofGroup + warpRow)
-      if s.work.combination != .lastBlock { return }
-      combine.ifLast(
-        unit, thread: thread, word: shared + s.wordOffset, barrier: { k.barrier(id: 3, threads: s.tiling.groups * 128) }
-      ) { combine.storeSums(self.rows(unit), thread: thread) }
+    func write() {
+      let logSumExps = softmax.normalize(output, ln2: scales.softmax.ln2, scale: scales.values)
+      let results = UnitResults(
+        k: k, rows: rows, ownRows: ownRows, output: output, logSumExps: logSumExps, lane: lane)
+      let parts = share.parts(of: unit)
+      k.if(parts.first .== parts.last) {
+        k.comment("all tiles of the unit were here: O")
+        results.store(s.work, warpRow: warpRow, p.work)
+      } else: {
+        let combine = SplitCombine(k, s.work, p.work, parts: parts)
+        results.storePart(combine.place(of: part), from: ofGroup + warpRow)
+        if s.work.combination != .lastBlock { return }
+        combine.ifLast(
+          unit, thread: thread, word: shared + s.wordOffset,
+          barrier: { k.barrier(id: 3, threads: s.tiling.rowGroups * 128) }
+        ) { combine.storeSums(self.rows(unit), thread: thread) }
+      }
     }
+    guard let half = group.keys else { return write() }
+    KeyHalves(
+      k: k, half: half, room: shared, roomByteCount: tiles.queryTile.byteCount, barrier: { barrier(of: group.rows) }
+    ).merge(softmax, output)
+    k.if(half .== 0, write)
   }
 
-  /// Brings the group's rows of Q to where `wgmma` reads them: rows beyond the end, and columns beyond D, are zeros.
-  private func loadQueries(_ rows: UnitRows, _ firstRow: Register<U32>, _ group: Register<U32>) {
+  /// Where those wait for each other who share rows of Q.
+  private func barrier(of rowGroup: Register<U32>) { k.barrier(id: rowGroup + 1, threads: s.tiling.keyGroups * 128) }
+
+  /// Brings 64 rows of Q to where `wgmma` reads them, by all who share them: rows beyond the end, and columns beyond D, are zeros.
+  private func loadQueries(_ rows: UnitRows, _ firstRow: Register<U32>, _ rowGroup: Register<U32>) {
     k.comment("Q; all have read the one before")
     let strides = p.work.queryStrides
     let base = rows.address(in: p.work.queryBase, strides)
-    // Chunks of 16 bytes of a row, as many as products look at; 128 threads take two of each row at a time.
-    let chunks = (tiles.dimension + 15) / 16 * 2
-    let thread = k.special(.threadX) % 128
-    let barrier = group + 1
-    k.barrier(id: barrier, threads: 128)
-    let atOnce = 8
-    for first in stride(from: 0, to: chunks / 2, by: atOnce) {
-      let loads = (first..<min(first + atOnce, chunks / 2)).map { turn in
-        let place = thread + turn * 128
+    // Chunks of 16 bytes of a row, as many as products look at.
+    let (chunks, threads) = ((tiles.dimension + 15) / 16 * 2, s.tiling.keyGroups * 128)
+    let thread = k.special(.threadX) % threads
+    barrier(of: rowGroup)
+    let (turns, atOnce) = ((64 * chunks + threads - 1) / threads, 8)
+    for first in stride(from: 0, to: turns, by: atOnce) {
+      let loads = (first..<min(first + atOnce, turns)).map { turn in
+        let left = 64 * chunks - turn * threads
+        let isPlace = left < threads ? thread .< left : nil
+        let place = thread + turn * threads
         // Eight lanes store to eight banks: chunks of a row where these are whole rows of the pattern, or one chunk of rows.
         let (row, chunk) = chunks % 8 == 0 ? (place / chunks, place % chunks) : (place % 64, place / 64)
         let values = (0..<4).map { _ in k.variable(k.constant(0, U32.self)) }
         var exists = (rows.packed.firstRow + row) .< rows.packed.count
         if tiles.dimension % 16 != 0 { exists = exists & (chunk .< tiles.dimension / 8) }
+        if let isPlace { exists = exists & isPlace }
         k.if(exists) {
           let address = base + rows.packed.distance(ofRow: rows.packed.firstRow + row, strides) + k.wide(chunk * 16)
           for (value, word) in zip(values, k.load(U32.self, count: 4, global: address)) { k.set(value, to: word) }
         }
-        return (row: row, chunk: chunk, values: values)
+        return (isPlace: isPlace, row: row, chunk: chunk, values: values)
       }
-      for (row, chunk, values) in loads {
+      for (isPlace, row, chunk, values) in loads {
         let inSlab = (firstRow + row) * 128 + ((chunk % 8) ^ (row % 8)) * 16
-        k.store(values, shared: shared + (chunk / 8) * tiles.queryTile.slabByteCount + inSlab)
+        let place = shared + (chunk / 8) * tiles.queryTile.slabByteCount + inSlab
+        if let isPlace { k.if(isPlace) { k.store(values, shared: place) } } else { k.store(values, shared: place) }
       }
     }
     k.proxyFence()
-    k.barrier(id: barrier, threads: 128)
+    barrier(of: rowGroup)
   }
 }

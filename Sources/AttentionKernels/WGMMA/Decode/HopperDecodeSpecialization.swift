@@ -23,22 +23,26 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
   var tiles: HopperTiles {
     HopperTiles(
       inputs: work.inputs, converters: converters, dimension: work.dimension,
-      valueDimension: work.valueDimension, groups: tiling.groups,
+      valueDimension: work.valueDimension, rowGroups: tiling.rowGroups, keyGroups: tiling.keyGroups,
       tileKeys: tiling.tileKeys, queryStages: 1, stages: tiling.stages, softmax: tiling.softmax,
       hasSoftcap: work.hasSoftcap, isScaleNegative: work.isScaleNegative)
   }
   /// Groups of four warps that convert bytes: as many as leave one instruction its registers.
   private var converters: Int {
     if work.cache == .sameType { return 0 }
-    return tiling.groups == 1 && HopperTiles.product(columns: work.valueDimension, threads: 4 * 128).fits ? 2 : 1
+    let columns = max(work.valueDimension, tiling.tileKeys / tiling.keyGroups)
+    return tiling.rowGroups == 1 && HopperTiles.product(columns: columns, threads: (tiling.groups + 3) * 128).fits
+      ? 2 : 1
   }
   /// Registers of a thread that multiplies, of one that asks for copies, and of one that converts bytes.
   var registers: (consumer: Int, producer: Int, converter: Int) {
-    switch (tiling.groups, converters) {
-    case (1, 0): (240, 128, 0)
-    case (1, 1): (240, 128, 136)
-    case (1, _): (240, 80, 96)
-    case (_, 0): (232, 40, 0)
+    switch (tiling.rowGroups, tiling.keyGroups, converters) {
+    case (1, 1, 0): (240, 128, 0)
+    case (1, 1, 1): (240, 128, 136)
+    case (1, 1, _): (240, 80, 96)
+    case (1, _, 0): (216, 72, 0)
+    case (1, _, 2): (160, 32, 64)
+    case (_, _, 0): (232, 40, 0)
     default: (208, 40, 56)
     }
   }
@@ -54,7 +58,7 @@ package struct HopperDecodeSpecialization: Hashable, Sendable {
     }
     if let obstacle = keys.obstacle ?? tiles.obstacle { return obstacle }
     // Units and their parts take some.
-    let (needed, there) = (tiles.registerEstimate(work.mask) + 32, registers.consumer)
+    let (needed, there) = (tiles.registerEstimate(work.mask) + (tiling.keyGroups == 1 ? 32 : 16), registers.consumer)
     if needed > there { return "needs about \(needed) registers a thread; there are \(there)" }
     return nil
   }

@@ -106,7 +106,8 @@ package enum HopperForwardFamily: KernelFamily {
     // One group converts for all that multiply.
     let conversion =
       problem.cacheType == .e4m3
-      ? tiles * TileConverter.cycles(bytes: keys * Double(problem.dimension + problem.valueDimension)) * seconds
+      ? tiles * TileConverter.cycles(bytes: keys * Double(problem.dimension + problem.valueDimension), groups: 1)
+        * seconds
         / Double(tiling.groups) : 0
     let ends = (cycles.item + Double(problem.valueDimension) * cycles.column) * seconds
     let bytes =
