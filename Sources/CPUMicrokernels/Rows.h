@@ -35,17 +35,34 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
       UNROLL for (int r = 0; r < rows; r++) second[r] = (Floats){0};
       ROLLED for (int c = 0; c < whole; c += 2 * LANES) {
         const char *p = keys + k * stride + c * element_size(type);
-        const Floats even = load_elements(p, type), odd = load_elements(p + LANES * element_size(type), type);
+        Floats two[2];
+        load_two(p, type, two);
         prefetch(next + k * next_stride + c * element_size(type), is_far);
         UNROLL for (int r = 0; r < rows; r++) {
           const float *query = queries + r * padded + c;
-          partial[k * rows + r] = multiply_add(even, load(query), partial[k * rows + r]);
-          second[r] = multiply_add(odd, load(query + LANES), second[r]);
+          partial[k * rows + r] = multiply_add(two[0], load(query), partial[k * rows + r]);
+          second[r] = multiply_add(two[1], load(query + LANES), second[r]);
         }
       }
       UNROLL for (int r = 0; r < rows; r++) partial[k * rows + r] += second[r];
     }
     d = whole;
+  } else if (type == FA_E4M3) {
+    ROLLED for (; d + 2 * LANES <= dimension; d += 2 * LANES) {
+      UNROLL for (int k = 0; k < group; k++) {
+        Floats two[2];
+        load_two(keys + k * stride + d, type, two);
+        prefetch(next + k * next_stride + d, is_far);
+        UNROLL for (int r = 0; r < rows; r++) {
+          const float *query = queries + r * padded + d;
+          partial[k * rows + r] = multiply_add(two[0], load(query), partial[k * rows + r]);
+          partial[k * rows + r] = multiply_add(two[1], load(query + LANES), partial[k * rows + r]);
+        }
+      }
+    }
+  }
+  if (type == FA_E4M3) {
+    UNROLL for (int i = 0; i < LANES; i++) partial[i] *= shrinkage(type);
   }
   ROLLED for (; d + LANES <= dimension; d += LANES) {
     UNROLL for (int k = 0; k < group; k++) {
@@ -248,8 +265,12 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
                                  const float *weights, int rows, int chunk, int columns, int padded,
                                  const float *rescale, float *tile, float *output, FAPrefetch next) {
   Floats sum[FA_MAX_ROWS][8];
+  const int is_by_two = chunk % 2 == 0 && !columns;
+  const float shrunk = is_by_two ? shrinkage(type) : 1;
   UNROLL for (int r = 0; r < rows; r++) {
-    UNROLL for (int v = 0; v < chunk; v++) sum[r][v] = first == 0 ? (Floats){0} : load(tile + r * padded + v * LANES);
+    UNROLL for (int v = 0; v < chunk; v++) {
+      sum[r][v] = first == 0 ? (Floats){0} : load(tile + r * padded + v * LANES) * (1 / shrunk);
+    }
   }
   ROLLED for (int key = first; key < end; key++) {
     const char *ahead = key < next.count ? (const char *)next.rows + key * next.stride : values + key * stride;
@@ -257,7 +278,8 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
     UNROLL for (int v = 0; v < chunk; v++) {
       const char *p = values + key * stride + v * LANES * element_size(type);
       prefetch(ahead + v * LANES * element_size(type), next.is_far);
-      value[v] = columns ? load_some(p, type, columns) : load_elements(p, type);
+      if (!is_by_two) value[v] = columns ? load_some(p, type, columns) : load_elements(p, type);
+      else if (v % 2 == 0) load_two(p, type, value + v);
     }
     UNROLL for (int r = 0; r < rows; r++) {
       const Floats weight = splat(weights[key * rows + r]);
@@ -267,8 +289,9 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int v = 0; v < chunk; v++) {
       float *p = output + r * padded + v * LANES;
-      if (end < count) store(tile + r * padded + v * LANES, sum[r][v]);
-      else store(p, multiply_add(load(p), splat(rescale[r]), sum[r][v]));
+      const Floats all = sum[r][v] * shrunk;
+      if (end < count) store(tile + r * padded + v * LANES, all);
+      else store(p, multiply_add(load(p), splat(rescale[r]), all));
     }
   }
 }

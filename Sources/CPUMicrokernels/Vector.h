@@ -201,6 +201,19 @@ INLINE Floats from_e4m3(Bytes b) {
   return (Floats)((Ints)value | (Ints)(magnitude > splat(448.0f)));
 }
 
+typedef int8_t BytePairs __attribute__((ext_vector_type(2 * LANES)));
+typedef int16_t Word16Pairs __attribute__((ext_vector_type(2 * LANES)));
+
+/// Two vectors of E4M3, 2^8 times smaller: three operations for eight numbers less than by `from_e4m3`, since a NaN is made one before
+/// they are widened, and those who add many multiply the sum.
+INLINE void from_small_e4m3(BytePairs b, Floats out[2]) {
+  const Word16Pairs words = __builtin_convertvector(b, Word16Pairs) << 7;
+  const Word16Pairs is_nan = (words | (int16_t)0xc000) == (int16_t)0xff80;
+  const Word16Pairs bits = (words & (int16_t)0xbf80) | is_nan;
+  out[0] = from_f16((Halves)bits.lo);
+  out[1] = from_f16((Halves)bits.hi);
+}
+
 INLINE size_t element_size(FAScalarType type) { return type == FA_F32 ? 4 : type == FA_E4M3 ? 1 : 2; }
 
 /// LANES elements of the given type as floats.
@@ -214,6 +227,21 @@ INLINE Floats load_elements(const void *p, FAScalarType type) {
   Halves h;
   __builtin_memcpy(&h, p, sizeof h);
   return type == FA_F16 ? from_f16(h) : from_bf16(h);
+}
+
+/// How many times smaller `load_two` makes numbers of a type.
+INLINE float shrinkage(FAScalarType type) { return type == FA_E4M3 ? 256.0f : 1.0f; }
+
+/// Two vectors of neighbours, 1/`shrinkage` of them.
+INLINE void load_two(const void *p, FAScalarType type, Floats out[2]) {
+  if (type == FA_E4M3) {
+    BytePairs b;
+    __builtin_memcpy(&b, p, sizeof b);
+    from_small_e4m3(b, out);
+  } else {
+    out[0] = load_elements(p, type);
+    out[1] = load_elements((const char *)p + LANES * element_size(type), type);
+  }
 }
 
 INLINE void store_elements(void *p, FAScalarType type, Floats v) {
