@@ -75,8 +75,8 @@ public struct CPUPlan: Sendable {
     let dimensions = problem.dimension + problem.valueDimension
     if rows <= PackedRows.fewRows {
       // Which take e4m3, whose numbers bf16 has, too.
-      let pairs = hasBytes ? functions.pointee.pair_rows_of_bytes : functions.pointee.pair_rows
-      path = hasPairs && pairs > 0 && rows <= Int(pairs) ? .pairRows : .rows
+      let pairs = Int(functions.pointee.pair_rows)
+      path = hasPairs && pairs > 0 && rows <= pairs ? .pairRows : .rows
       blockRows = max(rows, 1)
       // Long enough that the cost of a tile's beginning and end is small; measured best of 16 to 256 at D 128
       // (Zen 5, 2026-11-21); and no longer than rows of pairs take.

@@ -30,7 +30,6 @@ CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
   table.has_pairs = 1;
   table.pair_keys = 2;
   table.pair_rows = FA_MAX_ROWS;
-  table.pair_rows_of_bytes = FA_MAX_ROWS;
   table.pair_pack_queries = pair_pack_queries;
   table.pair_pack_values = pair_pack_values;
   table.pair_panel_values = pair_pack_values;
@@ -47,9 +46,8 @@ CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
 
 void fa_spare_pairs(CPUMicrokernels *table) {
   table->pair_gradients = table->gradients;
-  // Up to so many rows pairs are as fast there, or faster: an Intel Xeon with AMX (2026-11-30, Documentation/Benchmarks.md, "AMX").
-  table->pair_rows = 2;
-  table->pair_rows_of_bytes = 4;
+  // Of one row pairs are as fast there, or faster: Intel's Emerald Rapids (2026-12-01, Documentation/Benchmarks.md, "AMX").
+  table->pair_rows = 1;
 }
 
 #pragma clang attribute pop

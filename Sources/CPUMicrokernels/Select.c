@@ -58,8 +58,8 @@ const CPUMicrokernels *const *fa_cpu_microkernels(void) { return available; }
 
 int fa_prefetches_far(void) {
 #if defined(__x86_64__)
-  // Zen 3 and Zen 4.
-  return __builtin_cpu_is("amdfam19h") != 0;
+  // Zen 3 and Zen 4, and Intel's processors with tiles, of which Emerald Rapids was measured.
+  return __builtin_cpu_is("amdfam19h") || (__builtin_cpu_is("intel") && __builtin_cpu_supports("amx-tile"));
 #else
   return 0;
 #endif

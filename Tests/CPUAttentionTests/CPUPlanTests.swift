@@ -286,14 +286,14 @@ import TileModel
           func path(_ shape: Shape) throws -> CPUPlan.Path {
             try CPUPlan(shape.problem(type), hasBytes: hasBytes, threads: 1, instructionSet: instructionSet).path
           }
-          let pairs = Int(hasBytes ? functions.pair_rows_of_bytes : functions.pair_rows)
+          let pairs = Int(functions.pair_rows)
           for rows in [1, 2, 4, 8] {
             #expect(
               try path(Shape(queryHeads: rows, queries: 1, keys: 1000))
                 == (isPaired && rows <= pairs ? .pairRows : .rows))
           }
           #expect(try path(Shape(queries: 0, keys: 1000)) == (isPaired && pairs > 0 ? .pairRows : .rows))
-          if instructionSet.hasTiles { #expect(pairs == (hasBytes ? 4 : 2)) }
+          if instructionSet.hasTiles { #expect(pairs == 1) }
           #expect(try path(many) == (isPaired && !hasBytes ? .pairPanels : .panels))
         }
       }
@@ -398,7 +398,8 @@ import TileModel
             instructionSet: InstructionSet.tested[set])
         }
         let (small, large) = (try plan(1000), try plan(1_000_000))
-        #expect(large.scratchByteCount <= (large.path == .pairPanels && large.instructionSet.hasTiles ? 1_400_000 : 700_000))
+        #expect(
+          large.scratchByteCount <= (large.path == .pairPanels && large.instructionSet.hasTiles ? 1_400_000 : 700_000))
         #expect(abs(large.scratchByteCount - small.scratchByteCount) <= 250_000)
       }
     }

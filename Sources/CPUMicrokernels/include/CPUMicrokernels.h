@@ -143,8 +143,8 @@ typedef struct {
   int has_tiles;
   /// Keys that `pair_accumulate` takes at least: 2, or more where a product sums more pairs.
   int pair_keys;
-  /// Up to how many rows decoding multiplies pairs faster than floats, with K and V of bfloat16 and of e4m3; 0: none, and `pair_pack_rows` and `pair_row_*` are null.
-  int pair_rows, pair_rows_of_bytes;
+  /// Up to how many rows decoding multiplies pairs faster than floats; 0: none, and `pair_pack_rows` and `pair_row_*` are null.
+  int pair_rows;
 
   // Panels. `vectors` is 1...panel_vectors and the panel has `vectors * lanes` rows.
 
@@ -248,7 +248,9 @@ const CPUMicrokernels *const *fa_cpu_microkernels(void);
 
 /// Whether memory gives more where it is asked for what a whole tile later is at work, into the second level of the cache: a core has few
 /// requests under way for its first level. On AMD's Zen 4 that is 1.05 to 1.75 times as fast (2026-11-30), on Zen 3 it made no difference
-/// (2026-11-29, with the other order), and it is done there, too; on Zen 5 the first level was better (2026-11-21); of others nothing is known (Documentation/Benchmarks.md, "Caches" and "Decode").
+/// (2026-11-29, with the other order), and it is done there, too; on Zen 5 the first level was better (2026-11-21). On Intel's Emerald Rapids
+/// e4m3 is 1.2 to 1.4 times as fast so, bf16 up to 1.1, f32 as fast (2026-12-01); of others nothing is known (Documentation/Benchmarks.md, "Caches" and
+/// "Decode").
 int fa_prefetches_far(void);
 
 /// Processors that this process may run on, at least 1.

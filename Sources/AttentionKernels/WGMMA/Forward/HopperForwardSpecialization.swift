@@ -55,7 +55,8 @@ package struct HopperForwardSpecialization: Hashable, Sendable {
   var tiles: HopperTiles {
     HopperTiles(
       inputs: inputs, converters: convertsBytes ? 1 : 0, dimension: dimension, valueDimension: valueDimension,
-      rowGroups: tiling.groups, tileKeys: tiling.tileKeys, queryStages: tiling.queryStages, stages: tiling.stages, softmax: tiling.softmax,
+      rowGroups: tiling.groups, tileKeys: tiling.tileKeys, queryStages: tiling.queryStages, stages: tiling.stages,
+      softmax: tiling.softmax,
       hasSoftcap: hasSoftcap, isScaleNegative: isScaleNegative)
   }
   /// Behind the barriers.
