@@ -9,7 +9,7 @@ import torch
 from reference import attention as exact
 
 import swift_flash_attention as fa
-from swift_flash_attention import _overlap, _torch
+from swift_flash_attention import _overlap, _sequences, _torch
 from swift_flash_attention.compat.flash_attn_interface import (
     flash_attn_combine, flash_attn_func, flash_attn_qkvpacked_func, flash_attn_varlen_func, flash_attn_with_kvcache)
 
@@ -447,12 +447,12 @@ def test_every_tensor_of_every_call_must_be_on_one_device():
           "positions": lengths}, ("new_k", "new_v", "cosines", "sines", "positions")),
     ]
     for arguments, names in calls:
-        _torch.sequences(q, **arguments)
+        _sequences.sequences(q, **arguments)
         for name in names:
             moved = arguments | {name: arguments[name].as_subclass(Elsewhere)}
             own = {"new_k": "k", "new_v": "v"}.get(name, name)
             with pytest.raises(ValueError, match=f"^{own} is on .*; all tensors must be on one device"):
-                _torch.sequences(q, **moved)
+                _sequences.sequences(q, **moved)
 
 
 @pytest.mark.gpu

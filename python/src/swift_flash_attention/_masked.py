@@ -2,11 +2,12 @@
 
 import torch
 
+from ._forward import forward
 from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
 from ._mask_rules import Rule
 from ._operators import (
     _operator, _plain, _varlen, forward_op, is_traced, needs_operator, varlen_op, wants_gradients)
-from ._torch import forward, is_captured, sequences
+from ._sequences import is_captured, sequences
 
 _OF_MASKS = "swift_flash_attention has no backward pass of this attention mask under torch.func; use torch.autograd."
 # Of operators that look at numbers of the GPU, which nobody can while a graph is captured: torch.compile leaves them between graphs.

@@ -9,8 +9,10 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _library as c
+from ._forward import forward
 from ._gradients import backward
-from ._torch import SCORES, Words, forward, sequences, unit_stride
+from ._sequences import sequences
+from ._torch import SCORES, Words, unit_stride
 
 if TYPE_CHECKING:
     from ._types import Operator, Options, P, R

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _arguments as given
+from ._forward import forward
 from ._operators import forward_op, in_autocast_type, is_autocast, needs_operator
-from ._torch import forward, is_unlike, output_fits, ranges_fit, sinks_fit, unit_stride
+from ._torch import is_unlike, output_fits, ranges_fit, sinks_fit, unit_stride
 
 if TYPE_CHECKING:
     from ._types import Options, WholeNumbers

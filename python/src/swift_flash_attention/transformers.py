@@ -20,7 +20,8 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from . import _mask_rules, _masked, _operators
 from ._mask_rules import Rule
 from ._mask_ranges import Ranges, boolean, ranges_of_mask, ranges_of_rule
-from ._torch import is_captured, sinks_fit
+from ._sequences import is_captured
+from ._torch import sinks_fit
 
 if TYPE_CHECKING:
     from ._types import Known

@@ -26,7 +26,9 @@ package enum HopperDecodeFamily: KernelFamily {
     // compile. So do halves of fewer than 64 keys (NVIDIA H200, 2026-11-30 and 12-01, `tune decode --all`, D 128).
     let isMeasured = problem.dimension == 128 && problem.valueDimension == 128 && problem.pages == nil
     let sizes = isOfBytes ? TileConverter.rows : [48, 64, 96, 128]
-    let groups = [(1, 1), (1, 2)] + (rows <= 64 ? [] : [(2, 1)])
+    // Where 64 rows are all, memory is what whole tiles wait for, unless they are of bytes; of whole keys halves were not measured.
+    let dividesKeys = isOfBytes || rows > 64 && !problem.hasWholeKeys
+    let groups = [(1, 1)] + (dividesKeys ? [(1, 2)] : []) + (rows <= 64 ? [] : [(2, 1)])
     return groups.flatMap { rowGroups, keyGroups in
       sizes.filter { keyGroups == 1 ? !isMeasured || $0 % 64 == 0 : $0 == 128 }.flatMap { keys in
         let stages = [6, 4, 3, 2].first { stages in

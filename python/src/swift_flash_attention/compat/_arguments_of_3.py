@@ -11,7 +11,8 @@ from torch import Tensor
 from swift_flash_attention import _arguments as given
 from swift_flash_attention._numbers import flag, number, whole, window
 from swift_flash_attention._operators import KVCACHE, kvcache_op, needs_operator
-from swift_flash_attention._torch import Words, need_no_look, sequences, sinks_fit, unit_stride
+from swift_flash_attention._sequences import sequences
+from swift_flash_attention._torch import Words, need_no_look, sinks_fit, unit_stride
 
 if TYPE_CHECKING:
     from swift_flash_attention._types import KeyRanges, Known, Options

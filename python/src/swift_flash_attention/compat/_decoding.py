@@ -12,7 +12,8 @@ from swift_flash_attention._library import ALL_KEYS
 from swift_flash_attention._numbers import flag, whole
 from swift_flash_attention._operators import KVCACHE, combine_op, needs_operator
 from swift_flash_attention._overlap import overlaps_itself
-from swift_flash_attention._torch import is_unlike, output_fits_parts, ranges_fit, sequences
+from swift_flash_attention._sequences import sequences
+from swift_flash_attention._torch import is_unlike, output_fits_parts, ranges_fit
 from swift_flash_attention.compat._arguments_of_3 import (
     PACKED, UNLIMITED, WHOLE, are_plain, dense, equal_lengths, factors, most, over_cache, refuse, score_options,
     sinks_given, sinks_quickly, starts, whole_numbers)

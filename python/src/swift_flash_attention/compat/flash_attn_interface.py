@@ -15,11 +15,13 @@ from torch import Tensor
 
 from swift_flash_attention import _arguments as given
 from swift_flash_attention import gradient_order
+from swift_flash_attention._forward import forward
 from swift_flash_attention._gradients import backward
 from swift_flash_attention._numbers import flag, whole
 from swift_flash_attention._operators import (
     KVCACHE, VARLEN, forward_op, in_autocast_type, is_autocast, needs_operator, packed_op, packs_gradients, varlen_op, wants_gradients)
-from swift_flash_attention._torch import fits, forward, is_unlike, ranges_fit, sequences, unit_stride
+from swift_flash_attention._sequences import sequences
+from swift_flash_attention._torch import fits, is_unlike, ranges_fit, unit_stride
 from swift_flash_attention.compat._arguments_of_3 import (
     PACKED, UNLIMITED, WHOLE, are_plain, dense, equal_lengths, factors, most, over_cache, refuse, score_options,
     sinks_given, sinks_quickly, starts, whole_numbers)
