@@ -74,7 +74,7 @@ public struct CPUPlan: Sendable {
     let rows = problem.groupSize * problem.queries
     let dimensions = problem.dimension + problem.valueDimension
     if rows <= PackedRows.fewRows {
-      // Which take e4m3, whose numbers bf16 has, too.
+      // Pairs take e4m3, too, whose numbers bf16 has.
       let pairs = Int(functions.pointee.pair_rows)
       path = hasPairs && pairs > 0 && rows <= pairs ? .pairRows : .rows
       blockRows = max(rows, 1)

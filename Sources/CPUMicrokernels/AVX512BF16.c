@@ -46,7 +46,7 @@ CPUMicrokernels *fa_with_pairs(const CPUMicrokernels *base) {
 
 void fa_spare_pairs(CPUMicrokernels *table) {
   table->pair_gradients = table->gradients;
-  // Of one row pairs are as fast there, or faster: Intel's Emerald Rapids (2026-12-01, Documentation/Benchmarks.md, "AMX").
+  // Of one row pairs are as fast there, or faster: Intel's Emerald Rapids (2026-12-01, Documentation/Benchmarks.md, "Caches").
   table->pair_rows = 1;
 }
 

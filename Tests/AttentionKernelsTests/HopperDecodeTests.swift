@@ -77,20 +77,23 @@ import Testing
       try decoding(.f16, "groups=2,keys=64", lengths: [500, 20], group: 16, keysPerSplit: AttentionProblem.allKeys)
     },
     Clause("two groups divide the keys of a tile") {
-      try decoding(.f16, "key-groups=2,keys=64", lengths: [1, 333, 0, 77, 64, 30], heads: 2, scale: 4)
+      try decoding(.f16, "groups=halves,keys=64", lengths: [1, 333, 0, 77, 64, 30], heads: 2, scale: 4)
     },
     Clause("the same, a window, softcap, scale below zero, D 72, D_v 40, pages of 16") {
       try decoding(
-        .bf16, "key-groups=2,keys=32", lengths: [300, 0, 120], queries: 16, dimension: 72, valueDimension: 40,
+        .bf16, "groups=halves,keys=32", lengths: [300, 0, 120], queries: 16, dimension: 72, valueDimension: 40,
         pageSize: 16,
         mask: .window(left: 50, right: 3), scale: -0.5, softcap: 4)
     },
     Clause("the same, maxima of each tile, a second launch") {
-      try decoding(.bf16, "key-groups=2,keys=128,softmax=maxima,combine=behind", lengths: [500, 20], dimension: 128)
+      try decoding(.bf16, "groups=halves,keys=128,softmax=maxima,combine=behind", lengths: [500, 20], dimension: 128)
+    },
+    Clause("the same, scores beyond 2^20") {
+      try decoding(.bf16, "groups=halves,keys=64", lengths: [300, 20, 90], scale: 1e6)
     },
     Clause("the same, of e4m3") {
       try decoding(
-        .bf16, "key-groups=2,keys=128", lengths: [300, 0, 120], heads: 2, group: 7, dimension: 128, cacheType: .e4m3)
+        .bf16, "groups=halves,keys=128", lengths: [300, 0, 120], heads: 2, group: 7, dimension: 128, cacheType: .e4m3)
     },
     Clause("D 256") { try decoding(.bf16, "groups=2,keys=48", lengths: [200, 30], group: 16, dimension: 256) },
   ]
@@ -102,6 +105,19 @@ import Testing
       let outcome = try decoding.run(EmulatedDecoding.Programs(), schedule, calls: 2)
       #expect(outcome.passes, "\(clause.testDescription), \(schedule): \(outcome.description)")
       #expect(outcome.counters.bankConflicts == 0)
+    }
+  }
+
+  /// A tiling's text makes it of any other, and what is no number of groups is none.
+  @Test func tilingsAreWrittenAsText() throws {
+    let problem = try Self.decoding(lengths: [300], group: 16).problem
+    let tilings = HopperDecodeFamily.tilings(for: problem, on: .typical(of: .sm90))
+    #expect(Set(tilings.map { [$0.rowGroups, $0.keyGroups] }) == [[1, 1], [1, 2], [2, 1]])
+    for tiling in tilings {
+      for other in tilings { #expect(try other.changed(by: TilingChanges(tiling.changes)) == tiling) }
+    }
+    for text in ["groups=3", "groups=half", "key-groups=2", "keys=halves"] {
+      #expect(try HopperDecodeTiling().changed(by: TilingChanges(text)) == nil)
     }
   }
 
@@ -124,7 +140,7 @@ import Testing
   }
 
   /// The same of the groups that convert bytes: one does both, or one K and another V.
-  @Test(arguments: ["groups=2,keys=64", "groups=1,keys=32", "key-groups=2,keys=64"]) func everyOrderingOfBytesIsNeeded(
+  @Test(arguments: ["groups=2,keys=64", "groups=1,keys=32", "groups=halves,keys=64"]) func everyOrderingOfBytesIsNeeded(
     tiling: String
   ) throws {
     let decoding = try Self.decoding(

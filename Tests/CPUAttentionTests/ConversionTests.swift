@@ -56,24 +56,29 @@ import Testing
   @Test(arguments: 0..<ConversionTests.tables.count, [1, 2, 4, 8])
   func rowsTakeEveryByte(table: Int, rows: Int) {
     let functions = Self.tables[table].pointee
-    let (dimension, padded) = (72, 96)
+    let (dimension, padded) = (136, 160)
     let next = FAPrefetch(rows: nil, stride: 0, count: 0, is_far: 0)
-    for first in [0, 64, 128, 256 - dimension] {
-      let bytes = (first..<first + dimension).map { UInt8($0) }
+    for first in [0, 128] {
+      let bytes = (first..<first + dimension).map { UInt8(truncatingIfNeeded: $0) }
       let expected = bytes.map { Float8E4M3(bitPattern: $0).asFloat }
+      // The last of many keys: what the others leave lies in between, times what it is by.
       var output = [Float](repeating: 0, count: rows * padded)
+      let keys = [UInt8](repeating: 0, count: 39 * dimension) + bytes
       functions.row_accumulate(
-        bytes, dimension, FA_E4M3, 1, [Float](repeating: 1, count: rows), Int32(rows), Int32(dimension), Int32(padded),
+        keys, dimension, FA_E4M3, 40, [Float](repeating: 1, count: 40 * rows), Int32(rows), Int32(dimension),
+        Int32(padded),
         [Float](repeating: 0, count: rows), &output, next)
-      var scores = [Float](repeating: 0, count: rows + 32)
+      var scores = [Float](repeating: 0, count: rows * 32 + 32)
       for column in 0..<dimension {
         let ofRows = (0..<rows).map { output[$0 * padded + column] }
         #expect(ofRows.allSatisfy { expected[column].isNaN ? $0.isNaN : $0 == expected[column] })
         let key = (0..<dimension).map { $0 == column ? bytes[column] : 0 }
-        functions.row_scores(
-          key, dimension, FA_E4M3, 1, [Float](repeating: 1, count: rows * padded), Int32(rows), Int32(dimension),
-          Int32(padded), &scores, next)
-        #expect(scores[..<rows].allSatisfy { expected[column].isNaN ? $0.isNaN : $0 == expected[column] })
+        for count in [1, 32] {
+          functions.row_scores(
+            [[UInt8]](repeating: key, count: count).flatMap { $0 }, dimension, FA_E4M3, Int32(count),
+            [Float](repeating: 1, count: rows * padded), Int32(rows), Int32(dimension), Int32(padded), &scores, next)
+          #expect(scores[..<(count * rows)].allSatisfy { expected[column].isNaN ? $0.isNaN : $0 == expected[column] })
+        }
       }
     }
   }

@@ -10,9 +10,11 @@ struct HopperTiles: Hashable, Sendable {
   let converters: Int
   /// D and D_v, multiples of 8; of bytes, of 16.
   let dimension, valueDimension: Int
-  /// How many times 64 query rows there are; groups of four warps for each of these, which divide the keys of a tile; these.
+  /// How many times 64 query rows there are.
   let rowGroups: Int
+  /// Groups of four warps for each 64 rows, which divide the keys of a tile.
   var keyGroups = 1
+  /// Keys of a tile.
   let tileKeys: Int
   /// Tiles of Q, and of K and V each, at once.
   let queryStages, stages: Int

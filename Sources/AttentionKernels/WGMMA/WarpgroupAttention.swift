@@ -36,6 +36,12 @@ struct WarpgroupAttention {
     rows.keyGroup.map { tile + $0 * (s.groupKeys * 128) } ?? tile
   }
 
+  /// The first key of a group in a tile.
+  private func firstKey(_ tile: Register<S32>, _ tiles: KeyTiles, _ rows: Rows) -> Register<S32> {
+    let first = tiles.place(tile) * s.tileKeys
+    return rows.keyGroup.map { first + ($0 * s.groupKeys).reinterpreted(as: S32.self) } ?? first
+  }
+
   /// Starts S of the group's first keys of the tile at hand, as many as `scores` has columns.
   private func start(_ scores: Accumulators, _ queries: MatrixDescriptor, _ rows: Rows) {
     let keys = k.descriptor(rings.tiles.keys, at: ownKeys(rings.keys(shared), rows))
@@ -94,7 +100,7 @@ struct WarpgroupAttention {
     let (scores, queries, softmax) = (scores(Self.fewKeys), queries(rows), rows.softmax)
     makeAlone(scores, queries, rows)
     cap(scores)
-    rows.mask.apply(to: scores, tileStart: tiles.place(tile) * s.tileKeys)
+    rows.mask.apply(to: scores, tileStart: firstKey(tile, tiles, rows))
     let largest = softmax.largest(of: scores, columnTiles: 0..<scores.columnTiles)
     softmax.follow(softmax.overLanes(largest), of: scores, rescaling: rows.output)
     softmax.exponentiate(scores)
@@ -109,10 +115,7 @@ struct WarpgroupAttention {
   func attend(_ tiles: KeyTiles, _ rows: Rows, finish: () -> Void = {}) {
     let (mask, softmax, output) = (rows.mask, rows.softmax, rows.output)
     let (scores, queries) = (scores(s.groupKeys), queries(rows))
-    func firstKey(_ tile: Register<S32>) -> Register<S32> {
-      let first = tiles.place(tile) * s.tileKeys
-      return rows.keyGroup.map { first + ($0 * s.groupKeys).reinterpreted(as: S32.self) } ?? first
-    }
+    func firstKey(_ tile: Register<S32>) -> Register<S32> { self.firstKey(tile, tiles, rows) }
     func isMasked(_ tile: Register<S32>) -> Predicate { mask.isNeeded(tileStart: firstKey(tile), size: s.groupKeys) }
     func hide(_ tile: Register<S32>) { mask.apply(to: scores, tileStart: firstKey(tile)) }
     /// The maxima, and what follows from them.

@@ -61,7 +61,7 @@ struct BenchDecodeCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Change the tiling, for experiments: any of \(DecodeTiling.changeSyntax), with commas.", valueName: "CHANGES"))
+      "Change the tiling, for experiments: any of \(TilingOptions.syntaxOfDecoding).", valueName: "CHANGES"))
   var tiling: String?
 
   @Flag(

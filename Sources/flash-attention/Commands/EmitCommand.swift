@@ -27,13 +27,14 @@ struct EmitCommand: ParsableCommand {
     help: ArgumentHelp(
       "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
         + "kernels any of \(HopperForwardTiling.changeSyntax); with --cache any of "
-        + "\(DecodeTiling.changeSyntax); with --backward any of \(TilingOptions.syntaxOfGradients).",
+        + "\(TilingOptions.syntaxOfDecoding); with --backward any of \(TilingOptions.syntaxOfGradients).",
       valueName: "CHANGES"))
   var tiling: String?
 
   @Flag(
     help:
-      "The kernel that decodes, for packed queries over a cache of so many keys, on an sm_90 where no --arch is given.")
+      "The kernel that decodes, for packed queries over a cache of so many keys, on an sm_90 where no --arch is given; with sm_90a that of the plan."
+  )
   var cache = false
 
   @Flag(help: "The kernels that compute gradients, each a text of its own behind the other.")
@@ -88,7 +89,9 @@ struct EmitCommand: ParsableCommand {
         let isHoppers = (try? TilingChanges(tiling)).flatMap { BackwardTiling().changed(by: $0) } == nil
         if isHoppers { try requireHopper(for: tiling) }
       } else if cache {
-        try TilingOptions.check(tiling, DecodeTiling(), "with --cache, ")
+        try TilingOptions.check(ofDecoding: tiling, "with --cache, ")
+        let isHoppers = (try? TilingChanges(tiling)).flatMap { DecodeTiling().changed(by: $0) } == nil
+        if isHoppers { try requireHopper(for: tiling) }
       } else {
         try TilingOptions.check(tiling)
         let isHoppers = (try? TilingChanges(tiling)).flatMap { ForwardTiling().changed(by: $0) } == nil
@@ -147,11 +150,13 @@ struct EmitCommand: ParsableCommand {
       try problem.checkSinksAndRanges()
       // The table has all families; a text is of those that were asked for.
       let kernels = KernelOptions(
-        family: cache && !explain ? DecodeFamily.name : nil, tiling: try tiling.map { try TilingChanges($0) })
+        family: cache && !explain && target != .sm90a ? DecodeFamily.name : nil,
+        tiling: try tiling.map { try TilingChanges($0) })
       // A text for sm_90 is one that newer GPUs take, too; Hopper's own instructions are those of sm_90a.
       let isPortable = target.map { !$0.isSpecific } ?? false
       let families = (backward ? KernelFamilies.backward : KernelFamilies.all)
         .filter { explain || !isPortable || $0.architecture.isPortable }
+        .filter { explain || !cache || $0 == DecodeFamily.self || $0 == HopperDecodeFamily.self }
       return (
         try KernelPlan(problem, on: gpu, options: kernels, families: families),
         try Choice(problem, on: gpu, options: kernels, families: families)
@@ -239,11 +244,18 @@ struct TilingOptions: ParsableArguments {
   static let syntaxOfGradients =
     "\(BackwardTiling.changeSyntax), with commas; for Hopper's own kernels any of \(HopperBackwardTiling.changeSyntax)"
 
-  static func check<Tiling: KernelTiling>(_ tiling: String, _ any: Tiling, _ when: String = "") throws {
-    if let changes = try? TilingChanges(tiling), any.changed(by: changes) != nil { return }
-    throw ValidationError(
-      "--tiling '\(tiling)' is not understood; \(when)write any of \(Tiling.changeSyntax), with commas.")
+  /// Of the kernels of decoding.
+  static func check(ofDecoding tiling: String, _ when: String = "") throws {
+    if let changes = try? TilingChanges(tiling),
+      DecodeTiling().changed(by: changes) != nil || HopperDecodeTiling().changed(by: changes) != nil
+    {
+      return
+    }
+    throw ValidationError("--tiling '\(tiling)' is not understood; \(when)write any of \(syntaxOfDecoding).")
   }
+
+  static let syntaxOfDecoding =
+    "\(DecodeTiling.changeSyntax), with commas; for Hopper's own kernels any of \(HopperDecodeTiling.changeSyntax)"
 
   /// What it asks of a plan's kernels.
   var options: KernelOptions {

@@ -13,7 +13,7 @@ struct TuneDecodeCommand: ParsableCommand {
       first (--kernels and --tiling of bench decode), and with splits of 64, 128, 256, ... keys up to the context \
       (--keys-per-split). A line for each case, with the fastest tiling and length; a ratio above 1 says how much the plan \
       loses by its own choice, and how noisy the times are: of so many, one is fast by chance. With --all, a line for each \
-      tiling instead, beside what the cost model expects, and no splits: what the model's constants are fitted to.
+      of these tilings instead, beside what the cost model expects, and no splits: what the model's constants are fitted to.
       """)
 
   @Option(help: "Element type: f16 or bf16.")
@@ -56,9 +56,12 @@ struct TuneDecodeCommand: ParsableCommand {
     }
     if cases.isEmpty {
       let asked = [queryHeads.map { "\($0) query heads" }, queries.map { "\($0) queries" }].compactMap(\.self)
+      func all(_ count: (DecodeCase) -> Int) -> String {
+        Set(DecodeCase.grid.map(count)).sorted().map(String.init).joined(separator: ", ")
+      }
       throw ValidationError(
-        "The grid has no case of \(asked.joined(separator: " and ")); it has 16, 32 and 64 query heads, and 1, 4 and 8 queries."
-      )
+        "The grid has no case of \(asked.joined(separator: " and ")); it has \(all(\.queryHeads)) query heads, and \(all(\.queries)) "
+          + "queries.")
     }
     let gpu = try reportingFileErrors { try GPU.device() }
     let all = try reportingOptionErrors { try cases.map { try choices($0, on: gpu.limits) } }

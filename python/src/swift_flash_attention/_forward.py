@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ._types import Known
 
 
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, left: int, right: int, chunk: int, softcap: float, scale: float | None,
     wants_lse: bool, out: Tensor | None = None, only_known: bool = False, sinks: Tensor | None = None,

@@ -7,12 +7,12 @@ internal import Attention
 #endif
 
 /// What a call of Hopper's decode kernel takes, in seconds: its launch, the tiles of the busiest block, each as long as its
-/// products and exponentials, its transfer or the conversion of its bytes take, whichever is longer, what begins and ends with a unit, and putting parts
-/// together as `DecodeCost` has it.
+/// products and exponentials or its transfer take, whichever is longer, beside the conversion of its bytes, what begins and ends with a unit, and putting
+/// parts together as `DecodeCost` has it.
 ///
 /// Fitted to 56 times of an NVIDIA H200, 2026-11-30 (`bench decode --kernels hopper-decode --tiling ...`, D 128, 17 shapes of 64 and 128
 /// rows by one group and two, in tiles of 64 and 128 keys, a launch behind: standard deviation 3.7%, before that launch lost another 0.4 us,
-/// Documentation/GPULog.md); what bytes cost was set by hand the day before, but for what all calls have lost since.
+/// Documentation/GPULog.md); by hand what bytes cost, the day before and on 2026-12-01, and what halves do (`tune decode --all`, D 128).
 enum HopperDecodeCost {
   /// Cycles of 64 rows for each that their products take on the tensor cores, for each that their exponentials take on the
   /// special-function units, and of a tile: of one group, and of each of two, who work beside each other.
@@ -27,7 +27,8 @@ enum HopperDecodeCost {
     ofBytes ? (0.8e-6, 9e-9) : (0.35e-6, 12.7e-9)
   }
 
-  /// Of a piece whose keys two groups divide, to put their halves together.
+  /// Of a piece whose keys two groups divide, to put their halves together: 64 rows of bf16, which gain nothing otherwise, take 0.3 to 0.5 us
+  /// longer so where calls are short.
   private static let merge = 0.5e-6
 
   static func cost(
@@ -53,7 +54,7 @@ enum HopperDecodeCost {
     let converters = HopperDecodeSpecialization(problem, tiling, target: gpu.target).tiles.converters
     let conversion =
       converters == 0 ? 0 : TileConverter.cycles(bytes: keys * columns, groups: converters) / gpu.clock
-    // Both go through shared memory.
+    // Both go through shared memory: as long as the longer, and 2 to 4% more where they are nearly as long (32 and 64 rows over bytes).
     let beside = converters == 0 ? work : pow(pow(work, 10) + pow(conversion, 10), 0.1)
     let tile = max(beside, transfer, wait)
     let isWhole = DecodeCost.divides(tiles, share) || DecodeCost.divides(share, tiles)

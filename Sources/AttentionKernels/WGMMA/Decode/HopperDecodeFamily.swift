@@ -23,7 +23,7 @@ package enum HopperDecodeFamily: KernelFamily {
     let isOfBytes = problem.cacheType == .e4m3
     if rows <= (isOfBytes ? 16 : 32) { return [] }
     // Where it was measured, what lies between wins nowhere by more than 1%, smaller tiles of bytes nowhere, and is a kernel more to
-    // compile. So do halves of fewer than 64 keys (NVIDIA H200, 2026-11-30 and 12-01, `tune decode --all`, D 128).
+    // compile; nor do halves of fewer than 64 keys (NVIDIA H200, 2026-11-30 and 12-01, `tune decode --all`, D 128).
     let isMeasured = problem.dimension == 128 && problem.valueDimension == 128 && problem.pages == nil
     let sizes = isOfBytes ? TileConverter.rows : [48, 64, 96, 128]
     // Where 64 rows are all, memory is what whole tiles wait for, unless they are of bytes; of whole keys halves were not measured.

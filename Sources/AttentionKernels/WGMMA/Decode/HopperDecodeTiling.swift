@@ -46,12 +46,12 @@ package struct HopperDecodeTiling: Hashable, Sendable {
 extension HopperDecodeTiling: KernelTiling {
   /// What `changed(by:)` reads, for help and errors.
   package static let changeSyntax =
-    "groups=1|2, key-groups=1|2 (one of them 1) or keys=16...256 in 16s, of bytes 32, 64 or 128 (all with 2 stages of K and V, unless "
-    + "these follow), stages=1...8, softmax=lazy|maxima, combine=last|behind"
+    "groups=1|2|halves (two that divide the keys of a tile) or keys=16...256 in 16s, of bytes 32, 64 or 128 (both with 2 stages of K and "
+    + "V, unless these follow), stages=1...8, softmax=lazy|maxima, combine=last|behind"
 
   /// This tiling as a text that makes it of any that a plan chooses by itself.
   package var changes: String {
-    "groups=\(rowGroups),key-groups=\(keyGroups),keys=\(tileKeys),stages=\(stages),softmax=\(softmax),combine=\(combination.rawValue)"
+    "groups=\(keyGroups == 1 ? "\(rowGroups)" : "halves"),keys=\(tileKeys),stages=\(stages),softmax=\(softmax),combine=\(combination.rawValue)"
   }
 
   /// For a plan's text.
@@ -72,11 +72,13 @@ extension HopperDecodeTiling: KernelTiling {
       self.combination = combination
       return true
     }
+    if (name, value) == ("groups", "halves") {
+      (rowGroups, keyGroups, stages) = (1, 2, 2)
+      return true
+    }
     guard let number = Int(value) else { return false }
     switch name {
     case "groups" where (1...2).contains(number): (rowGroups, keyGroups, stages) = (number, 1, 2)
-    case "key-groups" where (1...2).contains(number):
-      (rowGroups, keyGroups, stages) = (number == 2 ? 1 : rowGroups, number, 2)
     case "keys" where number % 16 == 0 && (16...256).contains(number): (tileKeys, stages) = (number, 2)
     case "stages" where (1...8).contains(number): stages = number
     default: return false
