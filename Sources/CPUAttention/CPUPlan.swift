@@ -135,11 +135,11 @@ public struct CPUPlan: Sendable {
 
   /// Keys of a tile of heads that are read together: 8 to 64 were measured (Zen 4, with AVX-512 and AVX2, 2026-11-30:
   /// Documentation/Benchmarks.md, "Caches").
-  private var keysOfHeads: Int { path == .pairRows || Self.asksFar ? 32 : 16 }
+  private var keysOfHeads: Int { path == .pairRows || asksFar ? 32 : 16 }
 
   /// Whether rows of K are asked for while K of what goes before is at work, and V while V is; otherwise V while K of the same is, and K
   /// while V of what goes before is.
-  static let asksFar = fa_prefetches_far() != 0
+  var asksFar: Bool { fa_prefetches_far(Int32(problem.scalarType.byteCount)) != 0 }
 
   /// Heads of which a key is 4 KB, a page of memory.
   private static func headsTogether(_ problem: AttentionProblem, _ type: ScalarType) -> Int {

@@ -200,7 +200,7 @@ struct RowWorker: ~Copyable {
     /// Rows to ask for, of K or of V.
     func asking(_ runs: UnsafeBufferPointer<Run>, _ number: Int, ofKeys: Bool, head: Int) -> FAPrefetch {
       guard number < runs.count else { return FAPrefetch(rows: runs.baseAddress, stride: 0, count: 0, is_far: 0) }
-      let (run, isFar) = (runs[number], Int32(CPUPlan.asksFar ? 1 : 0))
+      let (run, isFar) = (runs[number], Int32(plan.asksFar ? 1 : 0))
       return ofKeys
         ? FAPrefetch(
           rows: run.keys + head * reader.keyHeadStride, stride: reader.keyStride, count: run.count, is_far: isFar)
@@ -210,7 +210,7 @@ struct RowWorker: ~Copyable {
     for (number, run) in runs.enumerated() {
       let (keys, out) = (run.keys + keyOffset, scores + run.place * paddedRows)
       let next =
-        CPUPlan.asksFar
+        plan.asksFar
         ? asking(ahead, number, ofKeys: true, head: nextHead) : asking(runs, number, ofKeys: false, head: head)
       if isPaired {
         functions.pointee.pair_row_scores(
@@ -234,7 +234,7 @@ struct RowWorker: ~Copyable {
         let accumulate = (isPaired ? functions.pointee.pair_row_accumulate : functions.pointee.row_accumulate)!
         accumulate(
           values, reader.valueStride, reader.valueType, run.count, weights, rows, dv, Int32(paddedDv), rescale,
-          own.output, asking(ahead, number, ofKeys: !CPUPlan.asksFar, head: nextHead))
+          own.output, asking(ahead, number, ofKeys: !plan.asksFar, head: nextHead))
       }
       rescale = ones
     }

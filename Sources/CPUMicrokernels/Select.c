@@ -56,11 +56,13 @@ __attribute__((constructor)) static void find_available(void) {
 
 const CPUMicrokernels *const *fa_cpu_microkernels(void) { return available; }
 
-int fa_prefetches_far(void) {
+int fa_prefetches_far(int element_bytes) {
 #if defined(__x86_64__)
   // Zen 3 and Zen 4, and Intel's processors with tiles, of which Emerald Rapids was measured.
-  return __builtin_cpu_is("amdfam19h") || (__builtin_cpu_is("intel") && __builtin_cpu_supports("amx-tile"));
+  return __builtin_cpu_is("amdfam19h") ||
+         (element_bytes < 4 && __builtin_cpu_is("intel") && __builtin_cpu_supports("amx-tile"));
 #else
+  (void)element_bytes;
   return 0;
 #endif
 }

@@ -367,7 +367,7 @@ import TileModel
     let eight = Shape(
       queryHeads: 32, keyValueHeads: 8, queries: 1, keys: 1024, dimension: 128, valueDimension: 128)
     let plan = try together(eight)
-    let tile = CPUPlan.asksFar ? 32 : 16
+    let tile = plan.asksFar ? 32 : 16
     #expect(plan.headsTogether == 8 && plan.tileKeys == tile && plan.keySplits == 2 && plan.units == 4)
     #expect(plan.description.contains("tiles of \(tile) keys, those of 8 heads together"))
     let unread = try CPUPlan(eight.problem(.f32))
