@@ -265,7 +265,8 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
                                  const float *weights, int rows, int chunk, int columns, int padded,
                                  const float *rescale, float *tile, float *output, FAPrefetch next) {
   Floats sum[FA_MAX_ROWS][8];
-  const int is_by_two = chunk % 2 == 0 && !columns;
+  // Of the others nothing is gained so, and loads are no longer parts of multiply-adds.
+  const int is_by_two = type == FA_E4M3 && chunk % 2 == 0 && !columns;
   const float shrunk = is_by_two ? shrinkage(type) : 1;
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int v = 0; v < chunk; v++) {

@@ -249,7 +249,7 @@ const CPUMicrokernels *const *fa_cpu_microkernels(void);
 /// Whether memory gives more, of elements of so many bytes, where it is asked for what a whole tile later is at work, into the second level of the cache: a core has few
 /// requests under way for its first level. On AMD's Zen 4 that is 1.05 to 1.75 times as fast (2026-11-30), on Zen 3 it made no difference
 /// (2026-11-29, with the other order), and it is done there, too; on Zen 5 the first level was better (2026-11-21). On Intel's Emerald Rapids
-/// e4m3 is 1.2 to 1.4 times as fast so, bf16 up to 1.1, f32 takes 1.07 times as long (2026-12-01); of others nothing is known (Documentation/Benchmarks.md, "Caches" and
+/// e4m3 is 1.2 to 1.4 times as fast so, bf16 up to 1.1, f32 no faster (2026-12-01); of others nothing is known (Documentation/Benchmarks.md, "Caches" and
 /// "Decode").
 int fa_prefetches_far(int element_bytes);
 
