@@ -62,7 +62,7 @@ INLINE Floats row_scores_group(const char *keys, ptrdiff_t stride, FAScalarType 
     }
   }
   if (type == FA_E4M3) {
-    UNROLL for (int i = 0; i < LANES; i++) partial[i] *= shrinkage(type);
+    UNROLL for (int i = 0; i < LANES; i++) partial[i] *= SMALL_E4M3;
   }
   ROLLED for (; d + LANES <= dimension; d += LANES) {
     UNROLL for (int k = 0; k < group; k++) {
@@ -267,7 +267,7 @@ INLINE void row_accumulate_chunk(const char *values, ptrdiff_t stride, FAScalarT
   Floats sum[FA_MAX_ROWS][8];
   // Of the others nothing is gained so, and loads are no longer parts of multiply-adds.
   const int is_by_two = type == FA_E4M3 && chunk % 2 == 0 && !columns;
-  const float shrunk = is_by_two ? shrinkage(type) : 1;
+  const float shrunk = is_by_two ? SMALL_E4M3 : 1;
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int v = 0; v < chunk; v++) {
       sum[r][v] = first == 0 ? (Floats){0} : load(tile + r * padded + v * LANES) * (1 / shrunk);

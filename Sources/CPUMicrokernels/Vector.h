@@ -221,6 +221,7 @@ typedef int16_t Word16Pairs __attribute__((ext_vector_type(2 * LANES)));
 
 /// Two vectors of E4M3, 2^8 times smaller: three operations for eight numbers less than by `from_e4m3`, since a NaN is made one before
 /// they are widened, and those who add many multiply the sum.
+#define SMALL_E4M3 256.0f
 INLINE void from_small_e4m3(BytePairs b, Floats out[2]) {
   const Word16Pairs words = __builtin_convertvector(b, Word16Pairs) << 7;
   const Word16Pairs is_nan = (words | (int16_t)0xc000) == (int16_t)0xff80;
@@ -244,10 +245,7 @@ INLINE Floats load_elements(const void *p, FAScalarType type) {
   return type == FA_F16 ? from_f16(h) : from_bf16(h);
 }
 
-/// How many times smaller `load_two` makes numbers of a type.
-INLINE float shrinkage(FAScalarType type) { return type == FA_E4M3 ? 256.0f : 1.0f; }
-
-/// Two vectors of neighbours, 1/`shrinkage` of them.
+/// Two vectors of neighbours; of E4M3, small ones.
 INLINE void load_two(const void *p, FAScalarType type, Floats out[2]) {
   if (type == FA_E4M3) {
     BytePairs b;

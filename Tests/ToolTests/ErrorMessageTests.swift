@@ -111,6 +111,17 @@ import Testing
     Mistake(
       "emit --cache --tiling warps=2", 64,
       "Error: --tiling 'warps=2' is not understood; with --cache, write any of row-warps=1|2|4, groups=1...8"),
+    Mistake(
+      "emit --cache --tiling groups=halves", 64,
+      "Error: --tiling 'groups=halves' is for Hopper's own kernels; add --arch sm_90a."),
+    Mistake(
+      "emit --cache --arch sm_90a --kv-heads 1 --queries 16 --dtype bf16 --tiling groups=halves,keys=48", 64,
+      "Error: The tiling (64 packed query rows and 48 keys a tile, 2 groups of four warps that divide these keys beside those that "
+        + "bring keys, 2 stages, maxima only where weights outgrow them) divides 48 keys between 2 groups, which have a multiple of "
+        + "16 each."),
+    Mistake(
+      "tune decode --query-heads 5 --queries 9", 64,
+      "Error: The grid has no case of 5 query heads and 9 queries; it has 16, 32, 64 query heads, and 1, 4, 8 queries."),
     Mistake("emit --cache --example gemm", 64, "Error: --cache is for attention; leave out --example."),
     Mistake(
       "bench decode --explain --batch 1 --context 64 --kernels fast", 64,

@@ -25,8 +25,7 @@ struct EmitCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
-        + "kernels any of \(HopperForwardTiling.changeSyntax); with --cache any of "
+      "Change the GPU's tiling, for experiments: any of \(TilingOptions.syntaxOfPrefill); with --cache any of "
         + "\(TilingOptions.syntaxOfDecoding); with --backward any of \(TilingOptions.syntaxOfGradients).",
       valueName: "CHANGES"))
   var tiling: String?
@@ -210,9 +209,7 @@ extension EmitCommand {
 struct TilingOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Change the GPU's tiling, for experiments: any of \(ForwardTiling.changeSyntax), with commas; for Hopper's own "
-        + "kernels any of \(HopperForwardTiling.changeSyntax).",
-      valueName: "CHANGES"))
+      "Change the GPU's tiling, for experiments: any of \(syntaxOfPrefill).", valueName: "CHANGES"))
   var tiling: String?
 
   func validate() throws {
@@ -220,42 +217,36 @@ struct TilingOptions: ParsableArguments {
   }
 
   /// Of the kernels of prefill, whichever these are.
-  static func check(_ tiling: String) throws {
-    if let changes = try? TilingChanges(tiling),
-      ForwardTiling().changed(by: changes) != nil || HopperForwardTiling().changed(by: changes) != nil
+  static func check(_ tiling: String) throws { try check(tiling, ForwardTiling(), HopperForwardTiling(), "") }
+
+  /// Of the kernels of gradients.
+  static func check(ofGradients tiling: String, _ when: String = "") throws {
+    try check(tiling, BackwardTiling(), HopperBackwardTiling(), when)
+  }
+
+  /// Of the kernels of decoding.
+  static func check(ofDecoding tiling: String, _ when: String = "") throws {
+    try check(tiling, DecodeTiling(), HopperDecodeTiling(), when)
+  }
+
+  private static func check<Own: KernelTiling, Hoppers: KernelTiling>(
+    _ tiling: String, _ own: Own, _ hoppers: Hoppers, _ when: String
+  ) throws {
+    if let changes = try? TilingChanges(tiling), own.changed(by: changes) != nil || hoppers.changed(by: changes) != nil
     {
       return
     }
     throw ValidationError(
-      "--tiling '\(tiling)' is not understood; write any of \(ForwardTiling.changeSyntax), with commas, or for Hopper's own "
-        + "kernels any of \(HopperForwardTiling.changeSyntax).")
+      "--tiling '\(tiling)' is not understood; \(when)write any of \(syntax(Own.self, Hoppers.self)).")
   }
 
-  /// Of the kernels of gradients.
-  static func check(ofGradients tiling: String, _ when: String = "") throws {
-    if let changes = try? TilingChanges(tiling),
-      BackwardTiling().changed(by: changes) != nil || HopperBackwardTiling().changed(by: changes) != nil
-    {
-      return
-    }
-    throw ValidationError("--tiling '\(tiling)' is not understood; \(when)write any of \(syntaxOfGradients).")
+  static let syntaxOfPrefill = syntax(ForwardTiling.self, HopperForwardTiling.self)
+  static let syntaxOfGradients = syntax(BackwardTiling.self, HopperBackwardTiling.self)
+  static let syntaxOfDecoding = syntax(DecodeTiling.self, HopperDecodeTiling.self)
+
+  private static func syntax<Own: KernelTiling, Hoppers: KernelTiling>(_: Own.Type, _: Hoppers.Type) -> String {
+    "\(Own.changeSyntax), with commas; for Hopper's own kernels any of \(Hoppers.changeSyntax)"
   }
-
-  static let syntaxOfGradients =
-    "\(BackwardTiling.changeSyntax), with commas; for Hopper's own kernels any of \(HopperBackwardTiling.changeSyntax)"
-
-  /// Of the kernels of decoding.
-  static func check(ofDecoding tiling: String, _ when: String = "") throws {
-    if let changes = try? TilingChanges(tiling),
-      DecodeTiling().changed(by: changes) != nil || HopperDecodeTiling().changed(by: changes) != nil
-    {
-      return
-    }
-    throw ValidationError("--tiling '\(tiling)' is not understood; \(when)write any of \(syntaxOfDecoding).")
-  }
-
-  static let syntaxOfDecoding =
-    "\(DecodeTiling.changeSyntax), with commas; for Hopper's own kernels any of \(HopperDecodeTiling.changeSyntax)"
 
   /// What it asks of a plan's kernels.
   var options: KernelOptions {

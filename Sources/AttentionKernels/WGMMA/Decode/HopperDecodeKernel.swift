@@ -1,7 +1,7 @@
 internal import Attention
 package import PTX
 
-/// Exact attention of many packed query rows over long caches, in blocks of 64,, by Hopper's own instructions: parallel over the cache
+/// Exact attention of many packed query rows over long caches, in blocks of 64, by Hopper's own instructions: parallel over the cache
 /// as `DecodeKernel` is, with the copy engine, `wgmma` and warps with roles.
 ///
 ///     this block's share of all tiles, from the lengths
